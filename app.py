@@ -1,0 +1,133 @@
+"""Likeness as a web app. Start it with `python app.py`, then open the address it prints.
+
+In: nothing but the environment (GRADIO_SERVER_NAME, GRADIO_SERVER_PORT; LIKENESS_HOME for the runs, LIKENESS_BASE for a
+base of your own, LIKENESS_KEEP_HOURS). Out: four tabs - Upload, Train, Generate, Score. The same file serves a Hugging
+Face Space.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from typing import Any
+
+from ui.startup import prepare_environment
+
+
+def build() -> tuple[Any, dict[str, Any]]:
+    """The Blocks and how to launch them."""
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    from ui import generate, score, theme, train, upload, views
+    from ui.errors import sentence, told
+    from ui.media import Guard
+    from ui.state import Services, View
+    from ui.wiring import Show
+
+    services = Services()
+    keep_s = 3600 * keep_hours()
+    if keep_s:
+        threading.Thread(target=_janitor, args=(services, keep_s), daemon=True, name="likeness-janitor").start()
+    with gr.Blocks(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
+        capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
+        seen = gr.State({})
+        gr.HTML(
+            '<div class="lk-head"><h1>Likeness</h1><p>Which way of teaching a diffusion model my face looks most like '
+            "me? "
+            "Textual inversion, DreamBooth and LoRA learn side by side; a face recogniser judges them on photos that "
+            "training never saw.</p></div>"
+        )
+        steps = gr.HTML(elem_id="lk-steps")
+        with gr.Tabs(elem_id="lk-tabs"):
+            with gr.Tab("Upload", id="upload"):
+                uploading = upload.build(services, keep_hours=keep_hours())
+            with gr.Tab("Train", id="train", interactive=False, render_children=True) as train_tab:
+                training = train.build(services)
+            with gr.Tab("Generate", id="generate", interactive=False, render_children=True) as generate_tab:
+                generating = generate.build(services)
+            with gr.Tab("Score", id="score", interactive=False, render_children=True) as score_tab:
+                scoring = score.build(services)
+
+        def around(view: View) -> dict[Any, Any]:
+            """The line of steps, and which tabs are open. A tab with something to see stays open while work goes on."""
+            return {
+                steps: gr.update(value=view.steps_html()),
+                train_tab: gr.update(interactive=view.train_blocked is None or view.progress.busy),
+                generate_tab: gr.update(interactive=view.generate_blocked is None or bool(view.pictures)),
+                score_tab: gr.update(interactive=view.score_blocked is None),
+            }
+
+        show = Show(services, [uploading, training, generating, scoring], around)
+        upload.wire(uploading, services, capability, show)
+        train.wire(training, services, capability, show)
+        generate.wire(generating, services, capability, show)
+        score.wire(scoring, services, capability, show)
+
+        @told
+        def load(kept: object) -> dict[Any, Any]:
+            known = services.sessions.find(kept) is not None
+            return {capability: kept if known else None, **show(kept, restore=True)}
+
+        def poll(kept: object, before: dict[int, str]) -> dict[Any, Any]:
+            try:
+                fresh, now = show.changed(kept, before)
+            except Exception as error:  # a toast every second would help nobody: say it once, in the line of steps
+                return {steps: gr.update(value=views.note(sentence(error), "bad")), seen: {}}
+            return {**fresh, seen: now} if fresh else {seen: gr.skip()}
+
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        demo.load(load, [capability], [*show.outputs, capability], **quiet)
+        gr.Timer(1).tick(poll, [capability, seen], [*show.outputs, seen], **quiet)
+
+    demo.queue(max_size=32, api_open=False)
+    launch = {
+        "theme": theme.theme(),
+        "css_paths": [theme.STYLE],
+        "show_error": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "footer_links": [],
+        "max_file_size": "25mb",
+        "ssr_mode": False,
+        "mcp_server": False,
+        "pwa": False,
+        "share": False,
+        "app_kwargs": {
+            "middleware": [Middleware(Guard, media=services.media)],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
+    }
+    return demo, launch
+
+
+def keep_hours() -> float:
+    """After how many idle hours a run is deleted: $LIKENESS_KEEP_HOURS, else 24 on a Space, else never (0)."""
+    try:
+        return max(0.0, float(os.environ.get("LIKENESS_KEEP_HOURS") or (24 if os.environ.get("SPACE_ID") else 0)))
+    except ValueError:
+        raise SystemExit("LIKENESS_KEEP_HOURS must be a number of hours, such as 24.") from None
+
+
+def _janitor(services: Any, keep_s: float) -> None:
+    while True:
+        services.sweep(older_than_s=keep_s)
+        time.sleep(min(3600.0, keep_s))
+
+
+def main() -> None:
+    prepare_environment()
+    demo, launch = build()
+    try:
+        demo.launch(**launch)
+    finally:
+        shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,582 @@
+"""The command line: `python -m pipelines train|generate|score|compare|forget`.
+
+In: arguments. Out: what was asked for in files, a summary (or with `--json` JSON and nothing else) on stdout, progress
+and problems on stderr. Exit code 0 when the work was done, whatever the verdict; 2 for wrong use; 1 when it failed.
+Try it: `python -m pipelines compare PHOTO_DIR --class-word man --out RUN`.
+
+Running a command counts as consent to learn the face in the photos, and is recorded in the run.
+Light: everything heavy is imported where it is needed, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipelines.schema import CLASS_WORDS, COLUMNS, METHODS, QUALITIES, Event, Sampling, UserError
+
+if TYPE_CHECKING:
+    from pipelines.comparison import JobSpec
+    from pipelines.workspace import Run
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+CONSENT = "By running this command the user states that the person shown agrees to have their face learned."
+
+
+class WrongUse(UserError):
+    """Arguments that make no sense: exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, except that an error is one sentence with the way to help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USE, f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(
+        prog="python -m pipelines",
+        description="Teach a diffusion model one face three ways, and measure which one looks most like the person.",
+        epilog="Running a command counts as consent to learn the face in the photos, and is recorded in the run.",
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawTextHelpFormatter)
+        made.set_defaults(run=run)
+        if name != "worker":
+            made.add_argument("--json", action="store_true", help="print JSON, and only JSON, on stdout")
+        return made
+
+    both: list[argparse.ArgumentParser] = []
+    both.append(command("compare", "Do the whole job: learn, draw, score, and write RUN/report.json.", _compare))
+    both.append(command("train", "Learn a face with one or several methods.", _train))
+    for made in both:
+        made.add_argument("photos", metavar="PHOTO_DIR", type=Path, help="folder with 5 to 15 photos of one person")
+        made.add_argument("--class-word", choices=CLASS_WORDS, default="person", help="what the person is (person)")
+        made.add_argument(
+            "--methods",
+            type=_names(METHODS),
+            metavar="NAMES",
+            help=f"comma-separated, of {', '.join(METHODS)}\n(default: all that the base offers)",
+        )
+        _base_arguments(made)
+        made.add_argument("--quality", choices=QUALITIES, default="good", help="how long to train (good)")
+        made.add_argument("--seed", type=_whole, default=0, help="determines the split, the training and the noise (0)")
+        made.add_argument("--out", metavar="RUN", type=Path, help="folder of the run; an existing run is continued")
+        made.add_argument(
+            "--set",
+            metavar="METHOD.NAME=VALUE",
+            action="append",
+            default=[],
+            type=_setting,
+            help="change one number of a recipe, e.g. lora.rank=32 (may be repeated)",
+        )
+    compare = both[0]
+    compare.add_argument("--renders", type=_whole, default=8, help="pictures per method (8)")
+    compare.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="draw this instead of plain portraits; holds {subject} (repeatable)",
+    )
+    _judge_arguments(compare)
+
+    generate = command("generate", "Draw pictures with what a run has learned, and score them.", _generate)
+    generate.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+    generate.add_argument("--prompt", action="append", default=[], help="what to draw; holds {subject} (repeatable)")
+    generate.add_argument("--style", action="append", default=[], help="a style of presets/styles (repeatable)")
+    generate.add_argument(
+        "--methods",
+        type=_names(COLUMNS),
+        metavar="NAMES",
+        help=f"comma-separated columns, of {', '.join(COLUMNS)};\nnone is the untrained base (all that are trained)",
+    )
+    generate.add_argument("--number", type=_whole, default=1, help="pictures per prompt and method (1)")
+    generate.add_argument(
+        "--seed", type=_whole, default=0, help="seed of the first picture; the next have the next (0)"
+    )
+    generate.add_argument("--steps", type=_whole, help="sampling steps (the style's, else 20)")
+    generate.add_argument(
+        "--guidance", type=_real, help="how closely to follow the prompt (the style's, else the base's)"
+    )
+    generate.add_argument("--negative", default=None, help="what not to draw")
+    generate.add_argument("--scheduler", default="default", help="name of a sampler (default: the base's own)")
+    generate.add_argument("--strength", type=_real, default=1.0, help="of LoRA (1)")
+    generate.add_argument("--width", type=_whole, help="pixels (the base's own)")
+    generate.add_argument("--height", type=_whole, help="pixels (the base's own)")
+    generate.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
+    _judge_arguments(generate)
+
+    score = command("score", "How much do pictures look like the person in some photos?", _score)
+    score.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="pictures to judge")
+    score.add_argument("--against", metavar="PHOTO", nargs="+", type=Path, required=True, help="photos of the person")
+    _judge_arguments(score)
+
+    forget = command("forget", "Remove a run with everything in it; prints a receipt.", _forget)
+    forget.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+
+    worker = command("worker", "Do the job that lies in a run's folder (started by the app).", _worker)
+    worker.add_argument("folder", metavar="RUN", type=Path)
+    return top
+
+
+def _base_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--base", help="portrait-128, sd15, sdxl, or the path of a diffusers folder\nor .safetensors checkpoint"
+    )
+    made.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
+
+
+def _judge_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--face-models", metavar="FOLDER", type=Path, help="holds models/<pack>/*.onnx (ArcFace packs)")
+    if made.prog.split()[-1] != "score":
+        made.add_argument(
+            "--download-judge",
+            action="store_true",
+            help="agree to download the ArcFace pack buffalo_l if there is none\n(280 MB, for research only)",
+        )
+
+
+def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"there is no method {name}; choose of {', '.join(known)}")
+        if not names:
+            raise argparse.ArgumentTypeError(f"no method was named; choose of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _whole(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
+    if not 0 <= value <= 2**53:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^53")
+    return value
+
+
+def _real(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number") from None
+    if not 0 <= value <= 1000:  # NaN fails this as well
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1000")
+    return value
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    where, equals, value = text.partition("=")
+    method, dot, name = where.partition(".")
+    if not equals or not dot:
+        raise argparse.ArgumentTypeError(f"{text} does not read METHOD.NAME=VALUE")
+    try:
+        return method, name, json.loads(value)
+    except ValueError:
+        return method, name, value
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def _compare(asked: argparse.Namespace) -> int:
+    from pipelines import comparison, workspace
+    from pipelines.bases.registry import find_base
+
+    run, spec = _prepare(asked, kind="compare")
+    if asked.prompt:
+        samplings = comparison.samplings_of(find_base(spec.base), asked.prompt, renders=asked.renders, seed=asked.seed)
+        spec = _replaced(spec, samplings=samplings)
+    _do(run, spec)
+    report = workspace.read_json(run.report)
+    if asked.json:
+        _print_json(report)
+    else:
+        _print_table(report)
+        print(f"{run.page}")
+    return DONE
+
+
+def _train(asked: argparse.Namespace) -> int:
+    from pipelines import workspace
+
+    run, spec = _prepare(asked, kind="train")
+    _do(run, spec)
+    cards = {name: workspace.read_json(run.method(name) / "subject.json") for name in spec.methods}
+    kept = ("steps", "train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "artifact", "phrase", "complete")
+    trained = {name: {key: card[key] for key in kept} for name, card in cards.items() if card is not None}
+    if asked.json:
+        _print_json({"run": str(run.folder), "base": spec.base, "methods": trained})
+    else:
+        for name, card in trained.items():
+            print(f"{name}: {card['steps']} steps in {card['train_s']:.0f} s, {card['artifact_bytes'] / 1e6:.2f} MB")
+        print(run.folder)
+    return DONE
+
+
+def _generate(asked: argparse.Namespace) -> int:
+    from pipelines import jobs, workspace
+    from pipelines.comparison import JobSpec
+
+    _face_models(asked)
+    run = _run_of(asked.folder)
+    cards = {
+        name: card for name in METHODS if (card := workspace.read_json(run.method(name) / "subject.json")) is not None
+    }
+    before = jobs.load_spec(run) if run.spec.exists() else None
+    if before is None:
+        raise WrongUse("Nothing was trained in this run yet. Train first: python -m pipelines train --help")
+    spec = JobSpec(
+        kind="generate",
+        base=before.base,
+        class_word=before.class_word,
+        methods=asked.methods or ("none", *cards),
+        quality=before.quality,
+        seed=before.seed,
+        samplings=_samplings(asked, before.base),
+        device=asked.device,
+        download_judge=asked.download_judge,
+    )
+    first = _do(run, spec)
+    made = [event for event in jobs.events(run, first) if event.kind == "render" and event.path]
+    scores: dict[str, dict[str, float | None]] = {}
+    for event in jobs.events(run, first):
+        if event.kind == "score" and event.path:
+            scores.setdefault(event.path, {})[str(event.data["judge"])] = event.data["similarity"]
+    found = [
+        {"file": e.path, "method": e.method, "seed": e.data["seed"], "prompt": e.data["prompt"],
+         "similarity": scores.get(str(e.path), {})}
+        for e in made
+    ]  # fmt: skip
+    if asked.json:
+        _print_json({"run": str(run.folder), "renders": found})
+    else:
+        for one in found:
+            said = ", ".join(f"{judge} {_figure(value)}" for judge, value in one["similarity"].items())
+            print(f"{one['file']}  {said}")
+    return DONE
+
+
+def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
+    from pipelines import presets
+    from pipelines.bases.registry import find_base
+
+    row = find_base(base)
+    known = presets.styles()
+    looks = [Sampling(prompt, guidance=3.0 if row.family == "portrait" else 7.0) for prompt in asked.prompt]
+    for name in asked.style:
+        if name not in known:
+            raise WrongUse(f"There is no style {name}. Choose of: {', '.join(known)}.")
+        style = known[name]
+        problem = presets.style_problem(style, row)
+        if problem:
+            raise WrongUse(f"{problem} Choose another style or base.")
+        looks.append(Sampling(style.prompt, style.negative_prompt, steps=style.steps, guidance=style.guidance))
+    looks = looks or [Sampling("portrait of {subject}", guidance=3.0 if row.family == "portrait" else 7.0)]
+    changes: dict[str, Any] = {
+        "negative_prompt": asked.negative,
+        "steps": asked.steps,
+        "guidance": asked.guidance,
+        "width_px": asked.width,
+        "height_px": asked.height,
+    }
+    chosen = {key: value for key, value in changes.items() if value is not None}
+    chosen |= {"scheduler": asked.scheduler, "strength": asked.strength}
+    return tuple(_replaced(look, seed=asked.seed + n, **chosen) for look in looks for n in range(max(1, asked.number)))
+
+
+def _score(asked: argparse.Namespace) -> int:
+    _face_models(asked)
+    for path in [*asked.images, *asked.against]:
+        if not path.is_file():
+            raise WrongUse(f"There is no file {path}. Check the path.")
+    from pipelines import faces, scoring
+
+    judges = faces.available_judges(on_problem=_say)
+    images: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _short_names(asked.images)}
+    references, problems = [], []
+    for judge in judges:
+        try:
+            references.append(scoring.reference(judge, asked.against))
+        except UserError as problem:
+            problems.append(str(problem))
+    if not references:
+        raise UserError(" ".join(problems))
+    for sentence in problems:
+        _say(sentence)
+    total = len(asked.images) * len(references)
+    bar = Bar()
+    for index, (path, name) in enumerate(zip(asked.images, images, strict=True)):
+        for number, reference in enumerate(references):
+            score = scoring.score_renders([path], reference)[0]
+            known = score.similarity is not None or score.reason == faces.NO_FACE
+            verdict = scoring.verdict(reference.judge, score.similarity) if known else score.reason
+            images[name][score.judge] = {"similarity": score.similarity, "verdict": verdict}
+            bar.show("scoring", index * len(references) + number + 1, total)
+    bar.close()
+    if asked.json:
+        _print_json({"images": images})
+    else:
+        for name, found in images.items():
+            said = "; ".join(f"{judge} {_figure(one['similarity'])} ({one['verdict']})" for judge, one in found.items())
+            print(f"{name}: {said}")
+    return DONE
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """File names; where two are the same, the paths as they were given."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _forget(asked: argparse.Namespace) -> int:
+    from pipelines import workspace
+
+    receipt = workspace.forget(_run_of(asked.folder))
+    if asked.json:
+        _print_json(receipt)
+    else:
+        print(
+            f"Removed run {receipt['run']}: {receipt['files']} files, {receipt['bytes']:,} bytes. "
+            f"Checked: {receipt['verified']}."
+        )
+        print(receipt["note"])
+        for name in receipt["copies_elsewhere"]:
+            print(f"{name} has the same bytes under another name outside the run; delete that copy by hand.")
+    return DONE
+
+
+def _worker(asked: argparse.Namespace) -> int:
+    from pipelines import jobs, workspace
+
+    return jobs.work(workspace.open_run(asked.folder))
+
+
+# ------------------------------------------------------------------------------------------------- their parts
+
+
+def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
+    """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
+    from pipelines import workspace
+    from pipelines.bases.registry import default_base, find_base
+    from pipelines.comparison import JobSpec
+    from pipelines.photos import photo_files
+
+    _face_models(asked)
+    if not asked.photos.is_dir():
+        raise WrongUse(f"{asked.photos} is not a folder. Name the folder that holds the photos.")
+    settings: dict[str, dict[str, Any]] = {}
+    for method, name, value in asked.set:
+        settings.setdefault(method, {})[name] = value
+    try:
+        row = find_base(asked.base or default_base())
+        spec = JobSpec(
+            kind=kind,
+            base=row.name,
+            class_word=asked.class_word,
+            methods=asked.methods or row.methods,
+            quality=asked.quality,
+            seed=asked.seed,
+            renders=getattr(asked, "renders", 8),
+            settings=settings,
+            device=asked.device,
+            download_judge=getattr(asked, "download_judge", False),
+        )
+        spec.check()
+        if asked.out is not None and asked.out.exists() and not workspace.is_run(asked.out):
+            workspace.run_at(asked.out)  # says what is wrong with it
+    except UserError as problem:
+        raise WrongUse(str(problem)) from problem
+    files = photo_files(asked.photos)
+    run = workspace.run_at(asked.out) if asked.out is not None else workspace.new_run()
+    if not run.consent.exists():
+        workspace.record_consent(run, means=f"command line: {kind}", statement=CONSENT)
+    return run, _replaced(spec, photos=tuple(str(path.resolve()) for path in files))
+
+
+def _replaced(record: Any, **changes: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(record, **changes)
+
+
+def _run_of(folder: Path) -> Run:
+    from pipelines import workspace
+
+    try:
+        if folder.is_symlink():
+            raise UserError(f"{folder.name} is a link. Give the run's own folder.")
+        return workspace.open_run(folder)
+    except UserError as problem:
+        raise WrongUse(str(problem)) from problem
+
+
+def _face_models(asked: argparse.Namespace) -> None:
+    """Hand the folder of ArcFace packs on to this process and its worker."""
+    folder = getattr(asked, "face_models", None)
+    if folder is not None:
+        if not folder.is_dir():
+            raise WrongUse(f"{folder} is not a folder. Name the folder that holds models/<pack>/*.onnx.")
+        os.environ["LIKENESS_FACE_MODELS"] = str(folder.resolve())
+
+
+def _do(run: Run, spec: JobSpec) -> int:
+    """Start the worker and show what it does until it ends; returns where its events begin. Ctrl-C stops it."""
+    from pipelines import jobs
+
+    jobs.start(run, spec)
+    first = jobs.status(run).first_event
+    bar = Bar()
+    events = jobs.follow(run)
+    stopping = False
+    while True:
+        try:
+            event = next(events, None)
+            if event is None:
+                break
+            bar.event(event)
+        except KeyboardInterrupt:
+            if stopping:
+                raise
+            stopping = True
+            bar.close()
+            _say("Stopping: what was learned is kept. Press Ctrl-C again to leave at once.")
+            jobs.stop(run)
+            events = jobs.follow(run)
+    bar.close()
+    status = jobs.status(run)
+    if status.state == "done":
+        return first
+    again = f" The run is in {run.folder}; the same command continues it." if status.state != "failed" else ""
+    raise UserError(f"{status.reason or 'The work did not finish.'}{again}")
+
+
+class Bar:
+    """Progress on stderr: one line that is redrawn on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._shown = ""
+        self._said_at = 0.0
+        self._steps: dict[str, tuple[int, int]] = {}
+        self._left: dict[str, float] = {}
+
+    def event(self, event: Event) -> None:
+        if event.kind == "step" and event.method:
+            self._steps[event.method] = (event.step, event.steps)
+            self._left[event.method] = event.seconds_left or 0.0
+            done = sum(step for step, _ in self._steps.values())
+            total = sum(steps for _, steps in self._steps.values())
+            parts = ", ".join(f"{name} {step}/{steps}" for name, (step, steps) in self._steps.items())
+            self.show(f"learning: {parts}, {sum(self._left.values()):.0f} s left", done, total)
+        elif event.kind == "render":
+            self.show("drawing", event.step, event.steps)
+        elif event.kind == "score":
+            self.show("scoring", event.step, event.steps)
+        elif event.text and self._is_news(event):
+            self.line(event.text)
+
+    @staticmethod
+    def _is_news(event: Event) -> bool:
+        if event.kind == "failed":
+            return event.method is not None  # the whole job's failure is said at the end
+        return event.kind in ("phase", "note") and event.data.get("stage") != "photos"
+
+    def show(self, text: str, done: int, total: int) -> None:
+        share = done / total if total else 0.0
+        line = f"[{'#' * round(24 * share):<24}] {share:4.0%} {text}"
+        if self._live:
+            print(f"\r\x1b[2K{line[:150]}", end="", file=sys.stderr, flush=True)
+            self._shown = line
+        elif time.monotonic() - self._said_at > 10:
+            print(line, file=sys.stderr, flush=True)
+            self._said_at = time.monotonic()
+
+    def line(self, text: str) -> None:
+        self.close()
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._shown:
+            print(file=sys.stderr, flush=True)
+            self._shown = ""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False), flush=True)
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    judges = list(report["judges"])
+    print(f"{'method':<18} {'seconds':>8} {'MB':>8} {'faces':>8}  " + "  ".join(f"{name:>22}" for name in judges))
+    for name, row in report["methods"].items():
+        faces = "–" if row["renders"] is None else f"{row['faces_found'] or 0} of {row['renders']}"
+        size = None if row["artifact_bytes"] is None else row["artifact_bytes"] / 1e6
+        said = []
+        for judge in judges:
+            one = row["identity"][judge]
+            said.append(f"{_figure(one['mean'])} (normalised {_figure(one['normalised'])})")
+        print(
+            f"{name:<18} {_figure(row['train_s']):>8} {_figure(size):>8} {faces:>8}  "
+            + "  ".join(f"{s:>22}" for s in said)
+        )
+    for judge, mark in report["judges"].items():
+        print(
+            f"{judge}: real photos of this person reach {_figure(mark['ceiling'])}, different people stay below "
+            f"{_figure(mark['impostor'])}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Every problem ends as one sentence on stderr."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    asked = parser().parse_args(arguments)
+    try:
+        return int(asked.run(asked))
+    except UserError as problem:
+        _say(str(problem))
+        if getattr(asked, "json", False):
+            _print_json({"error": str(problem)})
+        return WRONG_USE if isinstance(problem, WrongUse) else FAILED
+    except KeyboardInterrupt:
+        _say("Left. The work so far is kept.")
+        return FAILED
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        from pipelines.jobs import OURS, explain
+
+        sentence = explain(error)
+        if sentence == OURS:
+            sentence = f"This is our fault, not yours: {type(error).__name__}: {error}. Please report it."
+        _say(sentence)
+        if getattr(asked, "json", False):
+            _print_json({"error": sentence})
+        if os.environ.get("LIKENESS_DEBUG"):
+            raise
+        return FAILED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""From noise to pictures: one sampler for previews, verification, class images and renders.
+
+In: modules, prompts, seeds. Out: uint8 RGB frames. The same seed is the same noise for every method, device and batch.
+Row by row it does what the stock pipeline does (a test compares them), but each row has its own guidance and seed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.bases.family import Family, Modules
+from pipelines.bases.text import Conditioning
+from pipelines.runtime import derived_seed, noise
+from pipelines.schema import UserError
+
+# name -> (class in diffusers, options). "default" is the base's own.
+_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
+}
+SCHEDULERS: tuple[str, ...] = ("default", *_SCHEDULERS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture to draw."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    guidance: float = 3.0
+
+
+def scheduler(family: Family, name: str = "default") -> Any:
+    """A fresh scheduler with the base's noise schedule. Raises UserError for an unknown name."""
+    import diffusers
+
+    options: dict[str, Any] = {}
+    if name == "default":
+        cls = str(family.scheduler_config.get("_class_name", "DDIMScheduler"))
+    elif name in _SCHEDULERS:
+        cls, options = _SCHEDULERS[name]
+    else:
+        raise UserError(f"There is no scheduler {name}. Choose one of: {', '.join(SCHEDULERS)}.")
+    return getattr(diffusers, cls).from_config(family.scheduler_config, **options)
+
+
+@torch.no_grad()
+def sample_latents(
+    family: Family,
+    modules: Modules,
+    rows: Sequence[Row],
+    *,
+    steps: int = 20,
+    scheduler_name: str = "default",
+    height_px: int | None = None,
+    width_px: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> torch.Tensor | None:
+    """Draw `rows` as one batch; latents (b, c, h, w), or None when `stop` said so in between."""
+    shape = family.latent_shape(height_px, width_px)
+    device = torch.device(family.device.name)
+    sampler = scheduler(family, scheduler_name)
+    sampler.set_timesteps(steps, device=device)
+    latents = torch.cat([noise(row.seed, (1, *shape), device=device) for row in rows]) * sampler.init_noise_sigma
+    guided = any(row.guidance > 1 for row in rows)
+    told = modules.text.encode(modules.text.ids([row.prompt for row in rows]))
+    if guided:
+        told = Conditioning.joined([modules.text.negative([row.negative_prompt for row in rows]), told])
+        strength = torch.tensor([max(1.0, row.guidance) for row in rows], device=device)[:, None, None, None]
+    extra: dict[str, Any] = {}
+    accepted = inspect.signature(sampler.step).parameters
+    if "eta" in accepted:
+        extra["eta"] = 0.0
+    if "generator" in accepted:  # only ancestral samplers draw from it: per row, on the CPU, from the row's seed
+        extra["generator"] = [torch.Generator().manual_seed(derived_seed(row.seed, 1)) for row in rows]
+    for timestep in sampler.timesteps:
+        if stop():
+            return None
+        noisy = sampler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+        predicted = family.predict(modules.unet, noisy, timestep, told).float()
+        if guided:
+            without, with_prompt = predicted.chunk(2)
+            predicted = without + strength * (with_prompt - without)
+        latents = sampler.step(predicted, timestep, latents, **extra).prev_sample
+    return latents
+
+
+def sample(family: Family, modules: Modules, rows: Sequence[Row], **options: Any) -> np.ndarray | None:
+    """`sample_latents`, decoded: uint8 RGB frames (b, H, W, 3), or None when stopped."""
+    latents = sample_latents(family, modules, rows, **options)
+    return None if latents is None else family.decode(latents)

@@ -1,0 +1,121 @@
+"""Prompts -> what the denoiser is told. One or two CLIP encoders, with optional learned rows (textual inversion).
+
+In: prompts. Out: `Conditioning`: states (b, t, d) and, for SDXL, a pooled vector (b, p).
+The encoders may be shared by several users: learned rows are put in only while one `encode` call runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a denoiser is told about each of b pictures."""
+
+    states: torch.Tensor  # (b, t, d)
+    pooled: torch.Tensor | None = None  # (b, p), SDXL
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> Conditioning:
+        return Conditioning(self.states[rows], None if self.pooled is None else self.pooled[rows])
+
+    def scaled(self, factor: torch.Tensor) -> Conditioning:
+        """Each row times `factor` (b,)."""
+        pooled = None if self.pooled is None else self.pooled * factor[:, None].to(self.pooled.dtype)
+        return Conditioning(self.states * factor[:, None, None].to(self.states.dtype), pooled)
+
+    @staticmethod
+    def joined(parts: Sequence[Conditioning]) -> Conditioning:
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Conditioning(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+
+
+@dataclass(frozen=True)
+class LearnedRows:
+    """Extra rows of the token table, one (n, d) tensor per encoder, for `tokens` that stand behind the vocabulary."""
+
+    tokens: tuple[str, ...]
+    rows: tuple[torch.Tensor, ...]
+    first_ids: tuple[int, ...]  # per encoder: the id of tokens[0], the length of the untouched vocabulary
+
+
+@dataclass
+class Text:
+    """Tokenizers and encoders of one base, as one user sees them."""
+
+    tokenizers: tuple[Any, ...]
+    encoders: tuple[nn.Module, ...]
+    penultimate: bool = False  # SDXL reads the last layer but one, of every encoder, side by side
+    zero_empty: bool = False  # an empty negative prompt is all zeros (SDXL) and not the encoding of ""
+    learned: LearnedRows | None = None
+    autocast: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoders[0].parameters()).device
+
+    def ids(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """Token ids (b, t), one tensor per encoder. Longer prompts are cut, as in the stock pipelines."""
+        out = []
+        for tokenizer in self.tokenizers:
+            batch = tokenizer(
+                list(prompts),
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            out.append(batch.input_ids.to(self.device))
+        return tuple(out)
+
+    def encode(self, ids: Sequence[torch.Tensor]) -> Conditioning:
+        """Differentiable with respect to the encoders' parameters and the learned rows."""
+        states, pooled = [], None
+        with self.autocast:
+            for index, (encoder, tokens) in enumerate(zip(self.encoders, ids, strict=True)):
+                with self._rows_in(index):
+                    out = encoder(tokens, output_hidden_states=self.penultimate)
+                states.append(out.hidden_states[-2] if self.penultimate else out.last_hidden_state)
+                pooled = getattr(out, "text_embeds", None) if self.penultimate else None
+        return Conditioning(torch.cat(states, -1), pooled)
+
+    def negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of negative prompts; empty ones as the base was trained on them."""
+        conditioning = self.encode(self.ids(prompts))
+        if not self.zero_empty:
+            return conditioning
+        said = torch.tensor([float(bool(prompt)) for prompt in prompts], device=self.device)
+        return conditioning.scaled(said)
+
+    @contextlib.contextmanager
+    def _rows_in(self, index: int) -> Iterator[None]:
+        """While open, tokens behind the vocabulary of encoder `index` get the learned rows; the table is untouched."""
+        if self.learned is None:
+            yield
+            return
+        table = self.encoders[index].get_input_embeddings()  # type: ignore[operator]
+        rows, first = self.learned.rows[index], self.learned.first_ids[index]
+        asked: list[torch.Tensor] = []
+
+        def before(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            asked.append(args[0])
+            return (args[0].clamp(max=first - 1), *args[1:])
+
+        def after(_module: nn.Module, _args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+            ids = asked.pop()
+            learned = F.embedding((ids - first).clamp(0, len(rows) - 1), rows).to(out.dtype)
+            return torch.where((ids >= first)[..., None], learned, out)
+
+        handles = (table.register_forward_pre_hook(before), table.register_forward_hook(after))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,879 @@
+"""The whole comparison: photos -> three methods learn side by side -> the same pictures from each -> who looks alike.
+
+In: a person's photos and a `JobSpec`. Out: a stream of events, and a run's folder with everything, manifest.json last.
+Every stage reads only what earlier ones wrote, so a stopped or killed run continues: finished methods are not trained
+again and pictures that are there are not drawn again.
+
+    for event in compare("photos/", class_word="man", out="run"):
+        print(event.kind, event.method, event.step, event.text or "")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import queue
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipelines import presets, workspace
+from pipelines.bases.registry import BaseRow, default_base, find_base
+from pipelines.schema import (
+    CLASS_WORDS,
+    COLUMNS,
+    METHODS,
+    QUALITIES,
+    Event,
+    PhotoSet,
+    Recipe,
+    Sampling,
+    Score,
+    Subject,
+    UserError,
+)
+from pipelines.workspace import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.bases.family import Family
+    from pipelines.faces import Judge
+    from pipelines.report import Cell, Findings
+    from pipelines.runtime import Device
+    from pipelines.scoring import Marks
+
+KINDS = ("compare", "train", "generate")
+RENDERS = 8  # per column of a comparison
+# Plain looks first: a comparison asks about the face, not about costumes. Every base family finds its own among them.
+COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
+# Methods of bases up to this size train side by side, step by step in turn; of larger ones one after another, so that
+# only one of them is in memory at a time.
+SIDE_BY_SIDE_UP_TO_GB = 2.0
+SMALL_BASE_BATCH, LARGE_BASE_BATCH = 8, 4
+CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
+SETTING_LIMITS: dict[str, tuple[float, float]] = {
+    "steps": (1, 100_000), "batch": (1, 256), "vectors": (1, 8), "rank": (1, 256), "alpha": (0, 1024),
+    "prior_images": (1, 1000), "checkpoint_every": (1, 100_000), "learning_rate": (0, 1), "text_learning_rate": (0, 1),
+    "ema": (0, 0.999999), "caption_dropout": (0, 1), "prior_weight": (0, 10), "clip_norm": (0, 1000),
+    "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "preview_every_s": (0, 86_400),
+}  # fmt: skip
+
+Setting = int | float | str | bool | None
+T = TypeVar("T")
+Drawn = tuple[str, Sampling, Path]  # column, what was asked for, where it lies
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to do in a run. JSON-able; the worker reads nothing else."""
+
+    kind: str = "compare"  # "compare": everything | "train": up to the artefacts | "generate": draw and score
+    base: str = "portrait-128"  # a registry name or a path
+    class_word: str = "person"
+    methods: tuple[str, ...] = METHODS  # to train; for "generate" the columns to draw, "none" being the untrained base
+    quality: str = "good"
+    seed: int = 0
+    photos: tuple[str, ...] = ()  # files to take in; empty: the run's photos were taken in already
+    samplings: tuple[Sampling, ...] = ()  # what to draw; empty for "compare": `renders` plain portraits
+    renders: int = RENDERS
+    settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
+    device: str | None = None  # "cpu", "cuda", "mps"; None = the best here
+    download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
+
+    def check(self) -> None:
+        """Raises UserError, naming it, for anything that can't be done. Light: no torch."""
+        for value, known, what in (
+            (self.kind, KINDS, "kind of job"),
+            (self.quality, QUALITIES, "quality"),
+            (self.class_word, CLASS_WORDS, "class word"),
+        ):
+            if value not in known:
+                raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
+        row = find_base(self.base)
+        offered = COLUMNS if self.kind == "generate" else METHODS
+        if not self.methods:
+            raise UserError(f"No method was chosen. Choose at least one of: {', '.join(offered)}.")
+        for name in self.methods:
+            if name not in offered:
+                raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
+            if name != "none" and name not in row.methods:
+                raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.methods)}.")
+        _number("The seed", self.seed, 0, 2**53, whole=True)
+        _number("The number of pictures", self.renders, 1, 500, whole=True)
+        if self.kind == "generate" and not self.samplings:
+            raise UserError("Nothing to draw was named. Give a prompt or pick a style.")
+        for each in self.samplings:
+            for label, number in (("Guidance", each.guidance), ("Strength", each.strength), ("Steps", each.steps)):
+                _number(label, number, 0, 1000)
+            _number("The seed", each.seed, 0, 2**53, whole=True)
+        for method, changes in self.settings.items():
+            _check_settings(method, changes)
+
+    def disk_bytes(self) -> int:
+        """About how much the job writes: checkpoints hold weights and two moments, artefacts the weights."""
+        row = find_base(self.base)
+        pictures = max(len(self.samplings), self.renders) * len(COLUMNS) * 4 * row.resolution_px**2
+        learned = 0.8e9 * row.vram_gb if "dreambooth" in self.methods else 0.05e9 * (1 + row.vram_gb)
+        return int(50e6 + pictures + (0 if self.kind == "generate" else learned))
+
+
+def spec_from_json(saved: Any) -> JobSpec:
+    """The spec in a spec.json. Raises UserError when it is not one."""
+    try:
+        values = {each.name: saved[each.name] for each in fields(JobSpec) if each.name in dict(saved)}
+        for name in ("methods", "photos"):
+            if name in values:
+                values[name] = tuple(str(each) for each in values[name])
+        values["samplings"] = tuple(Sampling(**each) for each in values.get("samplings", ()))
+        if "kind" not in values:
+            raise ValueError("it names no job")
+        return JobSpec(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError("The run's spec.json is damaged. Start again with the settings you want.") from error
+
+
+def _number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or not low <= value <= high or (whole and int(value) != value):  # type: ignore[operator, call-overload]
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"{name} must be {kind} from {low:g} to {high:g}, not {value}.")
+
+
+def _check_settings(method: str, changes: dict[str, Setting]) -> None:
+    if method not in METHODS:
+        raise UserError(f"There is no method {method}. Choose one of: {', '.join(METHODS)}.")
+    known = {each.name: str(each.type) for each in fields(Recipe)}
+    for name, value in changes.items():
+        if name not in known or name in ("base", "method", "class_word", "seed"):
+            raise UserError(f"A recipe has no setting {name} to change. Leave it out.")
+        kind = known[name]
+        if value is None and "None" in kind:
+            continue
+        if name in SETTING_LIMITS:
+            low, high = SETTING_LIMITS[name]
+            _number(f"The recipe's {name}", value, low, high, whole=kind == "int")
+        elif type(value).__name__ != kind:
+            raise UserError(f"The recipe's {name} can't be {value}. Leave it out, or give a {kind}.")
+
+
+# ------------------------------------------------------------------------------------------------- the doors
+
+
+def compare(
+    photos: Path | str | Sequence[Path | str] | Run,
+    *,
+    class_word: str,
+    methods: Sequence[str] | None = None,
+    base: str | None = None,
+    quality: str = "good",
+    seed: int = 0,
+    out: Path | str | None = None,
+    prompts: Sequence[str] = (),
+    renders: int = RENDERS,
+    settings: dict[str, dict[str, Setting]] | None = None,
+    device: str | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Do the whole job in this process. `photos` is a folder, a list of files, or a run whose photos were taken in.
+
+    The last event is "done" (its `path` is report.json) or "stopped". Raises UserError for anything a person can act
+    on. Calling it again with the same `out` continues or, when nothing is left to do, returns at once. By calling it
+    you state that the person shown consents; that is noted in the run.
+    """
+    row = find_base(base or default_base())
+    if isinstance(photos, Run):
+        run, paths = photos, []
+    else:
+        from pipelines.photos import photo_files
+
+        single = Path(photos) if isinstance(photos, str | Path) else None
+        paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
+        run = workspace.run_at(Path(out)) if out is not None else workspace.new_run()
+    if not run.consent.exists():
+        workspace.record_consent(run, means="Python API", statement=CONSENT)
+    chosen = tuple(methods) if methods is not None else row.methods
+    spec = JobSpec(
+        base=base or row.name,
+        class_word=class_word,
+        methods=chosen,
+        quality=quality,
+        seed=seed,
+        photos=tuple(str(path.resolve()) for path in paths),
+        samplings=samplings_of(row, prompts, renders=renders, seed=seed) if prompts else (),
+        renders=renders,
+        settings=settings or {},
+        device=device,
+    )
+    spec.check()
+    workspace.require_space(run.folder, spec.disk_bytes(), purpose="This comparison")
+    workspace.write_json(run.spec, spec)
+    yield from perform(run, spec, stop=stop)
+
+
+def perform(run: Run, spec: JobSpec, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Do one job in a run. The last event is "done" or "stopped" with no method; see `compare` for errors."""
+    spec.check()
+    flow = _Flow(run, spec, stop)
+    jobs = {"compare": flow.compare, "train": flow.train_only, "generate": flow.generate_only}
+    try:
+        yield from jobs[spec.kind]()
+    except _Stopped as stopped:
+        yield Event("stopped", text=str(stopped))
+    finally:
+        flow.clock.save()
+
+
+def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: int) -> tuple[Sampling, ...]:
+    """`renders` pictures: prompts take turns, every picture has a seed of its own, so each is one more witness."""
+    looks = [Sampling(prompt=prompt, guidance=3.0 if row.family == "portrait" else 7.0) for prompt in prompts]
+    return tuple(Sampling(**{**asdict(looks[index % len(looks)]), "seed": seed + index}) for index in range(renders))
+
+
+def default_samplings(row: BaseRow, *, renders: int = RENDERS, seed: int = 0) -> tuple[Sampling, ...]:
+    """What a comparison draws when nobody says: plain photographic styles this base can express, in turn.
+
+    Only photographic ones: recognisers say nothing about drawings. Raises UserError when the base can express none.
+    """
+    known = presets.styles()
+    wanted = [*(known[name] for name in COMPARED_STYLES if name in known), *known.values()]
+    fitting = [style for style in wanted if style.photoreal and presets.style_problem(style, row) is None]
+    looks = list({style.id: style for style in fitting}.values())[: len(COMPARED_STYLES)]
+    if not looks:
+        raise UserError(f"{row.title} can't express any of the photographic styles. Give prompts of your own.")
+    samplings = []
+    for index in range(renders):
+        look = looks[index % len(looks)]
+        samplings.append(
+            Sampling(look.prompt, look.negative_prompt, steps=look.steps, guidance=look.guidance, seed=seed + index)
+        )
+    return tuple(samplings)
+
+
+# ------------------------------------------------------------------------------------------------- the flow
+
+
+class _Stopped(Exception):
+    """A person asked to stop, and what was learned so far is saved."""
+
+
+STOPPED = "Stopped. What was learned so far is kept; start again to continue."
+
+
+class _Clock:
+    """Seconds spent on one job over all its sessions. Kept on disk every few seconds, so that a kill loses little."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        saved = workspace.read_json(path) or {}
+        self._before = float(saved["wall_s"]) if saved.get("key") == key else 0.0
+        self._since = self._saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._since
+
+    def save(self, *, every_s: float = 0.0) -> None:
+        if time.monotonic() - self._saved >= every_s:
+            with contextlib.suppress(OSError, UserError):
+                workspace.write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
+            self._saved = time.monotonic()
+
+
+class _Flow:
+    """One job's stages. Each is a generator of events that returns what the next one needs."""
+
+    def __init__(self, run: Run, spec: JobSpec, stop: Callable[[], bool]) -> None:
+        self.run, self.spec, self.stop = run, spec, stop
+        self.row = find_base(spec.base)
+        self.clock = _Clock(run.folder / "clock.json", _sha(workspace.plain(spec)))
+        self.started = workspace.timestamp()
+        self.problems: list[str] = []  # of single methods; the others went on
+        self.notes: list[str] = []
+        self.judges: list[Judge] = []
+
+    # -- kinds of jobs -----------------------------------------------------------------------------------------
+
+    def compare(self) -> Iterator[Event]:
+        samplings = self.spec.samplings or default_samplings(self.row, renders=self.spec.renders, seed=self.spec.seed)
+        columns = ("none", *self.spec.methods)
+        photos = yield from self.take_in()
+        key = _sha(workspace.plain(self.spec), photos.digest)
+        if self._is_complete(key):
+            yield Event("note", text="This comparison is complete already; nothing was done again")
+            yield self._done()
+            return
+        for stale in (self.run.manifest, self.run.report, self.run.page, self.run.cells, self.run.grid):
+            stale.unlink(missing_ok=True)
+        device, family = yield from self.load()
+        subjects = yield from self.train(photos, device, family)
+        drawn = yield from self.draw(("none", *subjects), samplings, family)
+        scores, marks = yield from self.judge(photos, family, wanted=[path for _, _, path in drawn])
+        yield Event("phase", text="Writing the report")
+        findings = self._findings(photos, columns, drawn, scores, marks, subjects)
+        self._write(findings, photos, device, samplings, key)
+        self._raise_problems("The report shows the others.")
+        yield self._done(findings)
+
+    def train_only(self) -> Iterator[Event]:
+        photos = yield from self.take_in()
+        device, family = yield from self.load()
+        before = {name: self._subject(name) for name in self.spec.methods}
+        subjects = yield from self.train(photos, device, family)
+        if any(subjects.get(name) != before[name] for name in self.spec.methods):  # what a report said is past
+            for stale in (self.run.manifest, self.run.report, self.run.page, self.run.cells, self.run.grid):
+                stale.unlink(missing_ok=True)
+        self._raise_problems("The others are trained.")
+        yield Event("done", text=f"Trained: {', '.join(subjects)}", seconds=self.clock.seconds)
+
+    def generate_only(self) -> Iterator[Event]:
+        photos = workspace.load_photo_set(self.run)
+        columns = tuple(name for name in COLUMNS if name in self.spec.methods)
+        for name in columns:
+            if name != "none" and self._subject(name) is None:
+                raise UserError(f"{_title(name)} is not trained in this run yet. Train it first, or leave it out.")
+        device, family = yield from self.load()
+        samplings = tuple(dict.fromkeys(self.spec.samplings))
+        drawn = yield from self.draw(columns, samplings, family)
+        if photos is None:
+            yield Event("note", text="There are no photos in this run, so the pictures have no score")
+        else:
+            everything = self._current_renders()
+            scores, marks = yield from self.judge(
+                photos, family, wanted=[path for _, _, path in drawn], all_of=everything
+            )
+            if (workspace.read_json(self.run.manifest) or {}).get("kind") != "compare":
+                yield Event("phase", text="Writing the report")
+                present = tuple(name for name in COLUMNS if any(column == name for column, _, _ in everything))
+                subjects = {name: card for name in METHODS if (card := self._subject(name)) is not None}
+                findings = self._findings(photos, present, everything, scores, marks, subjects)
+                asked = tuple(dict.fromkeys(sampling for _, sampling, _ in everything))
+                self._write(findings, photos, device, asked, _sha(workspace.plain(self.spec), photos.digest))
+        yield Event("done", text=f"{len(drawn)} pictures are ready", seconds=self.clock.seconds)
+
+    # -- stages ------------------------------------------------------------------------------------------------
+
+    def take_in(self) -> Generator[Event, None, PhotoSet]:
+        """The run's photos: those taken in before, unless other files or another seed are named now."""
+        from pipelines import photos
+
+        known = workspace.load_photo_set(self.run)
+        if not self.spec.photos:
+            if known is None:
+                raise UserError("There are no photos in this run. Add 5 to 15 photos of one person.")
+            return known
+        paths = [Path(each) for each in self.spec.photos]
+        source = _source(paths, self.spec.seed)
+        record = self.run.folder / "source.json"
+        if known is not None and (source is None or (workspace.read_json(record) or {}).get("sha256") == source):
+            return known
+        yield Event("phase", text=f"Looking at {len(paths)} photos")
+
+        def look(tell: Callable[[Event], None]) -> PhotoSet:
+            def progress(done: int, total: int, name: str) -> None:
+                tell(Event("note", step=done, steps=total, text=f"{name} looked at", data={"stage": "photos"}))
+
+            return photos.intake(paths, self.run.photos, seed=self.spec.seed, progress=progress)
+
+        found = yield from _live(look)
+        workspace.save_photo_set(self.run, found)
+        workspace.write_json(record, {"sha256": source})
+        for name, reason in sorted(found.rejected.items()):
+            yield Event("note", text=f"{name}: {reason}")
+        for photo in found.photos:
+            if photo.eye_distance_px < self.row.min_eye_distance_px:
+                text = (
+                    f"{photo.name}: the face is small for {self.row.title} ({photo.eye_distance_px:.0f} px between the "
+                    f"eyes; {self.row.min_eye_distance_px:.0f} or more teach better)"
+                )
+                yield Event("note", text=text)
+        if found.weak:
+            yield Event("note", text="Only one photo can be held out, so the verdict will be weak; more photos help")
+        return found
+
+    def load(self) -> Generator[Event, None, tuple[Device, Family]]:
+        self._stop_here()  # before anything heavy is imported
+        from pipelines.bases.family import load_family
+        from pipelines.runtime import pick_device
+
+        yield Event("phase", text=f"Loading {self.row.title}")
+        device = pick_device(self.spec.device)
+        yield Event("note", text=f"Computing on {device.name} in {device.dtype}: {device.reason}", data=asdict(device))
+
+        def load(tell: Callable[[Event], None]) -> Family:
+            return load_family(
+                self.row,
+                device,
+                progress=lambda text, share: tell(Event("note", text=text, data={"stage": "base", "share": share})),
+            )
+
+        family = yield from _live(load)
+        return device, family
+
+    def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
+        """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
+        from pipelines.photos import captions, frames
+        from pipelines.training import TrainingData
+        from pipelines.training import train as learn
+
+        self._stop_here()
+        yield Event("phase", text="Preparing the photos")
+        pictures = frames(photos.train, self.row)
+        data = TrainingData(pictures, captions(pictures), frames(photos.validation, self.row))
+        recipes = {name: self._recipe(name) for name in self.spec.methods}
+        identity = None
+        if any(recipe.method == "textual_inversion" and recipe.init == "zero_shot" for recipe in recipes.values()):
+            identity = _descriptors(photos)
+        learners = {
+            name: learn(
+                recipe,
+                data,
+                self.run.method(name),
+                photo_digest=photos.digest,
+                device=device,
+                stop=self.stop,
+                family=family,
+                identity=identity,
+            )
+            for name, recipe in recipes.items()
+        }
+        yield Event("phase", text=f"Learning the face: {', '.join(_title(name) for name in learners)}")
+        stopped = False
+        for event in self._advance(learners):
+            stopped |= event.kind == "stopped"
+            self.clock.save(every_s=3.0)
+            yield event
+        if stopped:
+            raise _Stopped(STOPPED)
+        subjects = {name: card for name in self.spec.methods if (card := self._subject(name)) is not None}
+        subjects = {name: card for name, card in subjects.items() if card.recipe == recipes[name] and card.complete}
+        if not subjects:
+            raise UserError(" ".join(self.problems) or "Nothing could be trained. Try again.")
+        return subjects
+
+    def _advance(self, learners: dict[str, Iterator[Event]]) -> Iterator[Event]:
+        """Advance the learners: those of a small base in turn, whoever is furthest behind next; else one by one."""
+        side_by_side = self.row.vram_gb <= SIDE_BY_SIDE_UP_TO_GB
+        share = dict.fromkeys(learners, 0.0)
+        while share:
+            name = min(share, key=lambda each: share[each]) if side_by_side else next(iter(share))
+            try:
+                event = next(learners[name])
+            except StopIteration:
+                del share[name]
+                continue
+            except UserError as problem:
+                del share[name]
+                sentence = f"{_title(name)} was not trained: {problem}"
+                self.problems.append(sentence)
+                yield Event("failed", name, text=sentence)
+                continue
+            if event.steps:
+                share[name] = event.step / event.steps
+            yield event
+
+    def draw(
+        self, columns: Sequence[str], samplings: Sequence[Sampling], family: Family
+    ) -> Generator[Event, None, list[Drawn]]:
+        """Every column draws every sampling; returns [(column, sampling, path)] in the order of the report."""
+        from pipelines.generation import Generator, save_render
+
+        self._stop_here()
+        for unknown in dict.fromkeys(word for each in samplings for word in self.row.unknown_words(each.prompt)):
+            yield Event("note", text=f"{self.row.name} does not know: {unknown}", data={"unknown": unknown})
+        self._set_aside_old_renders()
+        generator = Generator(self.row, family=family)
+        drawn: list[Drawn] = []
+        total = len(columns) * len(samplings)
+        batch = SMALL_BASE_BATCH if self.row.vram_gb <= SIDE_BY_SIDE_UP_TO_GB else LARGE_BASE_BATCH
+        yield Event("phase", steps=total, text=f"Drawing {total} pictures")
+        for column in columns:
+            subject = self._subject(column)
+            folder = self.run.method(column) if subject else None
+            paths = {each: self.run.renders(column) / render_name(each) for each in samplings}
+            missing = [each for each in samplings if _settings_in(paths[each]) is None]
+            fresh = generator.render(missing, folder, class_word=self.spec.class_word, stop=self.stop, batch=batch)
+            for sampling, image in fresh:
+                save_render(
+                    image,
+                    sampling,
+                    paths[sampling],
+                    method=column,
+                    base=self.row.name,
+                    subject_id=subject.id if subject else None,
+                )
+                yield self._rendered(column, sampling, paths[sampling], len(drawn), total)
+                drawn.append((column, sampling, paths[sampling]))
+                self.clock.save(every_s=3.0)
+            self._stop_here()
+            for sampling in samplings:
+                if sampling not in missing:
+                    yield self._rendered(column, sampling, paths[sampling], len(drawn), total)
+                    drawn.append((column, sampling, paths[sampling]))
+        order = {sampling: index for index, sampling in enumerate(samplings)}
+        return sorted(drawn, key=lambda each: (list(columns).index(each[0]), order[each[1]]))
+
+    def _rendered(self, column: str, sampling: Sampling, path: Path, before: int, total: int) -> Event:
+        data = {"seed": sampling.seed, "prompt": sampling.prompt}
+        return Event("render", column, before + 1, total, seconds=self.clock.seconds, path=str(path), data=data)
+
+    def judge(
+        self,
+        photos: PhotoSet,
+        family: Family,
+        *,
+        wanted: Sequence[Path],
+        all_of: Sequence[Drawn] = (),
+    ) -> Generator[Event, None, tuple[dict[Path, list[Score]], dict[str, Marks]]]:
+        """Score `wanted`, and of `all_of` what has no score against these photos yet; returns (scores, marks).
+
+        scores: {path: [Score per judge]}; marks: {judge: Marks}. References live in memory only.
+        """
+        from pipelines import faces, scoring
+        from pipelines.photos import frames
+
+        self._stop_here()
+        yield Event("phase", text="Comparing the pictures with photos that training never saw")
+        said: list[str] = []
+        judges = faces.available_judges(allow_download=self.spec.download_judge, on_problem=said.append)
+        references = []
+        for judge in judges:
+            try:
+                references.append(scoring.reference(judge, photos.held_out))
+            except UserError as problem:
+                said.append(f"{judge.name} does not judge: {problem}")
+        self.notes += said
+        for sentence in said:
+            yield Event("note", text=sentence)
+        if not references:
+            raise UserError("No recogniser finds a face in the held-out photos. Replace the photos and start again.")
+        self.judges = [reference.judge for reference in references]
+
+        known = self._known_scores(photos)
+        todo = list(wanted)
+        for _, _, path in all_of:
+            scored = {score.judge for score in known.get(path, ())}
+            if path not in todo and any(judge.name not in scored for judge in self.judges):
+                todo.append(path)
+        scores: dict[Path, list[Score]] = {
+            path: found for _, _, path in all_of if (found := known.get(path)) and path not in todo
+        }
+        for index, path in enumerate(todo):
+            self._stop_here()
+            for reference in references:
+                score = scoring.score_renders([path], reference)[0]
+                scores.setdefault(path, []).append(score)
+                data = {
+                    "judge": score.judge,
+                    "similarity": score.similarity,
+                    "reason": score.reason,
+                    "verdict": scoring.verdict(reference.judge, score.similarity),
+                }
+                yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
+        self._save_scores(scores, photos)
+
+        rebuilt = family.decode(family.encode_images(frames(photos.held_out, self.row)).latents(None))
+        floor_of = self.run.renders("none")
+        marks: dict[str, Marks] = {}
+        for judge in self.judges:
+            floor = [each for path, found in scores.items() if path.parent == floor_of for each in found]
+            marks[judge.name] = scoring.marks(
+                judge,
+                photos,
+                floor_scores=[score for score in floor if score.judge == judge.name],
+                rebuilt_images=list(rebuilt),
+            )
+        workspace.write_json(self.run.marks, marks)
+        return scores, marks
+
+    # -- what is on disk ---------------------------------------------------------------------------------------
+
+    def _recipe(self, method: str) -> Recipe:
+        made = presets.recipe(
+            self.row.name, method, self.spec.quality, class_word=self.spec.class_word, seed=self.spec.seed
+        )
+        return made.replaced(**self.spec.settings.get(method, {}))
+
+    def _subject(self, method: str) -> Subject | None:
+        from pipelines.training import load_subject
+
+        folder = self.run.method(method)
+        if not (folder / "subject.json").is_file():
+            return None
+        return load_subject(folder)
+
+    def _current_renders(self) -> list[Drawn]:
+        """Every picture in the run, oldest first within its column (what is out of date was set aside)."""
+        found = []
+        for column in COLUMNS:
+            files = sorted(
+                self.run.renders(column).glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name)
+            )
+            for path in files:
+                saved = _settings_in(path)
+                if saved is not None:
+                    found.append((column, saved.sampling, path))
+        return found
+
+    def _set_aside_old_renders(self) -> None:
+        """Pictures of an earlier training or another base move to `earlier/`: they are kept, and mixed with nothing."""
+        for column in COLUMNS:
+            subject = self._subject(column) if column != "none" else None
+            if column != "none" and subject is None:
+                continue
+            for path in self.run.renders(column).glob("*.png"):
+                saved = _settings_in(path)
+                if saved is None or (saved.base, saved.subject) != (self.row.name, subject.id if subject else None):
+                    earlier = path.parent / "earlier"
+                    earlier.mkdir(exist_ok=True)
+                    os.replace(path, earlier / f"{(saved and saved.subject) or 'untrained'}-{path.name}")
+
+    def _known_scores(self, photos: PhotoSet) -> dict[Path, list[Score]]:
+        """Scores in the run, if they were measured against these photos."""
+        if (workspace.read_json(self._scored_with) or {}).get("photo_digest") != photos.digest:
+            return {}
+        known: dict[Path, list[Score]] = {}
+        for line in workspace.read_lines(self.run.scores):
+            path = self.run.folder / line["render"]
+            known.setdefault(path, []).append(Score(**{**line, "render": str(path)}))
+        return known
+
+    @property
+    def _scored_with(self) -> Path:
+        return self.run.folder / "scored_with.json"
+
+    def _save_scores(self, scores: dict[Path, list[Score]], photos: PhotoSet) -> None:
+        merged = {path: found for path, found in self._known_scores(photos).items() if path.exists()} | scores
+        rows = [
+            {**asdict(score), "render": self.run.relative(path)} for path, found in merged.items() for score in found
+        ]
+        workspace.write_text(self.run.scores, "".join(json.dumps(workspace.plain(row)) + "\n" for row in rows))
+        workspace.write_json(self._scored_with, {"photo_digest": photos.digest})
+
+    def _findings(
+        self,
+        photos: PhotoSet,
+        columns: Sequence[str],
+        drawn: Sequence[Drawn],
+        scores: dict[Path, list[Score]],
+        marks: dict[str, Marks],
+        subjects: dict[str, Subject],
+    ) -> Findings:
+        from pipelines.report import Cell, Findings
+
+        cells: list[Cell] = [
+            Cell(column, sampling, self.run.relative(path), tuple(scores.get(path, ())))
+            for column, sampling, path in drawn
+        ]
+        return Findings(
+            base=self.row.name,
+            title=self.row.title,
+            class_word=self.spec.class_word,
+            quality=self.spec.quality,
+            seed=self.spec.seed,
+            wall_s=self.clock.seconds,
+            photo_set=photos,
+            columns=tuple(columns),
+            cells=tuple(cells),
+            marks=marks,
+            subjects=subjects,
+            errors=tuple(self.problems),
+        )
+
+    def _write(
+        self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str
+    ) -> None:
+        """The report, and after everything else the manifest."""
+        from pipelines import report
+        from pipelines.photos import frames
+
+        written = report.write(findings, self.run, frames(photos.held_out, self.row))
+        workspace.write_json(
+            self.run.manifest, self._manifest(findings, photos, device, samplings, key) | {"report": written}
+        )
+
+    def _manifest(
+        self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str
+    ) -> dict[str, Any]:
+        """What is needed to repeat it, and what came out. Holds no embedding, and no path but a local base's."""
+        from pipelines.runtime import peak_memory_mb
+
+        against = {
+            column: {judge: gain for judge in findings.marks if (gain := findings.against_base(column, judge))}
+            for column in findings.columns
+        }
+        return {
+            "schema": 1,
+            "kind": self.spec.kind,
+            "key": key,
+            "started": self.started,
+            "finished": workspace.timestamp(),
+            "wall_s": round(self.clock.seconds, 3),
+            "peak_mem_mb": round(peak_memory_mb(), 1),
+            "versions": _versions(),
+            "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+            "device": asdict(device),
+            "base": {
+                "name": self.row.name,
+                "family": self.row.family,
+                "repo": f"{self.row.repo}@{self.row.revision}" if self.row.repo else None,
+                "sha256": _base_sha256(self.row),
+            },
+            "class_word": self.spec.class_word,
+            "quality": self.spec.quality,
+            "seed": self.spec.seed,
+            "photos": {
+                "digest": photos.digest,
+                **{
+                    part: [{"name": photo.name, "sha256": photo.sha256} for photo in getattr(photos, part)]
+                    for part in ("train", "validation", "held_out")
+                },
+                "rejected": photos.rejected,
+                "weak": photos.weak,
+            },
+            "methods": {
+                name: {"recipe": asdict(card.recipe), "subject": card.id, "artifact": card.artifact,
+                       "sha256": card.sha256, "steps": card.steps, "train_s": card.train_s, "phrase": card.phrase}
+                for name, card in findings.subjects.items()
+            },
+            "samplings": [asdict(each) for each in samplings],
+            "renders": {cell.path: _file_sha256(self.run.folder / cell.path) for cell in findings.cells},
+            "judges": {
+                judge.name: {"weights_sha256": judge.weights_sha256, "licence": judge.licence,
+                             "marks": workspace.plain(findings.marks[judge.name])}
+                for judge in self.judges
+            },
+            "against_untrained_base": against,
+            "notes": self.notes,
+            "errors": self.problems,
+        }  # fmt: skip
+
+    def _is_complete(self, key: str) -> bool:
+        saved = workspace.read_json(self.run.manifest)
+        if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
+            return False
+        files = [self.run.report, *(self.run.folder / path for path in saved.get("renders", {}))]
+        return all(path.is_file() for path in files)
+
+    def _done(self, findings: Findings | None = None) -> Event:
+        from pipelines.report import verdict
+
+        text = verdict(findings) if findings else "Done"
+        return Event("done", seconds=self.clock.seconds, path=str(self.run.report), text=text)
+
+    def _raise_problems(self, rest: str) -> None:
+        if self.problems:
+            raise UserError(f"{' '.join(self.problems)} {rest}")
+
+    def _stop_here(self) -> None:
+        if self.stop():
+            raise _Stopped(STOPPED)
+
+
+# ------------------------------------------------------------------------------------------------- helpers
+
+
+def render_name(sampling: Sampling) -> str:
+    """The file name of a picture: its seed, and a hash of everything else that determines it."""
+    return f"seed{sampling.seed}-{_sha(asdict(sampling))[:10]}.png"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The settings inside one of our PNGs."""
+
+    sampling: Sampling
+    base: str
+    subject: str | None
+
+
+def _settings_in(path: Path) -> _Saved | None:
+    """None when there is no such picture, or it is torn or none of ours."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            saved = json.loads(image.info["likeness"])
+            image.load()
+        return _Saved(Sampling(**saved["sampling"]), str(saved["base"]), saved["subject"])
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError):
+        return None
+
+
+def _descriptors(photos: PhotoSet) -> np.ndarray | None:
+    """dlib descriptors (n, 128) of the training photos, for methods that start from them. In memory only."""
+    import numpy as np
+
+    from pipelines.faces import detect_faces, dlib_embed
+    from pipelines.photos import decode
+
+    found = []
+    for photo in photos.train:
+        image = decode(Path(photo.path))
+        faces = detect_faces(image)
+        if faces:
+            found.append(dlib_embed(np.ascontiguousarray(image), faces[0]))
+    return np.stack(found) if found else None
+
+
+def _live(work: Callable[[Callable[[Event], None]], T]) -> Generator[Event, None, T]:
+    """Run `work` in a thread, yielding the events it tells as they come; returns its result."""
+    told: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, told.put)
+        while not (future.done() and told.empty()):
+            with contextlib.suppress(queue.Empty):
+                yield told.get(timeout=0.1)
+    return future.result()
+
+
+def _title(column: str) -> str:
+    from pipelines.report import NAMES
+
+    return NAMES[column]
+
+
+def _sha(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source(paths: Sequence[Path], seed: int) -> str | None:
+    """What the photos were made from; None when a file is no longer where it was."""
+    try:
+        return _sha(sorted([path.name, _file_sha256(path)] for path in paths), seed)
+    except OSError:
+        return None
+
+
+def _base_sha256(row: BaseRow) -> str | None:
+    """Of a base on this machine: a hash over its weight files. A base of the hub is named by its revision."""
+    if row.repo is not None or row.folder is None:
+        return None
+    files = [row.folder] if row.folder.is_file() else sorted(row.folder.rglob("*.safetensors"))
+    return _sha([[path.name, _file_sha256(path)] for path in files])
+
+
+def _versions() -> dict[str, str | None]:
+    from importlib import metadata
+
+    names = ("likeness", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "opencv-python",
+             "insightface", "onnxruntime", "dlib-bin", "pillow")  # fmt: skip
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found

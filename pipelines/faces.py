@@ -1,0 +1,552 @@
+"""Faces: find them, align them, and say how alike two of them are.
+
+In: RGB images as uint8 arrays (H, W, 3). Out: `Face` records, aligned crops, unit-length embeddings.
+Two independent recognisers sit behind one interface: ArcFace (InsightFace packs) and dlib's ResNet.
+Try it: `python -m pipelines score render.png --against photo1.jpg photo2.jpg --json`.
+Embeddings are biometric data: they live in memory only and are never written to disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pipelines.schema import UserError
+
+log = logging.getLogger(__name__)
+
+# The framing the embedded base was trained on: eyes' midpoint and distance in a 128x128 crop, in pixels.
+PORTRAIT_SIZE_PX = 128
+PORTRAIT_EYES_MID = (64.0, 58.0)
+PORTRAIT_EYES_APART_PX = 30.0
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face. Coordinates are image pixels (x, y)."""
+
+    box: tuple[float, float, float, float]  # left, top, right, bottom
+    points: np.ndarray  # (k, 2): the detector's own landmarks, in its own order
+    eyes: np.ndarray  # (2, 2): eye centres, the one on the left of the image first
+    nose: np.ndarray  # (2,)
+    score: float  # the detector's own confidence; not comparable between detectors
+
+    @property
+    def eye_distance_px(self) -> float:
+        return float(np.linalg.norm(self.eyes[1] - self.eyes[0]))
+
+    @property
+    def area_px(self) -> float:
+        left, top, right, bottom = self.box
+        return max(0.0, right - left) * max(0.0, bottom - top)
+
+
+def dlib_weights(name: str) -> Path:
+    """Path of a weight file that the `face_recognition_models` package carries.
+
+    The package itself is never imported: it needs `pkg_resources`, which setuptools removed.
+    """
+    spec = importlib.util.find_spec("face_recognition_models")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        path = Path(folder) / "models" / name
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{name} is missing: install it with `pip install face_recognition_models==0.3.0`.")
+
+
+@lru_cache(maxsize=1)
+def _dlib_models():
+    import dlib
+
+    return (
+        dlib.get_frontal_face_detector(),
+        dlib.shape_predictor(str(dlib_weights("shape_predictor_5_face_landmarks.dat"))),
+        dlib.face_recognition_model_v1(str(dlib_weights("dlib_face_recognition_resnet_model_v1.dat"))),
+    )
+
+
+def dlib_detect(image: np.ndarray, *, upsample: int = 1) -> list[Face]:
+    """Faces found by dlib's HOG detector and 5-point predictor, largest first.
+
+    `upsample` doubles the image that many times first; HOG needs faces of about 80 px.
+    """
+    detector, predictor, _ = _dlib_models()
+    boxes, scores, _ = detector.run(image, upsample, 0.0)
+    faces = [_dlib_face(predictor(image, box), box, score) for box, score in zip(boxes, scores)]
+    return sorted(faces, key=lambda face: -face.area_px)
+
+
+def _dlib_face(shape, box, score: float) -> Face:
+    points = np.array([(p.x, p.y) for p in shape.parts()], dtype=np.float64)
+    # dlib's five points: 0-1 the corners of the eye on the right of the image, 2-3 of the other, 4 the nose.
+    eyes = np.stack([points[2:4].mean(0), points[0:2].mean(0)])
+    return Face((box.left(), box.top(), box.right(), box.bottom()), points, eyes, points[4], float(score))
+
+
+def align_by_eyes(
+    image: np.ndarray,
+    eyes: np.ndarray,
+    *,
+    size_px: int = PORTRAIT_SIZE_PX,
+    midpoint: tuple[float, float] = PORTRAIT_EYES_MID,
+    apart_px: float = PORTRAIT_EYES_APART_PX,
+) -> np.ndarray:
+    """Turn, scale and shift `image` so that the eyes land on fixed points. Returns (size, size, 3) uint8.
+
+    Shrinking first with area averaging avoids the aliasing of one big warp; pixels outside the photo repeat
+    its edge.
+    """
+    import cv2
+
+    eyes = np.asarray(eyes, dtype=np.float64)
+    across = eyes[1] - eyes[0]
+    scale = apart_px / max(float(np.hypot(*across)), 1e-6)
+    if scale < 0.75:
+        height, width = image.shape[:2]
+        small = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        # cv2.resize maps pixel centres: x' = (x + 0.5) * ratio - 0.5
+        ratio = np.array([small[0] / width, small[1] / height])
+        eyes = (eyes + 0.5) * ratio - 0.5
+        across = eyes[1] - eyes[0]
+        scale = apart_px / max(float(np.hypot(*across)), 1e-6)
+    angle = np.arctan2(across[1], across[0])
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    matrix = np.array([[cos, sin, 0.0], [-sin, cos, 0.0]])
+    matrix[:, 2] = np.asarray(midpoint) - matrix[:, :2] @ eyes.mean(0)
+    return cv2.warpAffine(image, matrix, (size_px, size_px), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def dlib_embed(image: np.ndarray, face: Face, *, jitter: int = 0) -> np.ndarray:
+    """dlib's 128-d descriptor, not normalised: two photos of one person lie within L2 0.6 of each other."""
+    import dlib
+
+    _, predictor, recogniser = _dlib_models()
+    left, top, right, bottom = (int(round(v)) for v in face.box)
+    shape = predictor(image, dlib.rectangle(left, top, right, bottom))
+    return np.array(recogniser.compute_face_descriptor(image, shape, jitter))
+
+
+# Detection works on a copy of at most this many pixels a side: HOG's cost grows with the area, and a face
+# that matters in a 12-megapixel photo is still large enough in the copy. Landmarks are read at full size.
+DETECT_SIDE_PX = 800
+# HOG sees faces in folds of cloth, with scores near 0, and such a "face" may be the largest. Where it is sure of one
+# (photos of people: 1 and more), doubtful ones do not count; where it is sure of none (renders), they do.
+SURE_SCORE, DOUBTFUL_SCORE = 0.5, 0.2
+
+
+def detect_faces(image: np.ndarray) -> list[Face]:
+    """Faces in an RGB uint8 (H, W, 3) image by dlib, largest first; [] when there is none. Works offline.
+
+    Tries, until HOG is sure of one: the copy as it is (doubled when it is small: HOG needs faces of 80 px), doubled
+    once more, and doubled with a border around it (faces that fill the picture or touch its edge). If it never is,
+    the try with the highest score counts.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < 16:
+        return []
+    scale = min(1.0, DETECT_SIDE_PX / max(height, width))
+    copy = np.ascontiguousarray(image)
+    if scale < 1.0:
+        import cv2
+
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        copy = cv2.resize(copy, size, interpolation=cv2.INTER_AREA)
+    first = 1 if max(copy.shape[:2]) <= 400 else 0
+    border = max(32, max(copy.shape[:2]) // 4)
+    best: list[tuple[np.ndarray, float]] = []
+    for upsample, margin in ((first, 0), (first + 1, 0), (1, border)):
+        found = _detect_on_copy(copy, upsample, margin)
+        if max((score for _, score in found), default=-1.0) > max((score for _, score in best), default=-1.0):
+            best = found
+        if any(score >= SURE_SCORE for _, score in best):
+            best = [(box, score) for box, score in best if score >= DOUBTFUL_SCORE]
+            break
+    return _faces_at_full_size(image, best, copy.shape)
+
+
+def _detect_on_copy(copy: np.ndarray, upsample: int, margin: int) -> list[tuple[np.ndarray, float]]:
+    """Boxes (left, top, right, bottom) on `copy`, with scores; `margin` pixels of repeated edge are added first."""
+    detector = _dlib_models()[0]
+    if margin:
+        import cv2
+
+        copy = cv2.copyMakeBorder(copy, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    boxes, scores, _ = detector.run(copy, upsample, 0.0)
+    return [
+        (np.array([b.left(), b.top(), b.right(), b.bottom()], np.float64) - margin, float(score))
+        for b, score in zip(boxes, scores)
+    ]
+
+
+def _faces_at_full_size(
+    image: np.ndarray, found: list[tuple[np.ndarray, float]], copy_shape: tuple[int, ...]
+) -> list[Face]:
+    import dlib
+
+    predictor = _dlib_models()[1]
+    whole = np.ascontiguousarray(image)
+    ratio = np.array([image.shape[1] / copy_shape[1], image.shape[0] / copy_shape[0]] * 2)
+    faces = []
+    for box, score in found:
+        left, top, right, bottom = (int(round(v)) for v in box * ratio)
+        rectangle = dlib.rectangle(left, top, right, bottom)
+        faces.append(_dlib_face(predictor(whole, rectangle), rectangle, score))
+    return sorted(faces, key=lambda face: -face.area_px)
+
+
+# ---------------------------------------------------------------------------------------------------- judges
+
+
+@dataclass(frozen=True)
+class JudgeFigures:
+    """What is known about one judge's numbers (presets/judges.json). Cosine-like similarities."""
+
+    threshold: float  # same person at or above
+    threshold_source: str
+    impostor: float  # 99.9% of comparisons of different people lie below
+    measured: bool  # False: published by others, not measured through this pipeline
+    source: str  # who measured it, on what, with which command
+    different_people: dict[str, float] = field(default_factory=dict)  # quantile -> similarity
+    same_person: dict[str, float] = field(default_factory=dict)
+
+
+JUDGE_FIGURES_PATH = Path(__file__).resolve().parents[1] / "presets" / "judges.json"
+
+
+@lru_cache(maxsize=1)
+def _all_figures() -> dict[str, JudgeFigures]:
+    entries = json.loads(JUDGE_FIGURES_PATH.read_text(encoding="utf-8"))["judges"]
+    names = JudgeFigures.__dataclass_fields__
+    return {name: JudgeFigures(**{k: v for k, v in entry.items() if k in names}) for name, entry in entries.items()}
+
+
+def judge_figures(name: str) -> JudgeFigures:
+    """Threshold and impostor mark of a judge. `UserError` for an unknown name."""
+    figures = _all_figures()
+    if name not in figures:
+        raise UserError(f"There is no judge called {name}. Choose one of: {', '.join(figures)}.")
+    return figures[name]
+
+
+class Judge(Protocol):
+    """One face recogniser. Larger similarity = more alike; 1 is the same picture, about 0 two strangers."""
+
+    name: str
+    licence: str
+
+    @property
+    def threshold(self) -> float:
+        """Similarity from which two photos are called the same person."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 over the weight files, for a manifest."""
+
+    def embed(self, image: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+        """Unit vector of the largest face in an RGB uint8 (H, W, 3) image, or (None, the reason)."""
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
+        """How alike two unit vectors are, at most 1."""
+
+
+NO_FACE = "no face found"
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+# dlib's descriptors all point roughly one way: the mean cosine of two strangers (23,578 pairs of LFW training people).
+# Among them an L2 distance of 0.6, dlib's own limit, goes with a cosine of 0.909. See `DlibJudge.similarity`.
+DLIB_STRANGER_COSINE = 0.834
+
+
+class DlibJudge:
+    """dlib's face_recognition_resnet_model_v1: independent of every ArcFace, offline, public-domain weights."""
+
+    name = "dlib"
+    licence = "public domain (dlib_face_recognition_resnet_model_v1, Davis King)"
+
+    @property
+    def threshold(self) -> float:
+        return judge_figures(self.name).threshold
+
+    @property
+    def weights_sha256(self) -> str:
+        return _sha256([dlib_weights("dlib_face_recognition_resnet_model_v1.dat")])
+
+    def embed(self, image: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+        faces = detect_faces(image)
+        if not faces:
+            return None, NO_FACE
+        vector = dlib_embed(np.ascontiguousarray(image), faces[0])
+        return vector / np.linalg.norm(vector), None
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
+        """Cosine, stretched so that photos of two strangers are 0 on average and the same picture is 1.
+
+        dlib is meant to be read as an L2 distance (same person below 0.6). Its descriptors have nearly one
+        length (1.42, standard deviation 0.06), so the distance follows from the cosine: 0.6 is a similarity
+        of 0.45. But all descriptors lie in a narrow cone, and a plain cosine would call strangers 0.83 alike. The
+        stretch is linear and the same for everything, so it changes no order and no ratio of differences (the
+        normalised identity is what it was): it only makes the number readable beside ArcFace's. It is not
+        ArcFace's scale: compare numbers of one judge only.
+        """
+        return 1.0 - (1.0 - float(np.dot(a, b))) / (1.0 - DLIB_STRANGER_COSINE)
+
+
+# Preference order: the strongest pack that is there judges. Weights: non-commercial research, see
+# https://github.com/deepinsight/insightface/tree/master/model_zoo.
+ARCFACE_PACKS: tuple[str, ...] = ("buffalo_l", "antelopev2", "buffalo_sc")
+ARCFACE_DETECT_PX = 256
+
+
+def pack_root(pack_folder: Path | None = None) -> Path:
+    """The folder that holds `models/<pack>/*.onnx`: the argument, else $LIKENESS_FACE_MODELS, else ~/.insightface."""
+    return Path(pack_folder or os.environ.get("LIKENESS_FACE_MODELS") or "~/.insightface").expanduser()
+
+
+def find_pack(name: str, pack_folder: Path | None = None) -> Path | None:
+    """Folder of a complete pack (at least a detector and a recogniser), or None. Reads no model."""
+    root = pack_root(pack_folder)
+    # antelopev2's archive holds a folder of its own name, so unpacked it lies one level deeper.
+    for folder in (root / "models" / name, root / "models" / name / name, root / name):
+        with contextlib.suppress(OSError):
+            if len([path for path in folder.glob("*.onnx") if path.stat().st_size > 0]) >= 2:
+                return folder
+    return None
+
+
+class ArcFaceJudge:
+    """An InsightFace pack: SCRFD finds the face, ArcFace describes it with 512 numbers.
+
+    The models are read at the first picture, not before: making a judge costs nothing.
+    """
+
+    def __init__(self, name: str, pack: Path, *, providers: list[str] | None = None):
+        self.name = name
+        self.licence = "non-commercial research (InsightFace weights; code MIT)"
+        self._pack = pack
+        self._providers = providers
+        self._models: tuple | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def threshold(self) -> float:
+        return judge_figures(self.name).threshold
+
+    @property
+    def weights_sha256(self) -> str:
+        return _sha256(list(self._pack.glob("*.onnx")))
+
+    def _load(self) -> tuple:
+        with self._lock:
+            if self._models is None:
+                self._models = _load_pack(self.name, self._pack, self._providers)
+            return self._models
+
+    def embed(self, image: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+        detector, recogniser, face_class = self._load()
+        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        found = _largest(detector, bgr)
+        if found is None:
+            return None, NO_FACE
+        _, points = found
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # insightface 2.1 calls a scikit-image function that is being renamed
+            vector = recogniser.get(bgr, face_class(kps=points.astype(np.float32)))
+        length = float(np.linalg.norm(vector))
+        if not np.isfinite(length) or length == 0.0:
+            return None, "the recogniser gave no answer for this face"
+        return np.asarray(vector, np.float64) / length, None
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.dot(a, b))
+
+
+def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
+    """(detector, recogniser, insightface's Face class) of a pack that lies on this machine."""
+    try:
+        import onnxruntime
+
+        with contextlib.redirect_stdout(sys.stderr):  # a command's stdout is its JSON
+            from insightface.app import FaceAnalysis
+            from insightface.app.common import Face as InsightFace
+
+            if providers is None:
+                usable = onnxruntime.get_available_providers()
+                providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in usable]
+            options = onnxruntime.SessionOptions()
+            # onnxruntime ignores OMP_NUM_THREADS by itself, and would take every core of a shared machine.
+            with contextlib.suppress(ValueError):
+                options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+            # A folder as the name keeps insightface from ever asking the network.
+            app = FaceAnalysis(
+                name=str(pack),
+                allowed_modules=["detection", "recognition"],
+                providers=providers,
+                sess_options=options,
+            )
+        gpu = providers and providers[0] != "CPUExecutionProvider"
+        app.prepare(ctx_id=0 if gpu else -1, det_size=(ARCFACE_DETECT_PX, ARCFACE_DETECT_PX))
+        return app.models["detection"], app.models["recognition"], InsightFace
+    except ImportError as error:
+        raise UserError(
+            f"The judge {name} needs insightface and onnxruntime ({error}). Install them with "
+            "`pip install -r requirements.txt`, or judge with dlib."
+        ) from error
+    except Exception as error:  # onnxruntime and protobuf raise their own kinds for a damaged file
+        raise UserError(
+            f"The face pack {name} could not be read ({type(error).__name__}). Delete its folder and download it "
+            "again, or judge with dlib."
+        ) from error
+
+
+def _largest(detector, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(box, 5 points) of the largest face in a BGR image, or None.
+
+    SCRFD is run at 256 px with a border: at its usual 640 px it misses tight crops. A face that is small in the
+    picture is cut out and found again there, so that its landmarks are as exact as a portrait's.
+    """
+    longest = max(bgr.shape[:2])
+    for side_px, margin in ((ARCFACE_DETECT_PX, max(32, longest // 16)), (ARCFACE_DETECT_PX, longest // 2), (640, 32)):
+        found = _scrfd(detector, bgr, side_px, margin)
+        if found is not None:
+            break
+    else:
+        return None
+    box, points = found
+    face_px = max(box[2] - box[0], box[3] - box[1])
+    if face_px * 5 < longest:
+        middle = points.mean(0)
+        left, top = (max(0, int(v - 1.5 * face_px)) for v in middle)
+        right, bottom = (int(v + 1.5 * face_px) for v in middle)
+        again = _scrfd(detector, np.ascontiguousarray(bgr[top:bottom, left:right]), ARCFACE_DETECT_PX, 32)
+        if again is not None:
+            shift = np.array([left, top], np.float64)
+            return again[0] + np.tile(shift, 2), again[1] + shift
+    return box, points
+
+
+def _scrfd(detector, bgr: np.ndarray, side_px: int, margin: int) -> tuple[np.ndarray, np.ndarray] | None:
+    import cv2
+
+    framed = cv2.copyMakeBorder(bgr, margin, margin, margin, margin, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    boxes, points = detector.detect(framed, input_size=(side_px, side_px))
+    if len(boxes) == 0 or points is None:
+        return None
+    best = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+    return boxes[best, :4].astype(np.float64) - margin, points[best].astype(np.float64) - margin
+
+
+def download_pack(name: str, pack_folder: Path | None = None) -> Path:
+    """Fetch an InsightFace pack (buffalo_l: 280 MB) - only ever called after the person agreed.
+
+    It is unpacked beside its place and moved there whole: a broken download never looks like a pack. An empty
+    folder that an earlier failure left is replaced. `UserError` when the network or the disk fails.
+    """
+    if name not in ARCFACE_PACKS:
+        raise UserError(f"There is no face pack called {name}. Choose one of: {', '.join(ARCFACE_PACKS)}.")
+    here = find_pack(name, pack_folder)
+    if here is not None:
+        return here
+    target = pack_root(pack_folder) / "models" / name
+    partial: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+        with contextlib.redirect_stdout(sys.stderr):
+            from insightface.utils import storage
+
+            storage.download("models", name, force=True, root=str(partial))
+        fresh = find_pack(name, partial)
+        if fresh is None:
+            raise OSError("the archive held no models")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(fresh, target)
+        return target
+    except ImportError as error:
+        raise UserError("Face packs need insightface. Install it with `pip install -r requirements.txt`.") from error
+    except Exception as error:  # requests, urllib3, zipfile and the disk each raise their own kinds
+        raise UserError(
+            f"The face pack {name} could not be downloaded ({type(error).__name__}): the server did not answer or the "
+            f"disk is full. Try again with a network, or put the pack's .onnx files into {target}. "
+            "Until then dlib judges alone."
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def available_judges(
+    pack_folder: Path | None = None,
+    allow_download: bool = False,
+    *,
+    on_problem: Callable[[str], None] | None = None,
+) -> list[Judge]:
+    """The judges that work here: the best ArcFace pack that is present, then dlib. Costs no model loading.
+
+    Nothing is downloaded unless `allow_download` (the person agreed); a download that fails is told to
+    `on_problem` in a sentence (else logged), and dlib judges alone. `UserError` when there is no judge at all.
+    """
+    say = on_problem or log.warning
+    packs = [(name, find_pack(name, pack_folder)) for name in ARCFACE_PACKS]
+    judges: list[Judge] = []
+    present = [(name, folder) for name, folder in packs if folder is not None]
+    if not present and allow_download:
+        try:
+            present = [("buffalo_l", download_pack("buffalo_l", pack_folder))]
+        except UserError as problem:
+            say(str(problem))
+    if present and importlib.util.find_spec("insightface") is None:
+        say("A face pack is here but insightface is not installed: `pip install -r requirements.txt` adds it.")
+        present = []
+    judges += [ArcFaceJudge(*present[0])] if present else []
+    try:
+        dlib_weights("dlib_face_recognition_resnet_model_v1.dat")
+        if importlib.util.find_spec("dlib") is None:
+            raise FileNotFoundError("dlib is missing: install it with `pip install dlib-bin`.")
+        judges.append(DlibJudge())
+    except FileNotFoundError as problem:
+        say(str(problem))
+    if not judges:
+        raise UserError("No face recogniser is installed. Run `pip install -r requirements.txt`.")
+    return judges
+
+
+def judge(name: str, pack_folder: Path | None = None) -> Judge:
+    """One judge by its name: "dlib" or one of ARCFACE_PACKS. `UserError` when its pack is not on this machine."""
+    if name == DlibJudge.name:
+        return DlibJudge()
+    judge_figures(name)  # an unknown name stops here
+    pack = find_pack(name, pack_folder)
+    if pack is None:
+        raise UserError(
+            f"The face pack {name} is not in {pack_root(pack_folder) / 'models' / name}. Download it, point "
+            "LIKENESS_FACE_MODELS at the folder that holds models/, or judge with dlib."
+        )
+    return ArcFaceJudge(name, pack)

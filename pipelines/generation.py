@@ -1,0 +1,179 @@
+"""Renders: prompts and seeds -> pictures of one subject, or of the untrained base.
+
+In: samplings and a subject's folder (None = the base itself). Out: pictures one by one, saved with their settings
+inside. The same seed is the same noise for every method: columns of a comparison differ by what was learned only.
+Try it: `Generator(find_base("portrait-128")).render([Sampling("portrait of {subject}")], None, class_word="man")`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import PIL.Image
+import PIL.PngImagePlugin
+
+from pipelines.bases import sampling as sampler
+from pipelines.bases.family import Family, Modules, load_family
+from pipelines.bases.registry import BaseRow
+from pipelines.methods import method as find_method
+from pipelines.methods.base import digest, write_file
+from pipelines.runtime import Device
+from pipelines.schema import Render, Sampling, Subject, UserError
+from pipelines.training import load_subject
+
+SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
+TEXT_CHUNK = "likeness"
+LIMITS: dict[str, tuple[float, float]] = {
+    "steps": (1, 200),
+    "guidance": (0, 50),
+    "seed": (0, 2**53),  # what JSON and sliders carry without rounding
+    "width_px": (64, 4096),
+    "height_px": (64, 4096),
+    "strength": (0, 3),
+}
+
+
+class Generator:
+    """Holds one resident clean base. A subject is applied to a fresh copy of it and never taken off again: switching
+    drops the copy, so nobody's likeness can leak into another's pictures."""
+
+    def __init__(self, row: BaseRow, device: Device | None = None, *, family: Family | None = None) -> None:
+        self.family = family or load_family(row, device)
+        self._applied: tuple[tuple[str, str, float], Modules] | None = None
+
+    def render(
+        self,
+        samplings: Sequence[Sampling],
+        subject_folder: Path | None,
+        *,
+        class_word: str,
+        stop: Callable[[], bool] = lambda: False,
+        batch: int = 4,
+    ) -> Iterator[tuple[Sampling, PIL.Image.Image]]:
+        """Draw in order, up to `batch` at once where steps, size, scheduler and strength agree; ends early on `stop`.
+
+        Raises UserError for settings out of range, or a subject that is missing, damaged or of another base.
+        """
+        for each in samplings:
+            check(each)
+        subject = load_subject(subject_folder) if subject_folder is not None else None
+        phrase = subject.phrase if subject else class_word
+        start = 0
+        while start < len(samplings) and not stop():
+            first = samplings[start]
+            end = start + 1
+            while end < len(samplings) and end - start < batch and _key(samplings[end]) == _key(first):
+                end += 1
+            part = samplings[start:end]
+            modules = self._modules(subject, subject_folder, first.strength)
+            frames = sampler.sample(
+                self.family,
+                modules,
+                [
+                    sampler.Row(
+                        each.prompt.replace("{subject}", phrase), each.seed, each.negative_prompt, each.guidance
+                    )
+                    for each in part
+                ],
+                steps=first.steps,
+                scheduler_name=first.scheduler,
+                height_px=first.height_px,
+                width_px=first.width_px,
+                stop=stop,
+            )
+            if frames is None:
+                return
+            for each, frame in zip(part, frames, strict=True):
+                yield each, PIL.Image.fromarray(frame)
+            start = end
+
+    def _modules(self, subject: Subject | None, folder: Path | None, strength: float) -> Modules:
+        if subject is None or folder is None:
+            self._applied = None
+            return self.family.shared()
+        key = (str(Path(folder).resolve()), subject.sha256, strength)
+        if self._applied is None or self._applied[0] != key:
+            self._applied = None  # let the last person's copy go before the next one is made
+            _check_subject(subject, Path(folder), self.family.row)
+            applied = find_method(subject.method).apply(self.family, Path(folder), subject.recipe, strength=strength)
+            self._applied = (key, applied)
+        return self._applied[1]
+
+
+def _key(each: Sampling) -> tuple[object, ...]:
+    return each.steps, each.scheduler, each.height_px, each.width_px, each.strength
+
+
+def _check_subject(subject: Subject, folder: Path, row: BaseRow) -> None:
+    if (subject.base, subject.base_revision) != (row.name, row.revision):
+        raise UserError(f"This likeness was learned on {subject.base}, not on {row.title}. Choose its base.")
+    try:
+        learned = json.loads((folder / "subject.json").read_text()).get("learned", [subject.artifact])
+        same = digest(folder, learned) == subject.sha256
+    except OSError as error:
+        raise UserError(f"Files learned by {subject.method} are missing from {folder.name}. Train again.") from error
+    if not same:
+        raise UserError(f"The files learned by {subject.method} were changed or damaged after training. Train again.")
+
+
+def check(sampling: Sampling) -> None:
+    """Raises UserError, naming the setting, for anything that is not a number in its range or not a known scheduler."""
+    for name, (low, high) in LIMITS.items():
+        value = getattr(sampling, name)
+        if value is None and name in ("width_px", "height_px"):
+            continue
+        whole = name not in ("guidance", "strength")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or (whole and int(value) != value)
+            or not low <= value <= high
+        ):
+            kind = "a whole number" if whole else "a number"
+            label = name.removesuffix("_px").capitalize()
+            raise UserError(f"{label} must be {kind} from {low:g} to {high:g}, not {value}.")
+    if sampling.scheduler not in SCHEDULERS:
+        raise UserError(f"There is no scheduler {sampling.scheduler}. Choose one of: {', '.join(SCHEDULERS)}.")
+    if not sampling.prompt.strip():
+        raise UserError("The prompt is empty. Describe the picture, or pick a style.")
+
+
+def save_render(
+    image: PIL.Image.Image,
+    sampling: Sampling,
+    path: Path,
+    *,
+    method: str,
+    base: str,
+    subject_id: str | None = None,
+) -> Render:
+    """Write a PNG whose text chunk "likeness" holds its settings as JSON; nobody meets half a file."""
+    settings = {"schema": 1, "method": method, "base": base, "subject": subject_id, "sampling": asdict(sampling)}
+    chunks = PIL.PngImagePlugin.PngInfo()
+    chunks.add_text(TEXT_CHUNK, json.dumps(settings))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, lambda partial: image.save(partial, format="PNG", pnginfo=chunks))
+    return Render(str(path), method, subject_id, sampling)
+
+
+def read_settings(path: Path) -> Sampling | None:
+    """The settings inside a PNG of ours, checked like a person's own; None where there are no valid ones."""
+    try:
+        with PIL.Image.open(path) as image:
+            text = image.info.get(TEXT_CHUNK)
+        if not isinstance(text, str) or len(text) > 100_000:
+            return None
+        saved = json.loads(text)["sampling"]
+        known = {field.name: saved[field.name] for field in fields(Sampling) if field.name in saved}
+        if not all(isinstance(known.get(name, ""), str) for name in ("prompt", "negative_prompt", "scheduler")):
+            return None
+        sampling = Sampling(**known)
+        check(sampling)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError, PIL.Image.DecompressionBombError):
+        return None
+    return sampling

@@ -1,0 +1,122 @@
+"""What a method is: which tensors train, how they are saved, how they are put back. The loop knows nothing else of it.
+
+`Method.learner` makes the trainable parameters on a base; `Method.apply` puts a saved artefact onto a fresh copy of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pipelines.bases.family import Family, Modules
+from pipelines.bases.registry import BaseRow
+from pipelines.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate."""
+
+    parameters: tuple[torch.nn.Parameter, ...]
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was saved. Paths are relative to the subject's folder."""
+
+    file: str  # the main file
+    learned: tuple[str, ...]  # every file that holds something learned
+
+
+class Learner(Protocol):
+    """One method attached to one base, while it trains."""
+
+    modules: Modules  # live: previews and the loss use them as they are
+    live_text: bool  # False: what the denoiser is told never changes, so it is encoded once
+
+    def groups(self) -> list[Group]: ...
+
+    def tensors(self) -> dict[str, torch.nn.Parameter]:
+        """Everything that trains, by name: the checkpoint, the average (EMA) and the export all use this dict."""
+
+    def after_step(self) -> None: ...
+
+    def export(self, folder: Path) -> Artifact: ...
+
+
+class Method(Protocol):
+    name: str
+
+    def phrase(self, row: BaseRow, recipe: Recipe) -> str:
+        """What `{subject}` becomes in a prompt."""
+
+    def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> Learner:
+        """Make the trainable parameters. `identity`: dlib descriptors (128,) or (n, 128) of the training photos."""
+
+    def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
+        """The base with the artefact in `folder` put onto fresh copies. Raises UserError when it does not fit."""
+
+
+def trained(groups: Iterable[Group]) -> list[torch.nn.Parameter]:
+    return [parameter for group in groups for parameter in group.parameters]
+
+
+@torch.no_grad()
+def load_into(live: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
+    """Copy saved tensors into the live ones; names must match exactly."""
+    if missing := sorted(set(live) ^ set(saved)):
+        raise ValueError(f"saved tensors do not fit: {', '.join(missing[:3])}")
+    for name, tensor in live.items():
+        tensor.copy_(saved[name])
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file and put it in place in one move, so that nobody meets half a file."""
+    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sort_header(path: Path) -> None:
+    """Order a safetensors file's header by name: its writer orders metadata at random, so equal runs would differ."""
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    text = json.dumps(json.loads(blob[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format's own padding: tensors start at a multiple of 8 bytes
+    path.write_bytes(len(text).to_bytes(8, "little") + text + blob[8 + length :])
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """The same for a folder; an older one is replaced."""
+    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(partial)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def digest(folder: Path, artifact: Iterable[str]) -> str:
+    """sha256 over the learned files, in their order."""
+    total = hashlib.sha256()
+    for name in artifact:
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()

@@ -1,0 +1,170 @@
+"""LoRA (Hu et al. 2021): learn small low-rank changes of the denoiser's layers, and of the text encoders' if asked.
+
+PEFT makes the adapters, diffusers' own writer saves them (`pytorch_lora_weights.safetensors`) with the metadata that
+keeps alpha: without it loaders assume alpha = rank and apply the wrong strength. `load_lora_weights(folder)` reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from pipelines.bases.family import Family, Modules, moved, quiet
+from pipelines.bases.registry import BaseRow
+from pipelines.methods.base import Artifact, Group, sort_header, write_file
+from pipelines.runtime import derived_seed
+from pipelines.schema import Recipe, UserError
+
+FILE = "pytorch_lora_weights.safetensors"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj")
+TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "attention+feed_forward": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
+}
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class LoRA:
+    name = "lora"
+
+    def phrase(self, row: BaseRow, recipe: Recipe) -> str:
+        return f"{row.identifier} {recipe.class_word}"
+
+    def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> LoRALearner:
+        if recipe.targets not in TARGETS:
+            raise UserError(f"LoRA targets are one of {', '.join(TARGETS)}, not {recipe.targets}.")
+        if recipe.rank < 1 or recipe.alpha <= 0:
+            raise UserError("LoRA needs a rank of at least 1 and an alpha above 0.")
+        return LoRALearner(family, recipe)
+
+    def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
+        """Stock loading onto float32 copies, then merged into the weights: drawing costs no more than with the base."""
+        modules = Modules(family.new_unet(trainable=True).requires_grad_(False), family.new_text())
+        pipeline = family.pipeline(modules)
+        try:
+            with quiet():
+                pipeline.load_lora_weights(
+                    str(folder), weight_name=FILE, adapter_name="likeness", local_files_only=True
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise UserError(
+                f"{FILE} is missing, damaged or was not learned on {family.row.title}. Train again, or choose its base."
+            ) from error
+        adapted = [name for name, part in pipeline.components.items() if getattr(part, "peft_config", None)]
+        pipeline.fuse_lora(components=adapted, lora_scale=strength)
+        pipeline.unload_lora_weights()
+        moved(modules.unet, family.device.name, family.device.torch_dtype).requires_grad_(False).eval()
+        for encoder in modules.text.encoders:
+            encoder.requires_grad_(False).eval()
+        return modules
+
+
+class LoRALearner:
+    def __init__(self, family: Family, recipe: Recipe) -> None:
+        self._family, self._recipe = family, recipe
+        self.live_text = recipe.text_learning_rate > 0
+        unet = family.new_unet(trainable=False).train()
+        text = family.new_text() if self.live_text else family.text
+        with torch.random.fork_rng(devices=[]):  # PEFT draws its start from the global generator
+            torch.manual_seed(derived_seed(recipe.seed, 11))
+            _add_adapter(unet, recipe, TARGETS[recipe.targets])
+            if self.live_text:
+                for encoder in text.encoders:
+                    _add_adapter(encoder, recipe, TEXT_TARGETS)
+        self.modules = Modules(unet, text)
+
+    def _encoders(self) -> tuple[torch.nn.Module, ...]:
+        return self.modules.text.encoders if self.live_text else ()
+
+    def groups(self) -> list[Group]:
+        recipe = self._recipe
+        groups = [Group(_adapters(self.modules.unet), recipe.learning_rate, recipe.weight_decay)]
+        if self.live_text:
+            words = tuple(parameter for encoder in self._encoders() for parameter in _adapters(encoder))
+            groups.append(Group(words, recipe.text_learning_rate, recipe.weight_decay))
+        return groups
+
+    def tensors(self) -> dict[str, torch.nn.Parameter]:
+        parts = {"unet": self.modules.unet} | {f"encoder_{k}": each for k, each in enumerate(self._encoders())}
+        return {
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def after_step(self) -> None:
+        pass
+
+    def export(self, folder: Path) -> Artifact:
+        import diffusers
+
+        options: dict[str, Any] = {
+            "unet_lora_layers": _layers(self.modules.unet),
+            "unet_lora_adapter_metadata": _settings(self.modules.unet),
+        }
+        for (_, name), encoder in zip(self._family.architecture.text_parts, self._encoders(), strict=False):
+            layers = _layers(encoder)
+            if not hasattr(encoder, "text_model"):
+                # transformers 5 flattened this class; every other program's loader still expects the old names
+                layers = {f"text_model.{key}": tensor for key, tensor in layers.items()}
+            options |= {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": _settings(encoder)}
+        writer = getattr(diffusers, self._family.architecture.pipeline).save_lora_weights
+
+        def write(path: Path) -> None:
+            writer(str(path.parent), weight_name=path.name, safe_serialization=True, **options)
+            sort_header(path)
+
+        write_file(folder / FILE, write)
+        return Artifact(FILE, (FILE,))
+
+
+def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ...]) -> None:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # any positive number works
+        target_modules=list(targets),
+        init_lora_weights="gaussian",
+    )
+    module.add_adapter(config)  # type: ignore[operator]
+    for part in module.modules():
+        if isinstance(part, LoraLayer):
+            # autocast chooses the format; PEFT's own cast would copy every input to float32 first
+            part.cast_input_dtype_enabled = False
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _adapters(module: torch.nn.Module) -> tuple[torch.nn.Parameter, ...]:
+    return tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _layers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The adapters in float16, all named `lora_A`/`lora_B`.
+
+    diffusers' example scripts also run `convert_state_dict_to_diffusers`, which renames attention layers only. Its
+    loader then looks at the first name alone: with adapters on other layers too, all of attention is silently left out
+    (seen in 0.42.1).
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(module)
+    return {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}
+
+
+def _settings(module: torch.nn.Module) -> dict[str, Any]:
+    """The adapter's configuration, as diffusers stores it in the file's metadata."""
+    settings = dict(module.peft_config["default"].to_dict())  # type: ignore[index, operator, union-attr]
+    settings["base_model_name_or_path"] = None  # a path of this machine, in a file people share
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}

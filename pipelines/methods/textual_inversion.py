@@ -1,0 +1,160 @@
+"""Textual inversion (Gal et al. 2022): learn a few word vectors, change nothing else.
+
+Trains one (n, d) parameter per text encoder. The token table stays frozen and untouched, so no row of it has to be
+restored; the vectors join it only while a prompt is encoded (`bases.text`). Saved twice: as diffusers loads it
+(`learned_embeds.safetensors`, key = token) and as A1111, ComfyUI and InvokeAI do (`likeness.safetensors`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipelines.bases.family import Family, Modules
+from pipelines.bases.registry import BaseRow
+from pipelines.bases.text import LearnedRows
+from pipelines.methods.base import Artifact, Group, write_file
+from pipelines.runtime import derived_seed
+from pipelines.schema import Recipe, UserError
+
+TOKEN = "<likeness>"
+WEB_UI_FILE = "likeness.safetensors"  # other programs trigger on the file's name: no < or > in it
+MAX_VECTORS = 8
+# Learned vectors far longer than real words crowd out the rest of the prompt; about this much longer still obey it.
+NORM_HEADROOM = 1.5
+
+
+def tokens(count: int) -> tuple[str, ...]:
+    """ "<likeness>", "<likeness>_1", ...: the names diffusers gives the vectors of one token."""
+    return (TOKEN, *(f"{TOKEN}_{index}" for index in range(1, count)))
+
+
+def embedding_file(encoder: int) -> str:
+    return "learned_embeds.safetensors" if encoder == 0 else f"learned_embeds_{encoder + 1}.safetensors"
+
+
+def _modules(family: Family, rows: tuple[torch.Tensor, ...]) -> Modules:
+    first_ids = tuple(len(tokenizer) for tokenizer in family.text.tokenizers)
+    learned = LearnedRows(tokens(len(rows[0])), rows, first_ids)
+    return Modules(family.shared().unet, family.text_with(learned))
+
+
+class TextualInversion:
+    name = "textual_inversion"
+
+    def phrase(self, row: BaseRow, recipe: Recipe) -> str:
+        return " ".join([*tokens(recipe.vectors), recipe.class_word])
+
+    def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> TextualInversionLearner:
+        if not 1 <= recipe.vectors <= MAX_VECTORS:
+            raise UserError(f"Textual inversion learns 1 to {MAX_VECTORS} vectors, not {recipe.vectors}.")
+        return TextualInversionLearner(family, recipe, identity)
+
+    def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
+        """`strength` has no meaning here: the words are there or not."""
+        rows = []
+        for index, encoder in enumerate(family.text.encoders):
+            try:
+                saved = load_file(str(folder / embedding_file(index)))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{embedding_file(index)} is missing or damaged. Train again.") from error
+            width = _table(encoder).shape[1]
+            row = saved.get(TOKEN)
+            if row is None or row.ndim != 2 or row.shape[1] != width:
+                raise UserError(
+                    f"{embedding_file(index)} was not learned on {family.row.title}. Choose the base it belongs to."
+                )
+            rows.append(row.to(family.device.name, torch.float32))
+        return _modules(family, tuple(rows))
+
+
+class TextualInversionLearner:
+    live_text = True
+
+    def __init__(self, family: Family, recipe: Recipe, identity: np.ndarray | None) -> None:
+        self._recipe = recipe
+        starts = [
+            _start(family, encoder, index, recipe, identity) for index, encoder in enumerate(family.text.encoders)
+        ]
+        self._rows = [torch.nn.Parameter(start.to(family.device.name, torch.float32).clone()) for start in starts]
+        self._max_norms = [
+            NORM_HEADROOM * max(float(_table(encoder).float().norm(dim=1).max()), float(start.norm(dim=1).max()))
+            for encoder, start in zip(family.text.encoders, starts, strict=True)
+        ]
+        self.modules = _modules(family, tuple(self._rows))
+
+    def groups(self) -> list[Group]:
+        # no weight decay: the norm clamp does its work without pulling towards zero
+        return [Group(tuple(self._rows), self._recipe.learning_rate, 0.0)]
+
+    def tensors(self) -> dict[str, torch.nn.Parameter]:
+        return {f"encoder_{index}": rows for index, rows in enumerate(self._rows)}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for rows, limit in zip(self._rows, self._max_norms, strict=True):
+            rows.mul_((limit / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0))
+
+    def export(self, folder: Path) -> Artifact:
+        saved = [rows.detach().cpu().float().contiguous() for rows in self._rows]
+        files = []
+        for index, rows in enumerate(saved):
+            files.append(embedding_file(index))
+            write_file(folder / files[-1], lambda path, rows=rows: save_file({TOKEN: rows}, str(path)))  # type: ignore[misc]
+        names = ("emb_params",) if len(saved) == 1 else ("clip_l", "clip_g")
+        web_ui = dict(zip(names, saved, strict=True))
+        write_file(folder / WEB_UI_FILE, lambda path: save_file(web_ui, str(path)))
+        return Artifact(files[0], tuple(files))
+
+
+def _table(encoder: torch.nn.Module) -> torch.Tensor:
+    weight = encoder.get_input_embeddings().weight  # type: ignore[operator]
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+def _start(
+    family: Family, encoder: torch.nn.Module, index: int, recipe: Recipe, identity: np.ndarray | None
+) -> torch.Tensor:
+    """Where the vectors start, (n, d): the class word, or what the base's projector makes of the face."""
+    table = _table(encoder).float().cpu()
+    tokenizer = family.text.tokenizers[index]
+    if recipe.init == "zero_shot":
+        rows = zero_shot_rows(family, table, tokenizer, identity)
+        if rows is not None:
+            return rows[[k % len(rows) for k in range(recipe.vectors)]]
+    elif recipe.init != "class_word":
+        raise UserError(f'A recipe starts textual inversion from "class_word" or "zero_shot", not "{recipe.init}".')
+    word = tokenizer(recipe.class_word, add_special_tokens=False).input_ids
+    rows = table[word].mean(0).expand(recipe.vectors, -1).clone()
+    if recipe.vectors > 1:  # equal vectors would get equal gradients through equal positions' keys and stay alike
+        generator = torch.Generator().manual_seed(derived_seed(recipe.seed, 7, index))
+        rows += 0.1 * table.std() * torch.randn(rows.shape, generator=generator)
+    return rows
+
+
+def zero_shot_rows(
+    family: Family, table: torch.Tensor, tokenizer: object, identity: np.ndarray | None
+) -> torch.Tensor | None:
+    """The base's own guess at a person's vectors, (k, d), from dlib descriptors; the neutral person without any.
+
+    None where a base has no projector. Source: tools/portrait_base/denoiser.py, `IdentityProjector`.
+    """
+    file = family.folder / "identity_projector.safetensors" if family.folder else None
+    if file is None or not file.is_file():
+        return None
+    subject = tokenizer.convert_tokens_to_ids(family.row.identifier.split()[0])  # type: ignore[attr-defined]
+    neutral = table[subject]
+    weights = {name: tensor.float() for name, tensor in load_file(str(file)).items()}
+    count = len(family.row.identifier.split())
+    if identity is None:
+        return neutral.expand(count, -1).clone()
+    descriptor = torch.tensor(np.atleast_2d(np.asarray(identity, np.float32)).mean(0))
+    x = (descriptor - weights["mean"]) / weights["std"]
+    hidden = torch.nn.functional.silu(weights["expand.weight"] @ x + weights["expand.bias"])
+    out = weights["linear.weight"] @ x + weights["linear.bias"] + weights["project.weight"] @ hidden
+    return neutral + (out + weights["project.bias"]).view(count, -1) * 0.1

@@ -1,0 +1,464 @@
+"""Reports: what a comparison found, as JSON, as one self-contained HTML page, as a CSV table and as one picture.
+
+In: `Findings`. Out: report.json (the shape other programs rely on), report.html (no outside host, pictures inside),
+cells.csv (one row per render) and grid.png (rows: prompts and seeds, columns: methods, a held-out photo beside them).
+Try it: `python -m pipelines compare PHOTO_DIR --class-word man --out RUN`, then open RUN/report.html.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import workspace
+from pipelines.schema import PhotoSet, Sampling, Score, Subject
+from pipelines.scoring import Bootstrap, IdentitySummary, Marks, paired_bootstrap, summary
+from pipelines.workspace import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1
+NAMES = {
+    "none": "Untrained base",
+    "textual_inversion": "Textual inversion",
+    "dreambooth": "DreamBooth",
+    "lora": "LoRA",
+}
+TILE_PX, GAP_PX = 176, 10
+COLOURS = {"none": "#6b7280", "textual_inversion": "#b45309", "dreambooth": "#1d4ed8", "lora": "#047857"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of the comparison with its scores, one per judge."""
+
+    column: str
+    sampling: Sampling
+    path: str  # relative to the run
+    scores: tuple[Score, ...]
+
+    def score(self, judge: str) -> Score | None:
+        return next((score for score in self.scores if score.judge == judge), None)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything a report says."""
+
+    base: str
+    title: str
+    class_word: str
+    quality: str
+    seed: int
+    wall_s: float
+    photo_set: PhotoSet
+    columns: tuple[str, ...]  # in order; "none" first
+    cells: tuple[Cell, ...]
+    marks: dict[str, Marks]  # by judge, the one that counts first
+    subjects: dict[str, Subject]  # by method; one that failed is not here
+    errors: tuple[str, ...] = ()
+
+    def of(self, column: str) -> list[Cell]:
+        return [cell for cell in self.cells if cell.column == column]
+
+    def scores(self, column: str, judge: str) -> list[Score]:
+        found = (cell.score(judge) for cell in self.of(column))
+        return [score for score in found if score is not None]
+
+    def identity(self, column: str, judge: str) -> IdentitySummary | None:
+        """One method under one judge; None when nothing was drawn."""
+        scores = self.scores(column, judge)
+        return summary(scores, self.marks[judge]) if scores else None
+
+    def against_base(self, column: str, judge: str) -> Bootstrap | None:
+        """A method's similarities minus the untrained base's, picture by picture; None where there is no such pair."""
+        one, base = ([_zero(score) for score in self.scores(name, judge)] for name in (column, "none"))
+        if column == "none" or not one or len(one) != len(base):
+            return None
+        return paired_bootstrap(one, base, resamples=5000, seed=0)
+
+    def best_column(self) -> str | None:
+        """The method that looks most like the person to the first judge."""
+        judge = next(iter(self.marks), None)
+        if judge is None:
+            return None
+        means = {c: found.mean_zero_imputed for c in self.columns if (found := self.identity(c, judge)) is not None}
+        known = {column: mean for column, mean in means.items() if mean is not None and column != "none"}
+        return max(known, key=lambda column: known[column]) if known else None
+
+
+def _zero(score: Score) -> float:
+    return 0.0 if score.similarity is None else score.similarity
+
+
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), digits)
+
+
+def verdict(findings: Findings) -> str:
+    """The outcome in one or two sentences, by the first judge; no better than the figures are."""
+    best, judge = findings.best_column(), next(iter(findings.marks), None)
+    if best is None or judge is None:
+        return "No method could be compared."
+    found, mark, gain = findings.identity(best, judge), findings.marks[judge], findings.against_base(best, judge)
+    mean = found.mean_zero_imputed if found else None
+    scale = (
+        f"Real photos of this person reach {_figure(mark.ceiling)}, different people stay below {mark.impostor:.2f}."
+    )
+    if gain is None or not (gain.significant and gain.difference > 0):
+        return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
+    return f"{NAMES[best]} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"
+
+
+# ------------------------------------------------------------------------------------------------- JSON and CSV
+
+
+def to_json(findings: Findings) -> dict[str, Any]:
+    """report.json. A figure that does not apply is null.
+
+    `mean` counts a picture without a face as 0, so that failures cost; `normalised` is of that mean. `faces_found` is
+    the first judge's count; the others' are in cells.csv.
+    """
+    photos = findings.photo_set
+    return {
+        "schema": SCHEMA,
+        "base": findings.base,
+        "wall_s": _rounded(findings.wall_s, 3),
+        "photos": {
+            "train": [photo.name for photo in photos.train],
+            "held_out": [photo.name for photo in photos.held_out],
+            "rejected": dict(sorted(photos.rejected.items())),
+        },
+        "judges": {
+            name: {
+                "ceiling": _rounded(mark.ceiling),
+                "impostor": _rounded(mark.impostor),
+                "threshold": _rounded(mark.threshold),
+            }
+            for name, mark in findings.marks.items()
+        },
+        "methods": {column: _method_json(findings, column) for column in findings.columns},
+    }
+
+
+def _method_json(findings: Findings, column: str) -> dict[str, Any]:
+    subject = findings.subjects.get(column)
+    first = findings.identity(column, next(iter(findings.marks))) if findings.marks else None
+    drawn = findings.of(column)
+    return {
+        "steps": subject.steps if subject else None,
+        "train_s": _rounded(subject.train_s, 3) if subject else None,
+        "peak_mem_mb": _rounded(subject.peak_mem_mb, 1) if subject else None,
+        "artifact_bytes": subject.artifact_bytes if subject else None,
+        "trainable_params": subject.trainable_params if subject else None,
+        "renders": len(drawn) if column == "none" or subject else None,
+        "faces_found": first.faces_found if first else None,
+        "identity": {judge: _identity_json(findings.identity(column, judge)) for judge in findings.marks},
+    }
+
+
+def _identity_json(found: IdentitySummary | None) -> dict[str, float | None]:
+    if found is None:
+        return {"mean": None, "best": None, "normalised": None}
+    return {
+        "mean": _rounded(found.mean_zero_imputed),
+        "best": _rounded(found.best),
+        "normalised": _rounded(found.normalised),
+    }
+
+
+def to_csv(findings: Findings) -> str:
+    """One row per render: what was asked for, and each judge's similarity or the reason why there is none."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    judges = list(findings.marks)
+    heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file"]
+    table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason"))])
+    for cell in findings.cells:
+        asked = cell.sampling
+        row: list[Any] = [cell.column, asked.seed, _cell_text(asked.prompt), _cell_text(asked.negative_prompt)]
+        row += [asked.steps, asked.guidance, asked.scheduler, cell.path]
+        for judge in judges:
+            score = cell.score(judge)
+            known = score is not None and score.similarity is not None
+            row += [
+                f"{score.similarity:.4f}" if known and score else "",
+                (score.reason or "") if score else "not scored",
+            ]
+        table.writerow(row)
+    return out.getvalue()
+
+
+def _cell_text(text: str) -> str:
+    """A spreadsheet runs a cell that begins like a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+# ------------------------------------------------------------------------------------------------- the picture
+
+
+def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
+    """Side by side, as a PIL image: a row per prompt and seed, a column per method, a held-out photo beside each row.
+
+    `held_out` (n, H, W, 3) uint8 are the photos as the base sees them; rows take turns with them.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    judges = list(findings.marks)
+    rows = _rows(findings.cells)
+    columns = [*findings.columns, "photo"]
+    label_px, head_px = 190, 34
+    score_px = 6 + 15 * max(1, len(judges))
+    width = label_px + len(columns) * (TILE_PX + GAP_PX) + GAP_PX
+    height = head_px + len(rows) * (TILE_PX + score_px + GAP_PX) + GAP_PX
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    title, text = ImageFont.load_default(15), ImageFont.load_default(12)
+    for index, column in enumerate(columns):
+        x = label_px + index * (TILE_PX + GAP_PX)
+        draw.text((x, 9), NAMES.get(column, "Held-out photo"), fill=COLOURS.get(column, "black"), font=title)
+    for number, (asked, cells) in enumerate(rows):
+        y = head_px + number * (TILE_PX + score_px + GAP_PX)
+        lines = [f"seed {asked.seed}", *_wrapped(_spoken(findings, asked), 28)]
+        draw.multiline_text((GAP_PX, y), "\n".join(lines[:10]), fill="black", font=text, spacing=3)
+        for index, column in enumerate(columns):
+            x = label_px + index * (TILE_PX + GAP_PX)
+            cell = cells.get(column)
+            if column == "photo":
+                if len(held_out):
+                    tile = Image.fromarray(held_out[number % len(held_out)])
+                    picture.paste(tile.resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS), (x, y))
+                continue
+            if cell is None:
+                draw.rectangle((x, y, x + TILE_PX - 1, y + TILE_PX - 1), outline="#bbbbbb")
+                draw.text((x + 8, y + 8), "not drawn", fill="#666666", font=text)
+                continue
+            with Image.open(run.folder / cell.path) as drawn:
+                tile = drawn.convert("RGB")
+                tile.thumbnail((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
+                if max(tile.size) < TILE_PX:
+                    scale = TILE_PX / max(tile.size)
+                    tile = tile.resize(
+                        (round(tile.width * scale), round(tile.height * scale)), Image.Resampling.LANCZOS
+                    )
+                picture.paste(tile, (x, y))
+            for line, judge in enumerate(judges):
+                said = f"{judge} {_said(cell.score(judge))}"
+                draw.text((x, y + TILE_PX + 3 + 15 * line), said, fill="black", font=text)
+    return picture
+
+
+def _rows(cells: Sequence[Cell]) -> list[tuple[Sampling, dict[str, Cell]]]:
+    """Cells of one sampling side by side, in the order in which they were asked for."""
+    rows: dict[Sampling, dict[str, Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.sampling, {})[cell.column] = cell
+    return list(rows.items())
+
+
+def _spoken(findings: Findings, asked: Sampling) -> str:
+    """The prompt as a person reads it."""
+    return asked.prompt.replace("{subject}", f"the {findings.class_word}")
+
+
+def _said(score: Score | None) -> str:
+    if score is None:
+        return "not scored"
+    return f"{score.similarity:.2f}" if score.similarity is not None else (score.reason or "no face found")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)
+
+
+# ------------------------------------------------------------------------------------------------- the page
+
+STYLE = """
+:root{color-scheme:light dark;--line:#d4d8de;--soft:#5b6470}
+body{font:16px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}
+table{border-collapse:collapse;width:100%}caption{text-align:left;color:var(--soft)}
+th,td{text-align:right;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left}.scroll{overflow-x:auto}.soft{color:var(--soft)}
+.grid{display:grid;gap:.7rem;min-width:640px}.grid figure{margin:0}
+.grid img{width:100%;height:auto;display:block;border-radius:4px}
+figcaption{font-size:.82rem;color:var(--soft)}svg{width:100%;height:auto}ul{padding-left:1.2rem}
+"""
+
+
+def to_html(findings: Findings, run: Run) -> str:
+    """One page that needs nothing else: styles and pictures inside, no script, no outside host (its policy says so)."""
+    judges = list(findings.marks)
+    lead = f"<p><b>{escape(verdict(findings))}</b></p>"
+    weak = (
+        "<p>Only one photo was held out, so this verdict is weak: add photos for a firmer one.</p>"
+        if findings.photo_set.weak
+        else ""
+    )
+    problems = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings.errors)
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">",
+        f"<title>Likeness report</title><style>{STYLE}</style></head><body>",
+        "<h1>Which way of teaching looks most like the person?</h1>",
+        lead,
+        weak,
+        f'<p class="soft">{escape(findings.title)}, quality {escape(findings.quality)}, seed {findings.seed}, '
+        f"{len(findings.photo_set.train)} photos learned from, {len(findings.photo_set.held_out)} held out to judge "
+        f"with, {findings.wall_s:.0f} s in all.</p>",
+        f"<h2>What did not work</h2><ul>{problems}</ul>" if problems else "",
+        "<h2>Methods</h2>",
+        *(_table(findings, judge) for judge in judges),
+        "<h2>On one scale</h2>",
+        *(_strip(findings, judge) for judge in judges),
+        "<h2>Side by side</h2>",
+        _side_by_side(findings, run),
+        "<h2>Photos</h2>",
+        _photo_list(findings.photo_set),
+        "</body></html>",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _table(findings: Findings, judge: str) -> str:
+    heads = ("Method", "Mean", "Best", "Normalised", "Against the base", "Faces", "Seconds", "MB", "Parameters")
+    rows = []
+    for column in findings.columns:
+        found, subject = findings.identity(column, judge), findings.subjects.get(column)
+        gain = findings.against_base(column, judge)
+        cells = (
+            _figure(found.mean_zero_imputed if found else None),
+            _figure(found.best if found else None),
+            _figure(found.normalised if found else None),
+            f"{gain.difference:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})" if gain else "–",
+            f"{found.faces_found} of {found.renders}" if found else "–",
+            _figure(subject.train_s if subject else None, 0),
+            _figure(subject.artifact_bytes / 1e6 if subject else None),
+            f"{subject.trainable_params:,}" if subject else "–",
+        )
+        rows.append(f"<tr><td>{NAMES[column]}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        f'<div class="scroll"><table><caption>Judge: {escape(judge)}. Pictures without a face count as 0.</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _strip(findings: Findings, judge: str) -> str:
+    """All similarities on one axis with the four marks, as an inline drawing."""
+    mark = findings.marks[judge]
+    named = [
+        ("different people", mark.impostor),
+        ("untrained base", mark.floor),
+        ("best this base can draw", mark.best_possible),
+        ("own photos", mark.ceiling),
+    ]
+    dots = {column: [_zero(score) for score in findings.scores(column, judge)] for column in findings.columns}
+    values = [value for _, value in named if value is not None] + [v for each in dots.values() for v in each]
+    low = min([0.0, *values]) - 0.03
+    high = max([1.0, *values])
+
+    def at(value: float) -> float:
+        return 170 + (value - low) / (high - low) * 810
+
+    height = 26 * len(dots) + 20 * len(named) + 16
+    lines = []
+    for index, (name, value) in enumerate(named):
+        y = 26 * len(dots) + 20 * (index + 1) + 4
+        if value is None:
+            lines.append(f'<text x="170" y="{y}" font-size="13" fill="currentColor">{name}: not measured</text>')
+            continue
+        x = at(value)
+        anchor, shift = ("end", -6) if x > 700 else ("start", 6)
+        lines.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{y}" stroke="currentColor" '
+            f'stroke-dasharray="4 3" opacity=".6"/>'
+            f'<text x="{x + shift:.1f}" y="{y}" font-size="13" text-anchor="{anchor}" fill="currentColor">{name} '
+            f"{value:.2f}</text>"
+        )
+    for index, (column, each) in enumerate(dots.items()):
+        y = 26 * index + 16
+        lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{NAMES[column]}</text>')
+        lines += [
+            f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{COLOURS[column]}" fill-opacity=".65"/>'
+            for value in each
+        ]
+    said = "; ".join(f"{name} {_figure(value)}" for name, value in named)
+    return (
+        f'<h3>{escape(judge)}</h3><svg viewBox="0 0 1000 {height}" role="img" aria-label="Similarities by '
+        f'{escape(judge)}. {escape(said)}">{"".join(lines)}</svg>'
+    )
+
+
+def _side_by_side(findings: Findings, run: Run) -> str:
+    judge = next(iter(findings.marks), "")
+    cells = [f"<div><b>{NAMES[column]}</b></div>" for column in findings.columns]
+    for asked, row in _rows(findings.cells):
+        for column in findings.columns:
+            cell = row.get(column)
+            if cell is None:
+                cells.append("<figure><figcaption>not drawn</figcaption></figure>")
+                continue
+            alt = f"{NAMES[column]}, seed {asked.seed}: {_spoken(findings, asked)}"
+            cells.append(
+                f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{escape(alt)}">'
+                f"<figcaption>{escape(_said(cell.score(judge)))} · seed {asked.seed}</figcaption></figure>"
+            )
+    columns = f"grid-template-columns:repeat({len(findings.columns)},minmax(0,1fr))"
+    return f'<div class="scroll"><div class="grid" style="{columns}">{"".join(cells)}</div></div>'
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _photo_list(photos: PhotoSet) -> str:
+    def names(title: str, part: Sequence[Any]) -> str:
+        return f"<li>{title}: {escape(', '.join(photo.name for photo in part)) or 'none'}</li>"
+
+    refused = "".join(
+        f"<li>{escape(name)} was not used: {escape(why)}</li>" for name, why in sorted(photos.rejected.items())
+    )
+    return (
+        f"<ul>{names('Learned from', photos.train)}{names('Watched while training', photos.validation)}"
+        f"{names('Held out to judge with', photos.held_out)}{refused}</ul>"
+    )
+
+
+def write(findings: Findings, run: Run, held_out: np.ndarray) -> dict[str, Any]:
+    """Write report.json, cells.csv, grid.png and report.html into the run; returns what report.json holds."""
+    from PIL import PngImagePlugin
+
+    report = to_json(findings)
+    workspace.write_text(run.cells, to_csv(findings))
+    partial = run.grid.with_name(".grid.part")
+    with workspace.told_when_full():
+        try:
+            about = PngImagePlugin.PngInfo()
+            about.add_text(
+                "Description", "Likeness: methods side by side; the last column is a photo, the others are generated"
+            )
+            grid(findings, run, held_out).save(partial, format="PNG", pnginfo=about)
+            partial.replace(run.grid)
+        finally:
+            partial.unlink(missing_ok=True)
+    workspace.write_text(run.page, to_html(findings, run))
+    workspace.write_json(run.report, report)
+    return report

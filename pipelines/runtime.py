@@ -1,0 +1,119 @@
+"""The machine: which device and number format to compute in and why, noise that is the same everywhere, peak memory.
+
+In: nothing, or a preferred device name. Out: a `Device` whose `reason` can be shown to a person.
+Try it: `python -c "from pipelines.runtime import pick_device; print(pick_device())"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.schema import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which number format to compute, with the reason in words."""
+
+    name: str  # "cpu", "cuda", "cuda:1", "mps"
+    dtype: str  # a torch dtype's name: "bfloat16" or "float32"
+    reason: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def kind(self) -> str:
+        """ "cpu", "cuda" or "mps": the name without the card's number."""
+        return self.name.split(":")[0]
+
+    def autocast(self, enabled: bool = True) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision where `dtype` is a half format, else nothing."""
+        import torch
+
+        if not enabled or self.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, dtype=self.torch_dtype)
+
+
+def _cpu_has_matrix_units() -> bool:
+    """Whether this CPU multiplies bfloat16 in matrix units (AMX).
+
+    AVX-512 BF16 alone does not pay: one training step of the embedded base (12.9 M parameters, batch 8, one thread of a
+    Sapphire Rapids without AMX, torch 2.13) took 0.40 s in float32 and 0.60 s under bfloat16 autocast, batch 32 1.26 s
+    and 1.86 s; convolutions, matrix products and norms were all slower.
+    """
+    import torch
+
+    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(found is not None and found())
+
+
+def pick_device(preferred: str | None = None) -> Device:
+    """The best device here, or `preferred` ("cpu", "cuda", "cuda:1", "mps").
+
+    Raises UserError when `preferred` is not on this machine.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    mps = getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available()
+    name = preferred or ("cuda" if cuda else "mps" if mps else "cpu")
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UserError(f"Unknown device {name}. Choose cpu, cuda or mps.")
+    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
+        raise UserError(f"This machine has no {kind} device. Choose cpu, or leave the device out.")
+    if kind == "cuda":
+        title = torch.cuda.get_device_name(name)
+        if torch.cuda.get_device_capability(name)[0] >= 8:
+            return Device(name, "bfloat16", f"{title}: bfloat16 is native and needs no loss scaling")
+        return Device(name, "float32", f"{title} has no native bfloat16, and float16 training can overflow")
+    if kind == "mps":
+        return Device(name, "float32", "Apple GPU: float32, since half formats there still miss operators of training")
+    if _cpu_has_matrix_units():
+        return Device(name, "bfloat16", "CPU with AMX: its matrix units multiply bfloat16 several times faster")
+    return Device(name, "float32", "CPU without AMX: float32 was measured 1.5 times as fast as bfloat16")
+
+
+def derived_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, e.g. (seed, step): neighbours give unrelated streams."""
+    import numpy as np
+
+    words = np.random.SeedSequence([part & 0xFFFFFFFFFFFFFFFF for part in parts]).generate_state(1, np.uint64)
+    return int(words[0]) & 0x7FFFFFFFFFFFFFFF
+
+
+def noise(seed: int, shape: Sequence[int], *, device: str | torch.device = "cpu") -> torch.Tensor:
+    """Standard normal float32 noise of `shape`. Made on the CPU, so every device and method sees the same numbers."""
+    import torch
+
+    generator = torch.Generator("cpu").manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MB of this process so far: CUDA's own count where CUDA is in use, else resident memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated()) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return float(getattr(psutil.Process().memory_info(), "peak_wset", psutil.Process().memory_info().rss)) / 1e6
+    unit = 1.0 if sys.platform == "darwin" else 1024.0  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,176 @@
+"""The records every stage passes on: frozen dataclasses, no torch, nothing that touches a disk.
+
+`f(records, options) -> records`: photos -> PhotoSet -> Subject -> Render -> Score. Units stand in the names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+MethodName = Literal["none", "textual_inversion", "dreambooth", "lora"]
+METHODS: tuple[str, ...] = ("textual_inversion", "dreambooth", "lora")
+COLUMNS: tuple[str, ...] = ("none", *METHODS)  # "none" is the untrained base
+Quality = Literal["draft", "good", "best"]
+QUALITIES: tuple[str, ...] = ("draft", "good", "best")
+CLASS_WORDS: tuple[str, ...] = ("person", "man", "woman")
+
+
+class UserError(Exception):
+    """Something the person can act on: one or two sentences that say what happened and what to do."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One accepted photo. Coordinates are pixels of the upright picture."""
+
+    name: str  # the person's own file name, for messages
+    path: str  # the stored, metadata-free copy
+    sha256: str  # of the stored copy's bytes
+    width_px: int
+    height_px: int
+    face_box: tuple[float, float, float, float]
+    eyes: tuple[tuple[float, float], tuple[float, float]]
+    eye_distance_px: float
+    notes: tuple[str, ...] = ()  # "3 faces; the largest is used", ...
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """The accepted photos in three disjoint parts, and why the others were refused."""
+
+    train: tuple[Photo, ...]
+    validation: tuple[Photo, ...]
+    held_out: tuple[Photo, ...]
+    rejected: dict[str, str] = field(default_factory=dict)  # file name -> sentence
+    weak: bool = False  # so few photos that a verdict says little
+
+    @property
+    def photos(self) -> tuple[Photo, ...]:
+        return self.train + self.validation + self.held_out
+
+    @property
+    def digest(self) -> str:
+        """Depends on which photos lie in which part, not on their order."""
+        parts = (sorted(p.sha256 for p in part) for part in (self.train, self.validation, self.held_out))
+        return hashlib.sha256("|".join(",".join(part) for part in parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Recipe + PhotoSet alone determine the result."""
+
+    base: str  # a registry name or a path
+    method: str  # one of METHODS
+    class_word: str = "person"
+    steps: int = 300
+    batch: int = 8
+    learning_rate: float = 1e-4
+    text_learning_rate: float = 0.0  # > 0: the text encoder learns too (DreamBooth, LoRA)
+    warmup_steps: int = 20
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema: float = 0.0  # 0 = off
+    snr_gamma: float | None = 5.0  # min-SNR weighting; None = uniform
+    vectors: int = 4  # textual inversion: learned vectors per text encoder, 1..8
+    init: str = "class_word"  # textual inversion: "class_word" | "zero_shot" (bases that carry a projector)
+    rank: int = 16  # LoRA
+    alpha: float = 16.0
+    targets: str = "attention"  # LoRA: "attention" | "attention+feed_forward" | "all" (with convolutions)
+    prior_weight: float = 0.0  # DreamBooth: weight of generated class images, 0 = off
+    prior_images: int = 32
+    mirror: bool = False  # mirrored copies of the photos
+    caption_dropout: float = 0.1
+    seed: int = 0
+    checkpoint_every: int = 50
+    preview_every_s: float = 10.0
+
+    def replaced(self, **changes: Any) -> Recipe:
+        return Recipe(**{**asdict(self), **changes})
+
+
+@dataclass(frozen=True)
+class Style:
+    """A look a person picks. `prompt` holds `{subject}`; `words` are what the base has to know."""
+
+    id: str
+    name: str
+    prompt: str
+    negative_prompt: str = ""
+    guidance: float = 3.0
+    steps: int = 20
+    words: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ("any",)  # families the style is written for: "portrait", "sd15", "sdxl", "any"
+    photoreal: bool = True  # recognisers say nothing about cartoons: such styles stay out of the identity mean
+    thumbnail: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Everything that determines a picture, given a subject. `prompt` still holds `{subject}`."""
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int = 20
+    guidance: float = 3.0
+    seed: int = 0
+    width_px: int | None = None  # None = the base's own size
+    height_px: int | None = None
+    scheduler: str = "default"
+    strength: float = 1.0  # LoRA strength
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained method's card: what was learned, from what, and where it lies. Never weights in memory."""
+
+    id: str
+    method: str
+    base: str
+    base_revision: str | None
+    class_word: str
+    phrase: str  # what `{subject}` becomes in a prompt, e.g. "<likeness> <likeness>_1 man"
+    recipe: Recipe
+    photo_digest: str
+    artifact: str  # path relative to the folder of subject.json
+    sha256: str
+    steps: int  # optimizer steps taken
+    train_s: float
+    peak_mem_mb: float | None
+    artifact_bytes: int
+    trainable_params: int
+    complete: bool = True  # False: stopped early, what was learned is kept
+
+
+@dataclass(frozen=True)
+class Render:
+    path: str
+    method: str  # one of COLUMNS
+    subject_id: str | None  # None = the untrained base
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Score:
+    render: str  # path of the picture
+    judge: str  # "buffalo_l", "buffalo_sc", "antelopev2", "dlib"
+    similarity: float | None  # None: see reason
+    reason: str | None = None  # "no face found"
+    split: str = "held_out"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened, as the app, the command line and the tests see it. JSON-able."""
+
+    kind: str  # "start" | "step" | "preview" | "note" | "phase" | "render" | "score" | "done" | "stopped" | "failed"
+    method: str | None = None
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    seconds: float = 0.0  # spent so far on this method
+    seconds_left: float | None = None
+    path: str | None = None  # of a preview, render or artefact
+    text: str | None = None  # one sentence for people
+    data: dict[str, Any] = field(default_factory=dict)

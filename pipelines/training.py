@@ -1,0 +1,662 @@
+"""One training loop for every base and every method. It knows neither.
+
+In: a recipe, aligned photos with captions, an empty (or interrupted) folder. Out: a stream of events, and in the folder
+the artefact under stock file names, `subject.json` and previews. Everything random derives from (seed, step): a run
+resumed at step k is bit-equal to one that never stopped. Several `train` generators may be advanced in turn in one
+process.
+
+Try it: `for event in train(recipe, data, Path("out"), photo_digest="..."): print(event)`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from pipelines.bases.family import Family, Modules, load_family
+from pipelines.bases.registry import find_base
+from pipelines.bases.sampling import Row, sample, sample_latents
+from pipelines.bases.text import Conditioning
+from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.methods import method as find_method
+from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained, write_file
+from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb
+from pipelines.schema import Event, Recipe, Subject, UserError
+
+CHECKPOINT, CLASS_IMAGES, SUBJECT = "checkpoint.safetensors", "class_images.safetensors", "subject.json"
+PREVIEW_STEPS = 8  # enough to recognise somebody, at a third of a training step's cost each
+CLASS_IMAGE_STEPS = 16
+FADE_SHARE, FADE_TO = 0.3, 0.1  # the learning rate falls to a tenth over the last 30% of the steps
+READ_LOSS_EVERY = {"cpu": 1}  # elsewhere reading the loss waits for the device, so it is read in packs
+READ_LOSS_DEFAULT = 10
+# A reloaded artefact must draw the live modules' picture: mean difference in grey levels of 255, and the denoiser's
+# answers, as a share of what was learned plus a share of their own size (float16 on disk, bfloat16 in the arithmetic).
+SAME_PICTURE_LEVELS, SAME_ANSWER_OF_LEARNED, SAME_ANSWER_OF_ALL = 3.0, 0.1, 0.02
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Photos as the base sees them."""
+
+    frames: np.ndarray  # (n, H, W, 3) uint8
+    captions: tuple[str, ...]  # one per frame, each with "{subject}"
+    validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: never trained on, watched only
+
+
+def train(
+    recipe: Recipe,
+    data: TrainingData,
+    out: Path,
+    *,
+    photo_digest: str,
+    device: Device | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    family: Family | None = None,
+    identity: np.ndarray | None = None,
+) -> Iterator[Event]:
+    """Train one method; resumes from `out/checkpoint.safetensors` where that belongs to the same recipe and photos.
+
+    The last event is "done", or "stopped" (within one step of `stop()`; what was learned is saved all the same).
+    `seconds` count this method's own time only, whoever else runs in between. `identity` are dlib descriptors of the
+    photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten.
+    Raises UserError: a base or photos that do not fit, a loss that is no number, a full disk, too little GPU memory, an
+    artefact that does not draw the same picture after reloading. The last checkpoint is kept in each case.
+    """
+    clock = _Clock()
+    run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, clock)
+    while True:
+        clock.start()
+        try:
+            event = next(run)
+        except StopIteration:
+            return
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"The GPU's memory is not enough for {_title(recipe)} with batch {recipe.batch}. Choose a smaller "
+                "batch, a smaller base or another method."
+            ) from error
+        except Exception as error:
+            if _is_disk_full(error):
+                raise UserError(
+                    f"The disk is full: {_title(recipe)} could not be saved. Free some space and start again; it "
+                    "continues from its last checkpoint."
+                ) from error
+            raise
+        finally:
+            clock.pause()
+        yield event
+
+
+def load_subject(folder: Path) -> Subject:
+    """The card of a trained method. Raises UserError when there is none or it can't be read."""
+    file = Path(folder) / SUBJECT
+    try:
+        saved = json.loads(file.read_text())
+        recipe = Recipe(**{key: saved["recipe"][key] for key in (field.name for field in fields(Recipe))})
+        names = [field.name for field in fields(Subject) if field.name != "recipe"]
+        return Subject(recipe=recipe, **{name: saved[name] for name in names})
+    except FileNotFoundError as error:
+        raise UserError(f"Nothing is trained in {file.parent.name} yet. Train first.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file.parent.name}/{SUBJECT} can't be read ({error}). Train again.") from error
+
+
+class _Clock:
+    """Seconds of one method's own work."""
+
+    def __init__(self) -> None:
+        self.before = 0.0  # of earlier sessions of this run
+        self._spent, self._since = 0.0, time.monotonic()
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def pause(self) -> None:
+        self._spent += time.monotonic() - self._since
+
+    @property
+    def seconds(self) -> float:
+        """Valid while running."""
+        return self.before + self._spent + time.monotonic() - self._since
+
+
+def _run(
+    recipe: Recipe,
+    data: TrainingData,
+    out: Path,
+    photo_digest: str,
+    device: Device | None,
+    stop: Callable[[], bool],
+    family: Family | None,
+    identity: np.ndarray | None,
+    clock: _Clock,
+) -> Iterator[Event]:
+    name, steps = recipe.method, recipe.steps
+    _check(recipe, data)
+    out.mkdir(parents=True, exist_ok=True)
+    if (finished := _finished(out, recipe, photo_digest)) is not None:
+        yield _end("done", finished, out)
+        return
+
+    if family is None:
+        yield Event("phase", name, steps=steps, text=f"Loading {find_base(recipe.base).title}")
+        family = load_family(find_base(recipe.base), device)
+    _check_fit(family, recipe, data)
+
+    # what learns, and where it stands
+    method = find_method(name)
+    learner = method.learner(family, recipe, identity=identity)
+    groups = learner.groups()
+    parameters = trained(groups)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
+            for group in groups
+        ],
+        betas=(0.9, 0.99),  # 0.999 remembers longer than these runs are
+        fused=family.device.kind in ("cpu", "cuda"),
+    )
+    average = {key: value.detach().clone() for key, value in learner.tensors().items()} if recipe.ema > 0 else {}
+    fingerprint = _fingerprint(recipe, data, photo_digest, family)
+    first, note = _resume(out, fingerprint, learner, optimizer, average, clock)
+    size = sum(parameter.numel() for parameter in parameters)
+    yield Event(
+        "start",
+        name,
+        first,
+        steps,
+        seconds=clock.seconds,
+        text=note or f"{_title(recipe)} learns {size:,} numbers from {len(data.frames)} photos",
+        data={"trainable_params": size, "device": family.device.name, "dtype": family.device.dtype},
+    )
+
+    # what it learns from
+    class_latents = None
+    if recipe.prior_weight > 0:
+        if not (out / CLASS_IMAGES).is_file():
+            text = f"Drawing {recipe.prior_images} pictures of a {recipe.class_word} in general"
+            yield Event("phase", name, first, steps, seconds=clock.seconds, text=text)
+        class_latents = _class_images(family, recipe, data, out, stop)
+    batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
+    preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
+
+    # the loop
+    losses: list[tuple[int, torch.Tensor]] = []
+    read_every = READ_LOSS_EVERY.get(family.device.kind, READ_LOSS_DEFAULT)
+    shown_at, session = time.monotonic(), clock.seconds
+    step = first
+    while step < steps and not stop():
+        for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
+            parameter_group["lr"] = group.learning_rate * _learning_rate_factor(step, recipe)
+        loss = batches.loss(learner, step)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learner.after_step()
+        _follow(average, learner, recipe.ema, step)
+        step += 1
+        losses.append((step, torch.stack([loss.detach().float(), norm.detach().float()])))
+
+        extra: dict[str, Any] = {}
+        checkpoint = step % recipe.checkpoint_every == 0 and step < steps
+        read = None
+        if checkpoint or step == steps or len(losses) >= read_every:
+            read = _read(losses, recipe)
+        if checkpoint:
+            _check_numbers(learner, step, recipe)
+            _save_checkpoint(out, fingerprint, learner, optimizer, average, step, clock)
+        if (checkpoint or step == steps) and len(data.validation):
+            extra["validation_loss"] = batches.validation_loss(learner)
+        rate = (clock.seconds - session) / (step - first)
+        yield Event("step", name, step, steps, read, clock.seconds, seconds_left=rate * (steps - step), data=extra)
+        if 0 < recipe.preview_every_s <= time.monotonic() - shown_at and step < steps:
+            path = out / f"preview_{step:05d}.png"
+            _draw(family, learner.modules, preview, path)
+            shown_at = time.monotonic()
+            yield Event("preview", name, step, steps, seconds=clock.seconds, path=str(path))
+    if losses:
+        _read(losses, recipe)
+
+    # keep it, and prove it
+    _check_numbers(learner, step, recipe)
+    complete = step >= steps
+    if not complete:
+        _save_checkpoint(out, fingerprint, learner, optimizer, average, step, clock)
+    if average:
+        load_into(learner.tensors(), average)
+    yield Event("phase", name, step, steps, seconds=clock.seconds, text="Saving, and reading it back to be sure")
+    artifact = learner.export(out)
+    frame = _verify(family, method, learner, out, recipe, preview)
+    path = out / f"preview_{step:05d}.png"
+    _save_png(frame, path)
+    yield Event("preview", name, step, steps, seconds=clock.seconds, path=str(path))
+    subject = _write_subject(out, recipe, family, method, artifact, photo_digest, step, clock, size, complete)
+    if complete:
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        (out / CLASS_IMAGES).unlink(missing_ok=True)
+    yield _end("done" if complete else "stopped", subject, out)
+
+
+# -- the batch of one step -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's rows. Photos first, then class images (prior preservation), which differ by their weight only."""
+
+    latents: torch.Tensor  # (b, c, h, w)
+    texts: torch.Tensor  # (b,) indices into the captions
+    noise: torch.Tensor  # (b, c, h, w)
+    timesteps: torch.Tensor  # (b,)
+    weights: torch.Tensor  # (b,), sums to 1 + prior weight
+
+
+class Batches:
+    """The rows of any step, from (seed, step) alone: the same photos, noise and timesteps for every method."""
+
+    def __init__(
+        self,
+        family: Family,
+        learner: Learner,
+        recipe: Recipe,
+        data: TrainingData,
+        phrase: str,
+        class_latents: torch.Tensor | None,
+    ) -> None:
+        self._family, self._recipe, self._count = family, recipe, len(data.frames)
+        frames = data.frames
+        if recipe.mirror:  # a second cache entry, so that both stay encoded once
+            frames = np.concatenate([frames, frames[:, :, ::-1]])
+        self.moments = family.encode_images(frames)
+        self._class_latents = class_latents
+        self._validation = family.encode_images(data.validation) if len(data.validation) else None
+        # captions: whole, then their first part alone ("portrait of {subject}"), then of the class images
+        heads = [caption.split(",")[0] for caption in data.captions]
+        self.captions = [text.replace("{subject}", phrase) for text in (*data.captions, *heads)]
+        self.head = self.captions[self._count]
+        if class_latents is not None:
+            self.captions += [text.replace("{subject}", recipe.class_word) for text in data.captions]
+        self._ids = learner.modules.text.ids(self.captions)
+        self._cached: Conditioning | None = None
+        if not learner.live_text:
+            with torch.no_grad():
+                self._cached = learner.modules.text.encode(self._ids)
+
+    def at(self, step: int) -> Batch:
+        recipe, count = self._recipe, self._count
+        generator = torch.Generator().manual_seed(derived_seed(recipe.seed, step, 1))
+        photos = self._photos(step)
+        mirrored = torch.rand(len(photos), generator=generator) < 0.5
+        short = torch.rand(len(photos), generator=generator) < recipe.caption_dropout
+        texts = photos + count * short
+        entries = photos + count * mirrored if recipe.mirror else photos
+        shape = self.moments.mean.shape[1:]
+        drawn = torch.randn((len(photos), *shape), generator=generator)
+        sampled = drawn if self._family.architecture.sampled_latents else None
+        device = self.moments.mean.device
+        latents = self.moments[entries.to(device)].latents(None if sampled is None else sampled.to(device))
+        noised = torch.randn((len(photos), *shape), generator=generator)
+        timesteps = _spread(len(photos), len(self._family.schedule), generator)
+        weights = torch.full((len(photos),), 1 / len(photos))
+        if self._class_latents is not None:
+            generator.manual_seed(derived_seed(recipe.seed, step, 2))
+            extra = max(1, len(photos) // 2)
+            chosen = torch.randint(0, len(self._class_latents), (extra,), generator=generator)
+            latents = torch.cat([latents, self._class_latents[chosen.to(device)]])
+            texts = torch.cat([texts, 2 * count + chosen % count])
+            noised = torch.cat([noised, torch.randn((extra, *shape), generator=generator)])
+            timesteps = torch.cat([timesteps, _spread(extra, len(self._family.schedule), generator)])
+            weights = torch.cat([weights, torch.full((extra,), recipe.prior_weight / extra)])
+        return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device))
+
+    def _photos(self, step: int) -> torch.Tensor:
+        """Each photo once per round, in an order of its own each round."""
+        batch, count = self._recipe.batch, self._count
+        places = range(step * batch, (step + 1) * batch)
+        rounds = {place // count for place in places}
+        generator, orders = torch.Generator(), {}
+        for each in rounds:
+            generator.manual_seed(derived_seed(self._recipe.seed, each, 3))
+            orders[each] = torch.randperm(count, generator=generator)
+        return torch.stack([orders[place // count][place % count] for place in places])
+
+    def conditioning(self, learner: Learner, texts: torch.Tensor) -> Conditioning:
+        if self._cached is not None:
+            return self._cached[texts]
+        return learner.modules.text.encode([ids[texts] for ids in self._ids])
+
+    def loss(self, learner: Learner, step: int) -> torch.Tensor:
+        batch = self.at(step)
+        told = self.conditioning(learner, batch.texts)
+        losses = self._family.objective(
+            learner.modules.unet,
+            batch.latents,
+            told,
+            batch.noise,
+            batch.timesteps,
+            snr_gamma=self._recipe.snr_gamma,
+        )
+        return (losses * batch.weights).sum()
+
+    @torch.no_grad()
+    def validation_loss(self, learner: Learner) -> float:
+        """The loss on photos that are not trained on, at fixed noise and timesteps. Comparable within one run only."""
+        assert self._validation is not None
+        places = torch.tensor([0.2, 0.4, 0.6, 0.8]) * len(self._family.schedule)
+        latents = self._validation.mean.repeat_interleave(len(places), 0)
+        timesteps = places.long().repeat(len(self._validation.mean)).to(latents.device)
+        texts = torch.full((len(latents),), self._count, device=latents.device)
+        still = noise(derived_seed(self._recipe.seed, 4), latents.shape, device=latents.device)
+        told = self.conditioning(learner, texts)
+        return float(
+            self._family.objective(learner.modules.unet, latents, told, still, timesteps, snr_gamma=None).mean()
+        )
+
+
+def _spread(count: int, timesteps: int, generator: torch.Generator) -> torch.Tensor:
+    """Uniform timesteps, one from each of `count` equal slices: less noise in the loss than independent draws."""
+    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (places * timesteps).long().clamp(max=timesteps - 1)[torch.randperm(count, generator=generator)]
+
+
+def _learning_rate_factor(step: int, recipe: Recipe) -> float:
+    """Up over the warm-up, level, down over the last part."""
+    left = (recipe.steps - step) / max(1.0, FADE_SHARE * recipe.steps)
+    return min(1.0, (step + 1) / max(1, recipe.warmup_steps)) * min(1.0, FADE_TO + (1 - FADE_TO) * left)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, torch.Tensor], learner: Learner, decay: float, step: int) -> None:
+    """Exponential average; early on it follows faster, so that the start is forgotten."""
+    if average:
+        live = learner.tensors()
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([average[key] for key in live], [value.detach() for value in live.values()], share)
+
+
+def _read(losses: list[tuple[int, torch.Tensor]], recipe: Recipe) -> float:
+    """Wait for the losses so far, empty the list, and return their mean. Raises UserError at one that is no number."""
+    values = torch.stack([pair for _, pair in losses]).cpu()
+    for (step, _), (loss, norm) in zip(losses, values.tolist(), strict=True):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise _no_number(f"the loss became {loss} (gradient {norm})", step, recipe)
+    losses.clear()
+    return float(values[:, 0].mean())
+
+
+def _check_numbers(learner: Learner, step: int, recipe: Recipe) -> None:
+    """The last update can spoil the weights after a loss that was still a number: look before keeping them."""
+    norms = torch._foreach_norm([tensor.detach() for tensor in learner.tensors().values()])
+    if not bool(torch.isfinite(torch.stack(norms)).all()):
+        raise _no_number("the weights left the range of numbers", step, recipe)
+
+
+def _no_number(what: str, step: int, recipe: Recipe) -> UserError:
+    return UserError(
+        f"{_title(recipe)} stopped at step {step}: {what}. Lower the learning rate ({recipe.learning_rate:g}) and "
+        "start again."
+    )
+
+
+def _class_images(
+    family: Family, recipe: Recipe, data: TrainingData, out: Path, stop: Callable[[], bool]
+) -> torch.Tensor | None:
+    """Latents of what the untrained base draws for the class word, (n, c, h, w); in `out` while training lasts."""
+    file, row = out / CLASS_IMAGES, family.row
+    stamp = _sha(row.name, row.revision, recipe.class_word, recipe.seed, recipe.prior_images, data.captions)
+    if file.is_file():
+        tensors, meta = load_tensors(file)
+        if meta.get("stamp") == stamp:
+            return tensors["latents"].to(family.device.name)
+    drawn: list[torch.Tensor] = []
+    while len(drawn) < recipe.prior_images:
+        indices = range(len(drawn), min(len(drawn) + recipe.batch, recipe.prior_images))
+        rows = [
+            Row(
+                data.captions[index % len(data.captions)].replace("{subject}", recipe.class_word),
+                derived_seed(recipe.seed, index, 5),
+                guidance=family.architecture.guidance,
+            )
+            for index in indices
+        ]
+        latents = sample_latents(family, family.shared(), rows, steps=CLASS_IMAGE_STEPS, stop=stop)
+        if latents is None:
+            return None  # stopped: the loop ends before its first step
+        drawn += list(latents)
+    stacked = torch.stack(drawn)
+    save_tensors(file, {"latents": stacked}, {"stamp": stamp})
+    return stacked
+
+
+# -- checks --------------------------------------------------------------------------------------------------------
+
+
+def _title(recipe: Recipe) -> str:
+    return {"textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA"}.get(
+        recipe.method, recipe.method
+    )
+
+
+def _check(recipe: Recipe, data: TrainingData) -> None:
+    if not len(data.frames):
+        raise UserError("There are no photos to learn from. Add at least 5 photos of one person.")
+    if len(data.captions) != len(data.frames) or not all("{subject}" in caption for caption in data.captions):
+        raise ValueError("one caption per frame, each with {subject}")
+    if data.frames.dtype != np.uint8 or data.frames.ndim != 4 or data.frames.shape[-1] != 3:
+        raise ValueError(f"frames are (n, H, W, 3) uint8, not {data.frames.shape} {data.frames.dtype}")
+    numbers = {"steps": recipe.steps, "batch": recipe.batch, "checkpoint_every": recipe.checkpoint_every}
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"A recipe's {name} must be at least 1, not {value}.")
+    rates = (recipe.learning_rate, recipe.text_learning_rate, recipe.weight_decay, recipe.clip_norm)
+    if not all(math.isfinite(rate) and rate >= 0 for rate in (*rates, recipe.prior_weight)):
+        raise UserError("A recipe's learning rates, weight decay, clipping and prior weight must be numbers from 0 up.")
+
+
+def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
+    row = family.row
+    if recipe.method not in row.methods:
+        raise UserError(
+            f"{_title(recipe)} is not offered for {row.title}: it would need far more memory. Choose one of: "
+            f"{', '.join(row.methods)}."
+        )
+    size = row.resolution_px
+    for frames in (data.frames, data.validation):
+        if len(frames) and frames.shape[1:3] != (size, size):
+            raise ValueError(f"{row.name} takes {size}x{size} frames, not {frames.shape[1]}x{frames.shape[2]}")
+
+
+def _sha(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _fingerprint(recipe: Recipe, data: TrainingData, photo_digest: str, family: Family) -> str:
+    """What a checkpoint belongs to. How often it is saved and shown makes no difference."""
+    settings = {k: v for k, v in asdict(recipe).items() if k not in ("checkpoint_every", "preview_every_s")}
+    frames = hashlib.sha256(np.ascontiguousarray(data.frames).tobytes()).hexdigest()
+    return _sha(settings, data.captions, photo_digest, frames, family.row.name, family.row.revision)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # safetensors reports the system's error as text only
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in str(error)
+
+
+# -- saving --------------------------------------------------------------------------------------------------------
+
+
+def _save_checkpoint(
+    out: Path,
+    fingerprint: str,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, torch.Tensor],
+    step: int,
+    clock: _Clock,
+) -> None:
+    tensors = {f"model.{key}": value.detach() for key, value in learner.tensors().items()}
+    tensors |= {f"average.{key}": value for key, value in average.items()}
+    meta = {"fingerprint": fingerprint, "step": step, "seconds": clock.seconds}
+    save_tensors(out / CHECKPOINT, tensors | optimizer_tensors(optimizer), meta)
+
+
+def _resume(
+    out: Path,
+    fingerprint: str,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, torch.Tensor],
+    clock: _Clock,
+) -> tuple[int, str | None]:
+    """Put a checkpoint back; the step to go on from, and a sentence about it."""
+    file = out / CHECKPOINT
+    if not file.is_file():
+        return 0, None
+    try:
+        tensors, meta = load_tensors(file)
+    except (OSError, ValueError, SafetensorError):
+        return 0, "The checkpoint can't be read: starting again"
+    if meta.get("fingerprint") != fingerprint:
+        return 0, "The checkpoint is of other photos or another recipe: starting again"
+    load_into(learner.tensors(), {key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+    if average:
+        load_into(average, {key[8:]: value for key, value in tensors.items() if key.startswith("average.")})
+    load_optimizer(optimizer, tensors)
+    clock.before += float(meta["seconds"])
+    return int(meta["step"]), f"Continuing at step {meta['step']}"
+
+
+def _finished(out: Path, recipe: Recipe, photo_digest: str) -> Subject | None:
+    """The subject in `out` when it is already what is asked for."""
+    if not (out / SUBJECT).is_file():
+        return None
+    try:
+        subject = load_subject(out)
+    except UserError:
+        return None
+    same = subject.complete and subject.recipe == recipe and subject.photo_digest == photo_digest
+    return subject if same and (out / subject.artifact).is_file() else None
+
+
+def _write_subject(
+    out: Path,
+    recipe: Recipe,
+    family: Family,
+    method: Method,
+    artifact: Artifact,
+    photo_digest: str,
+    step: int,
+    clock: _Clock,
+    size: int,
+    complete: bool,
+) -> Subject:
+    sha = digest(out, artifact.learned)
+    subject = Subject(
+        id=f"{recipe.method}-{sha[:12]}",
+        method=recipe.method,
+        base=family.row.name,
+        base_revision=family.row.revision,
+        class_word=recipe.class_word,
+        phrase=method.phrase(family.row, recipe),
+        recipe=recipe,
+        photo_digest=photo_digest,
+        artifact=artifact.file,
+        sha256=sha,
+        steps=step,
+        train_s=round(clock.seconds, 3),
+        peak_mem_mb=round(peak_memory_mb(), 1),
+        artifact_bytes=sum((out / name).stat().st_size for name in artifact.learned),
+        trainable_params=size,
+        complete=complete,
+    )
+    text = json.dumps(asdict(subject) | {"schema": 1, "learned": artifact.learned}, indent=2) + "\n"
+    write_file(out / SUBJECT, lambda path: _write_text(path, text))
+    return subject
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _end(kind: str, subject: Subject, out: Path) -> Event:
+    return Event(
+        kind,
+        subject.method,
+        subject.steps,
+        subject.recipe.steps,
+        seconds=subject.train_s,
+        seconds_left=0.0,
+        path=str(out / SUBJECT),
+        text=None if subject.complete else f"Stopped after {subject.steps} of {subject.recipe.steps} steps; kept",
+        data={"subject": asdict(subject)},
+    )
+
+
+# -- looking at it -------------------------------------------------------------------------------------------------
+
+
+def _frame(family: Family, modules: Modules, row: Row) -> np.ndarray:
+    """One quick picture (H, W, 3) with the modules as they are."""
+    parts = (modules.unet, *modules.text.encoders)
+    training = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    try:
+        frames = sample(family, modules, [row], steps=PREVIEW_STEPS, scheduler_name="ddim")
+    finally:
+        for part, was_training in zip(parts, training, strict=True):
+            part.train(was_training)
+    assert frames is not None
+    return frames[0]
+
+
+def _draw(family: Family, modules: Modules, row: Row, path: Path) -> None:
+    _save_png(_frame(family, modules, row), path)
+
+
+def _save_png(frame: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    write_file(path, lambda partial: Image.fromarray(frame).save(partial, format="PNG"))
+
+
+def _verify(family: Family, method: Method, learner: Learner, out: Path, recipe: Recipe, row: Row) -> np.ndarray:
+    """Reload the artefact as generation will and compare it with the live modules; the live picture.
+
+    Raises UserError when it draws another picture or the denoiser answers differently.
+    """
+    saved = method.apply(family, out, recipe)
+    live = _frame(family, learner.modules, row)
+    levels = float(np.abs(live.astype(np.float32) - _frame(family, saved, row)).mean())
+    learned, lost = _difference(family, learner.modules, saved, row, recipe)
+    if not (levels <= SAME_PICTURE_LEVELS and lost <= SAME_ANSWER_OF_LEARNED * learned + SAME_ANSWER_OF_ALL):
+        raise UserError(
+            f"{_title(recipe)} was saved but does not draw the same picture when reloaded ({levels:.1f} of 255 grey "
+            f"levels apart, {lost:.3f} of the answer lost). Start again; it continues from its last checkpoint."
+        )
+    return live
+
+
+@torch.no_grad()
+def _difference(family: Family, live: Modules, saved: Modules, row: Row, recipe: Recipe) -> tuple[float, float]:
+    """How far live answers lie from the base's, and saved ones from live ones; both as a share of the answers' size."""
+    latents = noise(derived_seed(recipe.seed, 6), (4, *family.latent_shape()), device=family.device.name)
+    timesteps = torch.tensor([0.2, 0.4, 0.6, 0.8], device=family.device.name).mul(len(family.schedule)).long()
+    answers = []
+    for modules, prompt in ((live, row.prompt), (saved, row.prompt), (family.shared(), row.prompt)):
+        told = modules.text.encode(modules.text.ids([prompt] * len(latents)))
+        answers.append(family.predict(modules.unet, latents, timesteps, told).float())
+    size = float(answers[0].norm().clamp(min=1e-12))
+    return float((answers[0] - answers[2]).norm()) / size, float((answers[0] - answers[1]).norm()) / size

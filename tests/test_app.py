@@ -1,0 +1,693 @@
+"""The pages without a browser: what handlers accept, who may fetch what, which styles a base can draw."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import jobs, presets, workspace
+from pipelines.attributes import COLOURS
+from pipelines.bases.registry import BASES
+from pipelines.schema import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SPOKEN = """portrait of photo a man woman person young middle aged elderly background jacket gradient spotlight
+black and white sepia warm cool light bright dim close up"""
+PORTRAIT_WORDS = frozenset(COLOURS) | frozenset(re.findall(r"\w+", SPOKEN))
+DIALS = {
+    "prompt": "portrait of {subject}, grey background", "negative_prompt": "", "number": 2, "seed": 7, "steps": 20,
+    "guidance": 3.0, "scheduler": "default", "width": 0, "height": 0, "strength": 1.0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.delenv("LIKENESS_BASE", raising=False)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A folder that the registry takes for a portrait base; nothing here loads it."""
+    folder = tmp_path / "face-base"
+    for part, config in (("unet", {"sample_size": 16}), ("vae", {"block_out_channels": [8, 8, 16, 16]})):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    facts = {"vocabulary": sorted(PORTRAIT_WORDS), "subject_token": "<subject>", "subject_vectors": 4}
+    (folder / "likeness.json").write_text(json.dumps(facts))
+    monkeypatch.setenv("LIKENESS_BASE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def services(base):
+    from ui.state import Services
+
+    return Services()
+
+
+def photo_file(folder: Path, name: str, value: int = 120) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(value).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / name)
+    return folder / name
+
+
+def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
+    """A photo set in a run, as intake leaves it - without a face in sight."""
+    from ui import photobox
+
+    photos = []
+    for index in range(count):
+        path = photo_file(run.photos, f"{index:02d}.png", index)
+        (run.folder / photobox.STAGED).mkdir(exist_ok=True)
+        photo_file(run.folder / photobox.STAGED, f"{index:03d}.png", index)
+        box = (10.0, 10.0, 80.0, 80.0)
+        photos.append(Photo(f"me{index}.jpg", str(path), f"{index:064d}", 96, 96, box, ((30, 40), (60, 40)), 30.0))
+    cut = max(1, count // 4)
+    found = PhotoSet(tuple(photos[cut:]), (), tuple(photos[:cut]))
+    staged = tuple(photobox.Staged(f"me{index}.jpg", f"{index:03d}.png") for index in range(count))
+    photobox._save(run, photobox.Box(staged, found, None))
+    return found
+
+
+def teach(run: workspace.Run, base_name: str, digest: str, method: str = "lora") -> None:
+    """A subject.json such as training writes."""
+    folder = run.method(method)
+    folder.mkdir(parents=True)
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    (folder / "checkpoint.safetensors").write_bytes(b"private")
+    workspace.write_json(
+        folder / "subject.json",
+        {"id": f"{method}-1", "method": method, "base": base_name, "complete": True, "steps": 100, "train_s": 50.0,
+         "artifact_bytes": 7, "trainable_params": 1234, "photo_digest": digest},
+    )  # fmt: skip
+
+
+def draw(run: workspace.Run, column: str, seed: int, base_name: str, subject: str | None) -> Path:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    sampling = {"prompt": "portrait of {subject}, grey background", "seed": seed}
+    text.add_text("likeness", json.dumps({"sampling": sampling, "base": base_name, "subject": subject}))
+    folder = run.renders(column)
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16)).save(folder / f"seed{seed}.png", pnginfo=text)
+    return folder / f"seed{seed}.png"
+
+
+# ------------------------------------------------------------------------------------------------- styles
+
+
+def test_every_style_is_complete_and_enough_of_them_can_be_drawn(base):
+    from pipelines.bases.registry import find_base
+
+    styles = presets.styles()
+    for name, style in styles.items():
+        assert (ROOT / "presets" / "styles" / f"{name}.json").is_file(), "a style's id is its file's name"
+        spoken = set(re.findall(r"[a-z0-9'-]+", style.prompt.replace("{subject}", " ").lower()))
+        assert spoken == set(style.words), f"{name}: `words` must list what the prompt says"
+        assert style.prompt.count("{subject}") == 1
+    portrait = find_base(str(base))
+    drawable = [name for name, style in styles.items() if presets.style_problem(style, portrait) is None]
+    assert len(drawable) >= 14
+    real = [style for style in styles.values() if "portrait" not in style.bases and "any" not in style.bases]
+    assert len(real) >= 14
+    for family in ("sd15", "sdxl"):
+        assert all(presets.style_problem(style, BASES[family]) is None for style in styles.values())
+    assert any(not style.photoreal for style in real), "paintings must be marked: recognisers can't judge them"
+    assert all("nsfw" in style.negative_prompt for style in real)
+
+
+def test_styles_follow_the_grammar_the_base_was_trained_on(base):
+    """subject, background, light of the background, jacket, tone: the order of the captions."""
+    from pipelines.bases.registry import find_base
+
+    row = find_base(str(base))
+    order = ["background", "gradient", "spotlight", "jacket"]
+    for style in presets.styles().values():
+        if presets.style_problem(style, row) is None:
+            parts = style.prompt.split(", ")
+            assert parts[0] == "portrait of {subject}"
+            places = [order.index(word) for part in parts for word in order if part.split()[-1] == word]
+            assert places == sorted(places), style.id
+
+
+def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
+    from pipelines.bases.registry import find_base
+    from ui.generate import style_choices
+
+    choices, marked = style_choices(find_base(str(base)))
+    assert "astronaut" not in [name for _, name in choices]
+    assert "Astronaut" in marked and "written for" in marked
+    assert choices[0][1] in ("studio-grey", "linkedin-navy"), "a plain look comes first"
+    assert [name for _, name in style_choices(BASES["sdxl"])[0]][-1] == "own"
+
+
+def test_the_schedulers_on_the_page_are_the_generators():
+    from pipelines.generation import SCHEDULERS
+    from ui import generate
+
+    assert generate.SCHEDULERS == SCHEDULERS
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"guidance": math.nan}, "Guidance must be a number"),
+        ({"guidance": math.inf}, "Guidance must be a number"),
+        ({"strength": -1}, "LoRA strength"),
+        ({"steps": 10.7}, "Steps must be a whole number"),
+        ({"steps": True}, "Steps must be a whole number"),
+        ({"steps": math.nan}, "Steps must be a whole number"),
+        ({"number": 0}, "Pictures per method"),
+        ({"number": 10**9}, "Pictures per method"),
+        ({"seed": None}, "Seed must be a whole number"),
+        ({"seed": "1; rm"}, "Seed must be a whole number"),
+        ({"seed": -5}, "Seed must be a whole number"),
+        ({"prompt": "   "}, "prompt is empty"),
+        ({"prompt": None}, "prompt is empty"),
+        ({"prompt": "portrait of a man"}, "no {subject}"),
+        ({"prompt": "{subject} " * 200}, "at most 500"),
+        ({"prompt": "portrait of {subject} in a spaceship"}, "does not know: in, spaceship"),
+        ({"scheduler": "../../etc"}, "no such scheduler"),
+        ({"width": 512}, "does not draw that size"),
+        ({"height": math.nan}, "does not draw that size"),
+    ],
+)
+def test_every_dial_is_checked_on_the_server(base, changes, says):
+    from pipelines.bases.registry import find_base
+    from ui.generate import samplings
+
+    row = find_base(str(base))
+    assert [s.seed for s in samplings(row, **DIALS)] == [7, 8]
+    with pytest.raises(UserError, match=re.escape(says)) as raised:
+        samplings(row, **(DIALS | changes))
+    assert str(base) not in str(raised.value), "a path of this machine is nobody's business"
+
+
+def test_real_bases_take_sizes_and_any_word():
+    from ui.generate import samplings
+
+    wish = DIALS | {"prompt": "{subject} in a spaceship", "width": 512, "height": 768}
+    (first, _) = samplings(BASES["sd15"], **wish)
+    assert (first.width_px, first.height_px) == (512, 768)
+
+
+def test_unexpected_errors_become_one_sentence_and_stay_in_the_log(caplog):
+    import errno
+
+    import gradio as gr
+
+    from ui.errors import DISK_FULL, OURS, told
+
+    @told
+    def broken() -> None:
+        raise KeyError("/secret/path")
+
+    with pytest.raises(gr.Error) as raised:
+        broken()
+    assert raised.value.message == OURS.replace("'", "&#x27;") and "/secret/path" in caplog.text
+
+    @told
+    def full():
+        yield 1
+        raise OSError(errno.ENOSPC, "no space")
+
+    steps = full()
+    assert next(steps) == 1
+    with pytest.raises(gr.Error) as raised:
+        next(steps)
+    assert raised.value.message == DISK_FULL
+
+    @told
+    def known() -> None:
+        raise UserError("<img src=x>.jpg is not a photo.")
+
+    with pytest.raises(gr.Error) as raised:
+        known()
+    assert "<img" not in raised.value.message
+
+
+# ------------------------------------------------------------------------------------------------- who is asking
+
+
+@pytest.mark.parametrize(
+    "forged", [None, 0, "", "../../etc/passwd", "x" * 43, "A" * 5000, ["a"], {"a": 1}, "é" * 43, "a/b" + "c" * 40]
+)
+def test_a_forged_capability_finds_nothing(services, forged):
+    services.sessions.create()
+    assert services.sessions.find(forged) is None
+    with pytest.raises(UserError, match="Reload the page"):
+        services.sessions.need(forged)
+    assert services.view(forged).session is None
+
+
+def test_two_people_never_meet(services):
+    first, mine = services.sessions.create()
+    second, yours = services.sessions.create()
+    assert first != second and mine.run.folder != yours.run.folder
+    assert services.sessions.find(first).run == mine.run
+    on_disk = "".join(p.read_text() for p in services.sessions.root.rglob("*.json"))
+    assert first not in on_disk and second not in on_disk, "only the hash of a capability is stored"
+    assert mine.run.folder.name not in first
+
+
+def test_a_record_that_was_tampered_with_leads_nowhere(services, tmp_path):
+    capability, session = services.sessions.create()
+    file = services.sessions.folder / f"{session.key}.json"
+    for run in ("..", "../elsewhere", str(tmp_path), "sessions", "", None, 7):
+        workspace.write_json(file, {"run": run})
+        assert services.sessions.find(capability) is None
+    (services.sessions.root / "link").symlink_to(session.run.folder)
+    workspace.write_json(file, {"run": "link"})
+    assert services.sessions.find(capability) is None
+
+
+def test_choices_survive_a_restart_and_forgetting_removes_them(services):
+    from ui.state import Services
+
+    capability, session = services.sessions.create()
+    services.sessions.choose(session, class_word="woman", consent_at="2026-01-01T00:00:00Z")
+    again = Services()
+    assert again.sessions.find(capability).choices.class_word == "woman"
+    receipt = again.sessions.forget(again.sessions.find(capability))
+    assert receipt["remaining_files"] == 0 and not session.run.folder.exists()
+    assert again.sessions.find(capability) is None and not list(services.sessions.folder.glob("*.json"))
+
+
+def test_idle_runs_are_swept_and_used_ones_stay(services):
+    kept, session = services.sessions.create()
+    old, idle = services.sessions.create()
+    long_ago = time.time() - 1e6
+    for path in (idle.run.folder, *idle.run.folder.iterdir()):
+        os.utime(path, (long_ago, long_ago))
+    assert services.sweep(older_than_s=3600) == 1
+    assert services.sessions.find(old) is None and services.sessions.find(kept) is not None
+
+
+# ------------------------------------------------------------------------------------------------- who may fetch what
+
+
+def test_links_are_signed_expire_and_stay_inside(services, monkeypatch):
+    media = services.media
+    _, session = services.sessions.create()
+    picture = photo_file(session.run.folder / "renders" / "lora", "a b.png")
+    address = media.link(picture).split("?")[0].removeprefix("media/")
+    from urllib.parse import unquote
+
+    address = unquote(address)
+    assert media.resolve(address) == picture
+    expires, signature, name = address.split("/", 2)
+    other = photo_file(session.run.folder / "renders" / "lora", "other.png")
+    for forged in (
+        f"{expires}/{signature}/{other.relative_to(media.root)}",
+        f"{int(expires) + 9}/{signature}/{name}",
+        f"{expires}/{'A' * 32}/{name}",
+        f"{expires}//{name}", "", "x", "1/2", f"{expires}/{signature}/../../etc/passwd", f"٣/{signature}/{name}",
+    ):  # fmt: skip
+        assert media.resolve(forged) is None, forged
+    with pytest.raises(ValueError):
+        media.link(Path("/etc/hostname"))
+    monkeypatch.setattr("ui.media.time.time", lambda: time.monotonic() + 1e10)
+    assert media.resolve(address) is None, "it has expired"
+
+
+def test_files_other_than_pictures_and_downloads_are_not_served(services):
+    _, session = services.sessions.create()
+    secret = session.run.folder / "worker.log"
+    secret.write_text("x")
+    link = services.media.link(secret).split("?")[0].removeprefix("media/")
+    assert services.media.resolve(link) is None
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """The app as it is served: (client, its Media)."""
+    import socket
+
+    import httpx
+
+    import app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIKENESS_HOME", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        app.prepare_environment()
+        demo, launch = app.build()
+        demo.launch(**launch, prevent_thread_lock=True, server_name="127.0.0.1", server_port=port, quiet=True)
+        media = next(m.kwargs["media"] for m in launch["app_kwargs"]["middleware"])
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client, media
+        demo.close()
+
+
+def test_routes_that_know_no_owner_are_closed(web):
+    client, _ = web
+    sent = client.post("/gradio_api/upload", files={"files": ("me.png", io.BytesIO(b"photo"), "image/png")})
+    (path,) = sent.json()
+    assert Path(path).read_bytes() == b"photo"
+    for route in (
+        f"/gradio_api/file={path}", f"/gradio_api/file/{path}", f"/file={path}", "/gradio_api/deep_link?session_hash=a",
+        "/gradio_api/runs", "/monitoring/summary", "/gradio_api/proxy=http://127.0.0.1/", f"/gradio_api/%66ile={path}",
+        "/media/1/2/3.png",
+    ):  # fmt: skip
+        assert client.get(route).status_code in (403, 404), route
+    assert client.get("/docs").status_code == 404 and client.get("/openapi.json").status_code == 404
+
+
+def test_writes_from_other_sites_are_refused_and_headers_are_strict(web):
+    client, _ = web
+    assert client.post("/gradio_api/upload", headers={"origin": "https://evil.example"}).status_code == 403
+    assert client.post("/gradio_api/queue/join", headers={"origin": "null"}, json={}).status_code == 403
+    page = client.get("/config")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_signed_picture_is_served_and_never_cached(web):
+    client, media = web
+    picture = photo_file(media.root / ("r" * 32), "00.png")
+    answer = client.get("/" + media.link(picture))
+    assert answer.status_code == 200 and answer.headers["cache-control"] == "private, no-store"
+    assert answer.content == picture.read_bytes()
+    zipped = picture.with_suffix(".zip")
+    zipped.write_bytes(b"zip")
+    download = client.get("/" + media.link(zipped, name="likeness.zip"))
+    assert "attachment" in download.headers["content-disposition"] and "likeness.zip" in str(download.headers)
+
+
+def test_the_page_is_built_without_telemetry_and_with_its_doors_closed(base):
+    import app
+
+    app.prepare_environment()
+    demo, launch = app.build()
+    assert launch["show_error"] is False and launch["enable_monitoring"] is False and launch["run_history"] is False
+    assert launch["share"] is False and launch["footer_links"] == []
+    assert demo.api_open is False
+    assert all(d.api_visibility != "public" for d in demo.fns.values()), "no handler is offered as an API"
+
+
+def test_the_page_needs_no_torch():
+    import subprocess
+
+    code = (
+        "import app, sys; app.prepare_environment(); app.build(); "
+        "print([m for m in ('torch', 'diffusers', 'cv2', 'dlib') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ.copy()
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]", done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- photos
+
+
+def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch):
+    from pipelines import faces
+    from ui import photobox
+
+    monkeypatch.setattr(faces, "detect_faces", lambda image: [object()] if image[0, 0, 0] != 90 else [])
+    _, session = services.sessions.create()
+    folder = tmp_path / "sent"
+    good = photo_file(folder, "ok.png")
+    (folder / "notes.jpg").write_text("hello")
+    (folder / "empty.png").write_bytes(b"")
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(whole, "JPEG")
+    (folder / "cut.jpg").write_bytes(whole.getvalue()[:3000])
+    Image.new("1", (12000, 12000)).save(folder / "bomb.png")
+    Image.new("RGB", (96, 96), (90, 90, 90)).save(folder / "lawn.png")
+    *_, box = photobox.add(
+        session.run, [good, *(folder / n for n in ("notes.jpg", "empty.png", "cut.jpg", "bomb.png", "lawn.png"))]
+    )
+    verdicts = {one.name: one for one in box.staged}
+    assert verdicts["ok.png"].file and box.good == 1 and box.missing == 4
+    for name, word in (("notes.jpg", "not a photo"), ("empty.png", "empty"), ("cut.jpg", "cut short"),
+                       ("bomb.png", "megapixels"), ("lawn.png", "no face")):  # fmt: skip
+        assert verdicts[name].file is None and word in verdicts[name].text, name
+    assert photobox.load(session.run) == box, "a reload shows the same"
+    html = services.photo_cards(session.run, box)
+    assert html.count(">refused<") == 5 and html.index("ok.png") < html.index("bomb.png")
+    box = photobox.remove(session.run, "refused:bomb.png")
+    assert len(box.staged) == 5 and box.good == 1
+    for key in ("../x", None, 7, "nothing"):
+        with pytest.raises(UserError, match="not in the list"):
+            photobox.remove(session.run, key)
+
+
+def test_too_many_photos_change_nothing(services, tmp_path):
+    from ui import photobox
+
+    _, session = services.sessions.create()
+    with pytest.raises(UserError, match="At most 30"):
+        next(photobox.add(session.run, [tmp_path / f"{i}.png" for i in range(31)]))
+    assert photobox.load(session.run) == photobox.Box()
+
+
+def test_stored_copies_carry_no_place_and_no_camera(services, tmp_path, monkeypatch):
+    from pipelines import faces
+    from ui import photobox
+
+    monkeypatch.setattr(faces, "detect_faces", lambda image: [object()])
+    _, session = services.sessions.create()
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "SecretCamera", 6
+    file = tmp_path / "phone.jpg"
+    Image.new("RGB", (120, 80), "red").save(file, exif=exif)
+    *_, box = photobox.add(session.run, [file])
+    stored = session.run.folder / photobox.STAGED / str(box.staged[0].file)
+    with Image.open(stored) as image:
+        assert image.size == (80, 120), "upright"
+        assert not image.getexif()
+    assert b"SecretCamera" not in stored.read_bytes() and stored.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a/b\\c\n.jpg", "a_b_c_.jpg"), ("x" * 300 + ".png", None), ("\x00", "_"), ("🙂.jpg", "🙂.jpg")]
+)
+def test_names_are_made_fit_to_show(name, shown):
+    from ui.photobox import display_name
+
+    found = display_name(name)
+    assert len(found) <= 80 and not re.search(r"[\x00-\x1f/\\]", found)
+    assert shown is None or found == shown
+
+
+def test_drop_upload_deletes_only_inside_gradios_folder(tmp_path, monkeypatch):
+    from ui.photobox import drop_upload
+
+    inside = photo_file(tmp_path / "uploads" / "hash", "a.png")
+    outside = photo_file(tmp_path / "mine", "a.png")
+    drop_upload(inside)
+    drop_upload(outside)
+    assert not inside.exists() and not inside.parent.exists() and outside.exists()
+
+
+# ------------------------------------------------------------------------------------------------- tabs
+
+
+def test_each_closed_tab_says_why(services, base):
+    capability, session = services.sessions.create()
+    assert "Add 5 more photos" in services.view(None).train_blocked
+    assert "Add 5 more photos" in services.view(capability).train_blocked
+    found = take_in(session.run)
+    assert "consent" in services.view(capability).train_blocked
+    session = services.sessions.choose(session, consent_at="2026-01-01T00:00:00Z")
+    assert services.view(capability).train_blocked is None
+    assert "Train at least one" in services.view(capability).generate_blocked
+    row = services.view(capability).row.name
+    teach(session.run, row, "another set of photos")
+    view = services.view(capability)
+    assert view.stale and "changed since training" in view.generate_blocked
+    teach(session.run, row, found.digest, "dreambooth")
+    view = services.view(capability)
+    assert view.generate_blocked is None and view.columns == ("none", "dreambooth")
+    assert "Generate pictures first" in view.score_blocked
+    steps = view.steps_html()
+    assert steps.count('class="open"') == 3 and "8 good photos" in steps
+
+
+def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_path):
+    from ui.state import Services
+
+    missing = replace(BASES["portrait-128"], path=str(tmp_path / "nothing"))
+    monkeypatch.setitem(BASES, "portrait-128", missing)
+    services = Services()
+    capability, session = services.sessions.create()
+    take_in(session.run)
+    services.sessions.choose(session, consent_at="now", base="portrait-128")
+    assert "not in this copy" in services.view(capability).train_blocked
+
+
+def test_progress_is_read_from_the_job_files(services, base):
+    capability, session = services.sessions.create()
+    take_in(session.run)
+    run = session.run
+    events = [
+        Event("start", "lora", 0, 4),
+        *(Event("step", "lora", i, 4, loss=1 / i, seconds=i, seconds_left=4 - i) for i in (1, 2, 3)),
+    ]
+    events += [
+        Event("start", "lora", 2, 4),
+        Event("step", "lora", 3, 4, loss=9.0, seconds=3),
+        Event("step", "lora", 4, 4, loss=8.0, seconds=4),
+    ]
+    preview = photo_file(run.method("lora"), "preview_00004.png")
+    events += [Event("preview", "lora", 4, 4, path=str(preview)), Event("done", "lora", 4, 4, seconds=4)]
+    for event in events:
+        workspace.append_line(run.events, event)
+    progress = services.progress(run)
+    assert progress.losses["lora"] == ((1, 1.0), (2, 0.5), (3, 9.0), (4, 8.0)), "a continued curve has no step twice"
+    lane = services.view(capability).lane("lora")
+    assert (lane.state, lane.step, lane.steps) == ("done", 4, 4) and "media/" in lane.preview
+    from ui.train import loss_frame
+
+    frame = loss_frame(progress.losses["lora"])
+    assert list(frame[frame.line == "smoothed"].loss)[0] == pytest.approx(1.0), "the running mean starts unbiased"
+    long = loss_frame([(i, 1.0) for i in range(1, 5000)])
+    assert len(long) <= 2 * 162 and long.step.max() == 4999
+    assert services.view(capability).lane("dreambooth") is None and progress.seconds_left is None
+    workspace.append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
+    workspace.append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
+    assert services.progress(run).seconds_left == 42.0, "methods that take turns wait for each other"
+    workspace.append_line(run.events, Event("start", "lora", 0, 2))
+    assert services.progress(run).losses["lora"] == (), "a new training starts a new curve"
+
+
+def test_pictures_scores_and_table(services, base):
+    from ui import views
+
+    capability, session = services.sessions.create()
+    found = take_in(session.run)
+    row = services.view(capability).row.name
+    session = services.sessions.choose(session, consent_at="now", base=row)
+    teach(session.run, row, found.digest)
+    run = session.run
+    files = [draw(run, "none", 0, row, None), draw(run, "lora", 0, row, "lora-1"), draw(run, "lora", 1, row, "lora-1")]
+    draw(run, "lora", 2, row, "an earlier training")
+    for file, value in zip(files, (0.1, 0.5, None), strict=True):
+        for judge in ("dlib", "buffalo_sc"):
+            line = {
+                "render": run.relative(file),
+                "judge": judge,
+                "similarity": value,
+                "reason": None if value else "no face found",
+            }
+            workspace.append_line(run.scores, line)
+    figures = {
+        "impostor": 0.25,
+        "floor": 0.1,
+        "best_possible": 0.6,
+        "ceiling": 0.7,
+        "ceiling_low": 0.6,
+        "ceiling_high": 0.8,
+    }
+    workspace.write_json(run.marks, {"dlib": figures, "buffalo_sc": figures | {"threshold": 0.4}})
+    view = services.view(capability)
+    assert view.judges == ("buffalo_sc", "dlib"), "ArcFace speaks first"
+    assert len(view.pictures) == 3, "pictures of another training are mixed with nothing"
+    rows = {each.method: each for each in view.rows("buffalo_sc")}
+    assert rows["lora"].faces_found == 1 and rows["lora"].renders == 2
+    assert rows["lora"].mean == pytest.approx(0.25), "a picture without a face costs"
+    assert rows["lora"].best == 0.5 and rows["lora"].normalised == pytest.approx((0.25 - 0.1) / 0.6)
+    strip = views.strip(view.axis("buffalo_sc"))
+    assert strip.count("lk-dot") == 2 and strip.count('class="lk-mark"') == 4 and "0.60 – 0.80" in strip
+    gallery = views.gallery(view.pictures)
+    assert gallery.index("0.50") < gallery.index("0.10") < gallery.index("no face found")
+    grid = views.side_by_side(view.latest_shots, view.drawn_columns)
+    assert grid.count("<img") == 3 and grid.count("not drawn") == 1 and "0.50 ★" in grid
+    services.sessions.choose(session, judge="dlib")
+    assert services.view(capability).judge() == "dlib"
+    (zipped, *_) = services.package(run)
+    import zipfile
+
+    names = zipfile.ZipFile(run.folder / "likeness.zip").namelist()
+    assert "methods/lora/pytorch_lora_weights.safetensors" in names
+    assert not any("checkpoint" in n or "photos" in n or "incoming" in n or "log" in n for n in names)
+    assert zipped[1].startswith("media/")
+
+
+def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
+    capability, session = services.sessions.create()
+    take_in(session.run)
+    session = services.sessions.choose(session, class_word="man", consent_at="now")
+    asked = []
+    monkeypatch.setattr(jobs, "start", lambda run, spec: asked.append((run, spec)))
+    services.start_training(session, methods=("lora",), quality="draft")
+    from ui.generate import samplings
+
+    plan = samplings(services.view(capability).row, **DIALS)
+    services.start_generation(session, columns=("none", "lora"), samplings=plan)
+    (run, train), (_, generate) = asked
+    assert run == session.run and (train.kind, train.methods, train.class_word) == ("train", ("lora",), "man")
+    assert (generate.kind, generate.methods, generate.samplings) == ("generate", ("none", "lora"), plan)
+    train.check()
+    generate.check()
+
+
+def test_estimates_are_measured_or_not_given(services, base):
+    capability, session = services.sessions.create()
+    found = take_in(session.run)
+    view = services.view(capability)
+    assert "Nothing was timed on this machine yet" in view.estimate("draft", ["lora"])
+    assert "Choose at least one" in view.estimate("draft", ["nonsense"])
+    teach(session.run, view.row.name, found.digest)
+    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
+    assert f"about {steps // 2 // 60} min" in services.view(capability).estimate("draft", ["lora"])
+
+
+def test_what_people_typed_is_escaped():
+    from ui import views
+
+    evil = '<script>alert("x")</script>'
+    html = views.photo_cards([views.PhotoCard(evil, None, False, evil, "", evil)])
+    html += views.gallery([views.Shot("lora", 1, 'x" onerror="alert(1)', evil, None, evil, True)])
+    html += views.note(evil) + views.stepper([(evil, evil, True)]) + views.downloads([(evil, evil)])
+    html += views.lane(views.Lane("lora", evil, note=evil, preview=evil))
+    assert "<script" not in html and ' onerror="' not in html
+
+
+def test_only_what_changed_is_sent(services, base):
+    import gradio as gr
+
+    from ui import generate, score, train, upload
+    from ui.wiring import Show
+
+    with gr.Blocks():
+        tabs = [upload.build(services), train.build(services), generate.build(services), score.build(services)]
+    show = Show(services, tabs, lambda view: {})
+    capability, session = services.sessions.create()
+    fresh, seen = show.changed(capability, {})
+    assert set(fresh) <= show.outputs and len(fresh) > 20
+    assert show.changed(capability, seen)[0] == {}
+    take_in(session.run)
+    fresh, _ = show.changed(capability, seen)
+    assert tabs[0].cards in fresh and tabs[3].strip not in fresh
+
+
+def test_columns_and_methods_have_names_and_colours():
+    from ui.theme import METHOD_COLOURS, METHOD_NAMES
+
+    assert set(METHOD_NAMES) == set(METHOD_COLOURS) == set(COLUMNS) and set(METHODS) < set(COLUMNS)

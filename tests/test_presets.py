@@ -1,0 +1,79 @@
+"""Presets: every file is valid, and what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipelines import presets
+from pipelines.bases.registry import BASES, find_base
+from pipelines.schema import METHODS, QUALITIES, Style, UserError
+from tests.tiny import tiny_folder
+
+
+def test_every_style_is_valid_and_enough_of_them_fit():
+    found = presets.styles()
+    assert len(found) >= 24
+    row = find_base(str(tiny_folder("portrait")))  # knows the embedded base's words
+    fit = [style for style in found.values() if presets.style_problem(style, row) is None]
+    assert len(fit) >= 12
+    assert len(found) - len(fit) >= 12
+    for name in ("sd15", "sdxl"):
+        assert sum(presets.style_problem(style, BASES[name]) is None for style in found.values()) >= 12
+
+
+def test_a_style_a_base_cannot_express_names_the_words():
+    row = find_base(str(tiny_folder("portrait")))
+    style = Style("x", "Space", "portrait of {subject} in a spaceship, navy background")
+    assert presets.style_problem(style, row) == f"{row.title} does not know: in, spaceship."
+    assert "written for" in str(presets.style_problem(Style("x", "Oil", "{subject}", bases=("sdxl",)), row))
+
+
+@pytest.mark.parametrize("base", ["portrait-128", "sd15", "sdxl"])
+def test_every_base_and_method_has_three_recipes(base):
+    for method in BASES[base].methods:
+        steps = [presets.recipe(base, method, quality, class_word="man", seed=3).steps for quality in QUALITIES]
+        assert steps == sorted(steps) and steps[0] < steps[2]
+        recipe = presets.recipe(base, method, "draft", class_word="man", seed=3)
+        assert (recipe.base, recipe.method, recipe.class_word, recipe.seed) == (base, method, "man", 3)
+
+
+def test_recipe_files_are_all_used():
+    names = {f"{family}-{method}" for family in ("portrait", "sd15", "sdxl") for method in METHODS}
+    assert {file.stem for file in (presets.PRESETS / "recipes").glob("*.json")} == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("portrait-128", "lora", "perfect", "man"), "no quality perfect"),
+        (("portrait-128", "hypernetwork", "draft", "man"), "no method hypernetwork"),
+        (("portrait-128", "lora", "draft", "cat"), "class word"),
+        (("sdxl", "dreambooth", "draft", "man"), "does not offer dreambooth"),
+        (("nowhere", "lora", "draft", "man"), "no base model nowhere"),
+    ],
+)
+def test_wrong_choices_are_sentences(arguments, said):
+    base, method, quality, word = arguments
+    with pytest.raises(UserError, match=said):
+        presets.recipe(base, method, quality, class_word=word)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": "many"}, "steps can't be"),
+        ({"colour": 1}, "unknown settings: colour"),
+        ({"prompt": "portrait of a man"}, "no {subject}"),
+        ({"guidance": True}, "guidance can't be"),
+    ],
+)
+def test_a_wrong_style_file_is_named(tmp_path, change, said):
+    good = {"id": "a", "name": "A", "prompt": "portrait of {subject}"}
+    (tmp_path / "a.json").write_text(json.dumps(good))
+    assert presets.styles(tmp_path)["a"].prompt == good["prompt"]
+    (tmp_path / "a.json").write_text(json.dumps(good | change))
+    with pytest.raises(UserError, match=said) as caught:
+        presets.styles(tmp_path)
+    assert "a.json" in str(caught.value)

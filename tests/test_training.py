@@ -1,0 +1,328 @@
+"""Laws of the one loop: exact resume, honest endings, the right loss, and nothing kept that was not verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipelines import training
+from pipelines.bases.objective import NoiseSchedule
+from pipelines.methods import method
+from pipelines.methods.lora import LoRALearner
+from pipelines.schema import METHODS, UserError
+from pipelines.training import Batches, load_subject, train
+from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
+
+
+def losses(events):
+    return [event.loss for event in events if event.kind == "step"]
+
+
+def learned(folder):
+    subject = load_subject(folder)
+    return load_file(str(folder / subject.artifact)), subject
+
+
+def batches(kind, name, class_latents=None, **changes):
+    family, recipe = tiny_family(kind), tiny_recipe(kind, name, **changes)
+    learner = method(name).learner(family, recipe)
+    phrase = method(name).phrase(family.row, recipe)
+    return Batches(family, learner, recipe, tiny_data(kind), phrase, class_latents), learner, recipe
+
+
+# everything that could make a resumed run differ, switched on where the method has it
+RICH = {
+    "textual_inversion": {"ema": 0.9},
+    "dreambooth": {"ema": 0.9, "text_learning_rate": 1e-4, "prior_weight": 0.5, "prior_images": 3, "mirror": True},
+    "lora": {"text_learning_rate": 1e-4, "mirror": True},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
+    recipe = tiny_recipe("portrait", name, steps=5, checkpoint_every=2, **RICH[name])
+    data, family = tiny_data("portrait"), tiny_family("portrait")
+    whole = list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
+
+    killed = train(recipe, data, tmp_path / "killed", photo_digest="d", family=family)
+    for event in killed:
+        if event.kind == "step" and event.step == 3:
+            break
+    killed.close()  # as kill -9 would: the checkpoint of step 2 is all there is
+    second = list(train(recipe, data, tmp_path / "killed", photo_digest="d", family=family))
+    assert second[0].text == "Continuing at step 2" and second[0].step == 2
+    assert losses(second) == losses(whole)[2:]
+
+    stopped = list(_stopped_after(recipe, data, tmp_path / "stopped", family, steps=3))
+    assert stopped[-1].kind == "stopped"
+    third = list(train(recipe, data, tmp_path / "stopped", photo_digest="d", family=family))
+    assert third[0].step == 3
+
+    expected, subject = learned(tmp_path / "whole")
+    for folder in ("killed", "stopped"):
+        tensors, same = learned(tmp_path / folder)
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+        assert same.sha256 == subject.sha256 and same.complete
+    assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
+
+
+def _stopped_after(recipe, data, out, family, *, steps):
+    done = 0
+
+    def stop():
+        return done >= steps
+
+    for event in train(recipe, data, out, photo_digest="d", family=family, stop=stop):
+        done = event.step if event.kind == "step" else done
+        yield event
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stop_keeps_what_was_learned(name, tmp_path):
+    recipe, family = tiny_recipe("sd15", name, steps=50), tiny_family("sd15")
+    events = list(_stopped_after(recipe, tiny_data("sd15"), tmp_path, family, steps=3))
+    assert events[-1].kind == "stopped" and events[-1].step == 3
+    assert [event.step for event in events if event.kind == "step"] == [1, 2, 3]  # within one step
+    subject = load_subject(tmp_path)
+    assert (subject.steps, subject.complete) == (3, False)
+    method(name).apply(family, tmp_path, subject.recipe)  # and it can be used
+    assert (tmp_path / "checkpoint.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("every", "what"), [(1, "the weights left"), (100, "the loss became")])
+@pytest.mark.parametrize("name", METHODS)
+def test_no_number_stops_with_the_step_named(name, every, what, tmp_path):
+    with pytest.raises(UserError, match=rf"stopped at step \d+: {what} .*Lower the learning rate"):
+        tiny_run("portrait", name, tmp_path, learning_rate=1e38, steps=30, clip_norm=1e30, checkpoint_every=every)
+    assert not (tmp_path / "subject.json").exists()
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    if checkpoint.is_file():
+        tensors = load_file(str(checkpoint))
+        assert all(torch.isfinite(tensor).all() for key, tensor in tensors.items() if key.startswith("model."))
+
+
+@pytest.mark.parametrize("kind", ["portrait", "sd15"])
+def test_cached_latents_and_text_give_the_uncached_loss(kind):
+    family, data = tiny_family(kind), tiny_data(kind)
+    cached, learner, recipe = batches(kind, "dreambooth", batch=4)
+    for step in (0, 3):
+        batch = cached.at(step)
+        rows = cached._photos(step)
+        moments = family.encode_images(data.frames[rows.numpy()])  # straight from the pixels
+        generator = torch.Generator().manual_seed(training.derived_seed(recipe.seed, step, 1))
+        torch.rand(len(rows), generator=generator), torch.rand(len(rows), generator=generator)
+        drawn = torch.randn(moments.mean.shape, generator=generator)
+        latents = moments.latents(drawn if family.architecture.sampled_latents else None)
+        prompts = [cached.captions[index] for index in batch.texts]
+        told = family.text.encode(family.text.ids(prompts))
+        fresh = family.objective(
+            learner.modules.unet, latents, told, batch.noise, batch.timesteps, snr_gamma=recipe.snr_gamma
+        ).mean()
+        assert torch.allclose(cached.loss(learner, step), fresh, rtol=1e-4)
+
+
+def test_every_method_sees_the_same_photos_noise_and_timesteps():
+    reference = batches("portrait", "textual_inversion")[0]
+    for name in ("dreambooth", "lora"):
+        other = batches("portrait", name)[0]
+        for step in range(4):
+            for field in ("latents", "texts", "noise", "timesteps", "weights"):
+                assert torch.equal(getattr(reference.at(step), field), getattr(other.at(step), field))
+    # prior preservation adds rows behind the photos' and leaves these alone
+    prior = batches("portrait", "dreambooth", torch.zeros(3, 16, 16, 16), prior_weight=1.0)[0]
+    assert torch.equal(prior.at(1).noise[:2], reference.at(1).noise)
+    assert torch.equal(prior.at(1).latents[:2], reference.at(1).latents)
+
+
+def test_every_photo_is_seen_equally_often_and_timesteps_are_spread():
+    each = batches("portrait", "lora", batch=3)[0]
+    seen = torch.cat([each._photos(step) for step in range(8)])
+    assert torch.bincount(seen, minlength=4).tolist() == [6, 6, 6, 6]
+    wide = batches("portrait", "lora", batch=10)[0]
+    assert sorted((wide.at(5).timesteps // 100).tolist()) == list(range(10))
+
+
+def test_prior_rows_are_weighted_and_min_snr_stays_right():
+    """The case that diffusers' scripts get wrong: weights per sample, prior images by their own weight."""
+    family = tiny_family("portrait")
+    latents = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    for batch in (1, 2, 4):  # b=1 is silently wrong there, b>=2 crashes
+        each, learner, recipe = batches("portrait", "dreambooth", latents, prior_weight=0.7, batch=batch)
+        rows = each.at(2)
+        extra = max(1, batch // 2)
+        assert len(rows.weights) == batch + extra
+        assert rows.weights[:batch].sum() == pytest.approx(1.0)
+        assert rows.weights[batch:].sum() == pytest.approx(0.7)
+        total = torch.zeros(())
+        for index in range(batch + extra):
+            one = slice(index, index + 1)
+            told = family.text.encode(family.text.ids([each.captions[rows.texts[index]]]))
+            alpha = family.schedule.alphas[rows.timesteps[index]].double()
+            snr = alpha / (1 - alpha)
+            weight = float(min(snr, torch.tensor(5.0)) / (snr + 1))
+            noisy = family.schedule.noisy(rows.latents[one], rows.noise[one], rows.timesteps[one])
+            guess = family.predict(learner.modules.unet, noisy, rows.timesteps[one], told)
+            error = (guess - family.schedule.target(rows.latents[one], rows.noise[one], rows.timesteps[one])) ** 2
+            total = total + weight * error.mean() * rows.weights[index]
+        assert torch.allclose(each.loss(learner, 2), total, rtol=1e-4)
+    captions = [each.captions[index] for index in rows.texts[batch:]]
+    assert all("<subject>" not in caption and "man" in caption for caption in captions)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights(prediction):
+    alphas = torch.tensor([0.999, 0.9, 0.5, 0.1, 0.0])  # the last: zero terminal SNR
+    schedule = NoiseSchedule(alphas, prediction)
+    steps = torch.arange(5)
+    weights = schedule.weights(steps, 5.0)
+    assert torch.isfinite(weights).all()
+    snr = (alphas / (1 - alphas)).double()[:4]
+    clipped = snr.clamp(max=5.0)
+    expected = {"epsilon": clipped / snr, "v_prediction": clipped / (snr + 1), "sample": clipped}[prediction]
+    assert torch.allclose(weights[:4].double(), expected, rtol=1e-5)
+    assert weights[4] == (1.0 if prediction == "epsilon" else 0.0)
+    assert torch.equal(schedule.weights(steps, None), torch.ones(5))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sdxl_trains_with_every_method(name):
+    folder = tiny_subject("sdxl", name)
+    subject = load_subject(folder)
+    assert subject.complete and subject.steps == 3 and subject.artifact_bytes > 0
+
+
+def test_side_by_side_is_the_same_as_one_after_the_other(tmp_path):
+    data, family = tiny_data("portrait"), tiny_family("portrait")
+    runs = {
+        name: train(tiny_recipe("portrait", name), data, tmp_path / name, photo_digest="d", family=family)
+        for name in METHODS
+    }
+    live = dict(runs)
+    events = {name: [] for name in METHODS}
+    while live:
+        for name, run in list(live.items()):
+            event = next(run, None)
+            if event is None:
+                del live[name]
+            else:
+                events[name].append(event)
+    for name in METHODS:
+        alone = tiny_run("portrait", name, tmp_path / f"{name}-alone")
+        assert losses(events[name]) == losses(alone)
+        assert load_subject(tmp_path / name).sha256 == load_subject(tmp_path / f"{name}-alone").sha256
+
+
+def test_what_a_run_tells_and_leaves(tmp_path):
+    recipe = tiny_recipe("portrait", "lora", preview_every_s=1e-9, steps=3)
+    data = tiny_data("portrait", validation=1)
+    events = list(train(recipe, data, tmp_path, photo_digest="d", family=tiny_family("portrait")))
+    kinds = [event.kind for event in events]
+    assert kinds[0] == "start" and kinds[-1] == "done"
+    assert [event.step for event in events if event.kind == "step"] == [1, 2, 3]
+    previews = [event.path for event in events if event.kind == "preview"]
+    assert [path.rsplit("/", 1)[1] for path in previews] == [f"preview_{step:05d}.png" for step in (1, 2, 3)]
+    assert all(Image.open(path).size == (128, 128) for path in previews)
+    assert "validation_loss" in events[kinds.index("done") - 3].data or any(
+        "validation_loss" in event.data for event in events
+    )
+    subject = load_subject(tmp_path)
+    assert subject.phrase == "<subject> <subject> <subject> <subject> man"
+    assert subject.artifact_bytes == (tmp_path / "pytorch_lora_weights.safetensors").stat().st_size
+    assert subject.trainable_params == events[0].data["trainable_params"] > 0
+    assert subject.train_s > 0
+    # asking again for the same thing is answered at once
+    again = list(train(recipe, data, tmp_path, photo_digest="d", family=tiny_family("portrait")))
+    assert [event.kind for event in again] == ["done"]
+
+
+def test_previews_do_not_change_what_is_learned(tmp_path):
+    tiny_run("portrait", "lora", tmp_path / "quiet")
+    tiny_run("portrait", "lora", tmp_path / "shown", preview_every_s=1e-9)
+    assert load_subject(tmp_path / "quiet").sha256 == load_subject(tmp_path / "shown").sha256
+
+
+def test_a_checkpoint_of_other_photos_is_not_continued(tmp_path):
+    recipe, family = tiny_recipe("sd15", "lora", steps=6), tiny_family("sd15")
+    list(_stopped_after(recipe, tiny_data("sd15"), tmp_path, family, steps=2))
+    first = next(iter(train(recipe, tiny_data("sd15", photos=3), tmp_path, photo_digest="other", family=family)))
+    assert first.step == 0 and "other photos" in first.text
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half a file")
+    first = next(iter(train(recipe, tiny_data("sd15"), tmp_path, photo_digest="d", family=family)))
+    assert first.step == 0 and "can't be read" in first.text
+
+
+def test_an_artefact_that_draws_something_else_is_not_called_done(tmp_path, monkeypatch):
+    honest = LoRALearner.export
+
+    def lossy(self, folder):  # what a writer does that forgets alpha
+        with torch.no_grad():
+            for tensor in self.tensors().values():
+                tensor.mul_(0.5)
+        artifact = honest(self, folder)
+        with torch.no_grad():
+            for tensor in self.tensors().values():
+                tensor.mul_(2.0)
+        return artifact
+
+    monkeypatch.setattr(LoRALearner, "export", lossy)
+    with pytest.raises(UserError, match="does not draw the same picture"):
+        tiny_run("portrait", "lora", tmp_path, learning_rate=0.05, steps=8)
+    assert not (tmp_path / "subject.json").exists()
+
+
+def test_a_full_disk_is_a_sentence_and_the_checkpoint_stays(tmp_path, monkeypatch):
+    save = training.save_tensors
+    calls = []
+
+    def full(path, tensors, meta=None):
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, tensors, meta)
+
+    monkeypatch.setattr(training, "save_tensors", full)
+    with pytest.raises(UserError, match="The disk is full.*continues"):
+        tiny_run("sd15", "lora", tmp_path, steps=8)
+    monkeypatch.undo()
+    assert tiny_run("sd15", "lora", tmp_path, steps=8)[0].step == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"steps": 0}, "steps"), ({"batch": 0}, "batch"), ({"learning_rate": float("nan")}, "learning rates")],
+)
+def test_impossible_recipes_are_refused(changes, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        tiny_run("sd15", "lora", tmp_path, **changes)
+
+
+def test_no_photos_and_a_method_that_is_not_offered(tmp_path):
+    data = dataclasses.replace(tiny_data("sd15"), frames=np.zeros((0, 64, 64, 3), np.uint8), captions=())
+    recipe, family = tiny_recipe("sd15", "lora"), tiny_family("sd15")
+    with pytest.raises(UserError, match="no photos"):
+        list(train(recipe, data, tmp_path, photo_digest="d", family=family))
+    row = dataclasses.replace(family.row, methods=("lora",))
+    large = training.load_family(row, family.device)
+    with pytest.raises(UserError, match="not offered"):
+        list(train(tiny_recipe("sd15", "dreambooth"), tiny_data("sd15"), tmp_path, photo_digest="d", family=large))
+
+
+def test_a_missing_subject_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="Nothing is trained"):
+        load_subject(tmp_path)
+    (tmp_path / "subject.json").write_text("{}")
+    with pytest.raises(UserError, match="can't be read"):
+        load_subject(tmp_path)
+
+
+def test_the_base_is_loaded_when_none_is_given(tmp_path):
+    recipe = tiny_recipe("portrait", "textual_inversion", steps=1)
+    assert recipe.base == str(tiny_folder("portrait"))
+    events = list(train(recipe, tiny_data("portrait"), tmp_path, photo_digest="d"))  # in this machine's own format
+    assert events[0].kind == "phase" and events[-1].kind == "done"

@@ -1,0 +1,287 @@
+"""Tiny, randomly initialised Stable Diffusion pipelines of the stock classes, saved in diffusers' own folder layout.
+
+In: an empty folder and a kind. Out: that folder, loadable by `from_pretrained` and by `bases.registry.find_base`.
+Try it: `make_tiny_sd(tmp_path / "base", "portrait")`. They draw noise, not people: they are for laws, not for looks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pipelines.bases.family import Family
+    from pipelines.schema import Event, Recipe
+    from pipelines.training import TrainingData
+
+SUBJECT, SUBJECT_VECTORS = "<subject>", 4
+_SAID = (
+    "a photo portrait of man woman person young middle aged elderly background jacket and light warm cool bright dim "
+    "gradient spotlight sepia close up black grey white navy blue teal green yellow orange brown red pink purple"
+)
+WORDS = tuple(_SAID.split())
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What distinguishes one tiny pipeline from another."""
+
+    latent_channels: int
+    image_px: int
+    text_width: int
+    max_tokens: int
+    v_prediction: bool
+    second_encoder: bool = False
+
+
+KINDS = {
+    "portrait": Kind(latent_channels=16, image_px=128, text_width=32, max_tokens=32, v_prediction=True),
+    "sd15": Kind(latent_channels=4, image_px=64, text_width=32, max_tokens=77, v_prediction=False),
+    "sdxl": Kind(latent_channels=4, image_px=64, text_width=32, max_tokens=77, v_prediction=False, second_encoder=True),
+}
+
+
+def make_tokenizer(folder: Path, max_tokens: int, *, subject: bool):
+    """A stock CLIPTokenizer whose byte-pair merges make every word of WORDS one token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=5000, min_frequency=0, show_progress=False, end_of_word_suffix="</w>")
+    model.train_from_iterator(WORDS, trainer)
+    merges = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
+    letters = list(bytes_to_unicode().values())
+    names = dict.fromkeys([*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges)])
+    vocabulary = {name: index for index, name in enumerate([*names, "<|startoftext|>", "<|endoftext|>"])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=max_tokens
+    )
+    if subject:
+        tokenizer.add_tokens([SUBJECT], special_tokens=True)
+    return tokenizer
+
+
+def make_tiny_sd(folder: Path, kind: str = "portrait", *, seed: int = 0) -> Path:
+    """Write a tiny pipeline of `kind` ("portrait", "sd15", "sdxl") to `folder` and return `folder`.
+
+    About 0.3 M parameters. "portrait" has what models/portrait-128 has: 16 latent channels, v-prediction, zero terminal
+    SNR, a `<subject>` token, `likeness.json` and a (random) identity projector.
+    """
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    shape = KINDS[kind]
+    portrait = kind == "portrait"
+    folder = Path(folder)
+    width = shape.text_width
+    tokenizer = make_tokenizer(folder / "tokenizer", shape.max_tokens, subject=portrait)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_config = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=shape.max_tokens,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            hidden_act="gelu" if shape.second_encoder else "quick_gelu",
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=shape.latent_channels,
+            norm_num_groups=4,
+            sample_size=shape.image_px,
+            scaling_factor=1.0 if portrait else 0.18215,
+        )
+        added = (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 6 * 8 + width,
+                "transformer_layers_per_block": (1, 2),
+                "use_linear_projection": True,
+            }
+            if shape.second_encoder
+            else {}
+        )
+        unet = UNet2DConditionModel(
+            sample_size=shape.image_px // 8,
+            in_channels=shape.latent_channels,
+            out_channels=shape.latent_channels,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=(2, 4),
+            cross_attention_dim=2 * width if shape.second_encoder else width,
+            norm_num_groups=8,
+            **added,
+        )
+        text_encoder = CLIPTextModel(text_config)
+        scheduler = DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction" if shape.v_prediction else "epsilon",
+            rescale_betas_zero_snr=shape.v_prediction,
+            timestep_spacing="trailing" if shape.v_prediction else "leading",
+            clip_sample=False,
+            set_alpha_to_one=shape.v_prediction,
+            steps_offset=1,
+        )
+        if shape.second_encoder:
+            pipeline = StableDiffusionXLPipeline(
+                vae=vae,
+                text_encoder=text_encoder,
+                text_encoder_2=CLIPTextModelWithProjection(text_config),
+                tokenizer=tokenizer,
+                tokenizer_2=tokenizer,
+                unet=unet,
+                scheduler=scheduler,
+                add_watermarker=False,
+            )
+        else:
+            pipeline = StableDiffusionPipeline(
+                vae=vae,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+                unet=unet,
+                scheduler=scheduler,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        pipeline.save_pretrained(folder)
+        if portrait:
+            _write_portrait_extras(folder, width)
+    return folder
+
+
+def _write_portrait_extras(folder: Path, width: int) -> None:
+    """`likeness.json` and a random identity projector with the keys of models/portrait-128."""
+    import torch
+    from safetensors.torch import save_file
+
+    hidden, out = 16, SUBJECT_VECTORS * width
+    projector = {
+        "mean": torch.zeros(128),
+        "std": torch.ones(128),
+        "linear.weight": torch.randn(out, 128) * 0.1,
+        "linear.bias": torch.zeros(out),
+        "expand.weight": torch.randn(hidden, 128) * 0.1,
+        "expand.bias": torch.zeros(hidden),
+        "project.weight": torch.randn(out, hidden) * 0.1,
+        "project.bias": torch.zeros(out),
+    }
+    save_file(projector, str(folder / "identity_projector.safetensors"))
+    facts = {
+        "family": "portrait",
+        "vocabulary": sorted(WORDS),
+        "subject_token": SUBJECT,
+        "subject_vectors": SUBJECT_VECTORS,
+    }
+    (folder / "likeness.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+# -- shared by tests of one session: read-only ---------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _session_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="likeness-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@lru_cache(maxsize=8)
+def tiny_folder(kind: str) -> Path:
+    """One tiny pipeline per kind and session. Don't write into it."""
+    return make_tiny_sd(_session_folder() / kind, kind)
+
+
+@lru_cache(maxsize=8)
+def tiny_family(kind: str) -> Family:
+    """It, loaded in float32 on the CPU, so that results can be compared closely."""
+    from pipelines.bases.family import load_family
+    from pipelines.bases.registry import find_base
+    from pipelines.runtime import Device
+
+    return load_family(find_base(str(tiny_folder(kind))), Device("cpu", "float32", "exact in tests"))
+
+
+def tiny_data(kind: str, *, photos: int = 4, validation: int = 0) -> TrainingData:
+    """Smooth random pictures with captions of words the tiny bases know."""
+    from pipelines.training import TrainingData
+
+    size = KINDS[kind].image_px
+    coarse = np.random.default_rng(3).integers(0, 256, (photos + validation, 8, 8, 3), dtype=np.uint8)
+    frames = coarse.repeat(size // 8, 1).repeat(size // 8, 2)
+    colours = ("grey", "blue", "red", "teal", "navy", "green")
+    captions = tuple(f"portrait of {{subject}}, {colours[k % 6]} background" for k in range(photos))
+    return TrainingData(frames[:photos], captions, frames[photos:])
+
+
+def tiny_recipe(kind: str, method: str, **changes: Any) -> Recipe:
+    """A few quick steps."""
+    from pipelines.schema import Recipe
+
+    plain = Recipe(
+        base=str(tiny_folder(kind)),
+        method=method,
+        class_word="man",
+        steps=4,
+        batch=2,
+        learning_rate=1e-3 if method == "dreambooth" else 1e-2,
+        warmup_steps=1,
+        rank=4,
+        alpha=2.0,
+        targets="all",
+        vectors=2,
+        checkpoint_every=2,
+        preview_every_s=0.0,
+    )
+    return plain.replaced(**changes)
+
+
+def tiny_run(kind: str, method: str, out: Path, **changes: Any) -> list[Event]:
+    """All events of one short training."""
+    from pipelines.training import train
+
+    recipe = tiny_recipe(kind, method, **changes)
+    return list(train(recipe, tiny_data(kind), out, photo_digest="digest", family=tiny_family(kind)))
+
+
+@lru_cache(maxsize=16)
+def tiny_subject(kind: str, method: str) -> Path:
+    """The folder of a trained subject, one per kind, method and session. Don't write into it."""
+    out = _session_folder() / f"{kind}-{method}"
+    events = tiny_run(kind, method, out, steps=3)
+    assert events[-1].kind == "done"
+    return out

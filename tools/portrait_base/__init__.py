@@ -1,0 +1,1 @@
+"""The parts of `tools/build_portrait_base.py`: data, autoencoder, denoiser, evaluation."""

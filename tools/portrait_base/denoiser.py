@@ -1,0 +1,364 @@
+"""Stage 2, text encoder and denoiser: captions and identities -> latents.
+
+The text space is made to span identities without naming anybody: in most captions the placeholder `<subject>` (four
+times) is filled with vectors projected from the portrait's own dlib descriptor plus noise; otherwise it is one
+neutral row, which is all that the exported vocabulary holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pipelines import attributes
+from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from tools.portrait_base import variants
+
+TEXT_DIM, MAX_TOKENS, SUBJECT, SUBJECT_VECTORS = 192, 32, "<subject>", 4
+WORDS = (
+    *"a photo portrait of man woman person young middle aged elderly background jacket and".split(),  # noqa: SIM905
+    *"light warm cool bright dim gradient spotlight sepia close up".split(),  # noqa: SIM905
+    *attributes.COLOURS,
+)
+# on 2 CPU cores more and smaller steps learn more per minute; a GPU has room for 4 x the batch
+BATCH, LEARNING_RATE, EMA = 16, 4e-4, 0.9995
+# measured on AVX-512 without AMX, one thread, batch 16: a step takes 0.62 s in float32, 0.92 s under bf16 autocast
+HALF_PRECISION = False
+DESCRIPTOR_NOISE = 0.015  # per number; two photos of one person differ by about 0.025
+
+
+def write_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A stock CLIPTokenizer whose byte-pair merges make every known word one token."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    vocab = {token: k for k, token in enumerate(letters + [c + "</w>" for c in letters])}
+    pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in WORDS}
+    merges: list[tuple[str, str]] = []
+    while any(len(p) > 1 for p in pieces.values()):  # plain BPE: the most frequent pair first, ties by name
+        counts: dict[tuple[str, str], int] = {}
+        for p in pieces.values():
+            for pair in zip(p, p[1:]):
+                counts[pair] = counts.get(pair, 0) + 1
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        vocab.setdefault("".join(best), len(vocab))
+        for word, p in pieces.items():
+            k = 0
+            while k < len(p) - 1:
+                if (p[k], p[k + 1]) == best:
+                    p[k : k + 2] = ["".join(best)]
+                k += 1
+            pieces[word] = p
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=MAX_TOKENS
+    )
+    tokenizer.add_tokens([SUBJECT], special_tokens=True)
+    return tokenizer
+
+
+class IdentityProjector(nn.Module):
+    """dlib descriptor (b, 128) -> vectors (b, SUBJECT_VECTORS, TEXT_DIM) that are added to the neutral row."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, hidden: int = 384) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(128))
+        self.register_buffer("std", torch.ones(128))
+        self.linear = nn.Linear(128, SUBJECT_VECTORS * TEXT_DIM)
+        self.expand = nn.Linear(128, hidden)
+        self.project = nn.Linear(hidden, SUBJECT_VECTORS * TEXT_DIM)
+
+    def forward(self, descriptor: torch.Tensor) -> torch.Tensor:
+        x = (descriptor - self.mean) / self.std
+        out = self.linear(x) + self.project(F.silu(self.expand(x)))
+        return out.view(-1, SUBJECT_VECTORS, TEXT_DIM) * 0.1
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_DIM,
+        intermediate_size=4 * TEXT_DIM,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=TEXT_DIM,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet(latent_channels: int) -> UNet2DConditionModel:
+    """13 M parameters. No self-attention at 16x16: it costs half of the step on a CPU and cross-attention there
+    does not.
+    """
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(64, 160, 192),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        only_cross_attention=(True, False, False),
+        attention_head_dim=(2, 5, 6),
+        cross_attention_dim=TEXT_DIM,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+class Model(nn.Module):
+    """Everything stage 2 trains, in one module, so that checkpoint and EMA are one dict."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int) -> None:
+        super().__init__()
+        self.text_encoder = new_text_encoder(tokenizer)
+        self.unet = new_unet(latent_channels)
+        self.unet.set_attn_processor(AttnProcessor())  # on a CPU faster than torch's fused attention at these lengths
+        self.projector = IdentityProjector()
+        self.subject_id = int(tokenizer.get_vocab()[SUBJECT])
+
+    def encode(self, ids: torch.Tensor, vectors: torch.Tensor | None, filled: torch.Tensor | None) -> torch.Tensor:
+        """Token ids (b, t) -> text states (b, t, d); rows `filled` get `vectors` (b, k, d) added at their
+        placeholders.
+        """
+        if vectors is None or filled is None:
+            return self.text_encoder(ids).last_hidden_state
+        with added_at(self.text_encoder, ids.eq(self.subject_id), vectors * filled[:, None, None]):
+            return self.text_encoder(ids).last_hidden_state
+
+
+@contextmanager
+def added_at(text_encoder: CLIPTextModel, places: torch.Tensor, vectors: torch.Tensor) -> Iterator[None]:
+    """While open, the token embeddings at `places` (b, t) get `vectors` (b, k, d) added, the k-th place the k-th
+    vector.
+    """
+    order = (places.cumsum(1) - 1).clamp(0, vectors.shape[1] - 1)
+    spread = torch.gather(vectors, 1, order[..., None].expand(-1, -1, vectors.shape[-1])) * places[..., None]
+    handle = text_encoder.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out + spread.to(out.dtype))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def caption(rng: np.random.Generator, gender: str, words: str) -> tuple[str, bool]:
+    """A training caption and whether its placeholder takes the identity (else it stays neutral or is absent)."""
+    if rng.random() < 0.10:
+        return "", False
+    noun = "person" if rng.random() < 0.15 else gender
+    draw = rng.random()
+    subject = noun if draw < 0.2 else " ".join([SUBJECT] * SUBJECT_VECTORS + [noun])
+    parts = [p for p in words.split("|") if p and rng.random() > 0.15]
+    head = "photo of" if rng.random() < 0.1 else "portrait of"
+    article = "a " if draw < 0.1 else ""
+    return ", ".join([f"{head} {article}{subject}", *parts]), draw > 0.35
+
+
+@torch.no_grad()
+def encode_frames(vae: AutoencoderKL, frames: np.ndarray) -> torch.Tensor:
+    """uint8 frames -> latents (n, c, 16, 16) fp16, the posterior's mode."""
+    device = next(vae.parameters()).device
+    out = []
+    for part in np.array_split(frames, max(1, math.ceil(len(frames) / 64))):
+        x = torch.tensor(part, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast(device.type, torch.bfloat16):
+            out.append(vae.encode(x.to(memory_format=torch.channels_last)).latent_dist.mode().half().cpu())
+    return torch.cat(out)
+
+
+def cached_latents(vae: AutoencoderKL, frames: np.ndarray, file: Path) -> torch.Tensor:
+    """`encode_frames`, kept beside the checkpoint so that a restart costs no encoding; made anew for another
+    autoencoder.
+    """
+    key = {"vae": [float(p.detach().double().sum()) for p in vae.quant_conv.parameters()], "frames": len(frames)}
+    if file.is_file():
+        tensors, known = load_tensors(file)
+        if known == key:
+            return tensors["latents"]
+    latents = encode_frames(vae, frames)
+    save_tensors(file, {"latents": latents}, key)
+    return latents
+
+
+def train(
+    vae: AutoencoderKL,
+    data: variants.Variants,
+    folder: Path,
+    *,
+    budget_s: float,
+    device: str,
+    start_from: Path | None = None,
+) -> tuple[Model, CLIPTokenizer]:
+    """Train until `budget_s` of wall clock (all runs together) is used; returns the averaged (EMA) model."""
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    model = Model(tokenizer, vae.config.latent_channels).to(device)
+    model.unet.to(memory_format=torch.channels_last)
+    descriptors = torch.tensor(data.descriptors)
+    model.projector.mean.copy_(descriptors.mean(0))
+    model.projector.std.copy_(descriptors.std(0))
+    if start_from is not None:
+        load_exported(model, start_from)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step, spent_s, checkpoint = 0, 0.0, folder / "denoiser.safetensors"
+    if checkpoint.is_file():
+        tensors, meta = load_tensors(checkpoint)
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        average = {k[4:]: v.to(device) for k, v in tensors.items() if k.startswith("ema.")}
+        load_optimizer(optimizer, tensors)
+        step, spent_s = meta["step"], meta["spent_s"]
+    latents = cached_latents(vae, data.frames, folder / "latents.safetensors")
+    alphas = scheduler().alphas_cumprod
+    started, shown, saved = time.monotonic() - spent_s, 0.0, time.monotonic()
+
+    def save() -> None:
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
+        save_tensors(checkpoint, tensors | optimizer_tensors(optimizer), {"step": step, "spent_s": spent_s})
+
+    print(
+        f"denoiser: {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M parameters, {len(latents)} latents",
+        flush=True,
+    )
+    while spent_s < budget_s:
+        rng = np.random.default_rng((11, step))
+        generator = torch.Generator().manual_seed(step)
+        index = rng.integers(0, len(latents), BATCH)
+        told = [caption(rng, str(data.gender[i]), str(data.words[i])) for i in index]
+        ids = tokenizer(
+            [t for t, _ in told], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids.to(device)
+        filled = torch.tensor([f for _, f in told], dtype=torch.float32, device=device)
+        who = descriptors[index] + DESCRIPTOR_NOISE * torch.randn(BATCH, 128, generator=generator)
+        x = latents[index].float()
+        t = torch.randint(0, 1000, (BATCH,), generator=generator)
+        noise = torch.randn(x.shape, generator=generator)
+        signal, blur = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
+        noisy, target = signal * x + blur * noise, signal * noise - blur * x
+        progress = spent_s / budget_s
+        # constant, then down to a fortieth over the last 40% of the time
+        fade = 1.0 if progress < 0.6 else 0.025 + 0.975 * 0.5 * (1 + math.cos(math.pi * (progress - 0.6) / 0.4))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200) * fade
+        with torch.autocast(device, torch.bfloat16, enabled=HALF_PRECISION or device != "cpu"):
+            text = model.encode(ids, model.projector(who.to(device)), filled)
+            guess = model.unet(noisy.to(device, memory_format=torch.channels_last), t.to(device), text).sample
+        per_sample = ((guess.float() - target.to(device)) ** 2).mean((1, 2, 3))
+        # truncated SNR+1 weighting of the x0 error (Salimans & Ho 2022), as a weight on v: flat where the picture is
+        # decided, falling where only the last noise is left
+        snr = alphas[t] / (1 - alphas[t]).clamp(min=1e-8)
+        loss = (per_sample * (5.0 / (snr + 1)).clamp(max=1.0).to(device)).mean()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the denoiser's loss became {loss.item()} at step {step}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(EMA, (1 + step) / (10 + step))
+        with torch.no_grad():
+            names, live = zip(*model.named_parameters())
+            torch._foreach_lerp_([average[n] for n in names], list(live), 1 - decay)
+        shown += (0.02 if step > 50 else 0.2) * (loss.item() - shown)
+        spent_s = time.monotonic() - started
+        if step % 50 == 0:
+            print(f"denoiser step {step} {spent_s:.0f}s loss {shown:.4f}", flush=True)
+        if time.monotonic() - saved > 120:
+            saved = time.monotonic()
+            save()
+    save()
+    model.load_state_dict(average, strict=False)
+    return model.eval(), tokenizer
+
+
+def averaged(folder: Path, latent_channels: int) -> tuple[Model, CLIPTokenizer]:
+    """The averaged model of the last checkpoint."""
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    model = Model(tokenizer, latent_channels)
+    tensors, _ = load_tensors(folder / "denoiser.safetensors")
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, strict=False)
+    return model.eval(), tokenizer
+
+
+def load_exported(model: Model, folder: Path) -> None:
+    """Start from an exported model folder instead of from noise."""
+    from safetensors.torch import load_file
+
+    def tensors(part: str) -> dict[str, torch.Tensor]:
+        files = sorted((folder / part).glob("*.safetensors"))
+        return {k: v.float() for file in files for k, v in load_file(str(file)).items()}
+
+    model.unet.load_state_dict(tensors("unet"))
+    model.text_encoder.load_state_dict(tensors("text_encoder"))
+    model.projector.load_state_dict(
+        {k: v.float() for k, v in load_file(str(folder / "identity_projector.safetensors")).items()}
+    )
+
+
+def export(vae: AutoencoderKL, model: Model, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write diffusers' own folder layout: fp16 on disk, shards under 10 MB, no code of ours needed to load it."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=model.text_encoder.half(),
+        tokenizer=tokenizer,
+        unet=model.unet.half(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out, max_shard_size="9MB")
+    config = out / "text_encoder" / "config.json"
+    # transformers honours the saved dtype while diffusers loads fp32: without this the two would not fit together
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    state = {k: v.half() for k, v in model.projector.state_dict().items()}
+    save_tensors(out / "identity_projector.safetensors", state)
+    facts = {
+        "family": "portrait",
+        "vocabulary": sorted(WORDS),
+        "subject_token": SUBJECT,
+        "subject_vectors": SUBJECT_VECTORS,
+        "descriptor": "dlib_face_recognition_resnet_model_v1",
+        "eyes_mid_px": [64, 58],
+        "eyes_apart_px": 30,
+    }
+    (out / "likeness.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -1,0 +1,109 @@
+"""The Score tab: one axis with four marks, a dot for every picture, a table, and everything to take home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from pipelines.schema import UserError
+from ui import views
+from ui.errors import told
+from ui.state import Services, View
+from ui.wiring import Show, Updates
+
+HOW_TO_READ = (
+    '<p class="lk-note">Dots are pictures, a diamond is their mean. A score is how alike a face recogniser finds a '
+    "picture and the photos that training never saw "
+    "(1 is the same picture; strangers lie left of A). It judges the "
+    "face only - not beauty, not the background. "
+    "<b>Normalised</b> puts 0 at the untrained base and 1 at this person's own photos. A picture without a face counts "
+    "as 0. Far above 1 is no triumph but a hint that a photo was copied.</p>"
+)
+
+
+@dataclass
+class ScoreTab:
+    blocked: gr.HTML
+    judge: gr.Radio
+    spoke: gr.HTML
+    strip: gr.HTML
+    table: gr.HTML
+    warnings: gr.HTML
+    package: gr.Button
+    downloads: gr.HTML
+
+    def show(self, view: View) -> Updates:
+        judge = view.judge()
+        closed = view.score_blocked
+        ready = closed is None and judge is not None
+        return {
+            self.blocked: gr.update(
+                value=views.note(view.score_blocked or "", "warn"), visible=view.score_blocked is not None
+            ),
+            self.judge: gr.update(choices=list(view.judges), visible=len(view.judges) > 1),
+            self.spoke: gr.update(value=_spoke(view, judge) if ready and judge else ""),
+            self.strip: gr.update(value=views.strip(view.axis(judge)) if ready and judge else ""),
+            self.table: gr.update(value=views.table(view.rows(judge)) + HOW_TO_READ if ready and judge else ""),
+            self.warnings: gr.update(value=_warnings(view) if ready else ""),
+            self.package: gr.update(visible=bool(view.trained), interactive=not view.progress.busy),
+        }
+
+    def restore(self, view: View) -> Updates:
+        return {self.judge: gr.update(value=view.judge()), self.downloads: gr.update(value="")}
+
+    def news(self, view: View) -> Updates:
+        return {}
+
+
+def build(services: Services) -> ScoreTab:
+    blocked = gr.HTML(visible=False)
+    judge = gr.Radio([], label="Judge", visible=False, elem_id="lk-judge")
+    spoke = gr.HTML(elem_id="lk-spoke")
+    strip = gr.HTML(elem_id="lk-strip")
+    table = gr.HTML(elem_id="lk-table")
+    warnings = gr.HTML()
+    with gr.Row():
+        package = gr.Button(
+            "Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
+        )
+        downloads = gr.HTML(elem_id="lk-downloads")
+    return ScoreTab(blocked, judge, spoke, strip, table, warnings, package, downloads)
+
+
+def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
+    @told
+    def listen(kept: object, judge: str | None) -> Updates:
+        session = services.sessions.need(kept)
+        services.sessions.choose(session, judge=judge if judge in services.view(kept).judges else None)
+        return tab.show(services.view(kept))
+
+    @told
+    def package(kept: object) -> str:
+        session = services.sessions.need(kept)
+        if services.busy(session.run):
+            raise UserError("This run is still working. Wait until it is done, then prepare the download.")
+        return views.downloads(services.package(session.run))
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    tab.judge.input(listen, [capability, tab.judge], list(tab.show(services.view(None))), **quiet)
+    tab.package.click(package, [capability], tab.downloads, trigger_mode="once", concurrency_limit=2, **quiet)
+
+
+def _spoke(view: View, judge: str) -> str:
+    facts = view.judge_facts(judge)
+    photos = len(view.box.photo_set.held_out) if view.box.photo_set else 0
+    compared = f"Compared with {photos} held-out photo{'s' if photos != 1 else ''}." if photos else ""
+    weak = " With so few, read the verdict with care." if view.box.photo_set and view.box.photo_set.weak else ""
+    return views.note(f"Judge: {judge}. {facts} {compared}{weak}")
+
+
+def _warnings(view: View) -> str:
+    missing = [shot for shot in view.shots if shot.scored and shot.similarity is None]
+    if not missing:
+        return ""
+    plural = "pictures show" if len(missing) > 1 else "pictures shows"
+    return views.note(
+        f"{len(missing)} of {len(view.shots)} {plural} no face to this judge. They are counted, not dropped."
+    )

@@ -1,0 +1,595 @@
+"""One look at a run, as the pages need it: `Services` reads the files, `View` answers the tabs' questions.
+
+In: a browser's capability. Out: a `View` - photos, progress, trained methods, pictures with scores, and the reason why
+a tab is still closed. Everything is read from the run's folder, so a reload, a second tab and a restart see the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipelines import jobs, workspace
+from pipelines.bases import registry
+from pipelines.bases.registry import BaseRow
+from pipelines.comparison import JobSpec
+from pipelines.schema import COLUMNS, METHODS, Event, Sampling, UserError
+from ui import photobox, views
+from ui.media import Media
+from ui.photobox import Box
+from ui.sessions import Choices, Session, Sessions
+from ui.theme import METHOD_NAMES
+from ui.views import Lane, Mark, MethodRow, Shot, StripData
+
+log = logging.getLogger("likeness.ui")
+BASE_ENV = "LIKENESS_BASE"  # a folder or checkpoint the operator adds to the list and makes the default
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the pages say about a trained method; read from its subject.json."""
+
+    method: str
+    id: str
+    base: str
+    complete: bool
+    steps: int
+    train_s: float
+    artifact_bytes: int
+    trainable_params: int
+    photo_digest: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The run's job, as its files tell it."""
+
+    state: str = "none"
+    kind: str = ""
+    text: str = ""
+    problem: str | None = None
+    methods: tuple[str, ...] = ()  # of the last training
+    latest: dict[str, Event] = field(default_factory=dict)  # method -> last "step" event
+    preview: dict[str, str] = field(default_factory=dict)  # method -> path inside the run
+    ended: dict[str, str] = field(default_factory=dict)  # method -> "done" | "stopped" | "failed"
+    losses: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    drawn: int = 0  # pictures of the current job so far ...
+    to_draw: int = 0  # ... and in all
+
+    @property
+    def busy(self) -> bool:
+        return self.state in ("queued", "running")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the methods at work are done. They count their own seconds and take turns, so these add up."""
+        left = [event.seconds_left for method, event in self.latest.items() if method not in self.ended]
+        known = [each for each in left if each is not None]
+        return sum(known) if known else None
+
+
+@dataclass(frozen=True)
+class View:
+    """A snapshot. Built by `Services.view`."""
+
+    services: Services
+    session: Session | None
+    row: BaseRow
+    base_problem: str | None
+    box: Box
+    progress: Progress
+    trained: dict[str, Trained]
+    stale: bool  # something is trained, but on other photos or another base
+    pictures: tuple[Shot, ...]  # with the chosen judge's scores
+    latest: frozenset[str]  # links of the last job's pictures
+    marks: dict[str, dict[str, Any]]
+    scores: dict[str, dict[str, list[float | None]]]  # judge -> method -> similarities
+
+    @property
+    def choices(self) -> Choices:
+        return self.session.choices if self.session else Choices()
+
+    # ------------------------------------------------------------------ why a tab is closed
+
+    @property
+    def train_blocked(self) -> str | None:
+        if self.box.photo_set is None:
+            if self.box.problem:
+                return "The photos can't be used yet; the Upload tab says why."
+            more = self.box.missing
+            return f"Add {more} more photo{'s' if more != 1 else ''} in the Upload tab."
+        if not self.choices.sample and self.choices.consent_at is None:
+            return "Tick the consent box in the Upload tab."
+        return self.base_problem
+
+    @property
+    def generate_blocked(self) -> str | None:
+        if self.train_blocked:
+            return self.train_blocked
+        if self.progress.busy and self.progress.kind != "generate":
+            return "Training is still under way. Pictures can be drawn when it is done."
+        if self.stale:
+            return "The photos or the base have changed since training. Train again first."
+        if not self.trained:
+            return "Train at least one method first."
+        return None
+
+    @property
+    def score_blocked(self) -> str | None:
+        if self.generate_blocked and not self.judges:
+            return self.generate_blocked
+        return None if self.judges else "Generate pictures first: there is nothing to score yet."
+
+    # ------------------------------------------------------------------ what the tabs show
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(c for c in COLUMNS if c == "none" or c in self.trained)
+
+    @property
+    def shots(self) -> tuple[Shot, ...]:
+        return self.pictures
+
+    @property
+    def latest_shots(self) -> tuple[Shot, ...]:
+        return tuple(shot for shot in self.pictures if shot.link in self.latest) or self.pictures
+
+    @property
+    def drawn_columns(self) -> tuple[str, ...]:
+        there = {shot.method for shot in self.latest_shots}
+        return tuple(column for column in COLUMNS if column in there)
+
+    @property
+    def drawn_text(self) -> str:
+        return f"{self.progress.drawn} of {self.progress.to_draw} are there." if self.progress.drawn else ""
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Judges that have scored something; ArcFace packs before dlib."""
+        return tuple(sorted(self.scores, key=lambda name: (name == "dlib", name)))
+
+    def judge(self) -> str | None:
+        return self.choices.judge if self.choices.judge in self.judges else next(iter(self.judges), None)
+
+    def photo_cards(self) -> str:
+        return self.services.photo_cards(self.session.run, self.box) if self.session else ""
+
+    def lane(self, method: str) -> Lane | None:
+        progress = self.progress
+        step, card = progress.latest.get(method), self.trained.get(method)
+        if method not in progress.methods and card is None:
+            return None
+        preview = progress.preview.get(method)
+        link = self.services.link(self.session.run, preview) if preview and self.session else None
+        training = progress.busy and progress.kind != "generate" and method in progress.methods
+        state = progress.ended.get(method) or ("training" if training and step else "waiting" if training else "")
+        if not state:
+            state = "done" if card and card.complete else "stopped"
+        note = ""
+        if card:
+            note = f"{views.amount(card.artifact_bytes)}, {card.trainable_params:,} numbers learned."
+        if step is None:
+            steps, seconds = (card.steps, card.train_s) if card else (0, 0.0)
+            return Lane(method, state, steps, steps, seconds, preview=link, note=note)
+        left = self.progress.seconds_left if state == "training" else None
+        return Lane(method, state, step.step, step.steps, step.seconds, left, step.loss, link, note)
+
+    def estimate(self, quality: str, methods: Sequence[str]) -> str:
+        return self.services.estimate(self.row, quality, [m for m in self.row.methods if m in methods])
+
+    def judge_facts(self, judge: str) -> str:
+        from pipelines import faces
+
+        try:
+            licence = f"Licence of its weights: {faces.judge(judge).licence}."
+        except (UserError, OSError):
+            licence = "Its weights are not on this machine any more."
+        threshold = self.marks.get(judge, {}).get("threshold")
+        same = f" From {threshold:.2f} on it calls two photos the same person." if isinstance(threshold, float) else ""
+        return licence + same
+
+    def axis(self, judge: str) -> StripData:
+        found = self.marks.get(judge, {})
+
+        def figure(name: str) -> float | None:
+            value = found.get(name)
+            return float(value) if isinstance(value, int | float) else None
+
+        impostor = "99.9% of comparisons of different people lie below"
+        if found.get("impostor_measured") is False:
+            impostor += " (published by others, not measured here)"
+        marks = (
+            Mark("Different people", figure("impostor"), impostor + "."),
+            Mark("Untrained base", figure("floor"), "The floor: pictures of nobody in particular."),
+            Mark("Best this base can draw", figure("best_possible"), "Held-out photos, rebuilt by its autoencoder."),
+            Mark("This person's own photos", figure("ceiling"), "The ceiling: real photo against real photo.",
+                 figure("ceiling_low"), figure("ceiling_high")),
+        )  # fmt: skip
+        dots = {
+            method: tuple(value for value in values if value is not None)
+            for method, values in sorted(self.scores.get(judge, {}).items(), key=lambda item: COLUMNS.index(item[0]))
+        }
+        means = {row.method: row.mean for row in self.rows(judge) if row.mean is not None}
+        return StripData(judge, marks, dots, means)
+
+    def rows(self, judge: str) -> list[MethodRow]:
+        from pipelines.scoring import normalised
+
+        found = self.marks.get(judge, {})
+        rows = []
+        for method, values in sorted(self.scores.get(judge, {}).items(), key=lambda item: COLUMNS.index(item[0])):
+            seen = [value for value in values if value is not None]
+            imputed = sum(seen) / len(values) if values else None  # a picture without a face counts 0
+            card = self.trained.get(method)
+            rows.append(
+                MethodRow(
+                    method,
+                    mean=imputed,
+                    best=max(seen, default=None),
+                    normalised=normalised(imputed, found.get("floor"), found.get("ceiling")),
+                    faces_found=len(seen),
+                    renders=len(values),
+                    seconds=card.train_s if card else None,
+                    megabytes=card.artifact_bytes / 1e6 if card else None,
+                    parameters=card.trainable_params if card else None,
+                )
+            )
+        return rows
+
+    def steps_html(self) -> str:
+        """The line under the title: where the person stands, and what opens the next step."""
+        good = len(self.box.photo_set.photos) if self.box.photo_set else self.box.good
+        training = self.progress.busy and self.progress.kind != "generate"
+        scored = sum(len(values) for values in next(iter(self.scores.values()), {}).values())
+        trained = ", ".join(METHOD_NAMES[m] for m in self.trained)
+        done = (
+            f"{good} good photo{'s' if good != 1 else ''}" if self.box.staged else "Start here: add photos",
+            "Working ..." if training else trained or "Ready",
+            f"{len(self.pictures)} pictures" if self.pictures else "Ready",
+            f"{scored} pictures scored",
+        )
+        names = ("Upload", "Train", "Generate", "Score")
+        steps: list[tuple[str, str, bool]] = []
+        first = True
+        for name, blocked, text in zip(
+            names, (None, self.train_blocked, self.generate_blocked, self.score_blocked), done
+        ):
+            # Only the first closed step says what is missing; those behind it wait for the same thing.
+            reason = text if blocked is None else blocked if first else f"Opens after {names[len(steps) - 1]}"
+            first = first and blocked is None
+            steps.append((name, reason, blocked is None))
+        return views.stepper(steps)
+
+
+class Services:
+    """What handlers may do. Holds no person's data: everything lies in the runs."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.sessions = Sessions(root)
+        self.media = Media(self.sessions.root)
+        self.bases, self.default_base = offered_bases()
+        self._events: dict[str, tuple[int, list[Event]]] = {}
+        self._guard = threading.Lock()
+
+    # ------------------------------------------------------------------ looking
+
+    def problem(self, base: str) -> str | None:
+        """Why this base can't be used on this machine at all, as far as is known without loading it."""
+        row = self.bases[base]
+        if row.folder is not None and not row.folder.exists():
+            return f"{row.title} is not in this copy. Get the whole repository, or pick another base."
+        return None
+
+    def view(self, capability: object) -> View:
+        session = self.sessions.find(capability)
+        chosen = session.choices.base if session else ""
+        name = chosen if chosen in self.bases else self.default_base
+        if session is None:
+            return View(
+                self, None, self.bases[name], self.problem(name), Box(), Progress(), {}, False, (), frozenset(), {}, {}
+            )
+        run = session.run
+        box = photobox.load(run)
+        progress = self.progress(run)
+        everything = trained(run)
+        digest = box.photo_set.digest if box.photo_set else ""
+        fits = {m: card for m, card in everything.items() if (card.photo_digest, card.base) == (digest, name)}
+        return self._with_pictures(
+            View(
+                self, session, self.bases[name], self.problem(name), box, progress, fits,
+                bool(everything) and not fits, (), frozenset(), marks(run), {},
+            )
+        )  # fmt: skip
+
+    def link(self, run: workspace.Run, path: str) -> str | None:
+        """A signed link for a file of the run, named relative to it."""
+        file = run.folder / path
+        return self.media.link(file) if file.is_file() else None
+
+    def photo_cards(self, run: workspace.Run, box: Box) -> str:
+        cards = []
+        for one in box.staged:
+            link = self.link(run, f"{photobox.STAGED}/{one.file}") if one.file else None
+            part = photobox.part_of(box, one.name)
+            cards.append(views.PhotoCard(one.name, link, one.file is not None, one.text, part, one.key))
+        return views.photo_cards(cards)
+
+    def busy(self, run: workspace.Run) -> bool:
+        return jobs.status(run).busy
+
+    def events(self, run: workspace.Run) -> list[Event]:
+        """All events of the run; only new lines are parsed."""
+        with self._guard:
+            count, known = self._events.pop(run.id, (0, []))
+            if not run.events.exists():
+                return []
+            fresh = jobs.events(run, count)
+            self._events[run.id] = (count + len(fresh), [*known, *fresh])
+            while len(self._events) > 50:
+                self._events.pop(next(iter(self._events)))
+            return self._events[run.id][1]
+
+    def progress(self, run: workspace.Run) -> Progress:
+        status = jobs.status(run)
+        events = self.events(run)
+        spec = workspace.read_json(run.spec) or {}
+        training = self._last_training(events)
+        latest: dict[str, Event] = {}
+        preview: dict[str, str] = {}
+        ended: dict[str, str] = {}
+        losses: dict[str, list[tuple[int, float]]] = {}
+        for event in training:
+            method = event.method
+            if method not in METHODS:
+                continue
+            if event.kind == "step":
+                latest[method] = event
+                if event.loss is not None:
+                    losses.setdefault(method, []).append((event.step, event.loss))
+            elif event.kind == "preview" and event.path:
+                preview[method] = event.path
+            elif event.kind in ("done", "stopped", "failed"):
+                ended[method] = event.kind
+            elif event.kind == "start":  # continued from a checkpoint: what came after that is taught again
+                ended.pop(method, None)
+                losses[method] = [(step, loss) for step, loss in losses.get(method, []) if step <= event.step]
+        this_job = events[status.first_event :]
+        methods = tuple(m for m in METHODS if m in latest or m in preview or m in ended)
+        if status.busy and status.kind != "generate":
+            methods = tuple(m for m in METHODS if m in spec.get("methods", ()))
+        return Progress(
+            state=status.state,
+            kind=status.kind,
+            text=f"{status.phase}." if status.phase and not status.phase.endswith(".") else status.phase or "",
+            problem=status.reason if status.state in ("failed", "interrupted") else None,
+            methods=methods,
+            latest=latest,
+            preview=preview,
+            ended=ended,
+            losses={method: tuple(curve) for method, curve in losses.items()},
+            drawn=max((event.step for event in this_job if event.kind == "render"), default=0),
+            to_draw=max((event.steps for event in this_job if event.kind == "render"), default=0),
+        )
+
+    @staticmethod
+    def _last_training(events: list[Event]) -> list[Event]:
+        """Per method, the events from its last "start" at step 0 on: a continued training keeps its curve."""
+        begin: dict[str, int] = {}
+        for index, event in enumerate(events):
+            if event.kind == "start" and event.method and event.step == 0:
+                begin[event.method] = index
+        return [event for index, event in enumerate(events) if event.method and index >= begin.get(event.method, 0)]
+
+    def estimate(self, row: BaseRow, quality: str, methods: Sequence[str]) -> str:
+        """How long training will take, from what it took on this machine before; never guessed."""
+        from pipelines import presets
+
+        if not methods:
+            return views.note("Choose at least one method.")
+        steps = {m: presets.recipe(row.name, m, quality, class_word="person").steps for m in methods}
+        listed = ", ".join(f"{METHOD_NAMES[m]} {count}" for m, count in steps.items())
+        pace = workspace.read_json(self._paces) or {}
+        known = [float(pace[f"{row.name}/{m}"]) for m in methods if f"{row.name}/{m}" in pace]
+        if len(known) == len(methods):
+            total = sum(count * each for count, each in zip(steps.values(), known, strict=True))
+            return views.note(
+                f"Steps: {listed}. Training takes about {views.duration(total)}, as measured on this machine."
+            )
+        return views.note(
+            f"Steps: {listed}. Nothing was timed on this machine yet: seconds left appear with the first steps."
+        )
+
+    @property
+    def _paces(self) -> Path:
+        return self.sessions.folder / "paces.json"
+
+    def _remember_pace(self, row: BaseRow, cards: dict[str, Trained]) -> None:
+        """Seconds a step took, per base and method: nothing about anybody."""
+        pace = workspace.read_json(self._paces) or {}
+        fresh = {f"{row.name}/{m}": round(c.train_s / c.steps, 4) for m, c in cards.items() if c.steps and c.complete}
+        if any(name not in pace or pace[name] != value for name, value in fresh.items()):
+            workspace.write_json(self._paces, pace | fresh)
+
+    # ------------------------------------------------------------------ doing
+
+    def start_training(self, session: Session, *, methods: tuple[str, ...], quality: str) -> None:
+        choices = session.choices
+        jobs.start(
+            session.run,
+            JobSpec(
+                kind="train", base=choices.base or self.default_base, class_word=choices.class_word, methods=methods,
+                quality=quality,
+            ),
+        )  # fmt: skip
+
+    def start_generation(self, session: Session, *, columns: tuple[str, ...], samplings: tuple[Sampling, ...]) -> None:
+        choices = session.choices
+        jobs.start(
+            session.run,
+            JobSpec(
+                kind="generate", base=choices.base or self.default_base, class_word=choices.class_word, methods=columns,
+                samplings=samplings,
+            ),
+        )  # fmt: skip
+
+    def sweep(self, *, older_than_s: float) -> int:
+        """Delete runs that nobody has touched for so long and that are not being worked on; returns how many went."""
+        gone = 0
+        for key, run in self.sessions.runs():
+            try:
+                touched = max(file.stat().st_mtime for file in (run.folder, *run.folder.iterdir()))
+                if time.time() - touched > older_than_s and not self.busy(run):
+                    self.sessions.drop(key, run)
+                    gone += 1
+            except (OSError, UserError) as error:
+                log.warning("a run could not be swept: %s", type(error).__name__)
+        return gone
+
+    def stop(self, run: workspace.Run) -> None:
+        jobs.stop(run)
+
+    def stop_and_wait(self, run: workspace.Run, *, timeout_s: float = 60.0) -> None:
+        """Stop the run's job and wait until its process is gone. Raises UserError when it does not end."""
+        jobs.stop(run, patience_s=3.0)
+        if jobs.hold(run, lambda status: not status.busy, timeout_s=timeout_s).busy:
+            raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
+
+    def package(self, run: workspace.Run) -> list[tuple[str, str]]:
+        """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
+        target = run.folder / "likeness.zip"
+        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+        workspace.require_space(run.folder, 2 * sum(f.stat().st_size for f in _packed(run)), purpose="The download")
+        with workspace.told_when_full():
+            try:
+                with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+                    for file in _packed(run):
+                        archive.write(file, file.relative_to(run.folder).as_posix())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+        links = [("Everything as one zip", self.media.link(target, name="likeness.zip"))]
+        extra = (
+            ("Report (HTML)", run.page),
+            ("Report (JSON)", run.report),
+            ("Table (CSV)", run.cells),
+            ("Grid (PNG)", run.grid),
+        )
+        links += [(text, self.media.link(file, name=file.name)) for text, file in extra if file.is_file()]
+        return links
+
+    def _with_pictures(self, view: View) -> View:
+        assert view.session is not None
+        run = view.session.run
+        if view.trained:
+            self._remember_pace(view.row, view.trained)
+        scores: dict[str, dict[str, list[float | None]]] = {}
+        by_render: dict[str, dict[str, tuple[float | None, str | None]]] = {}
+        for line in workspace.read_lines(run.scores):
+            path = _inside(run, str(line.get("render")))
+            by_render.setdefault(path, {})[str(line.get("judge"))] = (line.get("similarity"), line.get("reason"))
+        known = {"none": None} | {method: card.id for method, card in view.trained.items()}
+        files = []
+        for column, subject in known.items():
+            for file in sorted(run.renders(column).glob("*.png"), key=lambda f: (f.stat().st_mtime_ns, f.name)):
+                about = _picture(str(file), file.stat().st_mtime_ns)
+                if about is not None and (about.base, about.subject) == (view.row.name, subject):
+                    files.append((column, file, about))
+        for column, file, _ in files:
+            for name, (similarity, _) in by_render.get(_inside(run, str(file)), {}).items():
+                scores.setdefault(name, {}).setdefault(column, []).append(similarity)
+        view = replace(view, scores=scores)
+        judge = view.judge()
+        this_job = self.events(run)[jobs.status(run).first_event :]
+        fresh = {_inside(run, event.path) for event in this_job if event.kind == "render" and event.path}
+        shots, latest = [], set()
+        for column, file, about in files:
+            path = _inside(run, str(file))
+            found = by_render.get(path, {})
+            similarity, reason = found.get(judge or "", (None, None))
+            link = self.media.link(file)
+            shots.append(Shot(column, about.seed, link, about.prompt, similarity, reason, judge in found))
+            if path in fresh:
+                latest.add(link)
+        return replace(view, pictures=tuple(shots), latest=frozenset(latest))
+
+
+def offered_bases() -> tuple[dict[str, BaseRow], str]:
+    """The registry's bases, plus the one the operator names in $LIKENESS_BASE, and which is chosen at first."""
+    extra = os.environ.get(BASE_ENV)
+    if not extra:
+        return dict(registry.BASES), registry.default_base()
+    row = registry.find_base(extra)
+    return {row.name: row} | dict(registry.BASES), row.name
+
+
+def trained(run: workspace.Run) -> dict[str, Trained]:
+    """Methods whose artefact is there. The learned files themselves are checked when they are used."""
+    found = {}
+    for method in METHODS:
+        saved = workspace.read_json(run.method(method) / "subject.json")
+        if isinstance(saved, dict):
+            found[method] = Trained(
+                method, str(saved["id"]), str(saved["base"]), bool(saved.get("complete")),
+                int(saved["steps"]), float(saved["train_s"]),
+                int(saved["artifact_bytes"]), int(saved["trainable_params"]), str(saved["photo_digest"]),
+            )  # fmt: skip
+    return found
+
+
+def marks(run: workspace.Run) -> dict[str, dict[str, Any]]:
+    """Judge -> the figures of its strip."""
+    saved = workspace.read_json(run.marks)
+    return {str(judge): dict(figures) for judge, figures in saved.items()} if isinstance(saved, dict) else {}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What a PNG of ours says about itself, as far as the pages show it."""
+
+    prompt: str
+    seed: int
+    base: str
+    subject: str | None
+
+
+@lru_cache(maxsize=4096)
+def _picture(file: str, _stamp: int) -> _Picture | None:
+    """None for a picture that is none of ours. `generation.read_settings` would bring torch into this process."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            saved = json.loads(str(image.info.get("likeness")))
+        return _Picture(
+            str(saved["sampling"]["prompt"]), int(saved["sampling"]["seed"]), str(saved["base"]), saved["subject"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _inside(run: workspace.Run, path: str) -> str:
+    """A path as the run's files name it, whether it came absolute or relative."""
+    folder = str(run.folder)
+    return path[len(folder) :].lstrip("/\\") if path.startswith(folder) else path
+
+
+def _packed(run: workspace.Run) -> list[Path]:
+    """What goes into the download: no photos, no checkpoints, no logs."""
+    files = [f for part in ("methods", "renders") for f in sorted((run.folder / part).rglob("*")) if f.is_file()]
+    files = [
+        f for f in files if not re.match(r"checkpoint|class_images|preview_", f.name) and not f.name.startswith(".")
+    ]
+    files += [
+        f for f in (run.report, run.page, run.cells, run.grid, run.scores, run.marks, run.manifest) if f.is_file()
+    ]
+    return files

@@ -1,0 +1,247 @@
+"""The Upload tab: photos in, a verdict for each, and what we must know: who, on which base, with whose consent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines import workspace
+from pipelines.schema import CLASS_WORDS, UserError
+from ui import photobox, views
+from ui.errors import told
+from ui.state import Services, View
+from ui.wiring import Show, Updates, refused_while_busy
+
+SAMPLE = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
+CONSENT = "I am this person, or I have their permission to do this. Everybody in these photos is 18 or older."
+SAMPLE_SENTENCE = (
+    "This is the sample person: synthetic pictures of somebody who does not exist, drawn by the embedded base. "
+    "No permission is needed."
+)
+# Our photo cards carry their own Remove buttons; this sends the pressed one's key to the handler.
+ON_REMOVE = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-remove]');
+  if (button) { button.disabled = true; trigger('click', {remove: button.dataset.remove}); }
+});
+"""
+
+
+@dataclass
+class UploadTab:
+    drop: gr.File
+    status: gr.HTML
+    cards: gr.HTML
+    sample: gr.Button
+    class_word: gr.Radio
+    base: gr.Dropdown
+    about: gr.HTML
+    consent: gr.Checkbox
+    delete: gr.Button
+    really: gr.Group
+    receipt: gr.HTML
+    yes: gr.Button
+    no: gr.Button
+
+    def show(self, view: View) -> Updates:
+        """Everything on this tab that follows from the run's state."""
+        return {
+            self.status: gr.update(value=_status(view)),
+            self.cards: gr.update(value=view.photo_cards()),
+            self.about: gr.update(value=about(view.row, view.base_problem)),
+            self.consent: gr.update(interactive=not view.choices.sample),
+            self.delete: gr.update(interactive=view.session is not None),
+        }
+
+    def restore(self, view: View) -> Updates:
+        """The person's own choices, after a reload."""
+        return {
+            self.class_word: gr.update(value=view.choices.class_word),
+            self.base: gr.update(value=view.row.name),
+            self.consent: gr.update(value=view.choices.consent_at is not None or view.choices.sample),
+        }
+
+    def news(self, view: View) -> Updates:
+        return {}
+
+
+def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
+    kept = f"Runs are deleted {keep_hours:g} hours after they were last used." if keep_hours else ""
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            drop = gr.File(
+                label="Photos of one person - 5 to 15 are best",
+                file_count="multiple",
+                file_types=["image", ".heic", ".heif"],
+                height=170,
+                elem_id="lk-drop",
+            )
+            status = gr.HTML(elem_id="lk-upload-status")
+            cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_REMOVE)
+        with gr.Column(scale=2, min_width=280):
+            class_word = gr.Radio(
+                list(CLASS_WORDS), value=CLASS_WORDS[0], label="The photos show a ...", elem_id="lk-class-word"
+            )
+            consent = gr.Checkbox(label=CONSENT, elem_id="lk-consent")
+            base = gr.Dropdown(
+                [(row.title, name) for name, row in services.bases.items()],
+                value=services.default_base,
+                label="Base model",
+                elem_id="lk-base",
+            )
+            about_html = gr.HTML(about(services.bases[services.default_base], services.problem(services.default_base)))
+            has_sample = SAMPLE.is_dir() and len(list(SAMPLE.glob("*.png"))) >= photobox.MIN_PHOTOS
+            sample = gr.Button("No photos at hand? Use the sample person", visible=has_sample, elem_id="lk-sample")
+            delete = gr.Button("Delete my data", variant="stop", size="sm", elem_id="lk-delete")
+            with gr.Group(visible=False) as really:
+                gr.Markdown(
+                    "This removes your photos, everything learned from them and every picture. It can't be undone."
+                )
+                with gr.Row():
+                    yes = gr.Button("Yes, delete everything", variant="stop", size="sm", elem_id="lk-delete-yes")
+                    no = gr.Button("Keep it", size="sm")
+            receipt = gr.HTML(elem_id="lk-receipt")
+            gr.HTML(
+                '<p class="lk-note">Photos are stripped of place, time and camera as they arrive, stay on the machine '
+                "that runs this page, and are used for nothing else. Face measurements are never written down. "
+                f"{kept}</p>"
+            )
+    return UploadTab(
+        drop, status, cards, sample, class_word, base, about_html, consent, delete, really, receipt, yes, no
+    )
+
+
+def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
+    @told
+    def add(kept: object, files: list[str] | None) -> Iterator[Updates]:
+        paths = [Path(file) for file in files or []]
+        try:
+            if not paths:
+                raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
+            kept, session = services.sessions.ensure(kept)
+            refused_while_busy(services, session)
+            if session.choices.sample:  # own photos replace the sample person
+                photobox.clear(session.run)
+                session = services.sessions.choose(session, sample=False, consent_at=None)
+            yield {capability: kept, tab.drop: None, tab.receipt: ""}
+            for box in photobox.add(session.run, paths):
+                yield {
+                    tab.cards: services.photo_cards(session.run, box),
+                    tab.status: views.note(f"{box.good} good so far."),
+                }
+        finally:
+            for path in paths:
+                photobox.drop_upload(path)
+        yield show(kept, restore=True)
+
+    @told
+    def use_sample(kept: object) -> Iterator[Updates]:
+        kept, session = services.sessions.ensure(kept)
+        refused_while_busy(services, session)
+        pictures = sorted(SAMPLE.glob("*.png"))[: photobox.MAX_PHOTOS]
+        if len(pictures) < photobox.MIN_PHOTOS:
+            raise UserError("The sample person is not in this copy. Use photos of your own.")
+        photobox.clear(session.run)
+        session = services.sessions.choose(session, sample=True, consent_at=None, class_word=_sample_class_word())
+        workspace.record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
+        yield {capability: kept, tab.status: views.note("Taking in the sample person ..."), tab.receipt: ""}
+        for box in photobox.add(session.run, pictures):
+            yield {tab.cards: services.photo_cards(session.run, box)}
+        yield show(kept, restore=True)
+
+    @told
+    def remove(kept: object, event: gr.EventData) -> Updates:
+        session = services.sessions.need(kept)
+        refused_while_busy(services, session)
+        photobox.remove(session.run, getattr(event, "_data", {}).get("remove"))
+        return show(kept)
+
+    @told
+    def choose(kept: object, class_word: str, base: str, agreed: bool) -> Updates:
+        kept, session = services.sessions.ensure(kept)
+        if class_word not in CLASS_WORDS:
+            raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
+        if base not in services.bases:
+            raise UserError("That base model is not offered here. Choose one from the list.")
+        consent_at = session.choices.consent_at
+        if agreed and consent_at is None and not session.choices.sample:
+            consent_at = workspace.timestamp()
+            workspace.record_consent(session.run, means="app", statement=CONSENT)
+        if not agreed and not session.choices.sample:
+            consent_at = None
+            session.run.consent.unlink(missing_ok=True)
+        moved = base != services.view(kept).row.name
+        services.sessions.choose(session, class_word=class_word, base=base, consent_at=consent_at)
+        return {capability: kept, **show(kept, restore=moved)}  # another base has other methods and styles
+
+    @told
+    def forget(kept: object) -> Updates:
+        session = services.sessions.find(kept)
+        if session is None:
+            sentence = "There was nothing of yours here."
+        else:
+            services.stop_and_wait(session.run)
+            receipt = services.sessions.forget(session)
+            size = views.amount(float(str(receipt["bytes"])))
+            sentence = (
+                f"Deleted {receipt['files']} files, {size}, at {receipt['forgotten']}. "
+                f"Checked: {receipt['verified']}. {receipt['note']}"
+            )
+        cleared = show(None, restore=True)
+        return {
+            **cleared, capability: None, tab.receipt: views.note(sentence, "ok"), tab.really: gr.update(visible=False),
+            tab.delete: gr.update(visible=True),
+        }  # fmt: skip
+
+    everything = show.outputs | {tab.drop, tab.receipt, tab.really, tab.delete, capability}
+    common: dict[str, Any] = {"outputs": everything, "api_visibility": "private", "show_progress": "hidden"}
+    # One person's photos are judged in order; several people's at the same time.
+    slots: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "photos"}
+    tab.drop.upload(add, [capability, tab.drop], **common, **slots, trigger_mode="once")
+    tab.sample.click(use_sample, [capability], **common, **slots, trigger_mode="once")
+    tab.cards.click(remove, [capability], **common, **slots)
+    for control in (tab.class_word, tab.base, tab.consent):
+        control.input(choose, [capability, tab.class_word, tab.base, tab.consent], **common, trigger_mode="always_last")
+    hide: dict[str, Any] = {"outputs": [tab.delete, tab.really], "api_visibility": "private", "queue": False}
+    tab.delete.click(lambda: (gr.update(visible=False), gr.update(visible=True)), **hide)
+    tab.no.click(lambda: (gr.update(visible=True), gr.update(visible=False)), **hide)
+    tab.yes.click(forget, [capability], **common)
+
+
+def about(row: Any, problem: str | None) -> str:
+    """What the chosen base is, said at once."""
+    return (views.note(problem, "bad") if problem else "") + views.note(f"{row.about} Licence: {row.licence}.")
+
+
+def _status(view: View) -> str:
+    box = view.box
+    if not box.staged:
+        return (
+            '<p class="lk-note">Different days, light and angles; one face, sharp, looking towards the camera. '
+            "A few photos are kept apart: training never sees them, and the score compares with them.</p>"
+        )
+    if box.problem:
+        return views.note(box.problem, "bad")
+    if box.photo_set is None:
+        return views.note(f"{box.good} good so far. Add {box.missing} more photo{'s' if box.missing > 1 else ''}.")
+    parts = box.photo_set
+    words = [f"{len(parts.train)} to learn from"]
+    words += [f"{len(parts.validation)} to watch progress"] if parts.validation else []
+    words += [f"{len(parts.held_out)} kept apart to judge with"]
+    weak = " With so few photos a verdict is weak: 8 or more are better." if parts.weak else ""
+    return (views.note(SAMPLE_SENTENCE) if view.choices.sample else "") + views.note(
+        f"{len(parts.photos)} photos are good: {', '.join(words)}.{weak}", "ok"
+    )
+
+
+def _sample_class_word() -> str:
+    """The word `presets/sample_person/person.txt` gives, else "person"."""
+    try:
+        word = (SAMPLE / "person.txt").read_text().strip()
+    except OSError:
+        word = CLASS_WORDS[0]
+    return word if word in CLASS_WORDS else CLASS_WORDS[0]

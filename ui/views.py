@@ -1,0 +1,331 @@
+"""Pieces of HTML: photo cards, training lanes, the side-by-side grid, the score strip, the method table.
+
+In: small records and finished links. Out: strings. Pure functions: no disk, no Gradio; whatever a person typed is
+escaped here. Try it: `print(strip(StripData(...)))`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from ui.theme import METHOD_COLOURS, METHOD_NAMES
+
+MARK_LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class PhotoCard:
+    name: str  # the person's own file name
+    link: str | None  # None: refused photos are not kept
+    accepted: bool
+    text: str = ""  # the reason, or notes
+    part: str = ""  # "training" | "validation" | "held out"
+    key: str = ""  # what the Remove button sends back
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one method's column in the Train tab shows."""
+
+    method: str
+    state: str  # a word for the tag: "waiting", "training", ...
+    step: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    loss: float | None = None
+    preview: str | None = None  # link
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One render with its score."""
+
+    method: str
+    seed: int
+    link: str
+    prompt: str
+    similarity: float | None = None
+    reason: str | None = None  # why there is no similarity
+    scored: bool = False  # False: not judged yet
+
+
+@dataclass(frozen=True)
+class Mark:
+    name: str
+    value: float | None
+    meaning: str
+    low: float | None = None  # a mark may be a range
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class StripData:
+    judge: str
+    marks: tuple[Mark, ...]
+    dots: dict[str, tuple[float, ...]] = field(default_factory=dict)  # method -> similarities
+    means: dict[str, float] = field(default_factory=dict)  # method -> mean, pictures without a face counting 0
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    method: str
+    mean: float | None
+    best: float | None
+    normalised: float | None
+    faces_found: int | None
+    renders: int | None
+    seconds: float | None
+    megabytes: float | None
+    parameters: int | None
+
+
+def note(text: str, kind: str = "") -> str:
+    """A framed sentence; `kind` is "", "ok", "warn" or "bad". `text` is plain text."""
+    return f'<div class="lk-gate {"lk-" + kind if kind else ""}" role="status">{escape(text)}</div>' if text else ""
+
+
+def duration(seconds: float | None) -> str:
+    """5 -> "5 s", 100 -> "1 min 40 s", 4000 -> "1 h 7 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def amount(size_bytes: float | None) -> str:
+    """2100 -> "2.1 kB", 430000 -> "0.43 MB"."""
+    if size_bytes is None:
+        return "–"
+    return f"{size_bytes / 1e3:.3g} kB" if size_bytes < 1e5 else f"{size_bytes / 1e6:.3g} MB"
+
+
+def look(prompt: str) -> str:
+    """What a prompt says beyond whom it shows."""
+    return prompt.rpartition("{subject}")[2].lstrip(" ,") or prompt.replace("{subject}", "...")
+
+
+def photo_cards(cards: Sequence[PhotoCard], *, removable: bool = True) -> str:
+    if not cards:
+        return ""
+    parts = []
+    for card in sorted(cards, key=lambda card: not card.accepted):
+        picture = (
+            f'<img src="{escape(card.link)}" alt="Photo {escape(card.name)}" loading="lazy">'
+            if card.link
+            else '<div class="lk-empty" aria-hidden="true">✕</div>'
+        )
+        tag = '<span class="lk-tag ok">accepted</span>' if card.accepted else '<span class="lk-tag no">refused</span>'
+        part = f" <small>{escape(card.part)}</small>" if card.part else ""
+        text = f"<small>{escape(card.text)}</small>" if card.text else ""
+        word = "Remove" if card.accepted else "Dismiss"
+        label = f"{word} {card.name}"
+        button = (
+            f'<button type="button" class="lk-link" data-remove="{escape(card.key)}" '
+            f'aria-label="{escape(label)}">{word}</button>'
+            if removable and card.key
+            else ""
+        )
+        parts.append(
+            f'<div class="lk-card">{picture}<div class="lk-body"><span class="lk-name" title="{escape(card.name)}">'
+            f"{escape(card.name)}</span><span>{tag}{part}</span>{text}{button}</div></div>"
+        )
+    return f'<div class="lk-photos">{"".join(parts)}</div>'
+
+
+def lane(data: Lane) -> str:
+    colour = METHOD_COLOURS[data.method]
+    share = min(1.0, data.step / data.steps) if data.steps else 0.0
+    tag = {"done": "ok", "failed": "no"}.get(data.state, "")
+    left = f"{duration(data.seconds_left)} left" if data.seconds_left is not None else f"{duration(data.seconds)} spent"
+    loss = f"loss {data.loss:.4f}" if data.loss is not None and math.isfinite(data.loss) else ""
+    preview = (
+        f'<img class="lk-preview" src="{escape(data.preview)}" alt="Latest preview of {METHOD_NAMES[data.method]}, '
+        'always the same seed">'
+        if data.preview
+        else '<div class="lk-preview">The first preview appears here.</div>'
+    )
+    text = f'<p class="lk-note">{escape(data.note)}</p>' if data.note else ""
+    return (
+        f'<section class="lk-lane"><h3><i style="background:{colour}"></i>{METHOD_NAMES[data.method]}'
+        f'<span class="lk-tag {tag}">{escape(data.state)}</span></h3>'
+        f'<div class="lk-bar" role="progressbar" aria-valuemin="0" aria-valuemax="{data.steps}" '
+        f'aria-valuenow="{data.step}" aria-label="{METHOD_NAMES[data.method]}">'
+        f'<b style="width:{share:.1%};background:{colour}"></b></div>'
+        f'<div class="lk-figures"><span>step {data.step} / {data.steps or "–"}</span><span>{left}</span>'
+        f"<span>{loss}</span></div>{preview}{text}</section>"
+    )
+
+
+def _score_line(shot: Shot, *, winner: bool) -> str:
+    if shot.similarity is not None:
+        return f'<b class="{"win" if winner else ""}">{shot.similarity:.2f}{" ★" if winner else ""}</b>'
+    return f"<span>{escape(shot.reason or ('not scored' if shot.scored else 'scoring …'))}</span>"
+
+
+def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
+    """Rows are (prompt, seed), columns are methods; every column of a row started from the same noise."""
+    if not shots:
+        return ""
+    table: dict[tuple[str, int], dict[str, Shot]] = {}
+    for shot in shots:
+        table.setdefault((shot.prompt, shot.seed), {})[shot.method] = shot
+    heads = "".join(
+        f'<div class="lk-col" style="border-color:{METHOD_COLOURS[m]}">{METHOD_NAMES[m]}</div>' for m in columns
+    )
+    cells = []
+    for (prompt, seed), row in table.items():
+        known = [s.similarity for s in row.values() if s.similarity is not None]
+        best = max(known) if len(known) > 1 else None
+        for method in columns:
+            found = row.get(method)
+            if found is None:
+                cells.append('<div class="lk-shot"><div class="lk-none">not drawn</div></div>')
+                continue
+            alt = f"{METHOD_NAMES[method]}, seed {seed}: {prompt}"
+            line = _score_line(found, winner=best is not None and found.similarity == best)
+            cells.append(
+                f'<div class="lk-shot"><a href="{escape(found.link)}" target="_blank" rel="noopener">'
+                f'<img src="{escape(found.link)}" alt="{escape(alt)}" title="{escape(prompt)}" loading="lazy"></a>'
+                f'<div class="lk-score">{line}<span>seed {seed}</span></div></div>'
+            )
+    wide = " wide" if len(columns) > 2 else ""
+    return (
+        f'<div class="lk-scroll"><div class="lk-grid{wide}" style="grid-template-columns:repeat({len(columns)},'
+        f'minmax(0,1fr))">{heads}{"".join(cells)}</div></div>'
+    )
+
+
+def gallery(shots: Sequence[Shot]) -> str:
+    """Every picture, best score first; pictures without a face come last and say so."""
+    ordered = sorted(shots, key=lambda s: (s.similarity is None, -(s.similarity or 0.0)))
+    cells = []
+    for shot in ordered:
+        name = METHOD_NAMES[shot.method]
+        cells.append(
+            f'<div class="lk-shot"><a href="{escape(shot.link)}" target="_blank" rel="noopener"><img '
+            f'src="{escape(shot.link)}" alt="{escape(f"{name}, seed {shot.seed}: {shot.prompt}")}" loading="lazy"></a>'
+            f'<div class="lk-score">{_score_line(shot, winner=False)}<span>seed {shot.seed}</span></div>'
+            f'<div><span style="color:{METHOD_COLOURS[shot.method]}">■</span> {name}</div>'
+            f'<div title="{escape(shot.prompt)}" style="overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
+            f"{escape(look(shot.prompt))}</div></div>"
+        )
+    return f'<div class="lk-gallery">{"".join(cells)}</div>' if cells else ""
+
+
+def strip(data: StripData) -> str:
+    """The identity axis: four marks, and every render of every method as a dot (its mean as a diamond)."""
+    values = [v for m in data.marks for v in (m.value, m.low, m.high) if v is not None and math.isfinite(v)]
+    values += [v for dots in data.dots.values() for v in dots]
+    low = math.floor(min([0.0, *values]) * 5 - 1e-9) / 5 if values and min(values) < 0 else 0.0
+    high = 1.0
+
+    def at(value: float) -> str:
+        return f"{max(0.0, min(1.0, (value - low) / (high - low))) * 100:.2f}%"
+
+    lines, letters, legend = [], [], []
+    for letter, mark in zip(MARK_LETTERS, data.marks, strict=False):
+        shown = "not measured" if mark.value is None else number(mark.value)
+        if mark.low is not None and mark.high is not None:
+            shown = f"{number(mark.low)} – {number(mark.high)}"
+            width = (mark.high - mark.low) / (high - low) * 100
+            lines.append(f'<div class="lk-band" style="left:{at(mark.low)};width:{max(width, 0.6):.2f}%"></div>')
+        legend.append(
+            f'<li><span class="lk-key">{letter}</span><span><b>{escape(mark.name)}: {shown}</b><br>'
+            f'<span class="lk-note">{escape(mark.meaning)}</span></span></li>'
+        )
+        if mark.value is not None:
+            lines.append(f'<div class="lk-line" style="left:{at(mark.value)}"></div>')
+            letters.append((float(at(mark.value)[:-1]), letter, mark))
+    # Letters that would sit on each other are pushed apart; their dashed lines keep the true place.
+    placed: list[str] = []
+    last = -10.0
+    for where, letter, mark in sorted(letters):
+        last = max(where, last + 4.2)
+        placed.append(f'<span class="lk-mark" style="left:{last:.2f}%" title="{escape(mark.name)}">{letter}</span>')
+    rows = []
+    for method, dots in data.dots.items():
+        colour = METHOD_COLOURS[method]
+        points = "".join(
+            f'<span class="lk-dot" style="left:{at(v)};background:{colour}" title="{v:.2f}"></span>' for v in dots
+        )
+        mean = data.means.get(method)
+        if mean is not None:
+            points += (
+                f'<span class="lk-mean" style="left:{at(mean)};background:{colour}" title="mean {mean:.2f}"></span>'
+            )
+        rows.append(
+            f'<div class="lk-row"><div class="lk-who">{METHOD_NAMES[method]}</div>'
+            f'<div class="lk-track">{"".join(lines)}{points}</div></div>'
+        )
+    ticks = "".join(
+        f'<span style="left:{at(low + 0.2 * i)}">{low + 0.2 * i:.1f}</span>'
+        for i in range(round((high - low) / 0.2) + 1)
+    )
+    said = "; ".join(f"{m.name} {number(m.value)}" for m in data.marks if m.value is not None)
+    return (
+        f'<div class="lk-strip"><div role="img" aria-label="Identity scores by {escape(data.judge)}. {escape(said)}">'
+        f'<div class="lk-row"><div></div><div class="lk-track lk-marks">{"".join(placed)}</div></div>{"".join(rows)}'
+        f'<div class="lk-row"><div></div><div class="lk-track lk-axis">{ticks}</div></div></div>'
+        f'<ul class="lk-legend">{"".join(legend)}</ul></div>'
+    )
+
+
+def table(rows: Sequence[MethodRow]) -> str:
+    if not rows:
+        return ""
+    heads = ("Method", "Mean", "Best", "Normalised", "Faces found", "Seconds", "Megabytes", "Parameters")
+    body = []
+    for row in rows:
+        found = "–" if row.renders is None else f"{row.faces_found or 0} of {row.renders}"
+        cells = (
+            number(row.mean),
+            number(row.best),
+            number(row.normalised),
+            found,
+            number(row.seconds, 0),
+            "–" if row.megabytes is None else f"{row.megabytes:.3g}",
+            "–" if row.parameters is None else f"{row.parameters:,}",
+        )
+        body.append(
+            f'<tr><td><i style="background:{METHOD_COLOURS[row.method]}"></i>{METHOD_NAMES[row.method]}</td>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "</tr>"
+        )
+    return (
+        '<div class="lk-scroll"><table class="lk-table"><thead><tr>'
+        + "".join(f'<th scope="col">{head}</th>' for head in heads)
+        + f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def downloads(links: Sequence[tuple[str, str]]) -> str:
+    """`links` are (text, address)."""
+    return (
+        '<div class="lk-downloads">'
+        + "".join(f'<a href="{escape(address)}" download>{escape(text)}</a>' for text, address in links)
+        + "</div>"
+        if links
+        else ""
+    )
+
+
+def stepper(steps: Sequence[tuple[str, str, bool]]) -> str:
+    """The four steps with what each says; a step that is still closed says why. Items: (name, text, open)."""
+    items = "".join(
+        f'<li class="{"open" if is_open else "closed"}"><b>{number}. {escape(name)}</b><span>{escape(text)}</span></li>'
+        for number, (name, text, is_open) in enumerate(steps, start=1)
+    )
+    return f'<ol class="lk-steps" aria-label="Steps">{items}</ol>'

@@ -1,0 +1,75 @@
+"""How the tabs meet: one snapshot of a run goes in, updates for every component of every tab come out.
+
+Handlers change something and then return `show(capability)`. The timer calls `Show.changed`, which leaves out what
+is as it was, so that an idle page gets nothing and a running plot does not flicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any, Protocol
+
+from gradio.components import Component
+
+from pipelines.schema import UserError
+from ui.sessions import Session
+from ui.state import Services, View
+
+Updates = dict[Any, Any]  # component -> gr.update(...) or a value, as Gradio's dict returns want it
+
+
+class Tab(Protocol):
+    """`show` follows from the run; `restore` brings the person's choices back after a reload; `news` is sent by the
+    timer alone, once for every change: it may touch what a person can edit."""
+
+    def show(self, view: View) -> Updates: ...
+
+    def restore(self, view: View) -> Updates: ...
+
+    def news(self, view: View) -> Updates: ...
+
+
+class Show:
+    """Calls every tab's `show` (and `restore`) on one snapshot."""
+
+    def __init__(self, services: Services, tabs: Sequence[Tab], extra: Callable[[View], Updates]) -> None:
+        self.services = services
+        self.tabs = tuple(tabs)
+        self.extra = extra
+        nothing = services.view(None)
+        self.outputs: set[Component] = set(self._all(nothing, restore=True))
+
+    def __call__(self, capability: object, *, restore: bool = False) -> Updates:
+        return self._all(self.services.view(capability), restore=restore)
+
+    def changed(self, capability: object, seen: dict[int, str]) -> tuple[Updates, dict[int, str]]:
+        """The updates whose content differs from `seen`, and the new `seen` (component id -> digest)."""
+        view = self.services.view(capability)
+        updates = self._all(view, restore=False)
+        for tab in self.tabs:
+            updates |= tab.news(view)
+        now = {component._id: _digest(update) for component, update in updates.items()}
+        fresh = {c: update for c, update in updates.items() if seen.get(c._id) != now[c._id]}
+        return fresh, now
+
+    def _all(self, view: View, *, restore: bool) -> Updates:
+        updates: Updates = dict(self.extra(view))
+        for tab in self.tabs:
+            updates |= tab.show(view)
+            if restore:
+                updates |= tab.restore(view)
+        return updates
+
+
+def _digest(update: Any) -> str:
+    if isinstance(update, dict):
+        parts = [(key, value.to_csv() if hasattr(value, "to_csv") else repr(value)) for key, value in update.items()]
+        return sha256(repr(sorted(parts)).encode()).hexdigest()
+    return sha256(repr(update).encode()).hexdigest()
+
+
+def refused_while_busy(services: Services, session: Session) -> None:
+    """Raise UserError when a job of this run is under way."""
+    if services.busy(session.run):
+        raise UserError("This run is still working. Wait until it is done, or press Stop first.")
