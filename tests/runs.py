@@ -7,7 +7,6 @@ to be in the middle: enough for training, which looks at no face, and nobody's p
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,6 @@ from pipelines import workspace
 from pipelines.comparison import JobSpec
 from pipelines.schema import Photo, PhotoSet
 from pipelines.workspace import Run
-
-# For the workers: tiny models gain nothing from threads, and threads of several processes wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PEOPLE = SHARED / "data" / "people"

@@ -67,7 +67,14 @@ def main() -> int:
     train_frames = portraits.frame(~portraits.held_out)
 
     if "vae" in stages:
-        autoencoder.train(portraits, work, budget_s=options.vae_budget_s, recogniser=options.recogniser, device=device)
+        autoencoder.train(
+            portraits,
+            work,
+            budget_s=options.vae_budget_s,
+            recogniser=options.recogniser,
+            device=device,
+            start_from=options.start_from,
+        )
     if "unet" in stages:
         if not (work / "variants.npz").is_file():
             variants.save(variants.make(portraits), work / "variants.npz")

@@ -1,6 +1,6 @@
 """Stage 1, the autoencoder: 128x128 pixels <-> 16x16x16 latents.
 
-Loss: L1 + SSIM + a little KL on random crops; every third step on whole faces, plus an identity term - the cosine
+Loss: L1 + SSIM + a little KL on random crops; every second step on whole faces, plus an identity term - the cosine
 between a frozen recogniser's view of the original and of the rebuilt face. The latents' normalisation is folded
 into `quant_conv` / `post_quant_conv`, because stock pipelines ignore `latents_mean`.
 """
@@ -21,7 +21,7 @@ from tools.portrait_base import data
 from tools.portrait_base.recogniser import IdentityNet
 
 CROP_PX, CROPS, FACES = 64, 24, 8
-LEARNING_RATE, EMA = 1.5e-3, 0.999
+LEARNING_RATE, EMA, IDENTITY_WEIGHT = 1.5e-3, 0.999, 0.3
 
 
 def new(latent_channels: int = 16) -> AutoencoderKL:
@@ -76,13 +76,20 @@ def train(
     recogniser: Path | None,
     device: str,
     refine: AutoencoderKL | None = None,
+    start_from: Path | None = None,
 ) -> AutoencoderKL:
     """Train until `budget_s` of wall clock (all runs together) is used; returns the averaged (EMA) weights.
 
     With `refine` (a finished autoencoder) only its decoder goes on learning: the latents, and so the denoiser and
     everything that people trained on them, stay valid.
     """
-    vae = (new() if refine is None else refine).to(device, memory_format=torch.channels_last)
+    if refine is not None:
+        vae = refine
+    elif start_from is not None:  # an exported model folder instead of noise
+        vae = AutoencoderKL.from_pretrained(start_from, subfolder="vae").float()
+    else:
+        vae = new()
+    vae = vae.to(device, memory_format=torch.channels_last)
     if refine is not None:
         vae.requires_grad_(False)
         vae.decoder.requires_grad_(True)
@@ -114,7 +121,7 @@ def train(
     while spent_s < budget_s:
         # everything random derives from the step, so a resumed run sees what an uninterrupted one would
         generator = torch.Generator().manual_seed(1_000_003 * 7 + step)
-        whole = identity is not None and step % 3 == 2
+        whole = identity is not None and step % 2 == 1
         count = FACES if whole else CROPS
         batch = pixels[torch.randint(len(pixels), (count,), generator=generator)].float() / 255
         if whole:
@@ -146,7 +153,7 @@ def train(
                     target = identity(views)
                 got = identity(rebuilt)
             same = (got * target).sum(1).mean()
-            loss = loss + 0.15 * (1 - same)
+            loss = loss + IDENTITY_WEIGHT * (1 - same)
             shown["id"] += 0.1 * (same.item() - shown["id"])
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the autoencoder's loss became {loss.item()} at step {step}")
