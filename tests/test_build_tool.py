@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tools.portrait_base import autoencoder, data, denoiser, variants  # noqa: E402
+from tools.portrait_base import autoencoder, data, denoiser, identity, variants  # noqa: E402
 
 
 def _portraits(count: int = 6) -> data.Portraits:
@@ -91,6 +91,43 @@ def test_captions_drop_parts_but_never_invent_them():
     assert all(denoiser.SUBJECT in text for text, filled in told if filled)
     assert 0.05 < np.mean([text == "" for text, _ in told]) < 0.16
     assert 0.5 < np.mean([filled for _, filled in told]) < 0.68
+
+
+def test_the_latent_recogniser_finds_whose_latents_these_are_and_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "EPOCHS", 4)
+    generator = torch.Generator().manual_seed(0)
+    descriptors = torch.randn(60, 128, generator=generator)
+    draw = torch.randn(128, 4 * 16 * 16, generator=generator) / 128**0.5
+    latents = (descriptors @ draw).view(60, 4, 16, 16).repeat_interleave(20, 0)
+    latents = latents + 0.2 * torch.randn(latents.shape, generator=generator)
+    net = identity.train(latents, descriptors.repeat_interleave(20, 0), tmp_path, key={"vae": 1})
+    ranks = identity.ranks(net, latents[::20], descriptors, np.arange(60))
+    assert np.median(ranks) <= 3  # 30 by chance
+    again = identity.train(latents, -descriptors.repeat_interleave(20, 0), tmp_path, key={"vae": 1})
+    assert torch.equal(net(latents[:4]), again(latents[:4]))
+
+
+def test_the_denoiser_resumes_from_its_checkpoint(tmp_path, monkeypatch):
+    from pipelines.checkpoints import load_tensors
+
+    monkeypatch.setattr(identity, "EPOCHS", 1)
+    monkeypatch.setattr(denoiser, "BATCH", 2)
+    portraits = _portraits()
+    made = variants.Variants(
+        portraits.frame(slice(None)),
+        portraits.descriptors,
+        np.arange(6),
+        portraits.gender,
+        np.array(["grey background"] * 6),
+    )
+    vae = autoencoder.new().eval()
+    denoiser.train(vae, made, tmp_path, budget_s=0.1, device="cpu")
+    first = load_tensors(tmp_path / "denoiser.safetensors")[1]
+    denoiser.train(vae, made, tmp_path, budget_s=first["spent_s"] + 0.1, device="cpu")
+    second = load_tensors(tmp_path / "denoiser.safetensors")[1]
+    assert second["step"] > first["step"] >= 1
+    model, tokenizer = denoiser.averaged(tmp_path, 16)
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters()) and len(tokenizer) > 500
 
 
 def test_variants_carry_measured_words_and_new_identities():
