@@ -118,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
     score = command("score", "How much do pictures look like the person in some photos?", _score)
     score.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="pictures to judge")
     score.add_argument("--against", metavar="PHOTO", nargs="+", type=Path, required=True, help="photos of the person")
+    score.add_argument(
+        "--judge",
+        metavar="NAME",
+        help="buffalo_l, antelopev2, buffalo_sc, arcface-mini or dlib (default: the best\nthat is here); "
+        "dlib always gives a second opinion",
+    )
     _judge_arguments(score)
 
     forget = command("forget", "Remove a run with everything in it; prints a receipt.", _forget)
@@ -136,7 +142,13 @@ def _base_arguments(made: argparse.ArgumentParser) -> None:
 
 
 def _judge_arguments(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--face-models", metavar="FOLDER", type=Path, help="holds models/<pack>/*.onnx (ArcFace packs)")
+    made.add_argument(
+        "--face-models",
+        "--judge-root",
+        metavar="FOLDER",
+        type=Path,
+        help="holds models/<pack>/*.onnx (ArcFace packs)",
+    )
     if made.prog.split()[-1] != "score":
         made.add_argument(
             "--download-judge",
@@ -305,7 +317,10 @@ def _score(asked: argparse.Namespace) -> int:
             raise WrongUse(f"There is no file {path}. Check the path.")
     from pipelines import faces, scoring
 
-    judges = faces.available_judges(on_problem=_say)
+    if asked.judge:
+        judges = [faces.judge(name) for name in dict.fromkeys((asked.judge, faces.DlibJudge.name))]
+    else:
+        judges = faces.available_judges(on_problem=_say)
     images: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _short_names(asked.images)}
     references, problems = [], []
     for judge in judges:
@@ -322,17 +337,22 @@ def _score(asked: argparse.Namespace) -> int:
     for index, (path, name) in enumerate(zip(asked.images, images, strict=True)):
         for number, reference in enumerate(references):
             score = scoring.score_renders([path], reference)[0]
-            known = score.similarity is not None or score.reason == faces.NO_FACE
-            verdict = scoring.verdict(reference.judge, score.similarity) if known else score.reason
-            images[name][score.judge] = {"similarity": score.similarity, "verdict": verdict}
+            images[name][score.judge] = {
+                "similarity": score.similarity,
+                "verdict": score.verdict or score.reason,  # an unreadable picture has no verdict
+                "in_words": scoring.in_words(score, reference.judge, reference.photos),
+                "note": score.note,
+            }
             bar.show("scoring", index * len(references) + number + 1, total)
     bar.close()
     if asked.json:
         _print_json({"images": images})
     else:
         for name, found in images.items():
-            said = "; ".join(f"{judge} {_figure(one['similarity'])} ({one['verdict']})" for judge, one in found.items())
-            print(f"{name}: {said}")
+            print(f"{name}:")
+            for who, one in found.items():
+                words = f" ({one['in_words']})" if one["similarity"] is not None else ""
+                print(f"  {who}: {one['verdict']}{words}.{' ' + one['note'] if one['note'] else ''}")
     return DONE
 
 

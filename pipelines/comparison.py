@@ -574,7 +574,9 @@ class _Flow:
                     "judge": score.judge,
                     "similarity": score.similarity,
                     "reason": score.reason,
-                    "verdict": scoring.verdict(reference.judge, score.similarity),
+                    "verdict": score.verdict,
+                    "in_words": scoring.in_words(score, reference.judge, reference.photos),
+                    "note": score.note,
                 }
                 yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
         self._save_scores(scores, photos)

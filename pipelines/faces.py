@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shutil
@@ -20,13 +19,15 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from pipelines import calibration
+from pipelines.calibration import Calibration
 from pipelines.schema import UserError
 
 log = logging.getLogger(__name__)
@@ -46,15 +47,33 @@ class Face:
     eyes: np.ndarray  # (2, 2): eye centres, the one on the left of the image first
     nose: np.ndarray  # (2,)
     score: float  # the detector's own confidence; not comparable between detectors
+    detector: str = "dlib"  # or "scrfd": whose landmarks `points` are
 
     @property
     def eye_distance_px(self) -> float:
         return float(np.linalg.norm(self.eyes[1] - self.eyes[0]))
 
     @property
+    def height_px(self) -> float:
+        return max(0.0, self.box[3] - self.box[1])
+
+    @property
     def area_px(self) -> float:
         left, top, right, bottom = self.box
         return max(0.0, right - left) * max(0.0, bottom - top)
+
+
+def moved(face: Face, shift: np.ndarray) -> Face:
+    """`face` as seen from an image whose corner lies `shift` (x, y) pixels further up and left."""
+    left, top, right, bottom = face.box
+    x, y = float(shift[0]), float(shift[1])
+    return replace(
+        face,
+        box=(left + x, top + y, right + x, bottom + y),
+        points=face.points + shift,
+        eyes=face.eyes + shift,
+        nose=face.nose + shift,
+    )
 
 
 def dlib_weights(name: str) -> Path:
@@ -157,8 +176,21 @@ def detect_faces(image: np.ndarray) -> list[Face]:
 
     Tries, until HOG is sure of one: the copy as it is (doubled when it is small: HOG needs faces of 80 px), doubled
     once more, and doubled with a border around it (faces that fill the picture or touch its edge). If it never is,
-    the try with the highest score counts.
+    the try with the highest score counts. The last picture's answer is kept: two judges ask for it one after the other.
     """
+    key = hashlib.sha1(np.ascontiguousarray(image).data, usedforsecurity=False).digest() + repr(image.shape).encode()
+    if (known := _last_found.get(key)) is not None:
+        return list(known)
+    found = _detect(image)
+    _last_found.clear()
+    _last_found[key] = found
+    return list(found)
+
+
+_last_found: dict[bytes, list[Face]] = {}
+
+
+def _detect(image: np.ndarray) -> list[Face]:
     height, width = image.shape[:2]
     if min(height, width) < 16:
         return []
@@ -216,34 +248,13 @@ def _faces_at_full_size(
 
 
 @dataclass(frozen=True)
-class JudgeFigures:
-    """What is known about one judge's numbers (presets/judges.json). Cosine-like similarities."""
+class Seen:
+    """What a judge saw in a picture: the largest face."""
 
-    threshold: float  # same person at or above
-    threshold_source: str
-    impostor: float  # 99.9% of comparisons of different people lie below
-    measured: bool  # False: published by others, not measured through this pipeline
-    source: str  # who measured it, on what, with which command
-    different_people: dict[str, float] = field(default_factory=dict)  # quantile -> similarity
-    same_person: dict[str, float] = field(default_factory=dict)
-
-
-JUDGE_FIGURES_PATH = Path(__file__).resolve().parents[1] / "presets" / "judges.json"
-
-
-@lru_cache(maxsize=1)
-def _all_figures() -> dict[str, JudgeFigures]:
-    entries = json.loads(JUDGE_FIGURES_PATH.read_text(encoding="utf-8"))["judges"]
-    names = JudgeFigures.__dataclass_fields__
-    return {name: JudgeFigures(**{k: v for k, v in entry.items() if k in names}) for name, entry in entries.items()}
-
-
-def judge_figures(name: str) -> JudgeFigures:
-    """Threshold and impostor mark of a judge. `UserError` for an unknown name."""
-    figures = _all_figures()
-    if name not in figures:
-        raise UserError(f"There is no judge called {name}. Choose one of: {', '.join(figures)}.")
-    return figures[name]
+    vector: np.ndarray | None = field(repr=False)  # unit length; None: see reason
+    reason: str | None = None
+    face_px: float | None = None  # height of the face in the picture
+    faces: int = 0  # how many the detector found
 
 
 class Judge(Protocol):
@@ -253,15 +264,15 @@ class Judge(Protocol):
     licence: str
 
     @property
-    def threshold(self) -> float:
-        """Similarity from which two photos are called the same person."""
-
-    @property
     def weights_sha256(self) -> str:
         """SHA-256 over the weight files, for a manifest."""
 
-    def embed(self, image: np.ndarray) -> tuple[np.ndarray | None, str | None]:
-        """Unit vector of the largest face in an RGB uint8 (H, W, 3) image, or (None, the reason)."""
+    @property
+    def calibration(self) -> Calibration | None:
+        """What these very weights were measured to say; None: uncalibrated."""
+
+    def look(self, image: np.ndarray) -> Seen:
+        """The largest face in an RGB uint8 (H, W, 3) image."""
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         """How alike two unit vectors are, at most 1."""
@@ -270,7 +281,7 @@ class Judge(Protocol):
 NO_FACE = "no face found"
 
 
-def _sha256(paths: list[Path]) -> str:
+def sha256_of(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda p: p.name):
         digest.update(path.name.encode())
@@ -291,20 +302,20 @@ class DlibJudge:
     name = "dlib"
     licence = "public domain (dlib_face_recognition_resnet_model_v1, Davis King)"
 
-    @property
-    def threshold(self) -> float:
-        return judge_figures(self.name).threshold
-
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
-        return _sha256([dlib_weights("dlib_face_recognition_resnet_model_v1.dat")])
+        return sha256_of([dlib_weights("dlib_face_recognition_resnet_model_v1.dat")])
 
-    def embed(self, image: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+    @property
+    def calibration(self) -> Calibration | None:
+        return calibration.load(self.name, self.weights_sha256, "dlib")
+
+    def look(self, image: np.ndarray) -> Seen:
         faces = detect_faces(image)
         if not faces:
-            return None, NO_FACE
+            return Seen(None, NO_FACE)
         vector = dlib_embed(np.ascontiguousarray(image), faces[0])
-        return vector / np.linalg.norm(vector), None
+        return Seen(vector / np.linalg.norm(vector), None, faces[0].height_px, len(faces))
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         """Cosine, stretched so that photos of two strangers are 0 on average and the same picture is 1.
@@ -355,13 +366,13 @@ class ArcFaceJudge:
         self._models: tuple | None = None
         self._lock = threading.Lock()
 
-    @property
-    def threshold(self) -> float:
-        return judge_figures(self.name).threshold
+    @cached_property
+    def weights_sha256(self) -> str:
+        return sha256_of(list(self._pack.glob("*.onnx")))
 
     @property
-    def weights_sha256(self) -> str:
-        return _sha256(list(self._pack.glob("*.onnx")))
+    def calibration(self) -> Calibration | None:
+        return calibration.load(self.name, self.weights_sha256, "scrfd")
 
     def _load(self) -> tuple:
         with self._lock:
@@ -369,20 +380,24 @@ class ArcFaceJudge:
                 self._models = _load_pack(self.name, self._pack, self._providers)
             return self._models
 
-    def embed(self, image: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+    def detection_model(self):
+        """Its SCRFD, for whoever wants the five landmarks."""
+        return self._load()[0]
+
+    def look(self, image: np.ndarray) -> Seen:
         detector, recogniser, face_class = self._load()
         bgr = np.ascontiguousarray(image[:, :, ::-1])
         found = _largest(detector, bgr)
         if found is None:
-            return None, NO_FACE
-        _, points = found
+            return Seen(None, NO_FACE)
+        box, points, count = found
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # insightface 2.1 calls a scikit-image function that is being renamed
             vector = recogniser.get(bgr, face_class(kps=points.astype(np.float32)))
         length = float(np.linalg.norm(vector))
         if not np.isfinite(length) or length == 0.0:
-            return None, "the recogniser gave no answer for this face"
-        return np.asarray(vector, np.float64) / length, None
+            return Seen(None, "the recogniser gave no answer for this face")
+        return Seen(np.asarray(vector, np.float64) / length, None, float(box[3] - box[1]), count)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         return float(np.dot(a, b))
@@ -411,6 +426,13 @@ def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
                 providers=providers,
                 sess_options=options,
             )
+        for kind, what in (("detection", "detector"), ("recognition", "recogniser")):
+            if kind not in app.models:
+                names = ", ".join(sorted(path.name for path in pack.glob("*.onnx")))
+                raise UserError(
+                    f"The face pack {name} holds no usable {what}: none of {names} has the inputs and outputs of one. "
+                    "Delete its folder and download it again, or choose another judge."
+                )
         gpu = providers and providers[0] != "CPUExecutionProvider"
         app.prepare(ctx_id=0 if gpu else -1, det_size=(ARCFACE_DETECT_PX, ARCFACE_DETECT_PX))
         return app.models["detection"], app.models["recognition"], InsightFace
@@ -419,15 +441,29 @@ def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
             f"The judge {name} needs insightface and onnxruntime ({error}). Install them with "
             "`pip install -r requirements.txt`, or judge with dlib."
         ) from error
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime and protobuf raise their own kinds for a damaged file
         raise UserError(
-            f"The face pack {name} could not be read ({type(error).__name__}). Delete its folder and download it "
-            "again, or judge with dlib."
+            f"The face pack {name} could not be read: {_damaged(pack) or type(error).__name__}. Delete its folder and "
+            "download it again, or choose another judge."
         ) from error
 
 
-def _largest(detector, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(box, 5 points) of the largest face in a BGR image, or None.
+def _damaged(pack: Path) -> str | None:
+    """Which file of a pack is no model."""
+    import onnxruntime
+
+    for path in sorted(pack.glob("*.onnx")):
+        try:
+            onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception:
+            return f"{path.name} is no ONNX model that can be read"
+    return None
+
+
+def _largest(detector, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """(box, 5 points, number of faces) of the largest face in a BGR image, or None.
 
     SCRFD is run at 256 px with a border: at its usual 640 px it misses tight crops. A face that is small in the
     picture is cut out and found again there, so that its landmarks are as exact as a portrait's.
@@ -439,7 +475,7 @@ def _largest(detector, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
             break
     else:
         return None
-    box, points = found
+    box, points, count = found
     face_px = max(box[2] - box[0], box[3] - box[1])
     if face_px * 5 < longest:
         middle = points.mean(0)
@@ -448,11 +484,11 @@ def _largest(detector, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         again = _scrfd(detector, np.ascontiguousarray(bgr[top:bottom, left:right]), ARCFACE_DETECT_PX, 32)
         if again is not None:
             shift = np.array([left, top], np.float64)
-            return again[0] + np.tile(shift, 2), again[1] + shift
-    return box, points
+            return again[0] + np.tile(shift, 2), again[1] + shift, count
+    return box, points, count
 
 
-def _scrfd(detector, bgr: np.ndarray, side_px: int, margin: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _scrfd(detector, bgr: np.ndarray, side_px: int, margin: int) -> tuple[np.ndarray, np.ndarray, int] | None:
     import cv2
 
     framed = cv2.copyMakeBorder(bgr, margin, margin, margin, margin, cv2.BORDER_CONSTANT, value=(0, 0, 0))
@@ -460,7 +496,17 @@ def _scrfd(detector, bgr: np.ndarray, side_px: int, margin: int) -> tuple[np.nda
     if len(boxes) == 0 or points is None:
         return None
     best = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
-    return boxes[best, :4].astype(np.float64) - margin, points[best].astype(np.float64) - margin
+    return boxes[best, :4].astype(np.float64) - margin, points[best].astype(np.float64) - margin, len(boxes)
+
+
+def scrfd_face(detector, image: np.ndarray) -> tuple[Face, int] | None:
+    """The largest face in an RGB image by an SCRFD model, and how many there are."""
+    found = _largest(detector, np.ascontiguousarray(image[:, :, ::-1]))
+    if found is None:
+        return None
+    box, points, count = found
+    left, top, right, bottom = (float(v) for v in box)
+    return Face((left, top, right, bottom), points, points[:2], points[2], 1.0, "scrfd"), count
 
 
 def download_pack(name: str, pack_folder: Path | None = None) -> Path:
@@ -495,7 +541,7 @@ def download_pack(name: str, pack_folder: Path | None = None) -> Path:
         raise UserError(
             f"The face pack {name} could not be downloaded ({type(error).__name__}): the server did not answer or the "
             f"disk is full. Try again with a network, or put the pack's .onnx files into {target}. "
-            "Until then dlib judges alone."
+            "Until then the embedded arcface-mini and dlib judge."
         ) from error
     finally:
         if partial is not None:
@@ -508,11 +554,14 @@ def available_judges(
     *,
     on_problem: Callable[[str], None] | None = None,
 ) -> list[Judge]:
-    """The judges that work here: the best ArcFace pack that is present, then dlib. Costs no model loading.
+    """The judges that work here: the best ArcFace pack that is present, else the embedded arcface-mini; then dlib, as
+    the independent second opinion. Costs no model loading.
 
     Nothing is downloaded unless `allow_download` (the person agreed); a download that fails is told to
-    `on_problem` in a sentence (else logged), and dlib judges alone. `UserError` when there is no judge at all.
+    `on_problem` in a sentence (else logged). `UserError` when there is no judge at all.
     """
+    from pipelines import arcface_mini
+
     say = on_problem or log.warning
     packs = [(name, find_pack(name, pack_folder)) for name in ARCFACE_PACKS]
     judges: list[Judge] = []
@@ -525,7 +574,6 @@ def available_judges(
     if present and importlib.util.find_spec("insightface") is None:
         say("A face pack is here but insightface is not installed: `pip install -r requirements.txt` adds it.")
         present = []
-    judges += [ArcFaceJudge(*present[0])] if present else []
     try:
         dlib_weights("dlib_face_recognition_resnet_model_v1.dat")
         if importlib.util.find_spec("dlib") is None:
@@ -533,20 +581,52 @@ def available_judges(
         judges.append(DlibJudge())
     except FileNotFoundError as problem:
         say(str(problem))
+    first: Judge | None = ArcFaceJudge(*present[0]) if present else None
+    if first is None and judges:  # the embedded recogniser reads dlib's landmarks
+        try:
+            first = arcface_mini.ArcFaceMini()
+        except UserError as problem:
+            say(str(problem))
+    judges = [first, *judges] if first is not None else judges
     if not judges:
         raise UserError("No face recogniser is installed. Run `pip install -r requirements.txt`.")
     return judges
 
 
+def judge_names() -> tuple[str, ...]:
+    from pipelines import arcface_mini
+
+    return (*ARCFACE_PACKS, arcface_mini.NAME, DlibJudge.name)
+
+
 def judge(name: str, pack_folder: Path | None = None) -> Judge:
-    """One judge by its name: "dlib" or one of ARCFACE_PACKS. `UserError` when its pack is not on this machine."""
+    """One judge by its name. `UserError` when there is none of that name, or its pack is not on this machine."""
+    from pipelines import arcface_mini
+
+    if name not in judge_names():
+        raise UserError(f"There is no judge called {name}. Choose one of: {', '.join(judge_names())}.")
     if name == DlibJudge.name:
         return DlibJudge()
-    judge_figures(name)  # an unknown name stops here
-    pack = find_pack(name, pack_folder)
-    if pack is None:
+    packs = [(pack, find_pack(pack, pack_folder)) for pack in ARCFACE_PACKS]
+    if name == arcface_mini.NAME:
+        # with a pack on this machine its detector's five landmarks are the better ones
+        return arcface_mini.ArcFaceMini(next(((pack, folder) for pack, folder in packs if folder is not None), None))
+    folder = dict(packs)[name]
+    if folder is None:
         raise UserError(
-            f"The face pack {name} is not in {pack_root(pack_folder) / 'models' / name}. Download it, point "
-            "LIKENESS_FACE_MODELS at the folder that holds models/, or judge with dlib."
+            f"The face pack {name} is not in {pack_root(pack_folder) / 'models' / name}{_incomplete(name, pack_folder)}"
+            ". Download it, point LIKENESS_FACE_MODELS at the folder that holds models/, or choose another judge."
         )
-    return ArcFaceJudge(name, pack)
+    return ArcFaceJudge(name, folder)
+
+
+def _incomplete(name: str, pack_folder: Path | None) -> str:
+    """What is there of a pack that can't work."""
+    folder = pack_root(pack_folder) / "models" / name
+    files = sorted(path for path in folder.glob("*.onnx")) if folder.is_dir() else []
+    if not files:
+        return ""
+    empty = [path.name for path in files if path.stat().st_size == 0]
+    if empty:
+        return f" as a whole: {', '.join(empty)} is empty"
+    return f" as a whole: it needs a detector and a recogniser, and only {files[0].name} is there"

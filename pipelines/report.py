@@ -110,9 +110,8 @@ def verdict(findings: Findings) -> str:
         return "No method could be compared."
     found, mark, gain = findings.identity(best, judge), findings.marks[judge], findings.against_base(best, judge)
     mean = found.mean_zero_imputed if found else None
-    scale = (
-        f"Real photos of this person reach {_figure(mark.ceiling)}, different people stay below {mark.impostor:.2f}."
-    )
+    scale = f"Real photos of this person reach {_figure(mark.ceiling)}"
+    scale += f", 99.9% of different people stay below {mark.impostor:.2f}." if mark.impostor is not None else "."
     if gain is None or not (gain.significant and gain.difference > 0):
         return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
     return f"{NAMES[best]} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"

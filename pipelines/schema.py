@@ -154,10 +154,14 @@ class Render:
 @dataclass(frozen=True)
 class Score:
     render: str  # path of the picture
-    judge: str  # "buffalo_l", "buffalo_sc", "antelopev2", "dlib"
+    judge: str  # "buffalo_l", "antelopev2", "buffalo_sc", "arcface-mini", "dlib"
     similarity: float | None  # None: see reason
-    reason: str | None = None  # "no face found"
+    reason: str | None = None  # "no face"
     split: str = "held_out"
+    verdict: str | None = None  # "looks like you" | "borderline" | "someone else" | "no face" | "uncalibrated"
+    face_px: float | None = None  # height of the face in the picture
+    faces: int | None = None  # how many the detector found
+    note: str | None = None  # what makes the number less than it seems, e.g. a face too small to judge
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.faces import NO_FACE, Judge, judge_figures
+from pipelines import calibration
+from pipelines.faces import NO_FACE, Judge, Seen
 from pipelines.photos import decode
 from pipelines.schema import Photo, PhotoSet, Score, UserError
 
@@ -55,7 +56,7 @@ def _embed_all(judge: Judge, pictures: Sequence[Picture]) -> tuple[list[np.ndarr
     """Vectors of the pictures that show a face, and the names of the others."""
     vectors, missing = [], []
     for index, picture in enumerate(pictures, start=1):
-        vector, _ = judge.embed(_pixels(picture))
+        vector = judge.look(_pixels(picture)).vector
         if vector is None:
             missing.append(_name(picture) or f"picture {index}")
         else:
@@ -85,24 +86,52 @@ def score_renders(paths: Sequence[Path | str], reference: Reference) -> list[Sco
 
 def _score(path: Path, render: str, reference: Reference) -> Score:
     try:
-        vector, reason = reference.judge.embed(decode(path))
+        seen = reference.judge.look(decode(path))
     except UserError as problem:
         return Score(render, reference.judge.name, None, str(problem))
-    if vector is None:
-        return Score(render, reference.judge.name, None, reason or NO_FACE)
-    return Score(render, reference.judge.name, round(reference.similarity(vector), 6))
+    return score_of(seen, render, reference)
 
 
-def verdict(judge: Judge, similarity: float | None) -> str:
-    """One phrase for a similarity: what this recogniser says of two photographs - not a probability.
+def score_of(seen: Seen, render: str, reference: Reference) -> Score:
+    """What a judge saw in a picture, as a score against `reference`."""
+    judge = reference.judge
+    if seen.vector is None:
+        return Score(render, judge.name, None, seen.reason or NO_FACE, verdict=calibration.NO_FACE)
+    similarity, found = round(reference.similarity(seen.vector), 6), judge.calibration
+    return Score(
+        render,
+        judge.name,
+        similarity,
+        verdict=calibration.verdict(found, similarity, reference.photos),
+        face_px=None if seen.face_px is None else round(seen.face_px, 1),
+        faces=seen.faces,
+        note=_note(seen, found),
+    )
 
-    "same person" needs both the judge's threshold and more than 99.9% of strangers reach; "different people" is below
-    both; between the two the judge can't tell.
-    """
-    if similarity is None:
-        return NO_FACE
-    low, high = sorted((judge.threshold, judge_figures(judge.name).impostor))
-    return "same person" if similarity >= high else "different people" if similarity < low else "unsure"
+
+def _note(seen: Seen, found: calibration.Calibration | None) -> str | None:
+    """What makes a similarity less than it seems, in one sentence."""
+    notes = []
+    if seen.faces > 1:
+        notes.append(f"{seen.faces} faces are in the picture; the largest was judged.")
+    smallest = found.smallest_face_px if found else None
+    if smallest is not None and seen.face_px is not None and seen.face_px < smallest:
+        notes.append(
+            f"The face is {seen.face_px:.0f} px high, too small to judge: below {smallest:.0f} px even real "
+            "photos score low."
+        )
+    return " ".join(notes) or None
+
+
+def in_words(score: Score, judge: Judge, references: int, marks: Marks | None = None) -> str:
+    """A score as people read it: where it lies among strangers, and what the person's own photos reach."""
+    if score.similarity is None:
+        return score.reason or NO_FACE
+    text = calibration.in_words(judge.calibration, score.similarity, references)
+    if marks is not None and marks.ceiling_low is not None and marks.ceiling_high is not None:
+        span = f"{marks.ceiling_low:.2f}" + (f"-{marks.ceiling_high:.2f}" if marks.comparisons > 1 else "")
+        text += f"; your own photos agree with each other at {span}"
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------- marks
@@ -113,14 +142,13 @@ class Marks:
     """The marks on a judge's strip for one person."""
 
     judge: str
-    impostor: float  # 99.9% of comparisons of different people lie below (presets/judges.json)
-    impostor_measured: bool  # False: published by others
+    impostor: float | None  # 99.9% of comparisons of different people lie below; None: uncalibrated
     floor: float | None  # mean of the untrained base's pictures
     best_possible: float | None  # held-out photos drawn by the base's VAE, compared as for the ceiling
     ceiling: float | None  # this person's photo to photo; see `marks`
     ceiling_low: float | None
     ceiling_high: float | None
-    threshold: float
+    threshold: float | None  # "looks like you" from here on: 1 in 1000 strangers passes; None: uncalibrated
     comparisons: int = 0  # how many photo-to-photo comparisons the ceiling rests on
 
 
@@ -145,28 +173,28 @@ def marks(
     `photo_set.held_out`) in the place of the held-out photos. Floor: the mean of `floor_scores`, failures as 0.
     A mark that can't be measured is None.
     """
-    figures = judge_figures(judge.name)
-    held_out = [judge.embed(_pixels(photo))[0] for photo in photo_set.held_out]
+    known = judge.calibration
+    kind = known.kind(len(photo_set.held_out)) if known else None
+    held_out = [judge.look(_pixels(photo)).vector for photo in photo_set.held_out]
     train, _ = _embed_all(judge, photo_set.train)
     real = _real_comparisons(judge, held_out, held_out, train)
     best: float | None = None
     if len(rebuilt_images):
         if len(rebuilt_images) != len(photo_set.held_out):
             raise ValueError("rebuilt_images must be the held-out photos, one each and in order")
-        drawn = [judge.embed(np.asarray(image))[0] for image in rebuilt_images]
+        drawn = [judge.look(np.asarray(image)).vector for image in rebuilt_images]
         rebuilt = _real_comparisons(judge, drawn, held_out, train)
         best = float(np.mean(rebuilt)) if rebuilt else None
     floors = [_zero(score) for score in floor_scores]
     return Marks(
         judge=judge.name,
-        impostor=figures.impostor,
-        impostor_measured=figures.measured,
+        impostor=kind.different[calibration.IMPOSTOR_QUANTILE] if kind else None,
         floor=float(np.mean(floors)) if floors else None,
         best_possible=best,
         ceiling=float(np.mean(real)) if real else None,
         ceiling_low=min(real, default=None),
         ceiling_high=max(real, default=None),
-        threshold=judge.threshold,
+        threshold=kind.thresholds[calibration.STRICT_RATE] if kind else None,
         comparisons=len(real),
     )
 

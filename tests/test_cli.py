@@ -178,10 +178,16 @@ def test_score_prints_what_other_programs_rely_on(tmp_path, capsys, monkeypatch)
     images = [str(tmp_path / name) for name in ("same.jpg", "other.jpg", "grey.png")]
     assert main(["score", *images, "--against", *against, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["images"]
-    assert list(found) == ["same.jpg", "other.jpg", "grey.png"] and list(found["same.jpg"]) == ["dlib"]
-    assert found["same.jpg"]["dlib"]["similarity"] > found["other.jpg"]["dlib"]["similarity"]
-    assert found["grey.png"]["dlib"] == {"similarity": None, "verdict": "no face found"}
-    assert all(set(one["dlib"]) == {"similarity", "verdict"} for one in found.values())
+    assert list(found) == ["same.jpg", "other.jpg", "grey.png"] and list(found["same.jpg"]) == ["arcface-mini", "dlib"]
+    for judge in ("arcface-mini", "dlib"):
+        assert found["same.jpg"][judge]["similarity"] > found["other.jpg"][judge]["similarity"]
+        verdicts = [found[name][judge]["verdict"] for name in found]
+        assert verdicts == ["looks like you", "someone else", "no face"]
+        assert found["grey.png"][judge]["similarity"] is None
+    assert all(set(one["dlib"]) == {"similarity", "verdict", "in_words", "note"} for one in found.values())
+    assert main(["score", images[0], "--against", *against, "--judge", "dlib"]) == 0
+    said = capsys.readouterr().out
+    assert "dlib: looks like you (0." in said and "of different-person pairs" in said and "arcface" not in said
     # the same name twice: the paths as given tell them apart
     assert main(["score", images[0], against[0], "--against", str(tmp_path / "grey.png"), "--json"]) == 1
     said = capsys.readouterr()

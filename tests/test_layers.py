@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("schema",),
     # The registry is rows of data and knows schema only; presets refer to its rows.
-    ("runtime", "workspace", "presets", "attributes", "checkpoints", "bases.registry"),
-    ("bases", "photos", "faces"),
+    ("runtime", "workspace", "presets", "attributes", "checkpoints", "calibration", "bases.registry"),
+    ("bases", "photos", "faces", "arcface_mini"),
     ("methods",),
     ("training", "generation", "scoring", "refining"),
     ("comparison", "report"),

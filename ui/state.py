@@ -195,7 +195,9 @@ class View:
         except (UserError, OSError):
             licence = "Its weights are not on this machine any more."
         threshold = self.marks.get(judge, {}).get("threshold")
-        same = f" From {threshold:.2f} on it calls two photos the same person." if isinstance(threshold, float) else ""
+        same = " It is uncalibrated: its numbers have no scale here."
+        if isinstance(threshold, float):
+            same = f" From {threshold:.2f} on it says 'looks like you': 1 in 1000 pictures of strangers gets there."
         return licence + same
 
     def axis(self, judge: str) -> StripData:
@@ -206,8 +208,8 @@ class View:
             return float(value) if isinstance(value, int | float) else None
 
         impostor = "99.9% of comparisons of different people lie below"
-        if found.get("impostor_measured") is False:
-            impostor += " (published by others, not measured here)"
+        if figure("impostor") is None:
+            impostor = "Not known: this recogniser is uncalibrated here"
         marks = (
             Mark("Different people", figure("impostor"), impostor + "."),
             Mark("Untrained base", figure("floor"), "The floor: pictures of nobody in particular."),
@@ -493,10 +495,10 @@ class Services:
         if view.trained:
             self._remember_pace(view.row, view.trained)
         scores: dict[str, dict[str, list[float | None]]] = {}
-        by_render: dict[str, dict[str, tuple[float | None, str | None]]] = {}
+        by_render: dict[str, dict[str, dict[str, Any]]] = {}
         for line in workspace.read_lines(run.scores):
             path = _inside(run, str(line.get("render")))
-            by_render.setdefault(path, {})[str(line.get("judge"))] = (line.get("similarity"), line.get("reason"))
+            by_render.setdefault(path, {})[str(line.get("judge"))] = line
         known = {"none": None} | {method: card.id for method, card in view.trained.items()}
         files = []
         for column, subject in known.items():
@@ -505,8 +507,8 @@ class Services:
                 if about is not None and (about.base, about.subject) == (view.row.name, subject):
                     files.append((column, file, about))
         for column, file, _ in files:
-            for name, (similarity, _) in by_render.get(_inside(run, str(file)), {}).items():
-                scores.setdefault(name, {}).setdefault(column, []).append(similarity)
+            for name, line in by_render.get(_inside(run, str(file)), {}).items():
+                scores.setdefault(name, {}).setdefault(column, []).append(line.get("similarity"))
         view = replace(view, scores=scores)
         judge = view.judge()
         this_job = self.events(run)[jobs.status(run).first_event :]
@@ -515,9 +517,10 @@ class Services:
         for column, file, about in files:
             path = _inside(run, str(file))
             found = by_render.get(path, {})
-            similarity, reason = found.get(judge or "", (None, None))
+            said = found.get(judge or "", {})
+            told = {key: said.get(key) for key in ("similarity", "reason", "verdict", "note")}
             link = self.media.link(file)
-            shots.append(Shot(column, about.seed, link, about.prompt, similarity, reason, judge in found))
+            shots.append(Shot(column, about.seed, link, about.prompt, **told, scored=judge in found))
             if path in fresh:
                 latest.add(link)
         return replace(view, pictures=tuple(shots), latest=frozenset(latest))

@@ -51,6 +51,8 @@ class Shot:
     prompt: str
     similarity: float | None = None
     reason: str | None = None  # why there is no similarity
+    verdict: str | None = None  # "looks like you", "borderline", ...
+    note: str | None = None  # what makes the number less than it seems
     scored: bool = False  # False: not judged yet
 
 
@@ -171,7 +173,10 @@ def lane(data: Lane) -> str:
 
 def _score_line(shot: Shot, *, winner: bool) -> str:
     if shot.similarity is not None:
-        return f'<b class="{"win" if winner else ""}">{shot.similarity:.2f}{" ★" if winner else ""}</b>'
+        number = f'<b class="{"win" if winner else ""}">{shot.similarity:.2f}{" ★" if winner else ""}</b>'
+        words = f" {escape(shot.verdict)}" if shot.verdict else ""
+        note = f'<br><small class="lk-note">{escape(shot.note)}</small>' if shot.note else ""
+        return f"<span>{number}{words}{note}</span>"
     return f"<span>{escape(shot.reason or ('not scored' if shot.scored else 'scoring …'))}</span>"
 
 

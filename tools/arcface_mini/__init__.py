@@ -1,0 +1,1 @@
+"""Building `models/arcface-mini`: data, network, training, evaluation, card."""
