@@ -333,6 +333,24 @@ def averaged(folder: Path, latent_channels: int) -> tuple[Model, CLIPTokenizer]:
     return model.eval(), tokenizer
 
 
+def _readable_by_transformers_4(out: Path) -> None:
+    """Names and files as every earlier tool expects them; transformers 5 reads both forms alike.
+
+    Without the prefix transformers 4 starts the text encoder from noise with no more than a warning, and its slow
+    tokenizer wants the vocabulary as files of their own.
+    """
+    from safetensors.torch import load_file, save_file
+
+    weights = out / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(str(weights)).items()}
+    save_file(tensors, str(weights), {"format": "pt"})
+    write_tokenizer(out / "tokenizer")
+    known = json.loads((out / "tokenizer" / "tokenizer.json").read_text())["added_tokens"]
+    file = out / "tokenizer" / "tokenizer_config.json"
+    decoder = {str(token.pop("id")): token for token in known}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": decoder}, indent=2) + "\n")
+
+
 def load_exported(model: Model, folder: Path) -> None:
     """Start from an exported model folder instead of from noise."""
     from safetensors.torch import load_file
@@ -342,7 +360,8 @@ def load_exported(model: Model, folder: Path) -> None:
         return {k: v.float() for file in files for k, v in load_file(str(file)).items()}
 
     model.unet.load_state_dict(tensors("unet"))
-    model.text_encoder.load_state_dict(tensors("text_encoder"))
+    text = {k.removeprefix("text_model."): v for k, v in tensors("text_encoder").items()}
+    model.text_encoder.load_state_dict(text)
     model.projector.load_state_dict(
         {k: v.float() for k, v in load_file(str(folder / "identity_projector.safetensors")).items()}
     )
@@ -364,6 +383,7 @@ def export(vae: AutoencoderKL, model: Model, tokenizer: CLIPTokenizer, out: Path
     config = out / "text_encoder" / "config.json"
     # transformers honours the saved dtype while diffusers loads fp32: without this the two would not fit together
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    _readable_by_transformers_4(out)
     state = {k: v.half() for k, v in model.projector.state_dict().items()}
     save_tensors(out / "identity_projector.safetensors", state)
     facts = {
