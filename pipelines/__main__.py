@@ -1,4 +1,4 @@
-"""The command line: `python -m pipelines train|generate|score|compare|forget`.
+"""The command line: `python -m pipelines check|train|generate|score|compare|forget`.
 
 In: arguments. Out: what was asked for in files, a summary (or with `--json` JSON and nothing else) on stdout, progress
 and problems on stderr. Exit code 0 when the work was done, whatever the verdict; 2 for wrong use; 1 when it failed.
@@ -16,10 +16,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines.schema import CLASS_WORDS, COLUMNS, METHODS, QUALITIES, Event, Sampling, UserError
+from pipelines.schema import CLASS_WORDS, COLUMNS, LOW_CEILING, METHODS, QUALITIES, REASONS, Event, Sampling, UserError
 
 if TYPE_CHECKING:
     from pipelines.comparison import JobSpec
@@ -48,8 +49,12 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawTextHelpFormatter)
+    def command(
+        name: str, text: str, run: Callable[[argparse.Namespace], int], *, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawTextHelpFormatter
+        )
         made.set_defaults(run=run)
         if name != "worker":
             made.add_argument("--json", action="store_true", help="print JSON, and only JSON, on stdout")
@@ -71,6 +76,13 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--quality", choices=QUALITIES, default="good", help="how long to train (good)")
         made.add_argument("--seed", type=_whole, default=0, help="determines the split, the training and the noise (0)")
         made.add_argument("--out", metavar="RUN", type=Path, help="folder of the run; an existing run is continued")
+        made.add_argument(
+            "--keep",
+            metavar="NAME",
+            action="append",
+            default=[],
+            help="use this photo although the check would leave it out (its file name; repeatable)",
+        )
         made.add_argument(
             "--set",
             metavar="METHOD.NAME=VALUE",
@@ -114,6 +126,17 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--height", type=_whole, help="pixels (the base's own)")
     generate.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
     _judge_arguments(generate)
+
+    check = command(
+        "check",
+        "What is good about some photos of one person, what is not, and what to add.",
+        _check,
+        epilog="reason codes\n"
+        + "\n".join(f"  {code:<18} {text}" for code, text in REASONS.items())
+        + "\n\nverdicts: leave_out (the first six codes), usable (the others), good (none)",
+    )
+    check.add_argument("photos", metavar="PHOTO_OR_DIR", nargs="+", type=Path, help="photos, or folders of photos")
+    check.add_argument("--base", help="whose smallest face counts (this machine's default)")
 
     score = command("score", "How much do pictures look like the person in some photos?", _score)
     score.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="pictures to judge")
@@ -310,6 +333,44 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
     return tuple(_replaced(look, seed=asked.seed + n, **chosen) for look in looks for n in range(max(1, asked.number)))
 
 
+def _check(asked: argparse.Namespace) -> int:
+    from pipelines import photos
+    from pipelines.bases.registry import default_base, find_base
+
+    try:
+        row = find_base(asked.base or default_base())
+    except UserError as problem:
+        raise WrongUse(str(problem)) from problem
+    files: list[Path] = []
+    for path in asked.photos:
+        if not path.exists():
+            raise WrongUse(f"There is nothing at {path}. Check the path.")
+        files += photos.photo_files(path) if path.is_dir() else [path]
+    bar = Bar()
+    found, report = photos.check(
+        files,
+        min_eye_distance_px=row.min_eye_distance_px,
+        progress=lambda done, total, _: bar.show("looking", done, total),
+    )
+    bar.close()
+    if asked.json:
+        each = {
+            one.name: {"verdict": one.verdict, "reasons": one.reasons, "text": one.text, "similarity": one.similarity}
+            for one in found
+        }
+        _print_json({"photos": each, "set": asdict(report)})
+        return DONE
+    for one in found:
+        print(f"{one.name}: {one.verdict.replace('_', ' ')}{f' - {one.text}' if one.text else ''}")
+    agree = f" They agree with each other at {report.ceiling:.2f}." if report.ceiling is not None else ""
+    print(f"{report.good} good, {report.usable} usable, {report.left_out} to leave out.{agree}")
+    if report.ceiling_low:
+        print(LOW_CEILING)
+    if report.next_photo:
+        print(f"The most useful photo to add: {report.next_photo}.")
+    return DONE
+
+
 def _score(asked: argparse.Namespace) -> int:
     _face_models(asked)
     for path in [*asked.images, *asked.against]:
@@ -410,6 +471,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             methods=asked.methods or row.methods,
             quality=asked.quality,
             seed=asked.seed,
+            keep=tuple(asked.keep),
             renders=getattr(asked, "renders", 8),
             settings=settings,
             device=asked.device,

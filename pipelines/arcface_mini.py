@@ -104,13 +104,18 @@ class ArcFaceMini:
         if found is None:
             return Seen(None, NO_FACE)
         face, count = found
+        vector = self.embed_face(image, face)
+        if not np.isfinite(vector).all():
+            return Seen(None, "the recogniser gave no answer for this face")
+        return Seen(vector, None, face.height_px, count)
+
+    def embed_face(self, image: np.ndarray, face: Face) -> np.ndarray:
+        """Unit vector (512,) of one face that was found already; NaN where the network gives no answer."""
         crop = align(image, face).astype(np.float32).transpose(2, 0, 1)[None] / 255
         # a face and its mirror image are one person: their mean is steadier than either
         vector = self._load().run(None, {"face": np.concatenate([crop, crop[..., ::-1]])})[0].sum(0)
-        length = float(np.linalg.norm(vector))
-        if not np.isfinite(length) or length == 0.0:
-            return Seen(None, "the recogniser gave no answer for this face")
-        return Seen(vector.astype(np.float64) / length, None, face.height_px, count)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return vector.astype(np.float64) / float(np.linalg.norm(vector))
 
     def _face(self, image: np.ndarray) -> tuple[Face, int] | None:
         if self._pack:

@@ -82,6 +82,7 @@ class JobSpec:
     quality: str = "good"
     seed: int = 0
     photos: tuple[str, ...] = ()  # files to take in; empty: the run's photos were taken in already
+    keep: tuple[str, ...] = ()  # names of photos to use although the checks would leave them out
     samplings: tuple[Sampling, ...] = ()  # what to draw; empty for "compare": `renders` plain portraits
     renders: int = RENDERS
     settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
@@ -129,7 +130,7 @@ def spec_from_json(saved: Any) -> JobSpec:
     """The spec in a spec.json. Raises UserError when it is not one."""
     try:
         values = {each.name: saved[each.name] for each in fields(JobSpec) if each.name in dict(saved)}
-        for name in ("methods", "photos"):
+        for name in ("methods", "photos", "keep"):
             if name in values:
                 values[name] = tuple(str(each) for each in values[name])
         values["samplings"] = tuple(Sampling(**each) for each in values.get("samplings", ()))
@@ -370,7 +371,7 @@ class _Flow:
                 raise UserError("There are no photos in this run. Add 5 to 15 photos of one person.")
             return known
         paths = [Path(each) for each in self.spec.photos]
-        source = _source(paths, self.spec.seed)
+        source = _source(paths, self.spec.seed, self.spec.keep)
         record = self.run.folder / "source.json"
         if known is not None and (source is None or (workspace.read_json(record) or {}).get("sha256") == source):
             return known
@@ -380,7 +381,14 @@ class _Flow:
             def progress(done: int, total: int, name: str) -> None:
                 tell(Event("note", step=done, steps=total, text=f"{name} looked at", data={"stage": "photos"}))
 
-            return photos.intake(paths, self.run.photos, seed=self.spec.seed, progress=progress)
+            return photos.intake(
+                paths,
+                self.run.photos,
+                seed=self.spec.seed,
+                min_eye_distance_px=self.row.min_eye_distance_px,
+                keep=self.spec.keep,
+                progress=progress,
+            )
 
         found = yield from _live(look)
         workspace.save_photo_set(self.run, found)
@@ -388,12 +396,8 @@ class _Flow:
         for name, reason in sorted(found.rejected.items()):
             yield Event("note", text=f"{name}: {reason}")
         for photo in found.photos:
-            if photo.eye_distance_px < self.row.min_eye_distance_px:
-                text = (
-                    f"{photo.name}: the face is small for {self.row.title} ({photo.eye_distance_px:.0f} px between the "
-                    f"eyes; {self.row.min_eye_distance_px:.0f} or more teach better)"
-                )
-                yield Event("note", text=text)
+            for note in photo.notes:
+                yield Event("note", text=f"{photo.name}: {note}")
         if found.weak:
             yield Event("note", text="Only one photo can be held out, so the verdict will be weak; more photos help")
         return found
@@ -851,10 +855,10 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _source(paths: Sequence[Path], seed: int) -> str | None:
+def _source(paths: Sequence[Path], seed: int, keep: Sequence[str]) -> str | None:
     """What the photos were made from; None when a file is no longer where it was."""
     try:
-        return _sha(sorted([path.name, _file_sha256(path)] for path in paths), seed)
+        return _sha(sorted([path.name, _file_sha256(path)] for path in paths), seed, sorted(keep))
     except OSError:
         return None
 

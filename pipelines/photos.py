@@ -17,9 +17,10 @@ import re
 import shutil
 import struct
 import tempfile
+import threading
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,9 +28,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipelines import attributes
-from pipelines.faces import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes, detect_faces
-from pipelines.schema import Photo, PhotoSet, UserError
+from pipelines import attributes, checks
+from pipelines.checks import Examined, Recogniser, examine
+from pipelines.faces import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Face, align_by_eyes
+from pipelines.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 
 MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 256 << 20
@@ -45,7 +47,6 @@ PNG_UP_TO_PIXELS = 4_000_000
 # keeps two photos together, a miss would let the judge see what training saw.
 NEAR_DUPLICATE_BITS = 4
 NEAR_DUPLICATE_FACE_BITS = 8
-SHARPNESS_LOW = 25.0  # variance of the Laplacian in the aligned 128 px face; below, the face looks blurred
 
 
 def photo_files(folder: Path) -> list[Path]:
@@ -171,12 +172,14 @@ def _to_srgb(image: Any, profile: bytes) -> Any:
 
 @dataclass(frozen=True)
 class _Taken:
-    """One file that passed, before it has its place in the set."""
+    """One file that could be read, before it has its place in the set."""
 
-    photo: Photo
+    name: str
+    path: Path  # the stored copy
+    examined: Examined
     pixels_sha256: str
     hash_bits: np.ndarray  # (64,) bool, of the whole picture
-    face_bits: np.ndarray  # (64,) bool, of the aligned face and what surrounds it
+    face_bits: np.ndarray  # (faces, 64) bool, of each aligned face and what surrounds it
 
 
 def intake(
@@ -186,14 +189,20 @@ def intake(
     min_photos: int = 5,
     max_photos: int = 30,
     seed: int = 0,
+    min_eye_distance_px: float = 20.0,
+    keep: Collection[str] = (),
+    held_out: Collection[str] = (),
+    trained: Collection[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PhotoSet:
     """Decode, check, strip, store and split a person's photos.
 
     Every file is decoded once. What passes is stored in `folder` (made with mode 0700) without any metadata as
-    00.png / 00.jpg ..., in an order that depends on the pictures and not on the upload. Files that fail are listed in
-    `rejected`, each with its sentence. `progress(done, total, file name)` is called after each file.
-    Raises `UserError`, and stores nothing, when fewer than `min_photos` different pictures with a face remain.
+    00.png / 00.jpg ..., in an order that depends on the pictures and not on the upload. Every file has its entry in
+    `checks`; those left out are also listed in `rejected`, each with its sentence. File names in `keep` are used
+    although the checks would leave them out; names in `held_out` and `trained` are pinned to that part.
+    `progress(done, total, file name)` is called after each file.
+    Raises `UserError`, and stores nothing, when fewer than `min_photos` different pictures remain.
     """
     paths = [Path(path) for path in paths]
     if not paths:
@@ -207,17 +216,19 @@ def intake(
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=folder))
-        taken, rejected = _take_all(paths, incoming, progress)
-        if len(taken) < min_photos:
-            raise UserError(_too_few(len(taken), len(paths), min_photos, rejected))
-        groups = _near_duplicates(taken)
-        if len(groups) < 2:
+        found = look(paths, incoming, min_eye_distance_px=min_eye_distance_px, keep=keep, progress=progress)
+        rejected = {c.name: c.text for c in found.checks if c.verdict == "leave_out" and not c.kept}
+        if len(found.taken) < min_photos:
+            raise UserError(_too_few(len(found.taken), len(paths), min_photos, rejected))
+        if len(found.groups) < 2:
             raise UserError(
                 "All photos are nearly the same picture, so none can be kept apart to judge with. "
                 "Add photos from other moments."
             )
-        stored = _store(taken, groups, folder)
-        return split([[stored[i] for i in group] for group in groups], rejected=rejected, seed=seed)
+        stored = _store(found, folder)
+        groups = [[stored[i] for i in group] for group in found.groups]
+        parts = split(groups, rejected=rejected, seed=seed, held_out=held_out, trained=trained)
+        return replace(parts, checks=tuple(found.checks), report=found.report)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError("The disk is full, so no photo was stored. Free some space and try again.") from error
@@ -227,64 +238,182 @@ def intake(
             shutil.rmtree(incoming, ignore_errors=True)
 
 
-def _take_all(
-    paths: Sequence[Path], incoming: Path, progress: Callable[[int, int, str], None] | None
-) -> tuple[list[_Taken], dict[str, str]]:
-    """Everything that passes, sorted by its pixels, and the sentences for what does not."""
-    taken: dict[str, _Taken] = {}
-    rejected: dict[str, str] = {}
-    # By name, so that of two equal pictures the same one is kept whatever the order of upload.
-    ordered = sorted(paths, key=lambda path: (path.name, str(path)))
-    names: dict[str, int] = {}
-    for done, path in enumerate(ordered, start=1):
-        names[path.name] = names.get(path.name, 0) + 1
-        name = path.name if names[path.name] == 1 else f"{path.name} ({names[path.name]})"
+def check(
+    paths: Sequence[Path],
+    *,
+    min_eye_distance_px: float = 20.0,
+    keep: Collection[str] = (),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[list[PhotoCheck], SetReport]:
+    """What `intake` would say of these files, however few they are; nothing is stored."""
+    found = look(
+        [Path(path) for path in paths], None, min_eye_distance_px=min_eye_distance_px, keep=keep, progress=progress
+    )
+    return found.checks, found.report
+
+
+@dataclass(frozen=True)
+class Looked:
+    """All files, read and judged. `taken[i]` is what is used, its face `faces[i]`; `groups` index into it."""
+
+    checks: list[PhotoCheck]
+    report: SetReport
+    taken: list[_Taken]
+    faces: list[Face]
+    groups: list[list[int]]  # of near-duplicates
+
+
+def look(
+    paths: Sequence[Path],
+    incoming: Path | None,
+    *,
+    min_eye_distance_px: float,
+    keep: Collection[str] = (),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Looked:
+    """Read every file (storing its copy in `incoming`, if given) and judge each alone and all together."""
+    recogniser = _recogniser()
+    known = recogniser.calibration if recogniser else None
+    names, read, problems = _read_all(paths, incoming, progress)
+    # sorted by pixels: neither upload order nor file names matter to anything that follows
+    order = sorted((k for k, one in enumerate(read) if one is not None), key=lambda k: _sha(read, k))
+    first: dict[str, int] = {}
+    same: dict[int, int] = {}
+    for k in sorted(order):  # in the order of names, so that of two equal pictures the same one is kept
+        if _sha(read, k) in first:
+            same[k] = first[_sha(read, k)]
+        first.setdefault(_sha(read, k), k)
+    unlike = [k for k in order if k not in same]
+    who = checks.subjects([None if one is None else one.examined for one in read])
+    with_face = [k for k in unlike if _one(read, k).examined.faces]
+    near = _near_duplicates([(_one(read, k), who[k]) for k in with_face]) if with_face else []
+    near = [[with_face[i] for i in group] for group in near]
+    judged, report, who = checks.check_set(
+        names,
+        [None if one is None else one.examined for one in read],
+        problems,
+        min_eye_distance_px=min_eye_distance_px,
+        near=near,
+        same=same,
+        keep=keep,
+        known=known,
+    )
+    used = [k for k in with_face if judged[k].verdict != "leave_out" or judged[k].kept]
+    place = {k: i for i, k in enumerate(used)}
+    groups = [[place[k] for k in group if k in place] for group in near]
+    taken = [_one(read, k) for k in used]
+    faces = [one.examined.faces[who[k]] for one, k in zip(taken, used, strict=True)]
+    return Looked(judged, report, taken, faces, [group for group in groups if group])
+
+
+def _one(read: Sequence[_Taken | None], k: int) -> _Taken:
+    one = read[k]
+    assert one is not None
+    return one
+
+
+def _sha(read: Sequence[_Taken | None], k: int) -> str:
+    return _one(read, k).pixels_sha256
+
+
+@lru_cache(maxsize=1)
+def _recogniser() -> Recogniser | None:
+    """The embedded recogniser; without it (no onnxruntime) nobody is called another person."""
+    try:
+        import onnxruntime  # noqa: F401 - is it here?
+
+        return Recogniser()
+    except (ImportError, UserError):
+        return None
+
+
+def _read_all(
+    paths: Sequence[Path],
+    incoming: Path | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> tuple[list[str], list[_Taken | None], dict[str, str]]:
+    """Names (told apart), what could be read, and the sentences for what could not; by file name."""
+    names: list[str] = []
+    read: list[_Taken | None] = []
+    problems: dict[str, str] = {}
+    times: dict[str, int] = {}
+    for done, path in enumerate(sorted(paths, key=lambda path: (path.name, str(path))), start=1):
+        times[path.name] = times.get(path.name, 0) + 1
+        name = path.name if times[path.name] == 1 else f"{path.name} ({times[path.name]})"
+        names.append(name)
         try:
-            one = _take(path, name, incoming / f"{done:03d}")
-            twin = taken.get(one.pixels_sha256)
-            if twin is None:
-                taken[one.pixels_sha256] = one
-            else:
-                Path(one.photo.path).unlink()
-                rejected[name] = f"the same picture as {twin.photo.name}; it counts once."
+            read.append(_take(path, name, incoming / f"{done:03d}" if incoming else None))
         except UserError as problem:
-            rejected[name] = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
+            read.append(None)
+            problems[name] = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
         if progress is not None:
             progress(done, len(paths), name)
-    return [taken[key] for key in sorted(taken)], rejected
+    return names, read, problems
 
 
-def _take(path: Path, name: str, target: Path) -> _Taken:
-    image = decode(path)
-    height, width = image.shape[:2]
-    if min(height, width) < 64:
-        raise UserError(f"{name} has only {width} x {height} pixels. Use a larger copy.")
-    faces = detect_faces(image)
-    if not faces:
-        raise UserError(f"{name}: no face was found. Use a photo where the face looks towards the camera.")
-    face = faces[0]
-    notes = []
-    if len(faces) > 1:
-        notes.append(f"{len(faces)} faces; the largest is used")
-    if face.eye_distance_px < PORTRAIT_EYES_APART_PX:
-        notes.append(f"small face: {face.eye_distance_px:.0f} px between the eyes")
-    elif sharpness(image, face.eyes) < SHARPNESS_LOW:
-        notes.append("the face looks blurred")
+@dataclass(frozen=True)
+class _Known:
+    """What was measured in one picture. Biometric: in memory only."""
+
+    examined: Examined
+    pixels_sha256: str
+    hash_bits: np.ndarray
+    face_bits: np.ndarray
+
+
+# Of files that are ours already (metadata-free copies), so that a set is judged anew in no time when one photo is added
+# or removed. Keyed by path, time and size; at most so many, and gone with the process or with `forget_measures`.
+_known: dict[tuple[str, int, int], _Known] = {}
+_known_lock = threading.Lock()
+KNOWN_AT_MOST = 400
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    about = path.stat()
+    return str(path.resolve()), about.st_mtime_ns, about.st_size
+
+
+def store_copy(image: np.ndarray, target: Path) -> Path:
+    """Write a metadata-free copy of an upright picture (a suffix is added), and measure the picture once for all."""
+    measured = _measured(image)
     stored = _write(image, target)
-    (left_x, left_y), (right_x, right_y) = face.eyes.tolist()
-    photo = Photo(
-        name=name,
-        path=str(stored),
-        sha256=hashlib.sha256(stored.read_bytes()).hexdigest(),
-        width_px=width,
-        height_px=height,
-        face_box=(float(face.box[0]), float(face.box[1]), float(face.box[2]), float(face.box[3])),
-        eyes=((left_x, left_y), (right_x, right_y)),
-        eye_distance_px=face.eye_distance_px,
-        notes=tuple(notes),
-    )
-    pixels = hashlib.sha256(f"{width}x{height}".encode() + image.tobytes()).hexdigest()
-    return _Taken(photo, pixels, perceptual_hash(image), perceptual_hash(align_by_eyes(image, face.eyes)))
+    with _known_lock:
+        _known[_identity(stored)] = measured
+        while len(_known) > KNOWN_AT_MOST:
+            _known.pop(next(iter(_known)))
+    return stored
+
+
+def forget_measures(folder: Path) -> None:
+    """Drop what is remembered of the copies in `folder`."""
+    inside = str(folder.resolve()) + os.sep
+    with _known_lock:
+        for key in [key for key in _known if key[0].startswith(inside)]:
+            del _known[key]
+
+
+def _measured(image: np.ndarray) -> _Known:
+    examined = examine(image, _recogniser())
+    height, width = image.shape[:2]
+    face_bits = [perceptual_hash(align_by_eyes(image, face.eyes)) for face in examined.faces]
+    sha = hashlib.sha256(f"{width}x{height}".encode() + image.tobytes()).hexdigest()
+    return _Known(examined, sha, perceptual_hash(image), np.array(face_bits))
+
+
+def _take(path: Path, name: str, target: Path | None) -> _Taken:
+    with _known_lock:
+        known = _known.get(_identity(path)) if path.is_file() else None
+    stored = path
+    if known is None:
+        image = decode(path)
+        known = _measured(image)
+        if target is not None and known.examined.faces:
+            stored = _write(image, target)
+    elif target is not None and known.examined.faces:  # a copy of ours: its bytes are good as they are
+        stored = target.with_suffix(path.suffix)
+        shutil.copyfile(path, stored)
+        stored.chmod(0o600)
+    return _Taken(name, stored, known.examined, known.pixels_sha256, known.hash_bits, known.face_bits)
 
 
 def _write(image: np.ndarray, target: Path) -> Path:
@@ -308,9 +437,12 @@ def _too_few(good: int, given: int, needed: int, rejected: dict[str, str]) -> st
     return " ".join(part for part in parts if part)
 
 
-def _near_duplicates(taken: Sequence[_Taken]) -> list[list[int]]:
-    """Indices grouped so that photos of one moment share a group (chains count). Sorted, order-independent."""
-    whole, face = (np.stack(bits) for bits in zip(*((one.hash_bits, one.face_bits) for one in taken)))
+def _near_duplicates(taken: Sequence[tuple[_Taken, int]]) -> list[list[int]]:
+    """Indices of (photo, whose face) grouped so that photos of one moment share a group (chains count). Sorted,
+    order-independent.
+    """
+    whole = np.stack([one.hash_bits for one, _ in taken])
+    face = np.stack([one.face_bits[who] for one, who in taken])
     near = (whole[:, None] != whole[None]).sum(-1) <= NEAR_DUPLICATE_BITS
     near |= (face[:, None] != face[None]).sum(-1) <= NEAR_DUPLICATE_FACE_BITS
     label = np.arange(len(taken))
@@ -319,21 +451,32 @@ def _near_duplicates(taken: Sequence[_Taken]) -> list[list[int]]:
     return [np.flatnonzero(label == one).tolist() for one in np.unique(label)]
 
 
-def _store(taken: Sequence[_Taken], groups: list[list[int]], folder: Path) -> list[Photo]:
-    """Move the copies to their final names; photos that were here before go."""
+def _store(found: Looked, folder: Path) -> list[Photo]:
+    """Move the copies of what is used to their final names; photos that were here before go."""
     for old in folder.iterdir():
         if re.fullmatch(r"\d\d\.(png|jpg)", old.name):
             old.unlink()
-    alike = {i: [taken[j].photo.name for j in group if j != i] for group in groups for i in group}
+    judged = {check.name: check for check in found.checks}
     photos = []
-    for index, one in enumerate(taken):
-        source = Path(one.photo.path)
-        target = folder / f"{index:02d}{source.suffix}"
-        os.replace(source, target)
-        notes = one.photo.notes
-        if alike[index]:
-            notes = (*notes, f"nearly the same picture as {', '.join(alike[index])}; they stay together")
-        photos.append(replace(one.photo, path=str(target), notes=notes))
+    for index, (one, face) in enumerate(zip(found.taken, found.faces, strict=True)):
+        target = folder / f"{index:02d}{one.path.suffix}"
+        os.replace(one.path, target)
+        (left_x, left_y), (right_x, right_y) = face.eyes.tolist()
+        left, top, right, bottom = (float(side) for side in face.box)
+        said = judged[one.name]
+        photos.append(
+            Photo(
+                name=one.name,
+                path=str(target),
+                sha256=hashlib.sha256(target.read_bytes()).hexdigest(),
+                width_px=one.examined.shape[1],
+                height_px=one.examined.shape[0],
+                face_box=(left, top, right, bottom),
+                eyes=((left_x, left_y), (right_x, right_y)),
+                eye_distance_px=face.eye_distance_px,
+                notes=(said.text,) if said.text else (),
+            )
+        )
     return photos
 
 
@@ -350,10 +493,18 @@ def split_sizes(count: int) -> tuple[int, int, int]:
     return count - validation - held_out, validation, held_out
 
 
-def split(groups: Sequence[Sequence[Photo]], *, rejected: dict[str, str] | None = None, seed: int = 0) -> PhotoSet:
+def split(
+    groups: Sequence[Sequence[Photo]],
+    *,
+    rejected: dict[str, str] | None = None,
+    seed: int = 0,
+    held_out: Collection[str] = (),
+    trained: Collection[str] = (),
+) -> PhotoSet:
     """Divide groups of near-duplicates into the three parts; a group is never divided.
 
     The order of the draw is a hash of the seed and the pictures, so neither upload order nor file names matter.
+    Photos named in `held_out` or `trained` are pinned there, and take the photos of their moment with them.
     At least 2 groups. `weak` where one photo, or one moment, is all there is to judge with.
     """
     if len(groups) < 2:
@@ -364,8 +515,16 @@ def split(groups: Sequence[Sequence[Photo]], *, rejected: dict[str, str] | None 
 
     waiting = sorted((sorted(group, key=lambda photo: photo.sha256) for group in groups), key=draw)
     _, validation_size, held_out_size = split_sizes(sum(len(group) for group in waiting))
-    held_out = _fill(waiting, held_out_size, at_least_one=True)
-    validation = _fill(waiting, validation_size, at_least_one=False) if len(waiting) > 1 else []
+    judging = _pinned(waiting, held_out)
+    learning = _pinned(waiting, trained)
+    if not (learning or waiting):
+        raise UserError("Every photo is pinned to be held out, so none is left to learn from. Unpin some.")
+    if not (judging or waiting):
+        raise UserError("Every photo is pinned to be learned from, so none is left to judge with. Unpin some.")
+    stay = 0 if learning else 1  # one moment at least is learned from
+    judging += _fill(waiting, held_out_size - _count(judging), at_least_one=not judging, stay=stay)
+    validation = _fill(waiting, validation_size, at_least_one=False, stay=stay)
+    waiting = [*learning, *waiting]
 
     def flat(part: Sequence[Sequence[Photo]]) -> tuple[Photo, ...]:
         return tuple(sorted((photo for group in part for photo in group), key=lambda photo: photo.path))
@@ -373,17 +532,28 @@ def split(groups: Sequence[Sequence[Photo]], *, rejected: dict[str, str] | None 
     return PhotoSet(
         train=flat(waiting),
         validation=flat(validation),
-        held_out=flat(held_out),
+        held_out=flat(judging),
         rejected=dict(rejected or {}),
-        weak=len(held_out) < 2,
+        weak=len(judging) < 2,
     )
 
 
-def _fill(waiting: list[list[Photo]], size: int, *, at_least_one: bool) -> list[list[Photo]]:
-    """Take groups out of `waiting`, in order, while they fit into `size`; the last one always stays."""
+def _count(groups: Sequence[Sequence[Photo]]) -> int:
+    return sum(len(group) for group in groups)
+
+
+def _pinned(waiting: list[list[Photo]], names: Collection[str]) -> list[list[Photo]]:
+    """Take the groups that hold one of these photos out of `waiting`."""
+    found = [group for group in waiting if any(photo.name in names for photo in group)]
+    waiting[:] = [group for group in waiting if group not in found]
+    return found
+
+
+def _fill(waiting: list[list[Photo]], size: int, *, at_least_one: bool, stay: int) -> list[list[Photo]]:
+    """Take groups out of `waiting`, in order, while they fit into `size` and more than `stay` are left."""
     part: list[list[Photo]] = []
     for group in list(waiting):
-        if len(waiting) > 1 and sum(map(len, part)) + len(group) <= size:
+        if len(waiting) > stay and _count(part) + len(group) <= size:
             part.append(group)
             waiting.remove(group)
     if not part and at_least_one:
@@ -407,14 +577,6 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:8, :8].reshape(-1)
     return low > np.median(low[1:])
-
-
-def sharpness(image: np.ndarray, eyes: np.ndarray) -> float:
-    """Variance of the Laplacian over the face, aligned to one size so that resolution does not matter."""
-    import cv2
-
-    face = align_by_eyes(image, eyes)[30:100, 30:98]
-    return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 # ---------------------------------------------------------------------------------------------------- frames

@@ -17,6 +17,33 @@ QUALITIES: tuple[str, ...] = ("draft", "good", "best")
 CLASS_WORDS: tuple[str, ...] = ("person", "man", "woman")
 
 
+# Why a photo is left out, and remarks that let it pass: codes that other programs may rely on -> what to do.
+LEAVE_OUT = {
+    "unreadable": "it can't be read",
+    "picture_too_small": "the picture is too small; use a larger copy",
+    "no_face": "no face was found; use one where the face looks towards the camera",
+    "face_too_small": "the face is too small for this base; use a closer photo",
+    "another_person": "this is probably another person; leave it out, or keep it if you know better",
+    "same_picture": "it is the same picture as another one; it counts once",
+}
+REMARKS = {
+    "several_faces": "several faces; the one that agrees with the other photos is used",
+    "blurred": "the face looks blurred; a sharper photo teaches more",
+    "dark": "the face is dark; a photo in daylight teaches more",
+    "bright": "the face is overexposed; a photo in softer light teaches more",
+    "low_contrast": "the face has little contrast; a photo in clearer light teaches more",
+    "turned": "the face is strongly turned; it helps only beside frontal photos",
+    "tilted": "the head is strongly tilted; it helps only beside upright photos",
+    "cropped_head": "part of the head is cut off; a photo with the whole head teaches more",
+    "near_duplicate": "nearly the same picture as another one; they stay together and count little more than one",
+}
+REASONS = LEAVE_OUT | REMARKS
+LOW_CEILING = (
+    "The photos agree less with each other than 95% of people's do: different ages, glasses or strong filters make one "
+    "face hard to learn. The pictures can't be more alike than the photos are."
+)
+
+
 class UserError(Exception):
     """Something the person can act on: one or two sentences that say what happened and what to do."""
 
@@ -37,6 +64,32 @@ class Photo:
 
 
 @dataclass(frozen=True)
+class PhotoCheck:
+    """What was found about one photo. No embedding: numbers and words only."""
+
+    name: str  # the person's own file name
+    verdict: str  # "good" | "usable" | "leave_out"
+    reasons: tuple[str, ...] = ()  # stable codes, see pipelines.checks.CODES
+    text: str = ""  # one line: why, and what to do
+    similarity: float | None = None  # to the other photos of the set
+    kept: bool = False  # the person overruled "leave_out"
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """The photos as a set."""
+
+    good: int = 0
+    usable: int = 0
+    left_out: int = 0
+    ceiling: float | None = None  # how alike the set's own photos are: what a render can reach at best
+    ceiling_low: bool = False  # less alike than 95% of people's photos are
+    angles: tuple[tuple[float, float], ...] = ()  # (yaw, pitch) proxies per kept photo, in eye distances
+    checklist: dict[str, bool] = field(default_factory=dict)
+    next_photo: str | None = None  # the one most useful photo to add
+
+
+@dataclass(frozen=True)
 class PhotoSet:
     """The accepted photos in three disjoint parts, and why the others were refused."""
 
@@ -45,6 +98,8 @@ class PhotoSet:
     held_out: tuple[Photo, ...]
     rejected: dict[str, str] = field(default_factory=dict)  # file name -> sentence
     weak: bool = False  # so few photos that a verdict says little
+    checks: tuple[PhotoCheck, ...] = ()  # of every file that came in
+    report: SetReport | None = None
 
     @property
     def photos(self) -> tuple[Photo, ...]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.schema import Photo, PhotoSet, UserError
+from pipelines.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 
 MARKER = "run.json"  # a folder without it is none of ours and is never removed
 MARKER_SCHEMA = 1
@@ -406,9 +406,18 @@ def save_photo_set(run: Run, photo_set: PhotoSet) -> None:
             "held_out": part(photo_set.held_out),
             "rejected": photo_set.rejected,
             "weak": photo_set.weak,
+            "checks": photo_set.checks,
+            "report": photo_set.report,
             "digest": photo_set.digest,
         },
     )
+
+
+def set_report(saved: dict[str, Any] | None) -> SetReport | None:
+    """A set's report as it was saved."""
+    if not saved:
+        return None
+    return SetReport(**{**saved, "angles": tuple((float(yaw), float(pitch)) for yaw, pitch in saved["angles"])})
 
 
 def load_photo_set(run: Run) -> PhotoSet | None:
@@ -432,6 +441,9 @@ def load_photo_set(run: Run) -> PhotoSet | None:
             notes=tuple(str(note) for note in entry.get("notes", ())),
         )
 
+    def check(entry: dict[str, Any]) -> PhotoCheck:
+        return PhotoCheck(**{**entry, "reasons": tuple(entry["reasons"])})
+
     try:
         return PhotoSet(
             train=tuple(photo(entry) for entry in saved["train"]),
@@ -439,6 +451,8 @@ def load_photo_set(run: Run) -> PhotoSet | None:
             held_out=tuple(photo(entry) for entry in saved["held_out"]),
             rejected={str(name): str(reason) for name, reason in saved["rejected"].items()},
             weak=bool(saved["weak"]),
+            checks=tuple(check(entry) for entry in saved.get("checks", ())),
+            report=set_report(saved.get("report")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError("The list of photos in this run is damaged. Add the photos again.") from error

@@ -67,6 +67,16 @@ def photo_file(folder: Path, name: str, value: int = 120) -> Path:
     return folder / name
 
 
+def middle_face(image: np.ndarray) -> list:
+    """A face in the middle, whatever the picture shows."""
+    from pipelines.faces import Face
+
+    height, width = image.shape[:2]
+    x, y = width / 2, height / 2
+    eyes = np.array([(x - 12, y - 6), (x + 12, y - 6)])
+    return [Face((x - 20, y - 20, x + 20, y + 22), eyes, eyes, np.array([x, y + 10]), 1.0)]
+
+
 def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
     """A photo set in a run, as intake leaves it - without a face in sight."""
     from ui import photobox
@@ -425,10 +435,10 @@ def test_the_page_needs_no_torch():
 
 
 def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch):
-    from pipelines import faces
+    from pipelines import checks
     from ui import photobox
 
-    monkeypatch.setattr(faces, "detect_faces", lambda image: [object()] if image[0, 0, 0] != 90 else [])
+    monkeypatch.setattr(checks, "detect_faces", lambda image: middle_face(image) if image[0, 0, 0] != 90 else [])
     _, session = services.sessions.create()
     folder = tmp_path / "sent"
     good = photo_file(folder, "ok.png")
@@ -440,7 +450,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
     Image.new("1", (12000, 12000)).save(folder / "bomb.png")
     Image.new("RGB", (96, 96), (90, 90, 90)).save(folder / "lawn.png")
     *_, box = photobox.add(
-        session.run, [good, *(folder / n for n in ("notes.jpg", "empty.png", "cut.jpg", "bomb.png", "lawn.png"))]
+        session.run, [good, *(folder / n for n in ("notes.jpg", "empty.png", "cut.jpg", "bomb.png", "lawn.png"))], 20.0
     )
     verdicts = {one.name: one for one in box.staged}
     assert verdicts["ok.png"].file and box.good == 1 and box.missing == 4
@@ -449,12 +459,14 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
         assert verdicts[name].file is None and word in verdicts[name].text, name
     assert photobox.load(session.run) == box, "a reload shows the same"
     html = services.photo_cards(session.run, box)
-    assert html.count(">refused<") == 5 and html.index("ok.png") < html.index("bomb.png")
-    box = photobox.remove(session.run, "refused:bomb.png")
+    assert html.count(">left out<") == 5 and html.index("bomb.png") < html.index("ok.png")
+    assert not any(one.can_be_kept for one in box.staged), "a file without a face can't be used whatever one says"
+    assert len(list((session.run.folder / photobox.STAGED).iterdir())) == 1, "and is not kept"
+    box = photobox.remove(session.run, "refused:bomb.png", 20.0)
     assert len(box.staged) == 5 and box.good == 1
     for key in ("../x", None, 7, "nothing"):
         with pytest.raises(UserError, match="not in the list"):
-            photobox.remove(session.run, key)
+            photobox.remove(session.run, key, 20.0)
 
 
 def test_too_many_photos_change_nothing(services, tmp_path):
@@ -462,21 +474,21 @@ def test_too_many_photos_change_nothing(services, tmp_path):
 
     _, session = services.sessions.create()
     with pytest.raises(UserError, match="At most 30"):
-        next(photobox.add(session.run, [tmp_path / f"{i}.png" for i in range(31)]))
+        next(photobox.add(session.run, [tmp_path / f"{i}.png" for i in range(31)], 20.0))
     assert photobox.load(session.run) == photobox.Box()
 
 
 def test_stored_copies_carry_no_place_and_no_camera(services, tmp_path, monkeypatch):
-    from pipelines import faces
+    from pipelines import checks
     from ui import photobox
 
-    monkeypatch.setattr(faces, "detect_faces", lambda image: [object()])
+    monkeypatch.setattr(checks, "detect_faces", middle_face)
     _, session = services.sessions.create()
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "SecretCamera", 6
     file = tmp_path / "phone.jpg"
     Image.new("RGB", (120, 80), "red").save(file, exif=exif)
-    *_, box = photobox.add(session.run, [file])
+    *_, box = photobox.add(session.run, [file], 20.0)
     stored = session.run.folder / photobox.STAGED / str(box.staged[0].file)
     with Image.open(stored) as image:
         assert image.size == (80, 120), "upright"
@@ -662,7 +674,7 @@ def test_what_people_typed_is_escaped():
     from ui import views
 
     evil = '<script>alert("x")</script>'
-    html = views.photo_cards([views.PhotoCard(evil, None, False, evil, "", evil)])
+    html = views.photo_cards([views.PhotoCard(evil, None, "leave_out", evil, "", evil)])
     html += views.gallery([views.Shot("lora", 1, 'x" onerror="alert(1)', evil, None, evil, True)])
     html += views.note(evil) + views.stepper([(evil, evil, True)]) + views.downloads([(evil, evil)])
     html += views.lane(views.Lane("lora", evil, note=evil, preview=evil))

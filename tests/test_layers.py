@@ -14,7 +14,7 @@ LAYERS = (
     ("schema",),
     # The registry is rows of data and knows schema only; presets refer to its rows.
     ("runtime", "workspace", "presets", "attributes", "checkpoints", "calibration", "bases.registry"),
-    ("bases", "photos", "faces", "arcface_mini"),
+    ("bases", "photos", "faces", "arcface_mini", "checks"),
     ("methods",),
     ("training", "generation", "scoring", "refining"),
     ("comparison", "report"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipelines import photos
+from pipelines import checks, photos
 from pipelines.faces import Face
 from pipelines.schema import Photo, UserError
 
@@ -37,7 +37,8 @@ def centre_face(image: np.ndarray) -> list[Face]:
 
 @pytest.fixture
 def every_photo_has_a_face(monkeypatch):
-    monkeypatch.setattr(photos, "detect_faces", centre_face)
+    monkeypatch.setattr(checks, "detect_faces", centre_face)
+    monkeypatch.setattr(photos, "_recogniser", lambda: None)  # scenes show nobody
 
 
 def save_scenes(folder: Path, count: int) -> list[Path]:
@@ -292,7 +293,7 @@ def test_duplicates_count_once_and_near_duplicates_stay_together(tmp_path, every
         take.save(burst[-1], quality=70 + 5 * index)
     for seed in range(6):
         result = photos.intake([*paths, again, *burst], tmp_path / f"s{seed}", seed=seed)
-        assert result.rejected == {"photo0_copy.png": "the same picture as photo0.png; it counts once."}
+        assert result.rejected == {"photo0_copy.png": "it is the same picture as photo0.png; it counts once"}
         part = {p.name: i for i, ps in enumerate((result.train, result.validation, result.held_out)) for p in ps}
         assert len(part) == 11
         assert part["photo1.png"] == part["burst0.jpg"] == part["burst1.jpg"]
@@ -311,7 +312,7 @@ def test_too_few_photos_name_every_reason(tmp_path, every_photo_has_a_face):
         photos.intake([*paths, bad, tiny], tmp_path / "out")
     sentence = str(caught.value)
     assert sentence.startswith("Only 4 of 6 photos can be used, and at least 5 are needed.")
-    assert "notes.jpg: is not a photo" in sentence and "tiny.png: has only 40 x 40 pixels" in sentence
+    assert "notes.jpg: is not a photo" in sentence and "tiny.png: the picture is too small" in sentence
     assert list((tmp_path / "out").iterdir()) == []  # nothing of the person stays
 
 

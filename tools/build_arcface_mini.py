@@ -10,6 +10,7 @@ travel.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def main() -> int:
     options = arguments()
     import torch
 
-    from tools.arcface_mini import data, export, training
+    from tools.arcface_mini import card, data, evaluate, export, training
 
     stages = options.stages.split(",")
     if unknown := set(stages) - set(STAGES):
@@ -58,6 +59,15 @@ def main() -> int:
         training.train(data.load(packed), options.teacher, options.work, budget_s=options.budget_s, device=device)
     if "export" in stages:
         export.export(training.averaged(options.work), options.out / "arcface_mini.onnx")
+    if "evaluate" in stages:
+        if options.lfw is None:
+            print("Give --lfw: the people to evaluate on.", file=sys.stderr)
+            return 2
+        figures, found = evaluate.everything(options.lfw, options.face_models)
+        generated = evaluate.generated(options.lfw)
+        command = " ".join(["python", "tools/build_arcface_mini.py", *(Path(a).name for a in sys.argv[1:])])
+        card.write(options.out, figures, found, generated, command=command, work=options.work)
+        print(json.dumps(figures, indent=1))
     return 0
 
 

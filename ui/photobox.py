@@ -14,36 +14,55 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines import workspace
-from pipelines.schema import Photo, PhotoSet, UserError
+from pipelines.schema import Photo, PhotoSet, SetReport, UserError
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
 FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small run
 STAGED, RECORD = "incoming", "incoming.json"
-PNG_UP_TO_PIXELS = 4_000_000
+PINS = ("trained", "held_out")
 
 
 @dataclass(frozen=True)
 class Staged:
     name: str  # the person's own file name
-    file: str | None  # in the staging folder; None when refused
-    text: str = ""  # why refused, or notes
+    file: str | None  # in the staging folder; None when it could not be read
+    text: str = ""  # one line: why left out, or what could be better
+    verdict: str = "good"  # "good" | "usable" | "leave_out"
+    reasons: tuple[str, ...] = ()  # codes of pipelines.checks
+    kept: bool = False  # used although we would leave it out
+    pin: str = ""  # "" | "trained" | "held_out": where the person wants it
 
     @property
     def key(self) -> str:
-        """Names this photo within its run; what a Remove button sends back."""
+        """Names this photo within its run; what its buttons send back."""
         return self.file or f"refused:{self.name}"
+
+    @property
+    def used(self) -> bool:
+        return self.file is not None and (self.verdict != "leave_out" or self.kept)
+
+    @property
+    def can_be_kept(self) -> bool:
+        from pipelines.checks import OVERRULABLE
+
+        return self.file is not None and self.verdict == "leave_out" and set(self.reasons) <= OVERRULABLE
 
 
 @dataclass(frozen=True)
 class Box:
-    """`problem` says why there is no photo set although photos are there."""
+    """`report` is of the set; `problem` says why there is no photo set although photos are there."""
 
     staged: tuple[Staged, ...] = ()
     photo_set: PhotoSet | None = None
     problem: str | None = None
+    report: SetReport | None = None
 
     @property
     def good(self) -> int:
+        return sum(one.used for one in self.staged)
+
+    @property
+    def stored(self) -> int:
         return sum(one.file is not None for one in self.staged)
 
     @property
@@ -58,22 +77,25 @@ def load(run: workspace.Run) -> Box:
     if saved is None:
         return Box()
     try:
-        staged = tuple(Staged(**one) for one in saved["staged"])
-        return Box(staged, workspace.load_photo_set(run) if saved["split"] else None, saved["problem"])
+        staged = tuple(Staged(**{**one, "reasons": tuple(one.get("reasons", ()))}) for one in saved["staged"])
+        photo_set = workspace.load_photo_set(run) if saved["split"] else None
+        return Box(staged, photo_set, saved["problem"], workspace.set_report(saved.get("report")))
     except (KeyError, TypeError) as error:
         raise UserError("The list of photos of this run is damaged. Delete your data and start again.") from error
 
 
-def add(run: workspace.Run, uploads: Sequence[Path]) -> Iterator[Box]:
-    """Judge uploads one by one, then split. Yields the box after each photo; the last one is stored.
+def add(run: workspace.Run, uploads: Sequence[Path], eyes_px: float) -> Iterator[Box]:
+    """Read uploads one by one, then judge and split. Yields the box after each photo; the last one is stored.
+
+    `eyes_px` is the smallest distance between the eyes that the chosen base can learn from.
 
     Raises UserError before anything is changed when there are too many, or the disk is nearly full.
     """
     box = load(run)
-    if box.good + len(uploads) > MAX_PHOTOS:
+    if box.stored + len(uploads) > MAX_PHOTOS:
         raise UserError(
-            f"At most {MAX_PHOTOS} photos are used; there are {box.good} already and {len(uploads)} more were added. "
-            f"Add at most {MAX_PHOTOS - box.good}."
+            f"At most {MAX_PHOTOS} photos are used; there are {box.stored} already and {len(uploads)} more were added. "
+            f"Add at most {MAX_PHOTOS - box.stored}."
         )
     workspace.require_space(run.folder, FREE_SPACE_NEEDED, purpose="A run")
     folder = run.folder / STAGED
@@ -87,10 +109,10 @@ def add(run: workspace.Run, uploads: Sequence[Path]) -> Iterator[Box]:
         taken.add(name)
         staged.append(_stage(path, name, folder))
         yield replace(box, staged=tuple(staged))
-    yield _settle(run, tuple(staged))
+    yield _settle(run, tuple(staged), eyes_px)
 
 
-def remove(run: workspace.Run, key: object) -> Box:
+def remove(run: workspace.Run, key: object, eyes_px: float) -> Box:
     """Take the photo with this key out again and split the rest anew. A browser sends the key: it is only compared."""
     box = load(run)
     gone = next((one for one in box.staged if one.key == key), None)
@@ -98,57 +120,89 @@ def remove(run: workspace.Run, key: object) -> Box:
         raise UserError("That photo is not in the list any more. Reload the page.")
     if gone.file is None:  # only its verdict is listed
         rest = tuple(one for one in box.staged if one is not gone)
-        return _save(run, Box(rest, box.photo_set, box.problem))
+        return _save(run, replace(box, staged=rest))
     (run.folder / STAGED / gone.file).unlink(missing_ok=True)
-    return _settle(run, tuple(one for one in box.staged if one is not gone))
+    return _settle(run, tuple(one for one in box.staged if one is not gone), eyes_px)
+
+
+def judge_again(run: workspace.Run, eyes_px: float) -> Box:
+    """The same photos for another base."""
+    return _settle(run, load(run).staged, eyes_px)
 
 
 def clear(run: workspace.Run) -> Box:
     """Take all photos out."""
+    from pipelines import photos
+
+    photos.forget_measures(run.folder)
     shutil.rmtree(run.folder / STAGED, ignore_errors=True)
-    return _settle(run, ())
+    return _settle(run, (), 0.0)
+
+
+def change(run: workspace.Run, key: object, action: object, eyes_px: float) -> Box:
+    """Overrule us about one photo.
+
+    "keep" or "leave" what we leave out; pin it to a part ("trained", "held_out") or "unpin" it.
+    """
+    box = load(run)
+    one = next((one for one in box.staged if one.key == key and one.file), None)
+    if one is None:
+        raise UserError("That photo is not in the list any more. Reload the page.")
+    if action in ("keep", "leave"):
+        changed = replace(one, kept=action == "keep" and one.can_be_kept)
+    elif action in ("trained", "held_out", "unpin"):
+        changed = replace(one, pin="" if action == "unpin" else str(action))
+    else:
+        raise UserError("That can't be done with a photo. Reload the page.")
+    return _settle(run, tuple(changed if each is one else each for each in box.staged), eyes_px)
 
 
 def _stage(path: Path, name: str, folder: Path) -> Staged:
-    from PIL import Image
-
-    from pipelines import faces, photos
+    from pipelines import photos
 
     try:
         pixels = photos.decode(path)
-        if min(pixels.shape[:2]) < 64:
-            raise UserError(f"only {pixels.shape[1]} x {pixels.shape[0]} pixels. Use a larger copy.")
-        found = faces.detect_faces(pixels)
-        if not found:
-            raise UserError("no face was found. Use a photo where the face looks towards the camera.")
     except UserError as problem:
-        return Staged(name, None, re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem)))
-    note = f"{len(found)} faces; the largest is used" if len(found) > 1 else ""
-    small = pixels.shape[0] * pixels.shape[1] <= PNG_UP_TO_PIXELS
+        text = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
+        return Staged(name, None, text, "leave_out", ("unreadable",))
     number = 1 + max((int(p.stem) for p in folder.iterdir() if p.stem.isdigit()), default=-1)
-    target = folder / f"{number:03d}{'.png' if small else '.jpg'}"
-    picture = Image.fromarray(pixels)
-    if small:
-        picture.save(target, compress_level=1)
-    else:
-        picture.save(target, quality=97, subsampling=0)
-    target.chmod(0o600)
-    return Staged(name, target.name, note)
+    return Staged(name, photos.store_copy(pixels, folder / f"{number:03d}").name)
 
 
-def _settle(run: workspace.Run, staged: tuple[Staged, ...]) -> Box:
-    """Split what is staged into train, validation and held out, and store the result."""
+def _settle(run: workspace.Run, staged: tuple[Staged, ...], eyes_px: float) -> Box:
+    """Judge what is staged, each photo and the set; split it where it is enough, and store the result."""
     from pipelines import photos
 
-    good = {one.file: one for one in staged if one.file}
-    photo_set, problem = None, None
-    if len(good) >= MIN_PHOTOS:
-        try:
-            found = photos.intake([run.folder / STAGED / file for file in good], run.photos)
-            photo_set, staged = _with_names(found, staged)
-        except UserError as error:
-            problem = _named(str(error), good)
-    return _save(run, Box(staged, photo_set, problem))
+    there = {one.file: one for one in staged if one.file}
+    files = [run.folder / STAGED / file for file in there]
+    keep = [file for file, one in there.items() if one.kept]
+    photo_set, problem, report = None, None, None
+    if files:
+        found, report = photos.check(files, min_eye_distance_px=eyes_px, keep=keep)
+        names = {file: one.name for file, one in there.items()}
+        said = {check.name: check for check in found}
+        staged = tuple(
+            replace(one, verdict=check.verdict, reasons=check.reasons, text=_named(check.text, names), kept=check.kept)
+            if (check := said.get(one.file or "")) is not None
+            else one
+            for one in staged
+        )
+        for one in staged:  # what can't be used whatever the person says is not kept
+            if one.file and one.verdict == "leave_out" and not (one.kept or one.can_be_kept):
+                (run.folder / STAGED / one.file).unlink(missing_ok=True)
+                files.remove(run.folder / STAGED / one.file)
+        gone = {one.file for one in staged if one.file and run.folder / STAGED / one.file not in files}
+        staged = tuple(replace(one, file=None) if one.file in gone else one for one in staged)
+        if sum(one.used for one in staged) >= MIN_PHOTOS:
+            learn, judge = ([one.file for one in staged if one.file and one.pin == pin] for pin in PINS)
+            try:
+                made = photos.intake(
+                    files, run.photos, min_eye_distance_px=eyes_px, keep=keep, trained=learn, held_out=judge
+                )
+                photo_set = _with_names(made, names, staged)
+            except UserError as error:
+                problem = _named(str(error), names)
+    return _save(run, Box(staged, photo_set, problem, report))
 
 
 def _save(run: workspace.Run, box: Box) -> Box:
@@ -157,41 +211,36 @@ def _save(run: workspace.Run, box: Box) -> Box:
         shutil.rmtree(run.photos, ignore_errors=True)
     else:
         workspace.save_photo_set(run, box.photo_set)
-    record = {"staged": list(box.staged), "split": box.photo_set is not None, "problem": box.problem}
+    record = {
+        "staged": list(box.staged),
+        "split": box.photo_set is not None,
+        "problem": box.problem,
+        "report": box.report,
+    }
     workspace.write_json(run.folder / RECORD, record)
     return box
 
 
-def _with_names(found: PhotoSet, staged: tuple[Staged, ...]) -> tuple[PhotoSet, tuple[Staged, ...]]:
-    """Put the person's own file names in the place of ours, and what intake noted into the verdicts."""
-    names = {one.file: one.name for one in staged if one.file}
-    verdicts: dict[str, tuple[bool, str]] = {}
+def _with_names(found: PhotoSet, names: dict[str, str], staged: tuple[Staged, ...]) -> PhotoSet:
+    """Put the person's own file names in the place of ours."""
 
     def renamed(part: tuple[Photo, ...]) -> tuple[Photo, ...]:
-        for photo in part:
-            verdicts[photo.name] = (True, _named("; ".join(photo.notes), names))
         return tuple(replace(p, name=names[p.name], notes=tuple(_named(note, names) for note in p.notes)) for p in part)
 
-    photo_set = replace(
+    return replace(
         found,
         train=renamed(found.train),
         validation=renamed(found.validation),
         held_out=renamed(found.held_out),
-        rejected={names.get(name, name): _named(text, names) for name, text in found.rejected.items()},
+        checks=tuple(replace(c, name=names[c.name], text=_named(c.text, names)) for c in found.checks),
+        rejected={one.name: one.text for one in staged if not one.used},
     )
-    verdicts |= {name: (False, _named(text, names)) for name, text in found.rejected.items()}
-    told = []
-    for one in staged:
-        good, text = verdicts.get(one.file or "", (one.file is not None, one.text))
-        told.append(replace(one, file=one.file if good else None, text=text))
-    refused = {one.name: one.text for one in told if one.file is None}
-    return replace(photo_set, rejected=photo_set.rejected | refused), tuple(told)
 
 
-def _named(text: str, names: dict) -> str:
+def _named(text: str, names: dict[str, str]) -> str:
     """`text` with our staged file names replaced by the person's."""
-    for file, one in names.items():
-        text = text.replace(file, one.name if isinstance(one, Staged) else one)
+    for file, name in names.items():
+        text = text.replace(file, name)
     return text
 
 

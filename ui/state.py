@@ -323,7 +323,9 @@ class Services:
         for one in box.staged:
             link = self.link(run, f"{photobox.STAGED}/{one.file}") if one.file else None
             part = photobox.part_of(box, one.name)
-            cards.append(views.PhotoCard(one.name, link, one.file is not None, one.text, part, one.key))
+            verdict = "overruled" if one.kept else one.verdict
+            card = views.PhotoCard(one.name, link, verdict, one.text, part, one.key, one.can_be_kept, one.pin)
+            cards.append(card)
         return views.photo_cards(cards)
 
     def busy(self, run: workspace.Run) -> bool:

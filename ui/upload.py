@@ -22,11 +22,13 @@ SAMPLE_SENTENCE = (
     "This is the sample person: synthetic pictures of somebody who does not exist, drawn by the embedded base. "
     "No permission is needed."
 )
-# Our photo cards carry their own Remove buttons; this sends the pressed one's key to the handler.
-ON_REMOVE = """
+# Our photo cards carry their own buttons; this sends the pressed one's photo and action to the handler.
+ON_PRESS = """
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('[data-remove]');
-  if (button) { button.disabled = true; trigger('click', {remove: button.dataset.remove}); }
+  const button = event.target.closest('[data-photo]');
+  if (!button) return;
+  button.disabled = true;
+  trigger('click', {photo: button.dataset.photo, action: button.dataset.action});
 });
 """
 
@@ -81,7 +83,7 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 elem_id="lk-drop",
             )
             status = gr.HTML(elem_id="lk-upload-status")
-            cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_REMOVE)
+            cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_PRESS)
         with gr.Column(scale=2, min_width=280):
             class_word = gr.Radio(
                 list(CLASS_WORDS), value=CLASS_WORDS[0], label="The photos show a ...", elem_id="lk-class-word"
@@ -128,10 +130,10 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
                 photobox.clear(session.run)
                 session = services.sessions.choose(session, sample=False, consent_at=None)
             yield {capability: kept, tab.drop: None, tab.receipt: ""}
-            for box in photobox.add(session.run, paths):
+            for box in photobox.add(session.run, paths, services.view(kept).row.min_eye_distance_px):
                 yield {
                     tab.cards: services.photo_cards(session.run, box),
-                    tab.status: views.note(f"{box.good} good so far."),
+                    tab.status: views.note(f"{box.stored} read so far."),
                 }
         finally:
             for path in paths:
@@ -149,15 +151,20 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         session = services.sessions.choose(session, sample=True, consent_at=None, class_word=_sample_class_word())
         workspace.record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
         yield {capability: kept, tab.status: views.note("Taking in the sample person ..."), tab.receipt: ""}
-        for box in photobox.add(session.run, pictures):
+        for box in photobox.add(session.run, pictures, services.view(kept).row.min_eye_distance_px):
             yield {tab.cards: services.photo_cards(session.run, box)}
         yield show(kept, restore=True)
 
     @told
-    def remove(kept: object, event: gr.EventData) -> Updates:
+    def press(kept: object, event: gr.EventData) -> Updates:
         session = services.sessions.need(kept)
         refused_while_busy(services, session)
-        photobox.remove(session.run, getattr(event, "_data", {}).get("remove"))
+        pressed = getattr(event, "_data", {})
+        eyes_px = services.view(kept).row.min_eye_distance_px
+        if pressed.get("action") == "remove":
+            photobox.remove(session.run, pressed.get("photo"), eyes_px)
+        else:
+            photobox.change(session.run, pressed.get("photo"), pressed.get("action"), eyes_px)
         return show(kept)
 
     @told
@@ -175,7 +182,9 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             consent_at = None
             session.run.consent.unlink(missing_ok=True)
         moved = base != services.view(kept).row.name
-        services.sessions.choose(session, class_word=class_word, base=base, consent_at=consent_at)
+        session = services.sessions.choose(session, class_word=class_word, base=base, consent_at=consent_at)
+        if moved:  # another base learns from smaller faces, or needs larger ones
+            photobox.judge_again(session.run, services.bases[base].min_eye_distance_px)
         return {capability: kept, **show(kept, restore=moved)}  # another base has other methods and styles
 
     @told
@@ -203,7 +212,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
     slots: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "photos"}
     tab.drop.upload(add, [capability, tab.drop], **common, **slots, trigger_mode="once")
     tab.sample.click(use_sample, [capability], **common, **slots, trigger_mode="once")
-    tab.cards.click(remove, [capability], **common, **slots)
+    tab.cards.click(press, [capability], **common, **slots)
     for control in (tab.class_word, tab.base, tab.consent):
         control.input(choose, [capability, tab.class_word, tab.base, tab.consent], **common, trigger_mode="always_last")
     hide: dict[str, Any] = {"outputs": [tab.delete, tab.really], "api_visibility": "private", "queue": False}
@@ -224,17 +233,21 @@ def _status(view: View) -> str:
             '<p class="lk-note">Different days, light and angles; one face, sharp, looking towards the camera. '
             "A few photos are kept apart: training never sees them, and the score compares with them.</p>"
         )
+    panel = views.photo_report(box.report)
     if box.problem:
-        return views.note(box.problem, "bad")
+        return views.note(box.problem, "bad") + panel
     if box.photo_set is None:
-        return views.note(f"{box.good} good so far. Add {box.missing} more photo{'s' if box.missing > 1 else ''}.")
+        more = f"{box.good} can be used so far. Add {box.missing} more photo{'s' if box.missing > 1 else ''}."
+        return views.note(more) + panel
     parts = box.photo_set
     words = [f"{len(parts.train)} to learn from"]
     words += [f"{len(parts.validation)} to watch progress"] if parts.validation else []
     words += [f"{len(parts.held_out)} kept apart to judge with"]
     weak = " With so few photos a verdict is weak: 8 or more are better." if parts.weak else ""
-    return (views.note(SAMPLE_SENTENCE) if view.choices.sample else "") + views.note(
-        f"{len(parts.photos)} photos are good: {', '.join(words)}.{weak}", "ok"
+    return (
+        (views.note(SAMPLE_SENTENCE) if view.choices.sample else "")
+        + views.note(f"{len(parts.photos)} photos are used: {', '.join(words)}.{weak}", "ok")
+        + panel
     )
 
 

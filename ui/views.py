@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from pipelines.schema import LOW_CEILING, SetReport
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
 
 MARK_LETTERS = "ABCD"
@@ -19,11 +20,13 @@ MARK_LETTERS = "ABCD"
 @dataclass(frozen=True)
 class PhotoCard:
     name: str  # the person's own file name
-    link: str | None  # None: refused photos are not kept
-    accepted: bool
-    text: str = ""  # the reason, or notes
+    link: str | None  # None: a file that can't be read is not kept
+    verdict: str  # "good" | "usable" | "leave_out" | "overruled": left out by us, used all the same
+    text: str = ""  # the reason, or what could be better
     part: str = ""  # "training" | "validation" | "held out"
-    key: str = ""  # what the Remove button sends back
+    key: str = ""  # what its buttons send back
+    can_be_kept: bool = False  # the person may overrule us
+    pin: str = ""  # "trained" | "held_out": where the person put it
 
 
 @dataclass(frozen=True)
@@ -119,32 +122,83 @@ def look(prompt: str) -> str:
     return prompt.rpartition("{subject}")[2].lstrip(" ,") or prompt.replace("{subject}", "...")
 
 
-def photo_cards(cards: Sequence[PhotoCard], *, removable: bool = True) -> str:
+VERDICTS = {
+    "good": ("ok", "good"),
+    "usable": ("so", "usable"),
+    "leave_out": ("no", "left out"),
+    "overruled": ("so", "used, as you asked"),
+}
+PINNED = {"trained": "always learned from", "held_out": "always kept for judging"}
+
+
+def photo_cards(cards: Sequence[PhotoCard]) -> str:
+    """One card per photo, those left out first, each with its reason and its buttons."""
     if not cards:
         return ""
     parts = []
-    for card in sorted(cards, key=lambda card: not card.accepted):
+    for card in sorted(cards, key=lambda card: card.verdict != "leave_out"):
         picture = (
             f'<img src="{escape(card.link)}" alt="Photo {escape(card.name)}" loading="lazy">'
             if card.link
             else '<div class="lk-empty" aria-hidden="true">✕</div>'
         )
-        tag = '<span class="lk-tag ok">accepted</span>' if card.accepted else '<span class="lk-tag no">refused</span>'
-        part = f" <small>{escape(card.part)}</small>" if card.part else ""
+        kind, word = VERDICTS[card.verdict]
+        tag = f'<span class="lk-tag {kind}">{word}</span>'
+        part = f" <small>{escape(PINNED.get(card.pin, card.part))}</small>" if card.pin or card.part else ""
         text = f"<small>{escape(card.text)}</small>" if card.text else ""
-        word = "Remove" if card.accepted else "Dismiss"
-        label = f"{word} {card.name}"
-        button = (
-            f'<button type="button" class="lk-link" data-remove="{escape(card.key)}" '
-            f'aria-label="{escape(label)}">{word}</button>'
-            if removable and card.key
-            else ""
-        )
         parts.append(
             f'<div class="lk-card">{picture}<div class="lk-body"><span class="lk-name" title="{escape(card.name)}">'
-            f"{escape(card.name)}</span><span>{tag}{part}</span>{text}{button}</div></div>"
+            f'{escape(card.name)}</span><span>{tag}{part}</span>{text}<span class="lk-acts">{_photo_buttons(card)}'
+            "</span></div></div>"
         )
     return f'<div class="lk-photos">{"".join(parts)}</div>'
+
+
+def _photo_buttons(card: PhotoCard) -> str:
+    acts = [("remove", "Remove" if card.link else "Dismiss")]
+    if card.can_be_kept:
+        acts.insert(0, ("leave", "Leave it out") if card.verdict == "overruled" else ("keep", "Use it anyway"))
+    if card.verdict != "leave_out" and card.link:
+        others = {"trained": "Learn from it", "held_out": "Keep for judging"}
+        acts += [("unpin", "Let us choose")] if card.pin else list(others.items())
+    return "".join(
+        f'<button type="button" class="lk-link" data-photo="{escape(card.key)}" data-action="{action}" '
+        f'aria-label="{escape(f"{word}: {card.name}")}">{word}</button>'
+        for action, word in acts
+        if card.key
+    )
+
+
+def photo_report(report: SetReport | None) -> str:
+    """The set as a whole: a map of the face angles, what it spans, how alike it is, and what to add."""
+    if report is None or not report.angles:
+        return ""
+    width, height, reach = 150, 96, 0.4
+    dots = "".join(
+        f'<circle cx="{width / 2 + max(-reach, min(reach, yaw)) / reach * 66:.1f}" '
+        f'cy="{height / 2 + max(-reach, min(reach, pitch)) / reach * 40:.1f}" r="4"/>'
+        for yaw, pitch in report.angles
+    )
+    picture = (
+        f'<svg class="lk-angles" viewBox="0 0 {width} {height}" role="img" aria-label="Where the faces look: '
+        f'{len(report.angles)} dots, left to right and up to down"><rect x="1" y="1" width="{width - 2}" '
+        f'height="{height - 2}" rx="8"/><line x1="{width / 2}" x2="{width / 2}" y1="6" y2="{height - 6}"/>'
+        f'<line x1="6" x2="{width - 6}" y1="{height / 2}" y2="{height / 2}"/>{dots}</svg>'
+    )
+    lines = "".join(
+        f'<li class="{"yes" if there else "no"}">{"✓" if there else "–"} {escape(what)}</li>'
+        for what, there in report.checklist.items()
+    )
+    counts = f"{report.good} good, {report.usable} usable, {report.left_out} left out."
+    alike = ""
+    if report.ceiling is not None:
+        alike = f"<p>They agree with each other at {report.ceiling:.2f}: no picture can be expected to do better.</p>"
+    low = note(LOW_CEILING, "warn") if report.ceiling_low else ""
+    add = f"<p>The most useful photo to add: <b>{escape(report.next_photo)}</b>.</p>" if report.next_photo else ""
+    return (
+        f'<div class="lk-report"><figure>{picture}<figcaption>where the faces look</figcaption></figure>'
+        f"<div><p>{counts}</p>{alike}{add}</div><ul>{lines}</ul></div>{low}"
+    )
 
 
 def lane(data: Lane) -> str:

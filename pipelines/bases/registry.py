@@ -80,7 +80,7 @@ def _portrait(name: str, folder: Path, resolution_px: int, title: str, about: st
         licence=licence,
         about=about,
         identifier=" ".join([token] * (vectors if isinstance(vectors, int) else 4)),
-        min_eye_distance_px=20.0,
+        min_eye_distance_px=24.0,
         aligned=True,
         path=str(folder),
     )
@@ -104,7 +104,7 @@ BASES: dict[str, BaseRow] = {
                 "Professional pictures need SD 1.5 or SDXL and a GPU."
             ),
             identifier="<subject> <subject> <subject> <subject>",
-            min_eye_distance_px=20.0,
+            min_eye_distance_px=24.0,
             aligned=True,
             path=str(EMBEDDED / "portrait-128"),
         ),
@@ -120,7 +120,7 @@ BASES: dict[str, BaseRow] = {
             licence="CreativeML OpenRAIL-M",
             about="512-pixel pictures in any style. Needs a GPU: about 20 GB for DreamBooth, 8 GB for the other two.",
             identifier=RARE_TOKEN,
-            min_eye_distance_px=40.0,
+            min_eye_distance_px=60.0,
             aligned=False,
             variant="fp16",
         ),

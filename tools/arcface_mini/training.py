@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch.nn import functional as F
 
 from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from tools.arcface_mini import data, network
-from tools.portrait_base.recogniser import OnnxNet
 
 BATCH, LEARNING_RATE, EMA = 64, 4e-4, 0.998
 MARGIN, SCALE = 0.35, 32.0
@@ -59,7 +59,9 @@ def pixels_of(crops: data.Crops, index: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def embed_all(net: nn.Module, crops: data.Crops, index: np.ndarray, *, device: str) -> torch.Tensor:
+def embed_all(
+    net: Callable[[torch.Tensor], torch.Tensor], crops: data.Crops, index: np.ndarray, *, device: str
+) -> torch.Tensor:
     """Unit vectors of clean crops, each the mean of itself and its mirror image."""
     out = []
     for part in np.array_split(index, max(1, math.ceil(len(index) / 64))):
@@ -68,16 +70,21 @@ def embed_all(net: nn.Module, crops: data.Crops, index: np.ndarray, *, device: s
     return F.normalize(torch.cat(out), dim=1)
 
 
-class Teacher(nn.Module):
-    """The teacher on ArcFace crops (b, 3, 112, 112) in 0..1 -> (b, 256)."""
+class Teacher:
+    """The teacher on ArcFace crops (b, 3, 112, 112) in 0..1 -> (b, 256). Its own runtime is five times faster here."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.net = OnnxNet(path).eval()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.framed = network.MobileFaceNet().framed
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(self.framed(x).flip(1) * 255.0)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        picture = (self.framed(x.cpu()).flip(1) * 255.0).contiguous().numpy()
+        (answer,) = self.session.run(None, {self.session.get_inputs()[0].name: picture})
+        return torch.from_numpy(answer)
 
 
 def train(crops: data.Crops, teacher_file: Path, folder: Path, *, budget_s: float, device: str) -> None:
@@ -86,8 +93,9 @@ def train(crops: data.Crops, teacher_file: Path, folder: Path, *, budget_s: floa
     _, person = np.unique(crops.person[index], return_inverse=True)
     targets = _targets(crops, index, teacher_file, folder, device)
     net = network.from_teacher(teacher_file).to(device)
-    first = embed_all(net.eval(), crops, index, device=device)
-    directions = torch.zeros(person.max() + 1, network.EMBEDDING).index_add_(0, torch.tensor(person), first)
+    # the network starts as the teacher, so each person's direction starts at the mean of the teacher's answers
+    first = F.pad(targets, (0, network.EMBEDDING - targets.shape[1]))
+    directions = torch.zeros(int(person.max()) + 1, network.EMBEDDING).index_add_(0, torch.tensor(person), first)
     student = Student(net.train(), F.normalize(directions, dim=1)).to(device)
     student.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=1e-3, fused=True)
@@ -157,7 +165,7 @@ def _targets(crops: data.Crops, index: np.ndarray, teacher_file: Path, folder: P
         tensors, meta = load_tensors(file)
         if meta == {"faces": len(index)}:
             return tensors["targets"]
-    targets = embed_all(Teacher(teacher_file).to(device), crops, index, device=device)
+    targets = embed_all(Teacher(teacher_file), crops, index, device=device)
     save_tensors(file, {"targets": targets}, {"faces": len(index)})
     return targets
 
