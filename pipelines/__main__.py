@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -135,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
         + "\n".join(f"  {code:<18} {text}" for code, text in REASONS.items())
         + "\n\nverdicts: leave_out (the first six codes), usable (the others), good (none)",
     )
-    check.add_argument("photos", metavar="PHOTO_OR_DIR", nargs="+", type=Path, help="photos, or folders of photos")
+    check.add_argument("photos", metavar="PHOTO_OR_DIR", nargs="+", type=Path, help="photos, folders or ZIPs of photos")
     check.add_argument("--base", help="whose smallest face counts (this machine's default)")
 
     score = command("score", "How much do pictures look like the person in some photos?", _score)
@@ -345,13 +346,20 @@ def _check(asked: argparse.Namespace) -> int:
     for path in asked.photos:
         if not path.exists():
             raise WrongUse(f"There is nothing at {path}. Check the path.")
-        files += photos.photo_files(path) if path.is_dir() else [path]
     bar = Bar()
-    found, report = photos.check(
-        files,
-        min_eye_distance_px=row.min_eye_distance_px,
-        progress=lambda done, total, _: bar.show("looking", done, total),
-    )
+    with tempfile.TemporaryDirectory(prefix="likeness-") as unpacked:
+        for number, path in enumerate(asked.photos):
+            if path.is_dir():
+                files += photos.photo_files(path)
+            elif path.suffix.lower() == ".zip":
+                files += photos.unpack(path, Path(unpacked) / str(number))
+            else:
+                files.append(path)
+        found, report = photos.check(
+            files,
+            min_eye_distance_px=row.min_eye_distance_px,
+            progress=lambda done, total, _: bar.show("looking", done, total),
+        )
     bar.close()
     if asked.json:
         each = {

@@ -91,7 +91,22 @@ def add(run: workspace.Run, uploads: Sequence[Path], eyes_px: float) -> Iterator
 
     Raises UserError before anything is changed when there are too many, or the disk is nearly full.
     """
+    from pipelines import photos
+
     box = load(run)
+    unpacked = run.folder / "unpacked"
+    try:
+        uploads = [
+            photo
+            for number, path in enumerate(uploads)
+            for photo in (photos.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
+        ]
+        yield from _add(run, box, uploads, eyes_px)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], eyes_px: float) -> Iterator[Box]:
     if box.stored + len(uploads) > MAX_PHOTOS:
         raise UserError(
             f"At most {MAX_PHOTOS} photos are used; there are {box.stored} already and {len(uploads)} more were added. "

@@ -76,9 +76,9 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             drop = gr.File(
-                label="Photos of one person - 5 to 15 are best",
+                label="Photos of one person, or a ZIP of them - 5 to 15 are best",
                 file_count="multiple",
-                file_types=["image", ".heic", ".heif"],
+                file_types=["image", ".heic", ".heif", ".avif", ".zip"],
                 height=170,
                 elem_id="lk-drop",
             )
