@@ -223,3 +223,51 @@ def test_help_lists_every_code(capsys):
         main(["check", "--help"])
     said = capsys.readouterr().out
     assert all(code in said for code in REASONS)
+
+
+def test_a_corpus_of_files_gets_the_expected_verdicts(tmp_path, astronaut):
+    """Every format with the same face is one picture; what can't be read is told; nothing spoils anything."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    expected: dict[str, str] = {}
+
+    def save(name: str, image: Image.Image, expect: str, **options) -> None:
+        image.save(tmp_path / name, **options)
+        expected[name] = expect
+
+    save("a.png", astronaut, "good")
+    save("b.jpg", astronaut, "near_duplicate", quality=92)
+    save("c.webp", astronaut, "near_duplicate", quality=90)
+    save("d.avif", astronaut, "near_duplicate", quality=80)
+    save("e.heic", astronaut, "near_duplicate", quality=80)
+    save("f.mpo", astronaut, "near_duplicate", save_all=True, append_images=[astronaut.rotate(90)])
+    save("g.gif", astronaut, "near_duplicate", save_all=True, append_images=[Image.new("RGB", astronaut.size)])
+    save("h.tif", astronaut.convert("CMYK"), "same_picture")  # and back without loss
+    save("i.png", astronaut.convert("L"), "near_duplicate")
+    deep = np.asarray(astronaut.convert("L")).astype(np.uint16) * 257
+    save("j.png", Image.fromarray(deep), "same_picture")  # 16 bits of the very same greys as i.png
+    clear = astronaut.convert("RGBA")
+    save("k.png", clear, "same_picture")
+    turned = Image.Exif()
+    turned[274], turned[271] = 6, "SECRETCAMERA"
+    save("l.jpg", astronaut.transpose(Image.Transpose.ROTATE_90), "near_duplicate", quality=92, exif=turned.tobytes())
+    save("🙂" * 20 + ".jpg", astronaut, "near_duplicate", quality=85)
+    save("n" * 240 + ".jpg", astronaut, "near_duplicate", quality=80)
+    save("no face.png", Image.new("RGB", (300, 300), "teal"), "no_face")
+    save("tiny.png", astronaut.resize((40, 40)), "picture_too_small")
+    save("bomb.png", Image.new("1", (12_000, 12_000)), "unreadable")
+    for name, data in {
+        "page.png": b"<!doctype html><html><body>not found</body></html>",
+        "empty.jpg": b"",
+        "cut.jpg": (tmp_path / "b.jpg").read_bytes()[:4000],
+        "cut.heic": (tmp_path / "e.heic").read_bytes()[:2000],
+        "text.webp": b"RIFF\x00\x00\x00\x00WEBP",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        expected[name] = "unreadable"
+    found, report = photos.check([tmp_path / name for name in expected])
+    got = {check.name: check.reasons[0] if check.reasons else "good" for check in found}
+    wanted = {name: "near_duplicate" if code == "good" else code for name, code in expected.items()}
+    assert got == wanted
+    assert all(check.text for check in found) and report.left_out == 11
+    assert {check.verdict for check in found if check.reasons == ("near_duplicate",)} == {"usable"}
