@@ -423,14 +423,14 @@ class _Flow:
 
     def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
-        from pipelines.photos import captions, frames
+        from pipelines.photos import frames, training_captions
         from pipelines.training import TrainingData
         from pipelines.training import train as learn
 
         self._stop_here()
         yield Event("phase", text="Preparing the photos")
         pictures = frames(photos.train, self.row)
-        data = TrainingData(pictures, captions(pictures), frames(photos.validation, self.row))
+        data = TrainingData(pictures, training_captions(photos.train, pictures), frames(photos.validation, self.row))
         recipes = {name: self._recipe(name) for name in self.spec.methods}
         identity = None
         if any(recipe.method == "textual_inversion" and recipe.init == "zero_shot" for recipe in recipes.values()):

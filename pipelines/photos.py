@@ -679,7 +679,7 @@ def frames(
                 np.array(photo.eyes),
                 size_px=resolution_px,
                 midpoint=((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5),
-                apart_px=PORTRAIT_EYES_APART_PX * scale,
+                apart_px=PORTRAIT_EYES_APART_PX * scale * photo.zoom,
             )
         else:
             out[index] = _square_around_face(image, photo, resolution_px)
@@ -694,12 +694,40 @@ def _square_around_face(image: np.ndarray, photo: Photo, resolution_px: int) -> 
     face_px = max(right - left, bottom - top, 1.0)
     height, width = image.shape[:2]
     # Rather more surroundings than enlarged pixels, up to a face of a fifth of the picture.
-    side = int(min(height, width, max(3.0 * face_px, min(float(resolution_px), 5.0 * face_px))))
+    side = int(min(height, width, max(3.0 * face_px, min(float(resolution_px), 5.0 * face_px)) / photo.zoom))
     x = int(np.clip((left + right) / 2 - side / 2, 0, width - side))
     y = int(np.clip((top + bottom) / 2 - 0.42 * side, 0, height - side))
     crop = np.ascontiguousarray(image[y : y + side, x : x + side])
     method = cv2.INTER_AREA if side > resolution_px else cv2.INTER_CUBIC
     return cv2.resize(crop, (resolution_px, resolution_px), interpolation=method)
+
+
+ZOOMS = (0.8, 1.3)  # farther from the base's own framing it draws nothing well
+
+
+def checked_caption(text: str, row: Any) -> str | None:
+    """A person's own caption made fit to train with; None for an empty one: what was measured.
+
+    Raises UserError, naming them, for words the base never learned, and for a caption that is too long.
+    """
+    clean = " ".join(text.split())
+    if not clean:
+        return None
+    if "{subject}" not in clean:
+        clean = f"portrait of {{subject}}, {clean}"
+    if len(clean) > 300:
+        raise UserError("The caption is longer than 300 characters. Say it shorter.")
+    if re.sub(r"\{subject\}", "", clean).count("{") or "}" in clean.replace("{subject}", ""):
+        raise UserError("A caption may hold {subject} and no other braces.")
+    if unknown := row.unknown_words(clean):
+        raise UserError(f"{row.title} does not know: {', '.join(unknown)}. Remove or replace these words.")
+    return clean
+
+
+def training_captions(photos: Sequence[Photo], frames: np.ndarray) -> tuple[str, ...]:
+    """The person's own caption of each photo, else what was measured in its frame (n, H, W, 3)."""
+    measured = captions(frames)
+    return tuple(photo.caption or text for photo, text in zip(photos, measured, strict=True))
 
 
 def captions(frames: np.ndarray) -> tuple[str, ...]:

@@ -60,7 +60,9 @@ class Photo:
     face_box: tuple[float, float, float, float]
     eyes: tuple[tuple[float, float], tuple[float, float]]
     eye_distance_px: float
-    notes: tuple[str, ...] = ()  # "3 faces; the largest is used", ...
+    notes: tuple[str, ...] = ()  # what could be better about it
+    caption: str | None = None  # the person's own words, with "{subject}"; None: what was measured
+    zoom: float = 1.0  # the person's own framing: above 1 closer, below wider than the base's
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,14 @@ class PhotoSet:
 
     @property
     def digest(self) -> str:
-        """Depends on which photos lie in which part, not on their order."""
-        parts = (sorted(p.sha256 for p in part) for part in (self.train, self.validation, self.held_out))
+        """Depends on which photos lie in which part and on how they are to be seen, not on their order."""
+        parts = (sorted(_mark(p) for p in part) for part in (self.train, self.validation, self.held_out))
         return hashlib.sha256("|".join(",".join(part) for part in parts).encode()).hexdigest()
+
+
+def _mark(photo: Photo) -> str:
+    changed = photo.caption is not None or photo.zoom != 1.0
+    return f"{photo.sha256}{f'/{photo.zoom:g}/{photo.caption}' if changed else ''}"
 
 
 @dataclass(frozen=True)

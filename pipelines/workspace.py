@@ -439,6 +439,8 @@ def load_photo_set(run: Run) -> PhotoSet | None:
             eyes=((float(left_x), float(left_y)), (float(right_x), float(right_y))),
             eye_distance_px=float(entry["eye_distance_px"]),
             notes=tuple(str(note) for note in entry.get("notes", ())),
+            caption=entry.get("caption"),
+            zoom=float(entry.get("zoom", 1.0)),
         )
 
     def check(entry: dict[str, Any]) -> PhotoCheck:

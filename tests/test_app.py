@@ -67,6 +67,9 @@ def photo_file(folder: Path, name: str, value: int = 120) -> Path:
     return folder / name
 
 
+ROW = BASES["portrait-128"]
+
+
 def middle_face(image: np.ndarray) -> list:
     """A face in the middle, whatever the picture shows."""
     from pipelines.faces import Face
@@ -450,7 +453,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
     Image.new("1", (12000, 12000)).save(folder / "bomb.png")
     Image.new("RGB", (96, 96), (90, 90, 90)).save(folder / "lawn.png")
     *_, box = photobox.add(
-        session.run, [good, *(folder / n for n in ("notes.jpg", "empty.png", "cut.jpg", "bomb.png", "lawn.png"))], 20.0
+        session.run, [good, *(folder / n for n in ("notes.jpg", "empty.png", "cut.jpg", "bomb.png", "lawn.png"))], ROW
     )
     verdicts = {one.name: one for one in box.staged}
     assert verdicts["ok.png"].file and box.good == 1 and box.missing == 4
@@ -462,11 +465,11 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
     assert html.count(">left out<") == 5 and html.index("bomb.png") < html.index("ok.png")
     assert not any(one.can_be_kept for one in box.staged), "a file without a face can't be used whatever one says"
     assert len(list((session.run.folder / photobox.STAGED).iterdir())) == 1, "and is not kept"
-    box = photobox.remove(session.run, "refused:bomb.png", 20.0)
+    box = photobox.remove(session.run, "refused:bomb.png", ROW)
     assert len(box.staged) == 5 and box.good == 1
     for key in ("../x", None, 7, "nothing"):
         with pytest.raises(UserError, match="not in the list"):
-            photobox.remove(session.run, key, 20.0)
+            photobox.remove(session.run, key, ROW)
 
 
 def test_too_many_photos_change_nothing(services, tmp_path):
@@ -474,7 +477,7 @@ def test_too_many_photos_change_nothing(services, tmp_path):
 
     _, session = services.sessions.create()
     with pytest.raises(UserError, match="At most 30"):
-        next(photobox.add(session.run, [tmp_path / f"{i}.png" for i in range(31)], 20.0))
+        next(photobox.add(session.run, [tmp_path / f"{i}.png" for i in range(31)], ROW))
     assert photobox.load(session.run) == photobox.Box()
 
 
@@ -488,7 +491,7 @@ def test_stored_copies_carry_no_place_and_no_camera(services, tmp_path, monkeypa
     exif[0x010F], exif[0x0112] = "SecretCamera", 6
     file = tmp_path / "phone.jpg"
     Image.new("RGB", (120, 80), "red").save(file, exif=exif)
-    *_, box = photobox.add(session.run, [file], 20.0)
+    *_, box = photobox.add(session.run, [file], ROW)
     stored = session.run.folder / photobox.STAGED / str(box.staged[0].file)
     with Image.open(stored) as image:
         assert image.size == (80, 120), "upright"

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines import workspace
+from pipelines.bases.registry import BaseRow
 from pipelines.schema import Photo, PhotoSet, SetReport, UserError
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
 FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small run
-STAGED, RECORD = "incoming", "incoming.json"
+STAGED, RECORD, CROPS = "incoming", "incoming.json", "crops"
 PINS = ("trained", "held_out")
 
 
@@ -31,6 +32,8 @@ class Staged:
     reasons: tuple[str, ...] = ()  # codes of pipelines.checks
     kept: bool = False  # used although we would leave it out
     pin: str = ""  # "" | "trained" | "held_out": where the person wants it
+    caption: str | None = None  # the person's own
+    zoom: float = 1.0  # the person's own framing
 
     @property
     def key(self) -> str:
@@ -84,10 +87,10 @@ def load(run: workspace.Run) -> Box:
         raise UserError("The list of photos of this run is damaged. Delete your data and start again.") from error
 
 
-def add(run: workspace.Run, uploads: Sequence[Path], eyes_px: float) -> Iterator[Box]:
+def add(run: workspace.Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
     """Read uploads one by one, then judge and split. Yields the box after each photo; the last one is stored.
 
-    `eyes_px` is the smallest distance between the eyes that the chosen base can learn from.
+    `row` is the chosen base: its smallest face and its framing count.
 
     Raises UserError before anything is changed when there are too many, or the disk is nearly full.
     """
@@ -101,12 +104,12 @@ def add(run: workspace.Run, uploads: Sequence[Path], eyes_px: float) -> Iterator
             for number, path in enumerate(uploads)
             for photo in (photos.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
         ]
-        yield from _add(run, box, uploads, eyes_px)
+        yield from _add(run, box, uploads, row)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], eyes_px: float) -> Iterator[Box]:
+def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
     if box.stored + len(uploads) > MAX_PHOTOS:
         raise UserError(
             f"At most {MAX_PHOTOS} photos are used; there are {box.stored} already and {len(uploads)} more were added. "
@@ -124,10 +127,10 @@ def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], eyes_px: float) 
         taken.add(name)
         staged.append(_stage(path, name, folder))
         yield replace(box, staged=tuple(staged))
-    yield _settle(run, tuple(staged), eyes_px)
+    yield _settle(run, tuple(staged), row)
 
 
-def remove(run: workspace.Run, key: object, eyes_px: float) -> Box:
+def remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
     """Take the photo with this key out again and split the rest anew. A browser sends the key: it is only compared."""
     box = load(run)
     gone = next((one for one in box.staged if one.key == key), None)
@@ -137,12 +140,13 @@ def remove(run: workspace.Run, key: object, eyes_px: float) -> Box:
         rest = tuple(one for one in box.staged if one is not gone)
         return _save(run, replace(box, staged=rest))
     (run.folder / STAGED / gone.file).unlink(missing_ok=True)
-    return _settle(run, tuple(one for one in box.staged if one is not gone), eyes_px)
+    return _settle(run, tuple(one for one in box.staged if one is not gone), row)
 
 
-def judge_again(run: workspace.Run, eyes_px: float) -> Box:
+def judge_again(run: workspace.Run, row: BaseRow) -> Box:
     """The same photos for another base."""
-    return _settle(run, load(run).staged, eyes_px)
+    box = load(run)
+    return _settle(run, box.staged, row) if box.staged else box
 
 
 def clear(run: workspace.Run) -> Box:
@@ -150,15 +154,19 @@ def clear(run: workspace.Run) -> Box:
     from pipelines import photos
 
     photos.forget_measures(run.folder)
-    shutil.rmtree(run.folder / STAGED, ignore_errors=True)
-    return _settle(run, (), 0.0)
+    for folder in (STAGED, CROPS):
+        shutil.rmtree(run.folder / folder, ignore_errors=True)
+    return _save(run, Box())
 
 
-def change(run: workspace.Run, key: object, action: object, eyes_px: float) -> Box:
+def change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object = None) -> Box:
     """Overrule us about one photo.
 
-    "keep" or "leave" what we leave out; pin it to a part ("trained", "held_out") or "unpin" it.
+    "keep" or "leave" what we leave out; pin it to a part ("trained", "held_out") or "unpin" it; frame it "closer" or
+    "wider"; give it a "caption" (`value`; empty: ours).
     """
+    from pipelines import photos
+
     box = load(run)
     one = next((one for one in box.staged if one.key == key and one.file), None)
     if one is None:
@@ -167,9 +175,14 @@ def change(run: workspace.Run, key: object, action: object, eyes_px: float) -> B
         changed = replace(one, kept=action == "keep" and one.can_be_kept)
     elif action in ("trained", "held_out", "unpin"):
         changed = replace(one, pin="" if action == "unpin" else str(action))
+    elif action in ("closer", "wider"):
+        zoom = one.zoom * (1.1 if action == "closer" else 1 / 1.1)
+        changed = replace(one, zoom=round(min(max(zoom, photos.ZOOMS[0]), photos.ZOOMS[1]), 3))
+    elif action == "caption":
+        changed = replace(one, caption=photos.checked_caption(str(value or ""), row))
     else:
         raise UserError("That can't be done with a photo. Reload the page.")
-    return _settle(run, tuple(changed if each is one else each for each in box.staged), eyes_px)
+    return _settle(run, tuple(changed if each is one else each for each in box.staged), row)
 
 
 def _stage(path: Path, name: str, folder: Path) -> Staged:
@@ -184,7 +197,7 @@ def _stage(path: Path, name: str, folder: Path) -> Staged:
     return Staged(name, photos.store_copy(pixels, folder / f"{number:03d}").name)
 
 
-def _settle(run: workspace.Run, staged: tuple[Staged, ...], eyes_px: float) -> Box:
+def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
     """Judge what is staged, each photo and the set; split it where it is enough, and store the result."""
     from pipelines import photos
 
@@ -193,7 +206,7 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], eyes_px: float) -> B
     keep = [file for file, one in there.items() if one.kept]
     photo_set, problem, report = None, None, None
     if files:
-        found, report = photos.check(files, min_eye_distance_px=eyes_px, keep=keep)
+        found, report = photos.check(files, min_eye_distance_px=row.min_eye_distance_px, keep=keep)
         names = {file: one.name for file, one in there.items()}
         said = {check.name: check for check in found}
         staged = tuple(
@@ -212,18 +225,65 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], eyes_px: float) -> B
             learn, judge = ([one.file for one in staged if one.file and one.pin == pin] for pin in PINS)
             try:
                 made = photos.intake(
-                    files, run.photos, min_eye_distance_px=eyes_px, keep=keep, trained=learn, held_out=judge
+                    files,
+                    run.photos,
+                    min_eye_distance_px=row.min_eye_distance_px,
+                    keep=keep,
+                    trained=learn,
+                    held_out=judge,
                 )
-                photo_set = _with_names(made, names, staged)
+                photo_set = _with_names(made, there, staged)
+                _save_crops(run, photo_set, row)
             except UserError as error:
                 problem = _named(str(error), names)
     return _save(run, Box(staged, photo_set, problem, report))
+
+
+def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
+    """What the base will see of each photo, and the words it will be told, for the person to look at."""
+    from PIL import Image
+
+    from pipelines import photos
+
+    folder = run.folder / CROPS
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    every = photo_set.photos
+    frames = photos.frames(every, row)
+    for photo, frame in zip(every, frames, strict=True):
+        path = folder / f"{Path(photo.path).stem}.png"
+        Image.fromarray(frame).save(path)
+        path.chmod(0o600)
+    told = photos.training_captions(every, frames)
+    workspace.write_json(
+        run.folder / CROPS / "captions.json", {photo.name: text for photo, text in zip(every, told, strict=True)}
+    )
+
+
+def crops(run: workspace.Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
+    """(photo, its crop, its caption, whether it is learned from) of every photo in the set."""
+    if box.photo_set is None:
+        return []
+    told = workspace.read_json(run.folder / CROPS / "captions.json") or {}
+    staged = {one.name: one for one in box.staged if one.used}
+    learned = {photo.name for photo in box.photo_set.train}
+    return [
+        (
+            staged[photo.name],
+            run.folder / CROPS / f"{Path(photo.path).stem}.png",
+            told[photo.name],
+            photo.name in learned,
+        )
+        for photo in box.photo_set.photos
+        if photo.name in staged and photo.name in told
+    ]
 
 
 def _save(run: workspace.Run, box: Box) -> Box:
     if box.photo_set is None:
         run.photo_set.unlink(missing_ok=True)
         shutil.rmtree(run.photos, ignore_errors=True)
+        shutil.rmtree(run.folder / CROPS, ignore_errors=True)
     else:
         workspace.save_photo_set(run, box.photo_set)
     record = {
@@ -236,11 +296,16 @@ def _save(run: workspace.Run, box: Box) -> Box:
     return box
 
 
-def _with_names(found: PhotoSet, names: dict[str, str], staged: tuple[Staged, ...]) -> PhotoSet:
-    """Put the person's own file names in the place of ours."""
+def _with_names(found: PhotoSet, there: dict[str, Staged], staged: tuple[Staged, ...]) -> PhotoSet:
+    """Put the person's own file names, captions and framing in the place of ours."""
+    names = {file: one.name for file, one in there.items()}
+
+    def own(photo: Photo) -> Photo:
+        one, notes = there[photo.name], tuple(_named(note, names) for note in photo.notes)
+        return replace(photo, name=one.name, notes=notes, caption=one.caption, zoom=one.zoom)
 
     def renamed(part: tuple[Photo, ...]) -> tuple[Photo, ...]:
-        return tuple(replace(p, name=names[p.name], notes=tuple(_named(note, names) for note in p.notes)) for p in part)
+        return tuple(own(photo) for photo in part)
 
     return replace(
         found,

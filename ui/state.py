@@ -161,6 +161,9 @@ class View:
     def judge(self) -> str | None:
         return self.choices.judge if self.choices.judge in self.judges else next(iter(self.judges), None)
 
+    def crop_cards(self) -> str:
+        return self.services.crop_cards(self.session.run, self.box) if self.session else ""
+
     def photo_cards(self) -> str:
         return self.services.photo_cards(self.session.run, self.box) if self.session else ""
 
@@ -327,6 +330,17 @@ class Services:
             card = views.PhotoCard(one.name, link, verdict, one.text, part, one.key, one.can_be_kept, one.pin)
             cards.append(card)
         return views.photo_cards(cards)
+
+    def crop_cards(self, run: workspace.Run, box: Box) -> str:
+        return views.crop_cards(
+            [
+                views.CropCard(
+                    one.name, self.media.link(path), text, one.key, learned, one.zoom, one.caption is not None
+                )
+                for one, path, text, learned in photobox.crops(run, box)
+                if path.is_file()
+            ]
+        )
 
     def busy(self, run: workspace.Run) -> bool:
         return jobs.status(run).busy

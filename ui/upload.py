@@ -25,10 +25,14 @@ SAMPLE_SENTENCE = (
 # Our photo cards carry their own buttons; this sends the pressed one's photo and action to the handler.
 ON_PRESS = """
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('[data-photo]');
+  const button = event.target.closest('button[data-photo]');
   if (!button) return;
   button.disabled = true;
   trigger('click', {photo: button.dataset.photo, action: button.dataset.action});
+});
+element.addEventListener('change', (event) => {
+  const input = event.target.closest('input[data-photo]');
+  if (input) trigger('click', {photo: input.dataset.photo, action: 'caption', value: input.value});
 });
 """
 
@@ -38,6 +42,7 @@ class UploadTab:
     drop: gr.File
     status: gr.HTML
     cards: gr.HTML
+    crops: gr.HTML
     sample: gr.Button
     class_word: gr.Radio
     base: gr.Dropdown
@@ -54,6 +59,7 @@ class UploadTab:
         return {
             self.status: gr.update(value=_status(view)),
             self.cards: gr.update(value=view.photo_cards()),
+            self.crops: gr.update(value=view.crop_cards()),
             self.about: gr.update(value=about(view.row, view.base_problem)),
             self.consent: gr.update(interactive=not view.choices.sample),
             self.delete: gr.update(interactive=view.session is not None),
@@ -84,6 +90,8 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
             )
             status = gr.HTML(elem_id="lk-upload-status")
             cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_PRESS)
+            with gr.Accordion("What training will see: crops and captions", open=False, elem_id="lk-crops"):
+                crops = gr.HTML(js_on_load=ON_PRESS)
         with gr.Column(scale=2, min_width=280):
             class_word = gr.Radio(
                 list(CLASS_WORDS), value=CLASS_WORDS[0], label="The photos show a ...", elem_id="lk-class-word"
@@ -113,7 +121,7 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 f"{kept}</p>"
             )
     return UploadTab(
-        drop, status, cards, sample, class_word, base, about_html, consent, delete, really, receipt, yes, no
+        drop, status, cards, crops, sample, class_word, base, about_html, consent, delete, really, receipt, yes, no
     )
 
 
@@ -130,7 +138,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
                 photobox.clear(session.run)
                 session = services.sessions.choose(session, sample=False, consent_at=None)
             yield {capability: kept, tab.drop: None, tab.receipt: ""}
-            for box in photobox.add(session.run, paths, services.view(kept).row.min_eye_distance_px):
+            for box in photobox.add(session.run, paths, services.view(kept).row):
                 yield {
                     tab.cards: services.photo_cards(session.run, box),
                     tab.status: views.note(f"{box.stored} read so far."),
@@ -151,7 +159,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         session = services.sessions.choose(session, sample=True, consent_at=None, class_word=_sample_class_word())
         workspace.record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
         yield {capability: kept, tab.status: views.note("Taking in the sample person ..."), tab.receipt: ""}
-        for box in photobox.add(session.run, pictures, services.view(kept).row.min_eye_distance_px):
+        for box in photobox.add(session.run, pictures, services.view(kept).row):
             yield {tab.cards: services.photo_cards(session.run, box)}
         yield show(kept, restore=True)
 
@@ -160,11 +168,11 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         session = services.sessions.need(kept)
         refused_while_busy(services, session)
         pressed = getattr(event, "_data", {})
-        eyes_px = services.view(kept).row.min_eye_distance_px
+        row = services.view(kept).row
         if pressed.get("action") == "remove":
-            photobox.remove(session.run, pressed.get("photo"), eyes_px)
+            photobox.remove(session.run, pressed.get("photo"), row)
         else:
-            photobox.change(session.run, pressed.get("photo"), pressed.get("action"), eyes_px)
+            photobox.change(session.run, pressed.get("photo"), pressed.get("action"), row, pressed.get("value"))
         return show(kept)
 
     @told
@@ -184,7 +192,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         moved = base != services.view(kept).row.name
         session = services.sessions.choose(session, class_word=class_word, base=base, consent_at=consent_at)
         if moved:  # another base learns from smaller faces, or needs larger ones
-            photobox.judge_again(session.run, services.bases[base].min_eye_distance_px)
+            photobox.judge_again(session.run, services.bases[base])
         return {capability: kept, **show(kept, restore=moved)}  # another base has other methods and styles
 
     @told
@@ -212,7 +220,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
     slots: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "photos"}
     tab.drop.upload(add, [capability, tab.drop], **common, **slots, trigger_mode="once")
     tab.sample.click(use_sample, [capability], **common, **slots, trigger_mode="once")
-    tab.cards.click(press, [capability], **common, **slots)
+    for panel in (tab.cards, tab.crops):
+        panel.click(press, [capability], **common, **slots)
     for control in (tab.class_word, tab.base, tab.consent):
         control.input(choose, [capability, tab.class_word, tab.base, tab.consent], **common, trigger_mode="always_last")
     hide: dict[str, Any] = {"outputs": [tab.delete, tab.really], "api_visibility": "private", "queue": False}

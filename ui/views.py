@@ -30,6 +30,19 @@ class PhotoCard:
 
 
 @dataclass(frozen=True)
+class CropCard:
+    """What the base will see of one photo, and be told about it."""
+
+    name: str
+    link: str
+    caption: str
+    key: str
+    learned: bool  # False: kept apart, no caption is needed
+    zoom: float = 1.0
+    own_caption: bool = False
+
+
+@dataclass(frozen=True)
 class Lane:
     """What one method's column in the Train tab shows."""
 
@@ -167,6 +180,35 @@ def _photo_buttons(card: PhotoCard) -> str:
         for action, word in acts
         if card.key
     )
+
+
+def crop_cards(cards: Sequence[CropCard]) -> str:
+    if not cards:
+        return '<p class="lk-note">The crops appear here when there are enough photos.</p>'
+    parts = []
+    for card in cards:
+        key, name = escape(card.key), escape(card.name)
+        words = "<small>Kept apart: training never sees it.</small>"
+        if card.learned:
+            words = (
+                f'<input data-photo="{key}" value="{escape(card.caption)}" aria-label="Caption of {name}" '
+                f'maxlength="300"><small>{"yours; empty it for ours" if card.own_caption else "measured"}</small>'
+            )
+        zoom = f" <small>{card.zoom:.2f}×</small>" if card.zoom != 1 else ""
+        buttons = "".join(
+            f'<button type="button" class="lk-link" data-photo="{key}" data-action="{action}" '
+            f'aria-label="{word}: {name}">{word}</button>'
+            for action, word in (("closer", "Closer"), ("wider", "Wider"))
+        )
+        parts.append(
+            f'<div class="lk-card"><img src="{escape(card.link)}" alt="Crop of {name}" loading="lazy">'
+            f'<div class="lk-body">{words}<span class="lk-acts">{buttons}{zoom}</span></div></div>'
+        )
+    note = (
+        '<p class="lk-note">Each photo as the base sees it, and the caption it is told; {subject} is the person. '
+        "Mirrored copies are off: faces are not symmetrical.</p>"
+    )
+    return f'{note}<div class="lk-photos">{"".join(parts)}</div>'
 
 
 def photo_report(report: SetReport | None) -> str:
