@@ -191,3 +191,30 @@ def test_training_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     assert second["step"] > first["step"] >= 1
     found = training.validation(training.averaged(tmp_path), crops, device="cpu")
     assert set(found) == {"clean", "small"} and all(0.5 <= value <= 1 for value in found.values())
+
+
+def test_pairs_are_balanced_and_what_they_say(tmp_path):
+    pytest.importorskip("torch")
+    from tools.arcface_mini import evaluate
+
+    photos = [[Path(f"{person}/{k}.jpg") for k in range(1 + person % 5)] for person in range(60)]
+    same, different = evaluate.choose_pairs(photos, 80)
+    assert len(same) == len(different) == 80
+    assert all(a.parent == b.parent and a != b for a, b in same)
+    assert all(a.parent != b.parent for a, b in different)
+    counts = [sum(a.parent == Path(str(person)) for a, _ in same) for person in range(60)]
+    assert max(counts) <= evaluate.PAIRS_PER_PERSON
+    values = np.random.default_rng(0).normal(size=50)
+    assert evaluate.spearman(values, values**3) == pytest.approx(1.0)
+    assert evaluate.spearman(values, -values) == pytest.approx(-1.0)
+
+
+def test_the_card_draws_densities():
+    pytest.importorskip("torch")
+    from tools.arcface_mini import card
+
+    rng = np.random.default_rng(0)
+    curves = {"one person": rng.normal(0.7, 0.1, 500), "different people": rng.normal(0.0, 0.1, 500)}
+    with_line = np.asarray(card.densities(curves, 0.4))
+    without = np.asarray(card.densities(curves, None))
+    assert with_line.shape == (420, 900, 3) and (with_line != without).any() and (without < 128).any()

@@ -41,7 +41,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Event]]:
-    """One complete comparison, judged by dlib alone (no ArcFace pack in sight)."""
+    """One complete comparison, judged by what is embedded (no ArcFace pack in sight)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKENESS_FACE_MODELS", str(tmp_path_factory.mktemp("no-packs")))
         out = tmp_path_factory.mktemp("runs") / "run"
@@ -62,7 +62,7 @@ def test_the_report_has_its_shape(finished):
     assert saved["schema"] == 1 and saved["wall_s"] > 0
     assert len(saved["photos"]["train"]) == 4 and len(saved["photos"]["held_out"]) == 1
     assert list(saved["photos"]["rejected"]) == ["notes.jpg"]
-    assert list(saved["judges"]) == ["dlib"]
+    assert list(saved["judges"]) == ["arcface-mini", "dlib"]
     assert set(saved["judges"]["dlib"]) == {"ceiling", "impostor", "threshold"}
     assert saved["judges"]["dlib"]["ceiling"] > saved["judges"]["dlib"]["threshold"]
     assert list(saved["methods"]) == list(COLUMNS)
@@ -86,7 +86,7 @@ def test_every_column_draws_the_same_prompts_and_seeds(finished):
     assert len(names[0]) == 2 and all(each == names[0] for each in names)
     drawn = [event for event in told if event.kind == "render"]
     assert len(drawn) == 8 and {event.method for event in drawn} == set(COLUMNS)
-    assert len([event for event in told if event.kind == "score"]) == 8
+    assert len([event for event in told if event.kind == "score"]) == 16  # two judges
     assert [event.method for event in told if event.kind == "step"] == [*METHODS] * 2  # side by side
 
 
@@ -98,7 +98,7 @@ def test_what_lies_in_a_run(finished):
     rows = list(csv.DictReader(io.StringIO(run.cells.read_text())))
     assert len(rows) == 8 and all((run.folder / row["file"]).is_file() for row in rows)
     scores = workspace.read_lines(run.scores)
-    assert len(scores) == 8 and all(score["similarity"] is not None or score["reason"] for score in scores)
+    assert len(scores) == 16 and all(score["similarity"] is not None or score["reason"] for score in scores)
     marks = workspace.read_json(run.marks)["dlib"]
     assert marks["ceiling"] is not None and marks["impostor"] > 0 and marks["floor"] is not None
     manifest = workspace.read_json(run.manifest)
@@ -127,7 +127,7 @@ def test_the_page_needs_nothing_from_outside(finished):
     pictures = re.findall(r"<img [^>]*>", page)
     assert len(pictures) == 8
     assert all(re.search(r'src="data:image/png;base64,[^"]+" alt="[^"]+"', each) for each in pictures)
-    assert page.count("<svg") == 1 and 'role="img"' in page
+    assert page.count("<svg") == 2 and 'role="img"' in page
     assert "notes.jpg was not used" in page
 
 
@@ -251,7 +251,7 @@ def _findings(similarities: dict[str, list[float | None]], **changes) -> report.
         for seed, value in enumerate(values)
     ]  # fmt: skip
     none = [value or 0.0 for value in similarities["none"]]
-    mark = Marks("dlib", 0.3, True, sum(none) / len(none), 0.6, 0.8, 0.7, 0.9, 0.45)
+    mark = Marks("dlib", 0.3, sum(none) / len(none), 0.6, 0.8, 0.7, 0.9, 0.45)
     found = report.Findings(
         "b", "B", "man", "draft", 0, 1.0, PhotoSet((), (), ()), tuple(similarities), tuple(cells), {"dlib": mark}, {}
     )

@@ -18,7 +18,7 @@ from pipelines.photos import decode
 from tools.arcface_mini.data import people
 from tools.arcface_mini.training import best_accuracy
 
-TEST_PAIRS, TRAIN_PAIRS, PAIRS_PER_PERSON = 1500, 300, 4
+TEST_PAIRS, TRAIN_PAIRS, PAIRS_PER_PERSON = 1000, 200, 4
 Pair = tuple[Path, Path]
 
 
@@ -38,12 +38,23 @@ def choose_pairs(photos: list[list[Path]], count: int, *, seed: int = 0) -> tupl
     return same, different
 
 
-def similarities(one: Judge, pairs: list[Pair], known: dict[Path, np.ndarray | None]) -> np.ndarray:
+Vectors = dict[Path, np.ndarray | None]
+
+
+def look(judges: list[Judge], pairs: list[Pair]) -> dict[str, Vectors]:
+    """What each judge sees in every photo of `pairs`; judges that share a detector share its work."""
+    found: dict[str, Vectors] = {one.name: {} for one in judges}
+    for done, path in enumerate(sorted({path for pair in pairs for path in pair}), start=1):
+        image = decode(path)
+        for one in judges:
+            found[one.name][path] = one.look(image).vector
+        if done % 250 == 0:
+            print(f"{done} photos", file=sys.stderr, flush=True)
+    return found
+
+
+def similarities(one: Judge, pairs: list[Pair], known: Vectors) -> np.ndarray:
     """One similarity per pair; NaN where this judge finds no face."""
-    for path in {path for pair in pairs for path in pair} - set(known):
-        known[path] = one.look(decode(path)).vector
-        if len(known) % 250 == 0:
-            print(f"{one.name}: {len(known)} photos", file=sys.stderr, flush=True)
     vectors = [(known[a], known[b]) for a, b in pairs]
     return np.array([np.nan if a is None or b is None else one.similarity(a, b) for a, b in vectors])
 
@@ -57,10 +68,11 @@ def everything(
     test = choose_pairs(people(lfw, lfw / "test_people.txt"), test_pairs)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     figures: dict[str, dict[str, float]] = {}
-    for name in names:
-        # by dlib's landmarks, as it works where nothing was downloaded
-        one = arcface_mini.ArcFaceMini() if name == arcface_mini.NAME else judge(name, packs)
-        known: dict[Path, np.ndarray | None] = {}
+    # arcface-mini by dlib's landmarks, as it works where nothing was downloaded
+    judges = [arcface_mini.ArcFaceMini() if name == arcface_mini.NAME else judge(name, packs) for name in names]
+    seen = look(judges, [pair for kind in (*train, *test) for pair in kind])
+    for one in judges:
+        name, known = one.name, seen[one.name]
         train_same, train_different = (similarities(one, pairs, known) for pairs in train)
         same, different = (similarities(one, pairs, known) for pairs in test)
         missing = int(np.isnan(same).sum() + np.isnan(different).sum())
@@ -77,10 +89,10 @@ def everything(
         }
     if "buffalo_sc" in found:
         ours, theirs = (np.concatenate(found[name]) for name in ("arcface-mini", "buffalo_sc"))
-        seen = (ours > -1) & (theirs > -1)
-        figures["arcface-mini"]["spearman_with_buffalo_sc"] = spearman(ours[seen], theirs[seen])
-        figures["arcface-mini"]["spearman_same"] = spearman(*_halves(found, seen, 0))
-        figures["arcface-mini"]["spearman_different"] = spearman(*_halves(found, seen, 1))
+        both = (ours > -1) & (theirs > -1)
+        figures["arcface-mini"]["spearman_with_buffalo_sc"] = spearman(ours[both], theirs[both])
+        figures["arcface-mini"]["spearman_same"] = spearman(*_halves(found, both, 0))
+        figures["arcface-mini"]["spearman_different"] = spearman(*_halves(found, both, 1))
     return figures, found
 
 
