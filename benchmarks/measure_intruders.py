@@ -32,6 +32,9 @@ def main() -> int:
     parser.add_argument("--sizes", default="6,10,14", help="photos of the person in a set (6,10,14)")
     options = parser.parse_args()
     recogniser = checks.Recogniser()
+    if recogniser.calibration is None:
+        print("arcface-mini is uncalibrated, so nobody can be called another person. Run tools/calibrate_judge.py.")
+        return 1
     sets: list[list[checks.Examined]] = []
     for folder in sorted(path for path in options.people.iterdir() if path.is_dir()):
         sets.append([checks.examine(decode(path), recogniser) for path in photo_files(folder)])
