@@ -426,13 +426,8 @@ def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
                 providers=providers,
                 sess_options=options,
             )
-        for kind, what in (("detection", "detector"), ("recognition", "recogniser")):
-            if kind not in app.models:
-                names = ", ".join(sorted(path.name for path in pack.glob("*.onnx")))
-                raise UserError(
-                    f"The face pack {name} holds no usable {what}: none of {names} has the inputs and outputs of one. "
-                    "Delete its folder and download it again, or choose another judge."
-                )
+        if "recognition" not in app.models:
+            raise _without("recogniser", name, pack)
         gpu = providers and providers[0] != "CPUExecutionProvider"
         app.prepare(ctx_id=0 if gpu else -1, det_size=(ARCFACE_DETECT_PX, ARCFACE_DETECT_PX))
         return app.models["detection"], app.models["recognition"], InsightFace
@@ -443,11 +438,21 @@ def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
         ) from error
     except UserError:
         raise
+    except AssertionError as error:  # insightface asserts that there is a detector
+        raise _without("detector", name, pack) from error
     except Exception as error:  # onnxruntime and protobuf raise their own kinds for a damaged file
         raise UserError(
             f"The face pack {name} could not be read: {_damaged(pack) or type(error).__name__}. Delete its folder and "
             "download it again, or choose another judge."
         ) from error
+
+
+def _without(what: str, name: str, pack: Path) -> UserError:
+    names = ", ".join(sorted(path.name for path in pack.glob("*.onnx")))
+    return UserError(
+        f"The face pack {name} holds no usable {what}: none of {names} has the inputs and outputs of one. Delete its "
+        "folder and download it again, or choose another judge."
+    )
 
 
 def _damaged(pack: Path) -> str | None:
