@@ -472,6 +472,77 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
             photobox.remove(session.run, key, ROW)
 
 
+def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatch):
+    from pipelines import checks, photos
+    from ui import photobox
+
+    monkeypatch.setattr(checks, "detect_faces", middle_face)
+    monkeypatch.setattr(photos, "_recogniser", lambda: None)
+    _, session = services.sessions.create()
+    run, small = session.run, replace(ROW, min_eye_distance_px=30.0)
+    *_, box = photobox.add(run, [photo_file(tmp_path, f"me{k}.png", k) for k in range(6)], small)
+    assert box.good == 0 and all(one.can_be_kept and "too small" in one.text for one in box.staged)
+    assert services.photo_cards(run, box).count(">Use it anyway<") == 6
+    for one in box.staged:
+        box = photobox.change(run, one.key, "keep", small)
+    assert box.good == 6 and box.photo_set is not None and services.photo_cards(run, box).count("as you asked") == 6
+    box = photobox.judge_again(run, ROW)  # another base, for which the faces are large enough
+    assert [one.verdict for one in box.staged] == ["good"] * 6
+
+    first, second = box.staged[0], box.staged[1]
+    box = photobox.change(run, first.key, "held_out", ROW)
+    box = photobox.change(run, second.key, "trained", ROW)
+    assert photobox.part_of(box, "me0.png") == "held out" and photobox.part_of(box, "me1.png") == "training"
+    digest = box.photo_set.digest
+    box = photobox.change(run, second.key, "caption", ROW, "navy background")
+    box = photobox.change(run, second.key, "closer", ROW)
+    shown = photobox.crops(run, box)
+    told = {one.name: (text, learned, one.zoom) for one, path, text, learned in shown if path.is_file()}
+    assert told["me1.png"] == ("portrait of {subject}, navy background", True, 1.1)
+    assert len(told) == 6 and box.photo_set.digest != digest, "other captions are another training"
+    assert photobox.load(run) == box
+    html = services.crop_cards(run, box)
+    assert html.count("<img") == 6 and "navy background" in html and "1.10×" in html
+    with pytest.raises(UserError, match="does not know: spaceship"):
+        photobox.change(run, second.key, "caption", ROW, "a spaceship")
+    with pytest.raises(UserError, match="no other braces"):
+        photobox.change(run, second.key, "caption", ROW, "{subject} {__class__}")
+    box = photobox.change(run, second.key, "caption", ROW, " ")
+    assert box.staged[1].caption is None
+    for key, action in ((second.key, "explode"), ("../x", "keep"), (None, "keep")):
+        with pytest.raises(UserError, match="Reload the page"):
+            photobox.change(run, key, action, ROW)
+    for one in box.staged:
+        if one.name != "me1.png":
+            box = photobox.change(run, one.key, "held_out", ROW)
+    assert len(box.photo_set.train) == 1
+    box = photobox.change(run, second.key, "held_out", ROW)
+    assert box.photo_set is None and "none is left to learn from" in str(box.problem)
+    box = photobox.clear(run)
+    assert box == photobox.Box() and not (run.folder / photobox.CROPS).exists()
+
+
+def test_a_zip_is_taken_apart(services, tmp_path, monkeypatch):
+    import zipfile
+
+    from pipelines import checks, photos
+    from ui import photobox
+
+    monkeypatch.setattr(checks, "detect_faces", middle_face)
+    monkeypatch.setattr(photos, "_recogniser", lambda: None)
+    _, session = services.sessions.create()
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for k in range(3):
+            archive.write(photo_file(tmp_path, f"me{k}.png", k), f"folder/me{k}.png")
+    *_, box = photobox.add(session.run, [tmp_path / "all.zip"], ROW)
+    assert [one.name for one in box.staged] == ["me0.png", "me1.png", "me2.png"] and box.good == 3
+    assert not (session.run.folder / "unpacked").exists()
+    (tmp_path / "bad.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="bad.zip is not a ZIP"):
+        list(photobox.add(session.run, [tmp_path / "bad.zip"], ROW))
+    assert photobox.load(session.run).good == 3
+
+
 def test_too_many_photos_change_nothing(services, tmp_path):
     from ui import photobox
 
