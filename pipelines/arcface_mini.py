@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines import calibration
 from pipelines.calibration import Calibration
-from pipelines.faces import NO_FACE, ArcFaceJudge, Face, Seen, detect_faces, scrfd_face, sha256_of
+from pipelines.faces import NO_FACE, ArcFaceJudge, Face, Seen, around, detect_faces, scrfd_face, sha256_of
 from pipelines.schema import UserError
 
 NAME = "arcface-mini"
@@ -55,6 +55,8 @@ def align(image: np.ndarray, face: Face, *, margin_px: int = 0) -> np.ndarray:
     matrix = similarity_transform(points, target)
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale < 0.75:
+        image, corner = around(image, points.mean(0), (SIZE_PX + 2 * margin_px) / scale)
+        points = points - corner
         height, width = image.shape[:2]
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)

@@ -138,6 +138,9 @@ def align_by_eyes(
     across = eyes[1] - eyes[0]
     scale = apart_px / max(float(np.hypot(*across)), 1e-6)
     if scale < 0.75:
+        reach = np.hypot(*(max(m, size_px - m) for m in midpoint)) / scale
+        image, corner = around(image, eyes.mean(0), reach)
+        eyes = eyes - corner
         height, width = image.shape[:2]
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
@@ -161,6 +164,18 @@ def dlib_embed(image: np.ndarray, face: Face, *, jitter: int = 0) -> np.ndarray:
     left, top, right, bottom = (int(round(v)) for v in face.box)
     shape = predictor(image, dlib.rectangle(left, top, right, bottom))
     return np.array(recogniser.compute_face_descriptor(image, shape, jitter))
+
+
+def around(image: np.ndarray, middle: np.ndarray, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """The part of `image` within `reach_px` of a point, and its corner (x, y): shrinking a face needs no more of a
+    12-megapixel photo.
+    """
+    height, width = image.shape[:2]
+    left, top = (int(max(0.0, v - reach_px - 4)) for v in middle)
+    right, bottom = int(min(width, middle[0] + reach_px + 5)), int(min(height, middle[1] + reach_px + 5))
+    if right - left < 2 or bottom - top < 2:
+        return image, np.zeros(2)
+    return image[top:bottom, left:right], np.array([left, top], np.float64)
 
 
 # Detection works on a copy of at most this many pixels a side: HOG's cost grows with the area, and a face

@@ -452,10 +452,10 @@ def forget_measures(folder: Path) -> None:
 
 def _measured(image: np.ndarray) -> _Known:
     examined = examine(image, _recogniser())
-    height, width = image.shape[:2]
     face_bits = [perceptual_hash(align_by_eyes(image, face.eyes)) for face in examined.faces]
-    sha = hashlib.sha256(f"{width}x{height}".encode() + image.tobytes()).hexdigest()
-    return _Known(examined, sha, perceptual_hash(image), np.array(face_bits))
+    sha = hashlib.sha256(repr(image.shape).encode())
+    sha.update(np.ascontiguousarray(image).data)
+    return _Known(examined, sha.hexdigest(), perceptual_hash(image), np.array(face_bits))
 
 
 def _take(path: Path, name: str, target: Path | None) -> _Taken:
