@@ -395,6 +395,7 @@ def _score(asked: argparse.Namespace) -> int:
     for judge in judges:
         try:
             references.append(scoring.reference(judge, asked.against))
+            problems += references[-1].notes
         except UserError as problem:
             problems.append(str(problem))
     if not references:

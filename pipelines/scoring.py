@@ -17,7 +17,7 @@ import numpy as np
 from pipelines import calibration
 from pipelines.faces import NO_FACE, Judge, Seen
 from pipelines.photos import decode
-from pipelines.schema import Photo, PhotoSet, Score, UserError
+from pipelines.schema import REASONS, Photo, PhotoSet, Score, UserError
 
 Picture = Photo | Path | np.ndarray
 
@@ -30,6 +30,7 @@ class Reference:
     mean: np.ndarray = field(repr=False)  # (d,), unit length
     photos: int  # how many went in
     without_face: tuple[str, ...] = ()  # photos in which this judge saw no face
+    notes: tuple[str, ...] = ()  # sentences about photos that were used in a way the person may not expect
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a reference is a face embedding and stays in memory; it can't be pickled")
@@ -43,31 +44,49 @@ def reference(judge: Judge, photos: Sequence[Picture]) -> Reference:
 
     Photos in which this judge sees no face are left out and named. `UserError` when none is left.
     """
-    vectors, missing = _embed_all(judge, photos)
+    seen = _look_at_all(judge, photos)
+    vectors = [one.vector for one in seen.values() if one.vector is not None]
+    missing = tuple(name for name, one in seen.items() if one.vector is None)
     if not vectors:
         raise UserError(
-            f"{judge.name} finds no face in the {len(photos)} photo(s) to compare with. "
-            "Use photos where the face looks towards the camera."
+            f"{judge.name} finds no face in {', '.join(missing)}. Use photos where the face looks towards the camera."
         )
-    return Reference(judge, _mean(vectors), len(vectors), tuple(missing))
+    notes = [f"{name}: {judge.name} finds no face in it, so it is not compared with." for name in missing]
+    notes += [
+        f"{name}: {one.faces} faces are in it; the largest is compared with."
+        for name, one in seen.items()
+        if one.faces > 1 and one.vector is not None
+    ]
+    return Reference(judge, _mean(vectors), len(vectors), missing, tuple(notes))
 
 
-def _embed_all(judge: Judge, pictures: Sequence[Picture]) -> tuple[list[np.ndarray], list[str]]:
-    """Vectors of the pictures that show a face, and the names of the others."""
-    vectors, missing = [], []
+def _look_at_all(judge: Judge, pictures: Sequence[Picture]) -> dict[str, Seen]:
+    """What a judge sees in each picture, by its name (pictures of one name are told apart)."""
+    out: dict[str, Seen] = {}
     for index, picture in enumerate(pictures, start=1):
-        vector = judge.look(_pixels(picture)).vector
-        if vector is None:
-            missing.append(_name(picture) or f"picture {index}")
-        else:
-            vectors.append(vector)
-    return vectors, missing
+        name = _name(picture) or f"picture {index}"
+        out[name if name not in out else f"{name} ({index})"] = judge.look(_pixels(picture))
+    return out
+
+
+def _vectors(judge: Judge, pictures: Sequence[Picture]) -> list[np.ndarray]:
+    return [seen.vector for seen in _look_at_all(judge, pictures).values() if seen.vector is not None]
 
 
 def _pixels(picture: Picture) -> np.ndarray:
     if isinstance(picture, Photo):
-        return decode(Path(picture.path))
+        image = decode(Path(picture.path))
+        # judges look at the largest face, and in a group photo that need not be the person
+        return _around_face(image, picture) if REASONS["several_faces"] in "; ".join(picture.notes) else image
     return decode(picture) if isinstance(picture, Path) else np.asarray(picture)
+
+
+def _around_face(image: np.ndarray, photo: Photo) -> np.ndarray:
+    left, top, right, bottom = photo.face_box
+    reach = 0.6 * max(right - left, bottom - top)
+    height, width = image.shape[:2]
+    x, y = int(max(0, left - reach)), int(max(0, top - reach))
+    return np.ascontiguousarray(image[y : int(min(height, bottom + reach)), x : int(min(width, right + reach))])
 
 
 def _name(picture: Picture) -> str | None:
@@ -176,7 +195,7 @@ def marks(
     known = judge.calibration
     kind = known.kind(len(photo_set.held_out)) if known else None
     held_out = [judge.look(_pixels(photo)).vector for photo in photo_set.held_out]
-    train, _ = _embed_all(judge, photo_set.train)
+    train = _vectors(judge, photo_set.train)
     real = _real_comparisons(judge, held_out, held_out, train)
     best: float | None = None
     if len(rebuilt_images):

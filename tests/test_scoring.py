@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines import calibration, faces, photos, scoring
 from pipelines.calibration import Calibration, Comparisons
-from pipelines.schema import Photo, PhotoSet, Score, UserError
+from pipelines.schema import REASONS, Photo, PhotoSet, Score, UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -73,9 +73,23 @@ def photo(folder: Path, name: str, colour) -> Photo:
 def test_the_reference_is_the_normalised_mean(tmp_path):
     made = scoring.reference(JUDGE, [photo(tmp_path, "r.png", RED), flat(GREEN), flat(BLACK)])
     assert np.allclose(made.mean, [0.5**0.5, 0.5**0.5, 0]) and made.photos == 2
-    assert made.without_face == ("picture 3",)
-    with pytest.raises(UserError, match="finds no face in the 1 photo"):
+    assert made.without_face == ("picture 3",) and "picture 3: colour finds no face" in made.notes[0]
+    crowd = scoring.reference(JUDGE, [np.full((40, 40, 3), RED, np.uint8)])
+    assert crowd.notes == ("picture 1: 2 faces are in it; the largest is compared with.",)
+    with pytest.raises(UserError, match="colour finds no face in picture 1"):
         scoring.reference(JUDGE, [flat(BLACK)])
+
+
+def test_in_a_group_photo_the_person_is_compared_with_and_not_the_largest_face(tmp_path):
+    """Left half blue (somebody large), right half red (the person)."""
+    image = np.zeros((200, 400, 3), np.uint8)
+    image[:, :250], image[:, 250:] = BLUE, RED
+    Image.fromarray(image).save(tmp_path / "group.png")
+    box, eyes = (310, 60, 370, 120), ((330, 80), (350, 80))
+    person = Photo("group.png", str(tmp_path / "group.png"), "0", 400, 200, box, eyes, 20.0)
+    noted = replace(person, notes=(REASONS["several_faces"],))
+    assert scoring.reference(JUDGE, [noted]).mean[0] == pytest.approx(1.0)
+    assert scoring.reference(JUDGE, [person]).mean[2] > 0.5
 
 
 def test_a_reference_stays_in_memory():
