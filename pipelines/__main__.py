@@ -410,7 +410,7 @@ def _score(asked: argparse.Namespace) -> int:
             images[name][score.judge] = {
                 "similarity": score.similarity,
                 "verdict": score.verdict or score.reason,  # an unreadable picture has no verdict
-                "in_words": scoring.in_words(score, reference.judge, reference.photos),
+                "in_words": scoring.in_words(score),
                 "note": score.note,
             }
             bar.show("scoring", index * len(references) + number + 1, total)

@@ -579,7 +579,7 @@ class _Flow:
                     "similarity": score.similarity,
                     "reason": score.reason,
                     "verdict": score.verdict,
-                    "in_words": scoring.in_words(score, reference.judge, reference.photos),
+                    "in_words": scoring.in_words(score),
                     "note": score.note,
                 }
                 yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)

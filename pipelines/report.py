@@ -271,7 +271,9 @@ def _spoken(findings: Findings, asked: Sampling) -> str:
 def _said(score: Score | None) -> str:
     if score is None:
         return "not scored"
-    return f"{score.similarity:.2f}" if score.similarity is not None else (score.reason or "no face found")
+    if score.similarity is None:
+        return score.reason or "no face found"
+    return f"{score.similarity:.2f}{f' {score.verdict}' if score.verdict else ''}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

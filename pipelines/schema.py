@@ -224,6 +224,7 @@ class Score:
     face_px: float | None = None  # height of the face in the picture
     faces: int | None = None  # how many the detector found
     note: str | None = None  # what makes the number less than it seems, e.g. a face too small to judge
+    words: str | None = None  # the similarity as people read it: where it lies among different people
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ def score_of(seen: Seen, render: str, reference: Reference) -> Score:
         face_px=None if seen.face_px is None else round(seen.face_px, 1),
         faces=seen.faces,
         note=_note(seen, found),
+        words=calibration.in_words(found, similarity, reference.photos),
     )
 
 
@@ -142,11 +143,11 @@ def _note(seen: Seen, found: calibration.Calibration | None) -> str | None:
     return " ".join(notes) or None
 
 
-def in_words(score: Score, judge: Judge, references: int, marks: Marks | None = None) -> str:
+def in_words(score: Score, marks: Marks | None = None) -> str:
     """A score as people read it: where it lies among strangers, and what the person's own photos reach."""
     if score.similarity is None:
         return score.reason or NO_FACE
-    text = calibration.in_words(judge.calibration, score.similarity, references)
+    text = score.words or f"{score.similarity:.2f}"
     if marks is not None and marks.ceiling_low is not None and marks.ceiling_high is not None:
         span = f"{marks.ceiling_low:.2f}" + (f"-{marks.ceiling_high:.2f}" if marks.comparisons > 1 else "")
         text += f"; your own photos agree with each other at {span}"

@@ -183,8 +183,8 @@ def test_verdicts_come_from_the_calibrated_thresholds():
 
 def test_a_score_in_words_claims_what_was_measured_and_no_more(tmp_path):
     marks = scoring.Marks("colour", 0.6, 0.1, 0.5, 0.66, 0.58, 0.74, 0.6, 4)
-    score = Score("a.png", "colour", 0.61)
-    assert scoring.in_words(score, JUDGE, 3, marks) == (
+    score = Score("a.png", "colour", 0.61, words=calibration.in_words(MEASURED, 0.61, 3))
+    assert scoring.in_words(score, marks) == (
         "0.61 - higher than 99.9% of different-person pairs; your own photos agree with each other at 0.58-0.74"
     )
     said = {value: calibration.in_words(MEASURED, value, 3) for value in (0.05, 0.3, 0.55, 0.9)}

@@ -96,7 +96,21 @@ def _spoke(view: View, judge: str) -> str:
     photos = len(view.box.photo_set.held_out) if view.box.photo_set else 0
     compared = f"Compared with {photos} held-out photo{'s' if photos != 1 else ''}." if photos else ""
     weak = " With so few, read the verdict with care." if view.box.photo_set and view.box.photo_set.weak else ""
-    return views.note(f"Judge: {judge}. {facts} {compared}{weak}")
+    return views.note(f"Judge: {judge}. {facts} {compared}{weak}") + _best(view, judge)
+
+
+def _best(view: View, judge: str) -> str:
+    """The best picture's score as a sentence: never a probability, always beside what real photos reach."""
+    scored = [shot for shot in view.shots if shot.similarity is not None and shot.words]
+    if not scored:
+        return ""
+    best = max(scored, key=lambda shot: shot.similarity or 0.0)
+    low, high = (view.marks.get(judge, {}).get(name) for name in ("ceiling_low", "ceiling_high"))
+    own = ""
+    if isinstance(low, float) and isinstance(high, float):
+        span = f"{low:.2f}" if low == high else f"{low:.2f}-{high:.2f}"
+        own = f"; your own photos agree with each other at {span}"
+    return views.note(f"Best picture: {best.words}{own}. Verdict: {best.verdict}.", "ok")
 
 
 def _warnings(view: View) -> str:

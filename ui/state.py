@@ -534,7 +534,7 @@ class Services:
             path = _inside(run, str(file))
             found = by_render.get(path, {})
             said = found.get(judge or "", {})
-            told = {key: said.get(key) for key in ("similarity", "reason", "verdict", "note")}
+            told = {key: said.get(key) for key in ("similarity", "reason", "verdict", "note", "words")}
             link = self.media.link(file)
             shots.append(Shot(column, about.seed, link, about.prompt, **told, scored=judge in found))
             if path in fresh:

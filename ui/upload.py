@@ -40,6 +40,7 @@ element.addEventListener('change', (event) => {
 @dataclass
 class UploadTab:
     drop: gr.File
+    camera: gr.Image
     status: gr.HTML
     cards: gr.HTML
     crops: gr.HTML
@@ -88,6 +89,10 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 height=170,
                 elem_id="lk-drop",
             )
+            with gr.Accordion("Or take a photo with this device's camera", open=False):
+                camera = gr.Image(
+                    sources=["webcam"], type="filepath", format="png", show_label=False, elem_id="lk-camera", height=260
+                )
             status = gr.HTML(elem_id="lk-upload-status")
             cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_PRESS)
             with gr.Accordion("What training will see: crops and captions", open=False, elem_id="lk-crops"):
@@ -121,14 +126,28 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 f"{kept}</p>"
             )
     return UploadTab(
-        drop, status, cards, crops, sample, class_word, base, about_html, consent, delete, really, receipt, yes, no
+        drop,
+        camera,
+        status,
+        cards,
+        crops,
+        sample,
+        class_word,
+        base,
+        about_html,
+        consent,
+        delete,
+        really,
+        receipt,
+        yes,
+        no,
     )
 
 
 def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
     @told
-    def add(kept: object, files: list[str] | None) -> Iterator[Updates]:
-        paths = [Path(file) for file in files or []]
+    def add(kept: object, files: list[str] | str | None) -> Iterator[Updates]:
+        paths = [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
         try:
             if not paths:
                 raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
@@ -137,7 +156,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             if session.choices.sample:  # own photos replace the sample person
                 photobox.clear(session.run)
                 session = services.sessions.choose(session, sample=False, consent_at=None)
-            yield {capability: kept, tab.drop: None, tab.receipt: ""}
+            yield {capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
             for box in photobox.add(session.run, paths, services.view(kept).row):
                 yield {
                     tab.cards: services.photo_cards(session.run, box),
@@ -214,11 +233,13 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             tab.delete: gr.update(visible=True),
         }  # fmt: skip
 
-    everything = show.outputs | {tab.drop, tab.receipt, tab.really, tab.delete, capability}
+    everything = show.outputs | {tab.drop, tab.camera, tab.receipt, tab.really, tab.delete, capability}
     common: dict[str, Any] = {"outputs": everything, "api_visibility": "private", "show_progress": "hidden"}
     # One person's photos are judged in order; several people's at the same time.
     slots: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "photos"}
     tab.drop.upload(add, [capability, tab.drop], **common, **slots, trigger_mode="once")
+    # "input" is the person's own shot; setting it empty again is none
+    tab.camera.input(add, [capability, tab.camera], **common, **slots, trigger_mode="once")
     tab.sample.click(use_sample, [capability], **common, **slots, trigger_mode="once")
     for panel in (tab.cards, tab.crops):
         panel.click(press, [capability], **common, **slots)

@@ -69,6 +69,7 @@ class Shot:
     reason: str | None = None  # why there is no similarity
     verdict: str | None = None  # "looks like you", "borderline", ...
     note: str | None = None  # what makes the number less than it seems
+    words: str | None = None  # the similarity as people read it
     scored: bool = False  # False: not judged yet
 
 
@@ -269,7 +270,8 @@ def lane(data: Lane) -> str:
 
 def _score_line(shot: Shot, *, winner: bool) -> str:
     if shot.similarity is not None:
-        number = f'<b class="{"win" if winner else ""}">{shot.similarity:.2f}{" ★" if winner else ""}</b>'
+        told = f' title="{escape(shot.words)}"' if shot.words else ""
+        number = f'<b class="{"win" if winner else ""}"{told}>{shot.similarity:.2f}{" ★" if winner else ""}</b>'
         words = f" {escape(shot.verdict)}" if shot.verdict else ""
         note = f'<br><small class="lk-note">{escape(shot.note)}</small>' if shot.note else ""
         return f"<span>{number}{words}{note}</span>"

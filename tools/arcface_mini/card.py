@@ -41,7 +41,8 @@ the Wild (research use; one in eight kept aside for validation) and 879 official
 
 It is not independent of the embedded base: `portrait-128`'s autoencoder was trained with a term by the same teacher.
 dlib, another network trained on other photos, always gives the second opinion; it is not independent of that base
-either, whose text space was shaped by dlib's descriptor. An InsightFace pack shares nothing with both. Licence of the weights: Apache-2.0.
+either, whose text space was shaped by dlib's descriptor. An InsightFace pack shares nothing with both. Licence of the
+weights: Apache-2.0.
 
 ## Figures
 
