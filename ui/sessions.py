@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -97,6 +98,8 @@ class Sessions:
 
     def drop(self, key: str, run: workspace.Run) -> dict[str, object]:
         """`forget` for a run that nobody asks for any more."""
+        if "pipelines.photos" in sys.modules:  # never imported: nothing was measured
+            sys.modules["pipelines.photos"].forget_measures(run.folder)
         receipt = workspace.forget(run.folder)
         (self.folder / f"{key}.json").unlink(missing_ok=True)
         return dict(receipt)
