@@ -4,8 +4,9 @@
 
 In: the embedded base and the packed portraits, of which six descriptors are blended into one identity that belongs to
 nobody. Out: `presets/sample_person/*.png` and a README that says what they are. A first picture is drawn from the
-blended identity; the others are variations of it (image-to-image), each kept only if dlib sees a face that it calls
-the same person, and that lies no closer than 0.45 to any portrait of the training set.
+blended identity; the others are variations of it (image-to-image), each kept only if both embedded recognisers call it
+the same person, if it is no near-duplicate of one before it, and if it lies no closer than 0.45 (dlib) to any portrait
+of the training set.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 PHOTOS, SIZE_PX = 10, 256
 NOT_A_REAL_PERSON_L2 = 0.45
+SAME_MOMENT_BITS = 12  # of 64: two takes of one moment differ in fewer
 LOOKS = (
     "grey background, black jacket",
     "navy background",
@@ -49,6 +51,7 @@ def main() -> int:
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
     from PIL import Image
 
+    from pipelines import arcface_mini, photos
     from pipelines.checkpoints import load_tensors
     from tools.portrait_base import data, denoiser, evaluate
 
@@ -105,12 +108,18 @@ def main() -> int:
         print("No face was found in the candidates; train the base longer.", file=sys.stderr)
         return 1
     kept, start = [frames[best]], Image.fromarray(frames[best])
-    for turn in range(8):
+    mini = arcface_mini.ArcFaceMini()
+    own = mini.look(_large(frames[best])).vector
+    if own is None or mini.calibration is None:
+        print("The first picture shows arcface-mini no face, or it is uncalibrated.", file=sys.stderr)
+        return 1
+    same_person = mini.calibration.kind(1).thresholds["0.001"]
+    for turn in range(16):
         looks = [LOOKS[(turn * 6 + k + 1) % len(LOOKS)] for k in range(6)]
         images = again(
             **told(looks),
             image=[_moved(start, rng) for _ in looks],
-            strength=0.55,
+            strength=0.6,
             num_inference_steps=30,
             guidance_scale=3.0,
             generator=seeds(6, 5000 + 100 * turn),
@@ -120,6 +129,12 @@ def main() -> int:
             descriptor = evaluate._descriptor(frame)
             if descriptor is None or np.linalg.norm(descriptor - reference) > 0.5:
                 continue
+            seen = mini.look(_large(frame)).vector
+            if seen is None or mini.similarity(own, seen) < same_person:
+                continue
+            hashes = [photos.perceptual_hash(each) for each in kept]
+            if min(int((photos.perceptual_hash(frame) != each).sum()) for each in hashes) <= SAME_MOMENT_BITS:
+                continue
             if np.linalg.norm(portraits.descriptors - descriptor, axis=1).min() >= NOT_A_REAL_PERSON_L2:
                 kept.append(frame)
         if len(kept) >= PHOTOS:
@@ -128,9 +143,7 @@ def main() -> int:
     for old in options.out.glob("*.png"):
         old.unlink()
     for k, frame in enumerate(kept[:PHOTOS]):
-        Image.fromarray(frame).resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS).save(
-            options.out / f"synthetic-{k:02d}.png"
-        )
+        Image.fromarray(_large(frame)).save(options.out / f"synthetic-{k:02d}.png")
     (options.out / "README.md").write_text(
         f"# A person who does not exist\n\n{len(kept[:PHOTOS])} pictures of class word `{options.gender}`, drawn by "
         "`models/portrait-128` from a blend of six descriptors (`tools/make_sample_person.py`). No photo of anybody; "
@@ -148,6 +161,13 @@ def _clarity(frame: np.ndarray) -> float:
 
     found = faces.dlib_detect(evaluate._padded(frame))
     return found[0].score if found else -9.0
+
+
+def _large(frame: np.ndarray) -> np.ndarray:
+    """The picture as it will be stored."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(frame).resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS))
 
 
 def _moved(image, rng: np.random.Generator):
