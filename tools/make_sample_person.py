@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PHOTOS, SIZE_PX = 10, 256
+PHOTOS, ENOUGH, SIZE_PX = 10, 8, 256
 NOT_A_REAL_PERSON_L2 = 0.45
 SAME_MOMENT_BITS = 12  # of 64: two takes of one moment differ in fewer
 LOOKS = (
@@ -139,6 +139,9 @@ def main() -> int:
                 kept.append(frame)
         if len(kept) >= PHOTOS:
             break
+    if len(kept) < ENOUGH:
+        print(f"Only {len(kept)} pictures of one person came out; train the base longer.", file=sys.stderr)
+        return 1
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("*.png"):
         old.unlink()
