@@ -108,3 +108,17 @@ def test_guidance_makes_the_asked_background(pipeline):
         attributes.background_rgb(i).mean() for i in _render(pipeline, "portrait of man, white background", range(4))
     ]
     assert np.mean(light) - np.mean(dark) > 80
+
+
+def test_older_tools_find_the_names_and_files_they_expect():
+    """transformers 4 starts a text encoder without this prefix from noise, and its tokenizer wants these files."""
+    from safetensors import safe_open
+
+    with safe_open(str(BASE / "text_encoder" / "model.safetensors"), framework="pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118 - no dict
+    vocab = json.loads((BASE / "tokenizer" / "vocab.json").read_text())
+    known = json.loads((BASE / "likeness.json").read_text())["vocabulary"]
+    assert all(f"{word}</w>" in vocab for word in known)
+    assert (BASE / "tokenizer" / "merges.txt").read_text().startswith("#version")
+    added = json.loads((BASE / "tokenizer" / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert "<subject>" in {token["content"] for token in added.values()}
