@@ -391,7 +391,8 @@ def _score(asked: argparse.Namespace) -> int:
     else:
         judges = faces.available_judges(on_problem=_say)
     images: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _short_names(asked.images)}
-    references, problems = [], []
+    references: list[scoring.Reference] = []
+    problems: list[str] = []
     for judge in judges:
         try:
             references.append(scoring.reference(judge, asked.against))

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
+import math
 import os
 import shutil
 import sys
@@ -138,7 +139,7 @@ def align_by_eyes(
     across = eyes[1] - eyes[0]
     scale = apart_px / max(float(np.hypot(*across)), 1e-6)
     if scale < 0.75:
-        reach = np.hypot(*(max(m, size_px - m) for m in midpoint)) / scale
+        reach = math.dist((0, 0), [max(m, size_px - m) for m in midpoint]) / scale
         image, corner = around(image, eyes.mean(0), reach)
         eyes = eyes - corner
         height, width = image.shape[:2]
