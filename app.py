@@ -21,11 +21,10 @@ def build() -> tuple[Any, dict[str, Any]]:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from ui import generate, score, theme, train, upload, views
-    from ui.errors import sentence, told
-    from ui.media import Guard
+    from ui import generate, score, theme, train, upload
+    from ui.guard import Guard
     from ui.state import Services, View
-    from ui.wiring import Show
+    from ui.wiring import Show, wire_page
 
     services = Services()
     keep_s = 3600 * keep_hours()
@@ -34,7 +33,6 @@ def build() -> tuple[Any, dict[str, Any]]:
     with gr.Blocks(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
         capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
-        seen = gr.State({})
         gr.HTML(
             '<div class="lk-head"><h1>Likeness</h1><p>Which way of teaching a diffusion model my face looks most like '
             "me? "
@@ -67,21 +65,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         generate.wire(generating, services, capability, show)
         score.wire(scoring, services, capability, show)
 
-        @told
-        def load(kept: object) -> dict[Any, Any]:
-            known = services.sessions.find(kept) is not None
-            return {capability: kept if known else None, **show(kept, restore=True)}
-
-        def poll(kept: object, before: dict[int, str]) -> dict[Any, Any]:
-            try:
-                fresh, now = show.changed(kept, before)
-            except Exception as error:  # a toast every second would help nobody: say it once, in the line of steps
-                return {steps: gr.update(value=views.note(sentence(error), "bad")), seen: {}}
-            return {**fresh, seen: now} if fresh else {seen: gr.skip()}
-
-        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        demo.load(load, [capability], [*show.outputs, capability], **quiet)
-        gr.Timer(1).tick(poll, [capability, seen], [*show.outputs, seen], **quiet)
+        wire_page(demo, services, capability, steps, show)
 
     demo.queue(max_size=32, api_open=False)
     launch = {

@@ -353,12 +353,13 @@ def test_files_other_than_pictures_and_downloads_are_not_served(services):
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory):
-    """The app as it is served: (client, its Media)."""
+    """The app as it is served: (client, its Media). The client has opened the page, as a browser does."""
     import socket
 
     import httpx
 
     import app
+    from ui.guard import Guard
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKENESS_HOME", str(tmp_path_factory.mktemp("runs")))
@@ -369,8 +370,9 @@ def web(tmp_path_factory):
         app.prepare_environment()
         demo, launch = app.build()
         demo.launch(**launch, prevent_thread_lock=True, server_name="127.0.0.1", server_port=port, quiet=True)
-        media = next(m.kwargs["media"] for m in launch["app_kwargs"]["middleware"])
+        (media,) = (m.kwargs["media"] for m in launch["app_kwargs"]["middleware"] if m.cls is Guard)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            client.get("/")
             yield client, media
         demo.close()
 
@@ -387,6 +389,118 @@ def test_routes_that_know_no_owner_are_closed(web):
     ):  # fmt: skip
         assert client.get(route).status_code in (403, 404), route
     assert client.get("/docs").status_code == 404 and client.get("/openapi.json").status_code == 404
+
+
+def handler(client, name: str) -> dict:
+    """The event of the page that runs the handler called `name`."""
+    (found,) = (d for d in client.get("/config").json()["dependencies"] if d["api_name"] == name)
+    return found
+
+
+def join(client, page: str, name: str, data: list, **more) -> object:
+    body = {"data": data, "fn_index": handler(client, name)["id"], "session_hash": page, **more}
+    return client.post("/gradio_api/queue/join", json=body)
+
+
+def stream(client, page: str) -> tuple[int, str]:
+    """(status, text) of a page's event stream, read to the end of its event."""
+    text = ""
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": page}) as answer:
+        for line in answer.iter_lines():
+            text += line + "\n"
+            if "process_completed" in line or "close_stream" in line:
+                break
+    return answer.status_code, text
+
+
+def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_path):
+    import httpx
+
+    owner, media = web
+    page = "owner-page"
+    assert owner.get("/").headers.get("set-cookie") is None, "a browser keeps the name it has"
+    photo = tmp_path / "me.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(photo)
+    progress = {"upload_id": "owner-upload"}
+    sent = owner.post("/gradio_api/upload", params=progress, files={"files": ("me.png", photo.open("rb"), "image/png")})
+    (upload,) = sent.json()
+    kept = {"path": upload, "meta": {"_type": "gradio.FileData"}}
+    event = join(owner, page, "use_sample", [None]).json()["event_id"]
+
+    with httpx.Client(base_url=owner.base_url, timeout=60) as stranger, httpx.Client(base_url=owner.base_url) as bare:
+        assert "HttpOnly" in stranger.get("/").headers["set-cookie"]
+        for other in (stranger, bare):  # another browser, and a script without a cookie
+            status, text = stream(other, page)
+            assert status == 403 and "media/" not in text, "another page's event stream"
+            assert other.get(f"/gradio_api/heartbeat/{page}").status_code == 403
+            assert other.get("/gradio_api/upload_progress", params=progress).status_code == 403
+            assert other.post("/gradio_api/upload", params=progress, files={"files": b"x"}).status_code == 403
+            for route in ("reset", "cancel"):
+                ids = {"session_hash": page, "event_id": event, "fn_index": 0}
+                assert other.post(f"/gradio_api/{route}", json=ids).status_code == 403
+            assert join(other, page, "use_sample", [None]).status_code == 403, "acting as another page"
+            mine = join(other, f"page of {other.cookies}", "add", [None, [kept]])
+            assert mine.status_code == 403, "another's upload handed in as one's own"
+            nested = {"data": [], "event_data": {"x": [{"y": kept}]}, "fn_index": 0, "session_hash": "s"}
+            assert other.post("/gradio_api/run/predict", json=nested).status_code == 403
+            for path in (
+                f"call/use_sample/{event}", f"call/v2/use_sample/{event}", f"stream/{page}/1/1/playlist-file",
+                f"deep_link?session_hash={page}", f"file={upload}", f"file/{upload}", "runs", "run-history/records",
+                f"queue/status?session_hash={page}", f"proxy=http://127.0.0.1{owner.base_url.port}/",
+            ):  # fmt: skip
+                assert other.get(f"/gradio_api/{path}").status_code == 403, path
+
+        status, text = stream(owner, page)
+        assert status == 200 and "process_completed" in text and '"success":true' in text.replace(" ", "")
+        links = set(re.findall(r"media/\d+/[\w-]+/[^\s\"'<>\\\\?]+", text))
+        assert len(links) >= 8, "the photos' links came through the owner's stream"
+        for link in links:
+            assert owner.get(f"/{link}").status_code == 200
+            assert stranger.get(f"/{link}").status_code == 403 and bare.get(f"/{link}").status_code == 403, (
+                "a known link"
+            )
+
+        (capability,) = set(re.findall(r'"([A-Za-z0-9_-]{43})"', text))
+        assert capability not in str(sorted(links)), "the capability stands in no address"
+        for guess in (capability[:-1] + "_", capability.lower(), f"../{capability}", page, event):
+            body = {"data": [guess, {}], "fn_index": handler(stranger, "poll")["id"], "session_hash": "guessing"}
+            answer = stranger.post("/gradio_api/run/predict", json=body)
+            assert answer.status_code == 200 and "media/" not in answer.text, "a guessed capability"
+        # whoever shows the capability itself is the owner: the same person after clearing the cookies
+        body = {"data": [capability, {}], "fn_index": handler(stranger, "poll")["id"], "session_hash": "cleared"}
+        assert "media/" in stranger.post("/gradio_api/run/predict", json=body).text
+        assert stranger.get("/" + min(links)).status_code == 200
+        assert bare.get("/" + min(links)).status_code == 403
+
+
+def test_ids_belong_to_the_browser_that_used_them_first():
+    from ui.guard import Owners
+
+    owners = Owners(limit=2)
+    assert owners.claim("session a", "me") and not owners.claim("session a", "you") and owners.claim("session a", "me")
+    assert owners.claim("session b", "you") and owners.claim("session a", "me"), "a used id stays"
+    assert owners.claim("session c", "you") and not owners.knows("session b"), "the longest unused one goes"
+    assert not owners.claim("session a", "you")
+
+
+def test_the_cookie_fits_a_frame_on_https_and_a_page_at_home():
+    from ui.guard import COOKIE, cookie, set_cookie
+
+    value = "v" * 43
+    at_home, framed = (set_cookie(value, {"scheme": s}, {}) for s in ("http", "https"))
+    assert "SameSite=Lax" in at_home and "Secure" not in at_home
+    assert "SameSite=None; Secure; Partitioned" in framed
+    assert framed == set_cookie(value, {"scheme": "http"}, {"x-forwarded-proto": "https, http"})
+    assert cookie({"cookie": f"a=b; {COOKIE}={value}"}) == value and cookie({"cookie": f"{COOKIE}=short"}) == ""
+
+
+def test_an_event_is_read_only_up_to_its_limit(web):
+    from ui.guard import BODY_LIMIT
+
+    client, _ = web
+    assert client.post("/gradio_api/queue/join", content=b"[" * (BODY_LIMIT + 1)).status_code == 413
+    assert client.post("/gradio_api/run/predict", content=b"[" * 100_000).status_code in (400, 422)
+    assert client.post("/gradio_api/run/predict", content=b"no json").status_code in (400, 422)
 
 
 def test_writes_from_other_sites_are_refused_and_headers_are_strict(web):

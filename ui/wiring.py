@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, Protocol
 
+import gradio as gr
 from gradio.components import Component
 
 from pipelines.schema import UserError
+from ui import views
+from ui.errors import sentence, told
+from ui.guard import cookie
 from ui.sessions import Session
 from ui.state import Services, View
 
@@ -60,6 +64,34 @@ class Show:
             if restore:
                 updates |= tab.restore(view)
         return updates
+
+
+def wire_page(demo: gr.Blocks, services: Services, capability: gr.BrowserState, steps: gr.HTML, show: Show) -> None:
+    """What happens when the page opens, and once a second while it is open."""
+    seen = gr.State({})
+
+    def admit(kept: object, request: gr.Request) -> bool:
+        """Whether `kept` is a run's capability; the run's pictures are then this browser's to see."""
+        session = services.sessions.find(kept)
+        if session is not None:
+            services.media.admit(session.run.folder.name, cookie(dict(request.headers)))
+        return session is not None
+
+    @told
+    def load(kept: object, request: gr.Request) -> Updates:
+        return {capability: kept if admit(kept, request) else None, **show(kept, restore=True)}
+
+    def poll(kept: object, before: dict[int, str], request: gr.Request) -> Updates:
+        try:
+            admit(kept, request)
+            fresh, now = show.changed(kept, before)
+        except Exception as error:  # a toast every second would help nobody: say it once, in the line of steps
+            return {steps: gr.update(value=views.note(sentence(error), "bad")), seen: {}}
+        return {**fresh, seen: now} if fresh else {seen: gr.skip()}
+
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    demo.load(load, [capability], [*show.outputs, capability], **quiet)
+    gr.Timer(1).tick(poll, [capability, seen], [*show.outputs, seen], **quiet)
 
 
 def _digest(update: Any) -> str:

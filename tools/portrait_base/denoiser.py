@@ -192,6 +192,19 @@ def caption(rng: np.random.Generator, gender: str, words: str) -> tuple[str, boo
     return ", ".join([f"{head} {article}{subject}", *parts]), draw > 0.35
 
 
+def balanced(words: np.ndarray) -> np.ndarray:
+    """How often each frame is shown (n,), summing to 1: half by chance, a quarter each so that every background and
+    every jacket colour comes up equally often. Official portraits are blue and grey; without this, green and teal
+    are never learned.
+    """
+    chances = np.full(len(words), 0.5 / len(words))
+    for kind in (" background", " jacket"):
+        named = np.array([next((p for p in str(w).split("|") if p.endswith(kind)), "") for w in words])
+        colours, which, counts = np.unique(named, return_inverse=True, return_counts=True)
+        chances += 0.25 / len(colours) / counts[which]
+    return chances
+
+
 @torch.no_grad()
 def encode_frames(vae: AutoencoderKL, frames: np.ndarray) -> torch.Tensor:
     """uint8 frames -> latents (n, c, 16, 16) fp16, the posterior's mode."""
@@ -255,7 +268,7 @@ def train(
     latents = cached_latents(vae, data.frames, folder / "latents.safetensors")
     targets = identity.standardise(descriptors, descriptors.mean(0), descriptors.std(0))
     judge = identity.train(latents, targets, folder, key=latents_key(vae, data.frames), device=device)
-    alphas = scheduler().alphas_cumprod
+    alphas, chances = scheduler().alphas_cumprod, balanced(data.words)
     started, shown, likeness, saved = time.monotonic() - spent_s, 0.0, 0.0, time.monotonic()
 
     def save() -> None:
@@ -269,7 +282,7 @@ def train(
     while spent_s < budget_s:
         rng = np.random.default_rng((11, step))
         generator = torch.Generator().manual_seed(step)
-        index = rng.integers(0, len(latents), BATCH)
+        index = rng.choice(len(latents), BATCH, p=chances)
         told = [caption(rng, str(data.gender[i]), str(data.words[i])) for i in index]
         ids = tokenizer(
             [t for t, _ in told], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
@@ -296,9 +309,8 @@ def train(
         loss = (per_sample * (5.0 / (snr + 1)).clamp(max=1.0).to(device)).mean()
         clean = signal.to(device) * noisy.to(device) - blur.to(device) * guess.float()
         same = identity.likeness(judge(clean), targets[index].to(device))
-        # who it is gets decided early, where little is seen: the root keeps those steps in the account
-        told_who = filled * signal.view(-1).sqrt().to(device)
-        loss = loss + IDENTITY_WEIGHT * (told_who * (1 - same)).mean()
+        # at every noise level alike: who it is gets decided early, where the picture itself tells nothing
+        loss = loss + IDENTITY_WEIGHT * (filled * (1 - same)).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the denoiser's loss became {loss.item()} at step {step}")
         optimizer.zero_grad(set_to_none=True)
@@ -312,7 +324,7 @@ def train(
             torch._foreach_lerp_([average[n] for n in names], list(live), 1 - decay)
         share = 0.02 if step > 50 else 0.2
         shown += share * (per_sample.mean().item() - shown)
-        likeness += share * ((told_who * same).sum().item() / max(told_who.sum().item(), 1e-6) - likeness)
+        likeness += share * ((filled * same).sum().item() / max(filled.sum().item(), 1e-6) - likeness)
         spent_s = time.monotonic() - started
         if step % 50 == 0:
             print(f"denoiser step {step} {spent_s:.0f}s loss {shown:.4f} likeness {likeness:.3f}", flush=True)
