@@ -131,9 +131,9 @@ class Guard:
 
     def _may_send(self, body: object, browser: str) -> bool:
         """Whether the page and every uploaded file that an event names are this browser's."""
-        if isinstance(body, dict) and (page := body.get("session_hash")) is not None:
-            if not self.owners.claim(f"session {page}", browser):
-                return False
+        page = body.get("session_hash") if isinstance(body, dict) else None
+        if page is not None and not self.owners.claim(f"session {page}", browser):
+            return False
         return all(self.owners.knows(owned_file(file, browser)) for file in files_in(body))
 
     async def _serve(self, address: str, browser: str, scope: Scope, receive: Receive, send: Send) -> None:
