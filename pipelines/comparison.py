@@ -423,13 +423,13 @@ class _Flow:
 
     def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
-        from pipelines.photos import frames, training_captions
+        from pipelines.photos import crops, frames, training_captions
         from pipelines.training import TrainingData
         from pipelines.training import train as learn
 
         self._stop_here()
         yield Event("phase", text="Preparing the photos")
-        pictures = frames(photos.train, self.row)
+        pictures = tuple(crops(photos.train, self.row))
         data = TrainingData(pictures, training_captions(photos.train, pictures), frames(photos.validation, self.row))
         recipes = {name: self._recipe(name) for name in self.spec.methods}
         identity = None

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
 import re
 import shutil
@@ -649,6 +650,13 @@ class Framing(Protocol):
     def resolution_px(self) -> int: ...
 
 
+class Bucketed(Framing, Protocol):
+    """What `crops` needs of it besides."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]: ...
+
+
 def frames(
     photos: Sequence[Photo],
     row_or_size: Framing | int | None = None,
@@ -682,24 +690,42 @@ def frames(
                 apart_px=PORTRAIT_EYES_APART_PX * scale * photo.zoom,
             )
         else:
-            out[index] = _square_around_face(image, photo, resolution_px)
+            out[index] = _around_face(image, photo, resolution_px, resolution_px)
     return out
 
 
-def _square_around_face(image: np.ndarray, photo: Photo, resolution_px: int) -> np.ndarray:
-    """A square inside the photo with the face in its upper middle, about a third of its height."""
+def crops(photos: Sequence[Photo], row: Bucketed) -> list[np.ndarray]:
+    """What training sees of each photo, (H, W, 3) uint8: like `frames`, but for bases that learned several picture
+    shapes each photo keeps the one nearest to its own (aspect-ratio bucketing).
+    """
+    if row.aligned or row.shapes == ((row.resolution_px, row.resolution_px),):
+        return list(frames(photos, row))
+    images = (decode(Path(photo.path)) for photo in photos)
+    return [_around_face(image, photo, *_nearest_shape(image, row.shapes)) for image, photo in zip(images, photos)]
+
+
+def _nearest_shape(image: np.ndarray, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    own = math.log(image.shape[0] / image.shape[1])
+    return min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - own))
+
+
+def _around_face(image: np.ndarray, photo: Photo, height_px: int, width_px: int) -> np.ndarray:
+    """A part of the photo of this shape with the face in its upper middle, about a third of a square's height."""
     import cv2
 
     left, top, right, bottom = photo.face_box
     face_px = max(right - left, bottom - top, 1.0)
     height, width = image.shape[:2]
-    # Rather more surroundings than enlarged pixels, up to a face of a fifth of the picture.
-    side = int(min(height, width, max(3.0 * face_px, min(float(resolution_px), 5.0 * face_px)) / photo.zoom))
-    x = int(np.clip((left + right) / 2 - side / 2, 0, width - side))
-    y = int(np.clip((top + bottom) / 2 - 0.42 * side, 0, height - side))
-    crop = np.ascontiguousarray(image[y : y + side, x : x + side])
-    method = cv2.INTER_AREA if side > resolution_px else cv2.INTER_CUBIC
-    return cv2.resize(crop, (resolution_px, resolution_px), interpolation=method)
+    tall = height_px / width_px
+    # Rather more surroundings than enlarged pixels, up to a face of a fifth of the width.
+    across = max(3.0 * face_px, min(float(width_px), 5.0 * face_px)) / photo.zoom
+    across = int(min(across, width, height / tall))
+    down = min(height, round(across * tall))
+    x = int(np.clip((left + right) / 2 - across / 2, 0, width - across))
+    y = int(np.clip((top + bottom) / 2 - 0.42 * down, 0, height - down))
+    crop = np.ascontiguousarray(image[y : y + down, x : x + across])
+    method = cv2.INTER_AREA if across > width_px else cv2.INTER_CUBIC
+    return cv2.resize(crop, (width_px, height_px), interpolation=method)
 
 
 ZOOMS = (0.8, 1.3)  # farther from the base's own framing it draws nothing well
@@ -724,14 +750,14 @@ def checked_caption(text: str, row: Any) -> str | None:
     return clean
 
 
-def training_captions(photos: Sequence[Photo], frames: np.ndarray) -> tuple[str, ...]:
-    """The person's own caption of each photo, else what was measured in its frame (n, H, W, 3)."""
+def training_captions(photos: Sequence[Photo], frames: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """The person's own caption of each photo, else what was measured in its frame (H, W, 3)."""
     measured = captions(frames)
     return tuple(photo.caption or text for photo, text in zip(photos, measured, strict=True))
 
 
-def captions(frames: np.ndarray) -> tuple[str, ...]:
-    """One caption per frame (n, H, W, 3), each with `{subject}`, in the grammar of the embedded base.
+def captions(frames: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """One caption per frame (H, W, 3), each with `{subject}`, in the grammar of the embedded base.
 
     The pixel rules are made for 128 px aligned frames. Larger frames come from other bases with freer framing: only
     background and tone are read from them.

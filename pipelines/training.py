@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from pipelines.bases.family import Family, Modules, load_family
+from pipelines.bases.family import Family, Modules, Moments, load_family
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample, sample_latents
 from pipelines.bases.text import Conditioning
@@ -49,7 +49,7 @@ SAME_PICTURE_LEVELS, SAME_ANSWER_OF_LEARNED, SAME_ANSWER_OF_ALL = 3.0, 0.1, 0.02
 class TrainingData:
     """Photos as the base sees them."""
 
-    frames: np.ndarray  # (n, H, W, 3) uint8
+    frames: Sequence[np.ndarray]  # n pictures, (H, W, 3) uint8, each in one of the base's shapes
     captions: tuple[str, ...]  # one per frame, each with "{subject}"
     validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: never trained on, watched only
 
@@ -182,12 +182,12 @@ def _run(
     )
 
     # what it learns from
-    class_latents = None
+    class_latents: dict[Shape, torch.Tensor] = {}
     if recipe.prior_weight > 0:
         if not (out / CLASS_IMAGES).is_file():
             text = f"Drawing {recipe.prior_images} pictures of a {recipe.class_word} in general"
             yield Event("phase", name, first, steps, seconds=clock.seconds, text=text)
-        class_latents = _class_images(family, recipe, data, out, stop)
+        class_latents = _class_images(family, recipe, data, out, stop)  # none when stopped: no step follows
     batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
     preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
 
@@ -263,6 +263,19 @@ class Batch:
     weights: torch.Tensor  # (b,), sums to 1 + prior weight
 
 
+Shape = tuple[int, int]  # (height, width) of a picture in pixels
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The photos of one picture shape: only pictures of one shape fit into one batch."""
+
+    photos: torch.Tensor  # (k,) which of all photos
+    place: torch.Tensor  # (n,) where a photo stands in here
+    moments: Moments  # of the k photos, then, with mirroring, of their mirror images
+    class_latents: torch.Tensor | None  # (m, c, h, w)
+
+
 class Batches:
     """The rows of any step, from (seed, step) alone: the same photos, noise and timesteps for every method."""
 
@@ -273,20 +286,27 @@ class Batches:
         recipe: Recipe,
         data: TrainingData,
         phrase: str,
-        class_latents: torch.Tensor | None,
+        class_latents: dict[Shape, torch.Tensor],
     ) -> None:
         self._family, self._recipe, self._count = family, recipe, len(data.frames)
-        frames = data.frames
-        if recipe.mirror:  # a second cache entry, so that both stay encoded once
-            frames = np.concatenate([frames, frames[:, :, ::-1]])
-        self.moments = family.encode_images(frames)
-        self._class_latents = class_latents
+        self._buckets: list[Bucket] = []
+        self._bucket_of = [0] * self._count
+        for shape, photos in _by_shape(data.frames).items():
+            frames = np.stack([data.frames[index] for index in photos])
+            if recipe.mirror:  # a second cache entry, so that both stay encoded once
+                frames = np.concatenate([frames, frames[:, :, ::-1]])
+            place = torch.zeros(self._count, dtype=torch.long)
+            place[photos] = torch.arange(len(photos))
+            for index in photos:
+                self._bucket_of[index] = len(self._buckets)
+            moments = family.encode_images(frames)
+            self._buckets.append(Bucket(torch.tensor(photos), place, moments, class_latents.get(shape)))
         self._validation = family.encode_images(data.validation) if len(data.validation) else None
         # captions: whole, then their first part alone ("portrait of {subject}"), then of the class images
         heads = [caption.split(",")[0] for caption in data.captions]
         self.captions = [text.replace("{subject}", phrase) for text in (*data.captions, *heads)]
         self.head = self.captions[self._count]
-        if class_latents is not None:
+        if class_latents:
             self.captions += [text.replace("{subject}", recipe.class_word) for text in data.captions]
         self._ids = learner.modules.text.ids(self.captions)
         self._cached: Conditioning | None = None
@@ -298,23 +318,26 @@ class Batches:
         recipe, count = self._recipe, self._count
         generator = torch.Generator().manual_seed(derived_seed(recipe.seed, step, 1))
         photos = self._photos(step)
+        bucket = self._buckets[self._bucket_of[int(photos[0])]]
         mirrored = torch.rand(len(photos), generator=generator) < 0.5
         short = torch.rand(len(photos), generator=generator) < recipe.caption_dropout
         texts = photos + count * short
-        entries = photos + count * mirrored if recipe.mirror else photos
-        shape = self.moments.mean.shape[1:]
+        entries = bucket.place[photos]
+        if recipe.mirror:
+            entries = entries + len(bucket.photos) * mirrored
+        shape = bucket.moments.mean.shape[1:]
         drawn = torch.randn((len(photos), *shape), generator=generator)
         sampled = drawn if self._family.architecture.sampled_latents else None
-        device = self.moments.mean.device
-        latents = self.moments[entries.to(device)].latents(None if sampled is None else sampled.to(device))
+        device = bucket.moments.mean.device
+        latents = bucket.moments[entries.to(device)].latents(None if sampled is None else sampled.to(device))
         noised = torch.randn((len(photos), *shape), generator=generator)
         timesteps = _spread(len(photos), len(self._family.schedule), generator)
         weights = torch.full((len(photos),), 1 / len(photos))
-        if self._class_latents is not None:
+        if bucket.class_latents is not None:
             generator.manual_seed(derived_seed(recipe.seed, step, 2))
             extra = max(1, len(photos) // 2)
-            chosen = torch.randint(0, len(self._class_latents), (extra,), generator=generator)
-            latents = torch.cat([latents, self._class_latents[chosen.to(device)]])
+            chosen = torch.randint(0, len(bucket.class_latents), (extra,), generator=generator)
+            latents = torch.cat([latents, bucket.class_latents[chosen.to(device)]])
             texts = torch.cat([texts, 2 * count + chosen % count])
             noised = torch.cat([noised, torch.randn((extra, *shape), generator=generator)])
             timesteps = torch.cat([timesteps, _spread(extra, len(self._family.schedule), generator)])
@@ -322,15 +345,25 @@ class Batches:
         return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device))
 
     def _photos(self, step: int) -> torch.Tensor:
-        """Each photo once per round, in an order of its own each round."""
+        """Each photo once per round, in an order of its own each round; all of one shape.
+
+        With several shapes the photo whose turn it is leads its step, and others of its shape fill the batch: every
+        shape gets steps by its share of the photos.
+        """
         batch, count = self._recipe.batch, self._count
-        places = range(step * batch, (step + 1) * batch)
-        rounds = {place // count for place in places}
-        generator, orders = torch.Generator(), {}
-        for each in rounds:
-            generator.manual_seed(derived_seed(self._recipe.seed, each, 3))
-            orders[each] = torch.randperm(count, generator=generator)
-        return torch.stack([orders[place // count][place % count] for place in places])
+        if len(self._buckets) == 1:
+            places = range(step * batch, (step + 1) * batch)
+            orders = {each: self._order(each) for each in {place // count for place in places}}
+            return torch.stack([orders[place // count][place % count] for place in places])
+        order = self._order(step // count)
+        leader = order[step % count]
+        alike = self._buckets[self._bucket_of[int(leader)]].photos
+        turned = torch.roll(order, -(step % count))
+        return turned[torch.isin(turned, alike)].repeat(batch // len(alike) + 1)[:batch]
+
+    def _order(self, round_: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(self._recipe.seed, round_, 3))
+        return torch.randperm(self._count, generator=generator)
 
     def conditioning(self, learner: Learner, texts: torch.Tensor) -> Conditioning:
         if self._cached is not None:
@@ -363,6 +396,14 @@ class Batches:
         return float(
             self._family.objective(learner.modules.unet, latents, told, still, timesteps, snr_gamma=None).mean()
         )
+
+
+def _by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:
+    """Which pictures have which shape, in the order they come up."""
+    found: dict[Shape, list[int]] = {}
+    for index, frame in enumerate(frames):
+        found.setdefault((frame.shape[0], frame.shape[1]), []).append(index)
+    return found
 
 
 def _spread(count: int, timesteps: int, generator: torch.Generator) -> torch.Tensor:
@@ -412,31 +453,47 @@ def _no_number(what: str, step: int, recipe: Recipe) -> UserError:
 
 def _class_images(
     family: Family, recipe: Recipe, data: TrainingData, out: Path, stop: Callable[[], bool]
-) -> torch.Tensor | None:
-    """Latents of what the untrained base draws for the class word, (n, c, h, w); in `out` while training lasts."""
+) -> dict[Shape, torch.Tensor]:
+    """Latents of what the untrained base draws for the class word, (n, c, h, w) for each shape of the photos by their
+    share; in `out` while training lasts. Empty when stopped.
+    """
     file, row = out / CLASS_IMAGES, family.row
-    stamp = _sha(row.name, row.revision, recipe.class_word, recipe.seed, recipe.prior_images, data.captions)
+    shapes = {shape: len(photos) / len(data.frames) for shape, photos in _by_shape(data.frames).items()}
+    stamp = _sha(
+        row.name, row.revision, recipe.class_word, recipe.seed, recipe.prior_images, data.captions, list(shapes)
+    )
     if file.is_file():
         tensors, meta = load_tensors(file)
         if meta.get("stamp") == stamp:
-            return tensors["latents"].to(family.device.name)
-    drawn: list[torch.Tensor] = []
-    while len(drawn) < recipe.prior_images:
-        indices = range(len(drawn), min(len(drawn) + recipe.batch, recipe.prior_images))
-        rows = [
-            Row(
-                data.captions[index % len(data.captions)].replace("{subject}", recipe.class_word),
-                derived_seed(recipe.seed, index, 5),
-                guidance=family.architecture.guidance,
+            return {shape: tensors[f"{shape[0]}x{shape[1]}"].to(family.device.name) for shape in shapes}
+    drawn: dict[Shape, list[torch.Tensor]] = {shape: [] for shape in shapes}
+    first = 0  # of this shape's pictures among all
+    for shape, share in shapes.items():
+        last = first + max(1, round(recipe.prior_images * share))
+        for start in range(first, last, recipe.batch):
+            rows = [
+                Row(
+                    data.captions[index % len(data.captions)].replace("{subject}", recipe.class_word),
+                    derived_seed(recipe.seed, index, 5),
+                    guidance=family.architecture.guidance,
+                )
+                for index in range(start, min(start + recipe.batch, last))
+            ]
+            latents = sample_latents(
+                family,
+                family.shared(),
+                rows,
+                steps=CLASS_IMAGE_STEPS,
+                height_px=shape[0],
+                width_px=shape[1],
+                stop=stop,
             )
-            for index in indices
-        ]
-        latents = sample_latents(family, family.shared(), rows, steps=CLASS_IMAGE_STEPS, stop=stop)
-        if latents is None:
-            return None  # stopped: the loop ends before its first step
-        drawn += list(latents)
-    stacked = torch.stack(drawn)
-    save_tensors(file, {"latents": stacked}, {"stamp": stamp})
+            if latents is None:
+                return {}
+            drawn[shape] += list(latents)
+        first = last
+    stacked = {shape: torch.stack(latents) for shape, latents in drawn.items()}
+    save_tensors(file, {f"{h}x{w}": latents for (h, w), latents in stacked.items()}, {"stamp": stamp})
     return stacked
 
 
@@ -454,8 +511,9 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
         raise UserError("There are no photos to learn from. Add at least 5 photos of one person.")
     if len(data.captions) != len(data.frames) or not all("{subject}" in caption for caption in data.captions):
         raise ValueError("one caption per frame, each with {subject}")
-    if data.frames.dtype != np.uint8 or data.frames.ndim != 4 or data.frames.shape[-1] != 3:
-        raise ValueError(f"frames are (n, H, W, 3) uint8, not {data.frames.shape} {data.frames.dtype}")
+    for frame in data.frames:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+            raise ValueError(f"frames are (H, W, 3) uint8, not {frame.shape} {frame.dtype}")
     numbers = {"steps": recipe.steps, "batch": recipe.batch, "checkpoint_every": recipe.checkpoint_every}
     for name, value in numbers.items():
         if value < 1:
@@ -472,10 +530,12 @@ def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
             f"{_title(recipe)} is not offered for {row.title}: it would need far more memory. Choose one of: "
             f"{', '.join(row.methods)}."
         )
-    size = row.resolution_px
-    for frames in (data.frames, data.validation):
-        if len(frames) and frames.shape[1:3] != (size, size):
-            raise ValueError(f"{row.name} takes {size}x{size} frames, not {frames.shape[1]}x{frames.shape[2]}")
+    square = (row.resolution_px, row.resolution_px)
+    for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
+        for height, width in _by_shape(frames):
+            if (height, width) not in shapes:
+                takes = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys(shapes))
+                raise ValueError(f"{row.name} takes {takes} frames, not {height}x{width}")
 
 
 def _sha(*parts: object) -> str:
@@ -485,8 +545,10 @@ def _sha(*parts: object) -> str:
 def _fingerprint(recipe: Recipe, data: TrainingData, photo_digest: str, family: Family) -> str:
     """What a checkpoint belongs to. How often it is saved and shown makes no difference."""
     settings = {k: v for k, v in asdict(recipe).items() if k not in ("checkpoint_every", "preview_every_s")}
-    frames = hashlib.sha256(np.ascontiguousarray(data.frames).tobytes()).hexdigest()
-    return _sha(settings, data.captions, photo_digest, frames, family.row.name, family.row.revision)
+    frames = hashlib.sha256()
+    for frame in data.frames:
+        frames.update(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
+    return _sha(settings, data.captions, photo_digest, frames.hexdigest(), family.row.name, family.row.revision)
 
 
 def _is_disk_full(error: Exception) -> bool:

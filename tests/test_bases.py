@@ -322,3 +322,14 @@ def test_a_single_file_checkpoint_is_the_same_model(tmp_path):
         patch.setattr(family_module, "_from_hub", offline)
         with pytest.raises(UserError, match="needs the configuration and tokenizer of Stable Diffusion 1.5"):
             load_family(find_base(str(checkpoint)), EXACT)
+
+
+def test_a_base_that_draws_no_squares_keeps_its_shape(tmp_path):
+    folder = tmp_path / "upright"
+    shutil.copytree(tiny_folder("sd15"), folder)
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": [10, 8]}))
+    row = find_base(str(folder))
+    assert row.resolution_px == 64 and row.shapes == ((80, 64),)
+    family = load_family(row, EXACT)
+    assert family.latent_shape()[1:] == (10, 8) and family.latent_shape(64, 64)[1:] == (8, 8)

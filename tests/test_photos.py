@@ -476,6 +476,30 @@ def test_square_frames_hold_the_face(tmp_path, box):
         photos.frames([photo])
 
 
+def test_a_photo_keeps_the_picture_shape_nearest_to_its_own(tmp_path):
+    from dataclasses import replace
+
+    from pipelines.bases.registry import find_base
+
+    row = replace(find_base("sdxl"), resolution_px=64, buckets=((64, 64), (80, 48)))
+    shown = []
+    for name, (width, height) in {"upright": (300, 480), "square": (400, 410), "wide": (480, 300)}.items():
+        image = np.full((height, width, 3), 90, np.uint8)
+        image[100:160, 120:180] = (255, 0, 0)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        box = (120, 100, 180, 160)
+        shown.append(
+            Photo(name, str(tmp_path / f"{name}.png"), "0", width, height, box, ((130, 120), (170, 120)), 40.0)
+        )
+    upright, square, wide = photos.crops(shown, row)
+    assert upright.shape == (80, 48, 3) and square.shape == wide.shape == (64, 64, 3)
+    for crop in (upright, square, wide):
+        red = np.argwhere((crop[..., 0] > 200) & (crop[..., 1] < 60))
+        tall, across = np.ptp(red, 0) + 1
+        assert abs(tall - across) <= 2, "the face keeps its proportions"
+    assert all(crop.shape == (128, 128, 3) for crop in photos.crops(shown, find_base("portrait-128")))
+
+
 def test_captions_say_what_the_frame_shows():
     frame = np.full((128, 128, 3), 130, np.uint8)
     frame[100:] = (22, 28, 58)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ def batches(kind, name, class_latents=None, **changes):
     family, recipe = tiny_family(kind), tiny_recipe(kind, name, **changes)
     learner = method(name).learner(family, recipe)
     phrase = method(name).phrase(family.row, recipe)
-    return Batches(family, learner, recipe, tiny_data(kind), phrase, class_latents), learner, recipe
+    return Batches(family, learner, recipe, tiny_data(kind), phrase, class_latents or {}), learner, recipe
 
 
 # everything that could make a resumed run differ, switched on where the method has it
@@ -135,9 +137,54 @@ def test_every_method_sees_the_same_photos_noise_and_timesteps():
             for field in ("latents", "texts", "noise", "timesteps", "weights"):
                 assert torch.equal(getattr(reference.at(step), field), getattr(other.at(step), field))
     # prior preservation adds rows behind the photos' and leaves these alone
-    prior = batches("portrait", "dreambooth", torch.zeros(3, 16, 16, 16), prior_weight=1.0)[0]
+    prior = batches("portrait", "dreambooth", {(128, 128): torch.zeros(3, 16, 16, 16)}, prior_weight=1.0)[0]
     assert torch.equal(prior.at(1).noise[:2], reference.at(1).noise)
     assert torch.equal(prior.at(1).latents[:2], reference.at(1).latents)
+
+
+def bucketed(photos=6):
+    """A tiny SDXL that learned two shapes, and photos of both: (family, data)."""
+    family = copy.copy(tiny_family("sdxl"))
+    family.row = replace(family.row, buckets=((64, 64), (80, 48)))
+    data = tiny_data("sdxl", photos=photos)
+    frames = [frame if k % 3 else np.repeat(frame[:16], 5, 0)[:80, :48] for k, frame in enumerate(data.frames)]
+    return family, replace(data, frames=tuple(frames))
+
+
+def test_photos_of_several_shapes_share_the_steps_by_their_number():
+    family, data = bucketed()
+    recipe = tiny_recipe("sdxl", "lora", batch=3)
+    learner = method("lora").learner(family, recipe)
+    each = Batches(family, learner, recipe, data, "ohwx man", {})
+    seen = []
+    for step in range(12):
+        photos = each._photos(step).tolist()
+        assert len({photo % 3 == 0 for photo in photos}) == 1, "one shape in a batch"
+        shape = tuple(each.at(step).latents.shape[-2:])
+        assert shape == ((10, 6) if photos[0] % 3 == 0 else (8, 8))
+        assert torch.equal(each.at(step).latents, each.at(step).latents)
+        seen.append(photos)
+    assert sorted(photos[0] for photos in seen) == sorted([*range(6)] * 2), "each photo leads once per round"
+    upright = sum(photos[0] % 3 == 0 for photos in seen)
+    assert upright == 4, "two of six photos are upright: a third of the steps"
+
+
+def test_a_training_with_several_shapes_resumes_bit_equal_and_draws_its_class_in_each(tmp_path):
+    family, data = bucketed()
+    recipe = tiny_recipe("sdxl", "lora", steps=5, prior_weight=0.5, prior_images=3, mirror=True)
+    whole = list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
+    killed = train(recipe, data, tmp_path / "killed", photo_digest="d", family=family)
+    for event in killed:
+        if event.kind == "step" and event.step == 3:
+            break
+    killed.close()
+    drawn = load_file(str(tmp_path / "killed" / "class_images.safetensors"))
+    assert {k: tuple(v.shape[-2:]) for k, v in drawn.items() if "x" in k} == {"64x64": (8, 8), "80x48": (10, 6)}
+    second = list(train(recipe, data, tmp_path / "killed", photo_digest="d", family=family))
+    assert losses(second) == losses(whole)[2:] and second[-1].kind == "done"
+    with pytest.raises(ValueError, match="takes 64x64 or 80x48 frames, not 48x80"):
+        turned = replace(data, frames=tuple(np.swapaxes(frame, 0, 1) for frame in data.frames))
+        list(train(recipe, turned, tmp_path / "turned", photo_digest="d", family=family))
 
 
 def test_every_photo_is_seen_equally_often_and_timesteps_are_spread():
@@ -153,7 +200,7 @@ def test_prior_rows_are_weighted_and_min_snr_stays_right():
     family = tiny_family("portrait")
     latents = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     for batch in (1, 2, 4):  # b=1 is silently wrong there, b>=2 crashes
-        each, learner, recipe = batches("portrait", "dreambooth", latents, prior_weight=0.7, batch=batch)
+        each, learner, recipe = batches("portrait", "dreambooth", {(128, 128): latents}, prior_weight=0.7, batch=batch)
         rows = each.at(2)
         extra = max(1, batch // 2)
         assert len(rows.weights) == batch + extra

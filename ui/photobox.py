@@ -249,7 +249,7 @@ def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     every = photo_set.photos
-    frames = photos.frames(every, row)
+    frames = photos.crops(every, row)
     for photo, frame in zip(every, frames, strict=True):
         path = folder / f"{Path(photo.path).stem}.png"
         Image.fromarray(frame).save(path)

@@ -122,7 +122,7 @@ class Family:
     def latent_shape(self, height_px: int | None = None, width_px: int | None = None) -> tuple[int, int, int]:
         """(c, h, w) for a picture; sizes are rounded down to what the network can divide."""
         step = self.pixels_per_latent * 2 ** (len(self._clean_unet.config.block_out_channels) - 1)  # type: ignore
-        sides = [(side or self.row.resolution_px) for side in (height_px, width_px)]
+        sides = [side or own for side, own in zip((height_px, width_px), self.row.shapes[0])]
         height, width = (max(1, side // step) * step // self.pixels_per_latent for side in sides)
         return self.latent_channels, height, width
 

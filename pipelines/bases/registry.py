@@ -26,6 +26,10 @@ RARE_TOKEN = "ohwx"  # one rare token of CLIP's vocabulary; carries almost no me
 # parameters, 41 GB for SDXL's 2.6 B. Bases above this size are taught by the two small methods only.
 DREAMBOOTH_MAX_PARAMETERS = 1.2e9
 
+# The upright ones of the shapes SDXL was trained on (Podell et al. 2023, appendix I): selfies are upright, and what
+# lies beside a person in a wide photo is nothing to learn.
+SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
+
 
 @dataclass(frozen=True)
 class BaseRow:
@@ -46,6 +50,12 @@ class BaseRow:
     aligned: bool  # photos are aligned by the eyes, as the base was trained
     path: str | None = None  # folder or single-file checkpoint on this machine
     variant: str | None = None  # of the weight files on the hub: "fp16"
+    buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) it was trained on; () = square only
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The picture shapes (height, width) in pixels it is taught with; the first is what it draws by itself."""
+        return self.buckets or ((self.resolution_px, self.resolution_px),)
 
     @property
     def folder(self) -> Path | None:
@@ -139,6 +149,7 @@ BASES: dict[str, BaseRow] = {
             min_eye_distance_px=70.0,
             aligned=False,
             variant="fp16",
+            buckets=SDXL_BUCKETS,
         ),
     )
 }
@@ -227,15 +238,20 @@ def _folder_row(folder: Path) -> BaseRow:
         )
     unet, vae = _read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json")
     blocks, sample = vae.get("block_out_channels"), unet.get("sample_size")
-    assert isinstance(blocks, list) and isinstance(sample, int), "a diffusers folder states both"
-    resolution_px = sample * 2 ** (len(blocks) - 1)
+    sides = sample if isinstance(sample, list) else [sample, sample]
+    assert isinstance(blocks, list) and all(isinstance(side, int) for side in sides), "a diffusers folder states both"
+    height, width = (side * 2 ** (len(blocks) - 1) for side in sides)
+    resolution_px = min(height, width)
+    buckets = () if height == width else ((height, width),)
     if (folder / "likeness.json").is_file():
         return _portrait(str(folder), folder, resolution_px, folder.name, "A local portrait model.", "see its card")
     weights = sum(file.stat().st_size for file in (folder / "unet").glob("diffusion_pytorch_model*.safetensors"))
-    return _local_row(folder, _PIPELINES[kind], resolution_px, parameters=weights / 2)
+    return _local_row(folder, _PIPELINES[kind], resolution_px, parameters=weights / 2, buckets=buckets)
 
 
-def _local_row(path: Path, family: str, resolution_px: int, *, parameters: float) -> BaseRow:
+def _local_row(
+    path: Path, family: str, resolution_px: int, *, parameters: float, buckets: tuple[tuple[int, int], ...] = ()
+) -> BaseRow:
     """A row for a model on this machine; what is not in the files is taken from the registry's row of its family."""
     like = next(row for row in BASES.values() if row.family == family)
     small = parameters <= 2 * DREAMBOOTH_MAX_PARAMETERS  # counted as if 2 bytes each: a float32 file has half as many
@@ -254,6 +270,7 @@ def _local_row(path: Path, family: str, resolution_px: int, *, parameters: float
         min_eye_distance_px=like.min_eye_distance_px * resolution_px / like.resolution_px,
         aligned=False,
         path=str(path),
+        buckets=buckets or (like.buckets if resolution_px == like.resolution_px else ()),
     )
 
 
