@@ -11,9 +11,10 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
-from ui.startup import prepare_environment
+from ui.startup import prepare_environment, sweep_uploads
 
 
 def build() -> tuple[Any, dict[str, Any]]:
@@ -28,8 +29,7 @@ def build() -> tuple[Any, dict[str, Any]]:
 
     services = Services()
     keep_s = 3600 * keep_hours()
-    if keep_s:
-        threading.Thread(target=_janitor, args=(services, keep_s), daemon=True, name="likeness-janitor").start()
+    threading.Thread(target=_janitor, args=(services, keep_s), daemon=True, name="likeness-janitor").start()
     with gr.Blocks(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
         capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
@@ -91,17 +91,20 @@ def build() -> tuple[Any, dict[str, Any]]:
 
 
 def keep_hours() -> float:
-    """After how many idle hours a run is deleted: $LIKENESS_KEEP_HOURS, else 24 on a Space, else never (0)."""
+    """After how many idle hours a run is deleted: $LIKENESS_KEEP_HOURS (0 = never), else 24."""
     try:
-        return max(0.0, float(os.environ.get("LIKENESS_KEEP_HOURS") or (24 if os.environ.get("SPACE_ID") else 0)))
+        return max(0.0, float(os.environ.get("LIKENESS_KEEP_HOURS") or 24))
     except ValueError:
         raise SystemExit("LIKENESS_KEEP_HOURS must be a number of hours, such as 24.") from None
 
 
 def _janitor(services: Any, keep_s: float) -> None:
+    """At the start and every hour: idle runs, and uploads that nobody took in."""
     while True:
-        services.sweep(older_than_s=keep_s)
-        time.sleep(min(3600.0, keep_s))
+        if keep_s:
+            services.sweep(older_than_s=keep_s)
+        sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+        time.sleep(min(3600.0, keep_s or 3600.0))
 
 
 def main() -> None:

@@ -319,6 +319,43 @@ def test_idle_runs_are_swept_and_used_ones_stay(services):
 # ------------------------------------------------------------------------------------------------- who may fetch what
 
 
+def test_runs_are_kept_a_day_unless_told_otherwise(monkeypatch):
+    import app
+
+    monkeypatch.delenv("LIKENESS_KEEP_HOURS", raising=False)
+    assert app.keep_hours() == 24
+    for said, hours in {"0": 0, "1.5": 1.5, "-3": 0, "": 24}.items():
+        monkeypatch.setenv("LIKENESS_KEEP_HOURS", said)
+        assert app.keep_hours() == hours
+    monkeypatch.setenv("LIKENESS_KEEP_HOURS", "a day")
+    with pytest.raises(SystemExit, match="must be a number of hours"):
+        app.keep_hours()
+
+
+def test_uploads_of_killed_apps_and_closed_tabs_are_deleted(tmp_path, monkeypatch):
+    import subprocess
+
+    from ui import startup
+
+    monkeypatch.setattr(startup.tempfile, "gettempdir", lambda: str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    killed, running = (tmp_path / f"{startup.UPLOADS}{pid}-x" for pid in (dead.pid, os.getpid()))
+    for folder in (killed, running):
+        (folder / "hash").mkdir(parents=True)
+        (folder / "hash" / "me.jpg").write_bytes(b"photo")
+    (tmp_path / f"{startup.UPLOADS}notes").write_text("of somebody else")
+    startup.sweep_dead()
+    assert not killed.exists() and (running / "hash" / "me.jpg").exists()
+    assert (tmp_path / f"{startup.UPLOADS}notes").exists()
+
+    old = running / "tmp1234"
+    old.write_bytes(b"half a photo")
+    os.utime(old, (time.time() - 4000,) * 2)
+    assert startup.sweep_uploads(3600, running) == 1 and not old.exists()
+    assert (running / "hash" / "me.jpg").exists(), "just uploaded"
+
+
 def test_links_are_signed_expire_and_stay_inside(services, monkeypatch):
     media = services.media
     _, session = services.sessions.create()

@@ -7,8 +7,10 @@ Try it: `python -X importtime app.py`.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 WRITES_STUBS = "gradio.component_meta"
+UPLOADS = "likeness-uploads-"
 
 
 def prepare_environment() -> None:
@@ -24,9 +27,46 @@ def prepare_environment() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     if "GRADIO_TEMP_DIR" not in os.environ:
-        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="likeness-uploads-")
+        sweep_dead()
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=f"{UPLOADS}{os.getpid()}-")
     Path(os.environ["GRADIO_TEMP_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     skip_stub_files()
+
+
+def sweep_dead() -> None:
+    """Delete the upload folders of app processes that were killed before they could do it themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{UPLOADS}*-*"):
+        pid = folder.name.removeprefix(UPLOADS).partition("-")[0]
+        if pid.isdigit() and not folder.is_symlink() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_uploads(older_than_s: float, folder: Path) -> int:
+    """Delete what was uploaded and never taken in (a closed tab, a broken upload); returns how many files.
+
+    Gradio forgets the halves of broken uploads, so nobody else would.
+    """
+    gone = 0
+    for file in folder.rglob("*"):
+        try:
+            if file.is_file() and file.stat().st_mtime < time.time() - older_than_s:
+                file.unlink()
+                gone += 1
+        except OSError:
+            continue  # taken in meanwhile
+    return gone
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there os.kill(pid, 0) would end it; the system empties its temporary folder itself
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def skip_stub_files() -> None:
