@@ -20,7 +20,7 @@ import queue
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -317,8 +317,9 @@ class _Flow:
         subjects = yield from self.train(photos, device, family)
         drawn = yield from self.draw(("none", *subjects), samplings, family)
         scores, marks = yield from self.judge(photos, family, wanted=[path for _, _, path in drawn])
-        yield Event("phase", text="Writing the report")
         findings = self._findings(photos, columns, drawn, scores, marks, subjects)
+        findings = yield from self.look_closer(photos, findings)
+        yield Event("phase", text="Writing the report")
         self._write(findings, photos, device, samplings, key)
         self._raise_problems("The report shows the others.")
         yield self._done(findings)
@@ -598,6 +599,42 @@ class _Flow:
             )
         workspace.write_json(self.run.marks, marks)
         return scores, marks
+
+    def look_closer(self, photos: PhotoSet, findings: Findings) -> Generator[Event, None, Findings]:
+        """What else there is to say about the pictures: usable, as asked, varied, copied, drifted."""
+        from pipelines import metrics, scoring
+        from pipelines.photos import decode, frames
+
+        self._stop_here()
+        yield Event("phase", text="Looking for copies and slips")
+        shown = frames(photos.train, aligned=True, resolution_px=metrics.FRAME_PX)
+        training = {photo.name: metrics.structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
+        try:
+            learned_from = scoring.reference(self.judges[0], photos.train)
+        except UserError:
+            learned_from = None
+        facts: dict[str, metrics.Facts] = {}
+        trained: dict[str, float | None] = {}
+        for cell in findings.cells:
+            self._stop_here()
+            path = self.run.folder / cell.path
+            facts[cell.path] = metrics.facts(decode(path), cell.sampling, training)
+            trained[cell.path] = scoring.score_renders([path], learned_from)[0].similarity if learned_from else None
+            yield Event("note", cell.column, len(facts), len(findings.cells), data={"stage": "closer"})
+        seen = {
+            column: [(cell.sampling, facts[cell.path], cell.scores) for cell in findings.of(column)]
+            for column in findings.columns
+        }
+        worth = {
+            column: metrics.worth(
+                pictures,
+                seen.get("none", []),
+                to_training=[trained[cell.path] for cell in findings.of(column)],
+            )
+            for column, pictures in seen.items()
+            if pictures
+        }
+        return replace(findings, facts=facts, worth=worth)
 
     # -- what is on disk ---------------------------------------------------------------------------------------
 

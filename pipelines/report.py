@@ -12,12 +12,13 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import workspace
+from pipelines.metrics import COPY, Facts, Worth, is_subject
 from pipelines.schema import PhotoSet, Sampling, Score, Subject
 from pipelines.scoring import Bootstrap, IdentitySummary, Marks, paired_bootstrap, summary
 from pipelines.workspace import Run
@@ -33,6 +34,7 @@ NAMES = {
     "lora": "LoRA",
 }
 TILE_PX, GAP_PX = 176, 10
+OTHER_COLOUR = "#7c3aed"
 COLOURS = {"none": "#6b7280", "textual_inversion": "#b45309", "dreambooth": "#1d4ed8", "lora": "#047857"}
 
 
@@ -65,12 +67,15 @@ class Findings:
     marks: dict[str, Marks]  # by judge, the one that counts first
     subjects: dict[str, Subject]  # by method; one that failed is not here
     errors: tuple[str, ...] = ()
+    facts: dict[str, Facts] = field(default_factory=dict)  # by path; {} where nobody looked closer
+    worth: dict[str, Worth] = field(default_factory=dict)  # by column
 
     def of(self, column: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.column == column]
 
     def scores(self, column: str, judge: str) -> list[Score]:
-        found = (cell.score(judge) for cell in self.of(column))
+        """Of pictures that should show the person, in the order of the cells."""
+        found = (cell.score(judge) for cell in self.of(column) if is_subject(cell.sampling))
         return [score for score in found if score is not None]
 
     def identity(self, column: str, judge: str) -> IdentitySummary | None:
@@ -81,7 +86,8 @@ class Findings:
     def against_base(self, column: str, judge: str) -> Bootstrap | None:
         """A method's similarities minus the untrained base's, picture by picture; None where there is no such pair."""
         one, base = ([_zero(score) for score in self.scores(name, judge)] for name in (column, "none"))
-        if column == "none" or not one or len(one) != len(base):
+        asked, basis = ([cell.sampling for cell in self.of(name)] for name in (column, "none"))
+        if column == "none" or not one or len(one) != len(base) or asked != basis:
             return None
         return paired_bootstrap(one, base, resamples=5000, seed=0)
 
@@ -114,7 +120,7 @@ def verdict(findings: Findings) -> str:
     scale += f", 99.9% of different people stay below {mark.impostor:.2f}." if mark.impostor is not None else "."
     if gain is None or not (gain.significant and gain.difference > 0):
         return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
-    return f"{NAMES[best]} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"
+    return f"{_name(best)} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"
 
 
 # ------------------------------------------------------------------------------------------------- JSON and CSV
@@ -161,7 +167,14 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
         "renders": len(drawn) if column == "none" or subject else None,
         "faces_found": first.faces_found if first else None,
         "identity": {judge: _identity_json(findings.identity(column, judge)) for judge in findings.marks},
+        **_worth_json(findings.worth.get(column)),
     }
+
+
+def _worth_json(found: Worth | None) -> dict[str, float | int | None]:
+    names = [each.name for each in fields(Worth)]
+    values = asdict(found) if found else dict.fromkeys(names)
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _identity_json(found: IdentitySummary | None) -> dict[str, float | None]:
@@ -180,7 +193,8 @@ def to_csv(findings: Findings) -> str:
     table = csv.writer(out, lineterminator="\n")
     judges = list(findings.marks)
     heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file"]
-    table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason"))])
+    closer = ["following", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
+    table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason")), *closer])
     for cell in findings.cells:
         asked = cell.sampling
         row: list[Any] = [cell.column, asked.seed, _cell_text(asked.prompt), _cell_text(asked.negative_prompt)]
@@ -192,8 +206,16 @@ def to_csv(findings: Findings) -> str:
                 f"{score.similarity:.4f}" if known and score else "",
                 (score.reason or "") if score else "not scored",
             ]
+        if findings.facts:
+            seen = findings.facts.get(cell.path)
+            row += _closer(seen) if seen else ["", "", "", ""]
         table.writerow(row)
     return out.getvalue()
+
+
+def _closer(seen: Facts) -> list[str]:
+    numbers = ["" if value is None else f"{value:.3f}" for value in (seen.following, seen.copy)]
+    return [numbers[0], " ".join(seen.quality), numbers[1], _cell_text(seen.nearest or "")]
 
 
 def _cell_text(text: str) -> str:
@@ -323,6 +345,7 @@ def to_html(findings: Findings, run: Run) -> str:
         f"<h2>What did not work</h2><ul>{problems}</ul>" if problems else "",
         "<h2>Methods</h2>",
         *(_table(findings, judge) for judge in judges),
+        _worth_table(findings),
         "<h2>On one scale</h2>",
         *(_strip(findings, judge) for judge in judges),
         "<h2>Side by side</h2>",
@@ -354,12 +377,49 @@ def _table(findings: Findings, judge: str) -> str:
             _figure(subject.artifact_bytes / 1e6 if subject else None),
             f"{subject.trainable_params:,}" if subject else "–",
         )
-        rows.append(f"<tr><td>{NAMES[column]}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr><td>{_name(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
         f'<div class="scroll"><table><caption>Judge: {escape(judge)}. Pictures without a face count as 0.</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+WORTH = (
+    ("usable", "Usable", "one prominent face that looks like the person, as asked, in good quality"),
+    ("following", "As asked", "share of the asked attributes that the picture shows"),
+    ("diversity", "Variety", "1 - structural similarity of two pictures' faces"),
+    ("copy_score", "Copy score", f"highest structural similarity with a training photo; from {COPY} on it is a copy"),
+    ("copies", "Copies", "pictures that repeat a training photo"),
+    ("memorisation_gap", "Memorised", "similarity to the training photos minus to the held-out ones"),
+    ("drift", "Drift", "how much more a class-only prompt looks like the person than the untrained base's"),
+    ("preserved", "Base kept", "structural similarity of a class-only prompt with the untrained base's same seed"),
+)
+
+
+def _worth_table(findings: Findings) -> str:
+    if not findings.worth:
+        return ""
+    rows = []
+    for column in findings.columns:
+        found = _worth_json(findings.worth.get(column))
+        cells = (
+            f"{found[name]}" if isinstance(found[name], int) else _figure(found[name])  # type: ignore[arg-type]
+            for name, _, _ in WORTH
+        )
+        rows.append(f"<tr><td>{_name(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    heads = "".join(f'<th scope="col" title="{escape(why)}">{title}</th>' for _, title, why in WORTH)
+    notes = "".join(f"<li>{title}: {escape(why)}</li>" for _, title, why in WORTH)
+    return (
+        '<div class="scroll"><table><caption>What else counts, by measured rules.</caption>'
+        f'<thead><tr><th scope="col">Method</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<ul class="soft">{notes}</ul>'
+    )
+
+
+def _name(column: str) -> str:
+    """A column's title; pictures made elsewhere carry the name they were given."""
+    return NAMES.get(column) or escape(column)
 
 
 def _strip(findings: Findings, judge: str) -> str:
@@ -396,9 +456,10 @@ def _strip(findings: Findings, judge: str) -> str:
         )
     for index, (column, each) in enumerate(dots.items()):
         y = 26 * index + 16
-        lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{NAMES[column]}</text>')
+        lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{_name(column)}</text>')
+        colour = COLOURS.get(column, OTHER_COLOUR)
         lines += [
-            f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{COLOURS[column]}" fill-opacity=".65"/>'
+            f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{colour}" fill-opacity=".65"/>'
             for value in each
         ]
     said = "; ".join(f"{name} {_figure(value)}" for name, value in named)
@@ -410,14 +471,14 @@ def _strip(findings: Findings, judge: str) -> str:
 
 def _side_by_side(findings: Findings, run: Run) -> str:
     judge = next(iter(findings.marks), "")
-    cells = [f"<div><b>{NAMES[column]}</b></div>" for column in findings.columns]
+    cells = [f"<div><b>{_name(column)}</b></div>" for column in findings.columns]
     for asked, row in _rows(findings.cells):
         for column in findings.columns:
             cell = row.get(column)
             if cell is None:
                 cells.append("<figure><figcaption>not drawn</figcaption></figure>")
                 continue
-            alt = f"{NAMES[column]}, seed {asked.seed}: {_spoken(findings, asked)}"
+            alt = f"{_name(column)}, seed {asked.seed}: {_spoken(findings, asked)}"
             cells.append(
                 f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{escape(alt)}">'
                 f"<figcaption>{escape(_said(cell.score(judge)))} · seed {asked.seed}</figcaption></figure>"

@@ -16,7 +16,7 @@ LAYERS = (
     ("runtime", "workspace", "presets", "attributes", "checkpoints", "calibration", "bases.registry"),
     ("bases", "photos", "faces", "arcface_mini", "checks"),
     ("methods",),
-    ("training", "generation", "scoring", "refining"),
+    ("training", "generation", "scoring", "metrics", "refining"),
     ("comparison", "report"),
     ("jobs", "__main__"),
 )

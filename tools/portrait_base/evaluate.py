@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from pipelines import attributes, faces
+from pipelines.metrics import holds
+from pipelines.schema import Sampling
 from tools.portrait_base import autoencoder, data, denoiser, variants
 
 SAMPLES = 256
+GUIDANCE = Sampling("").guidance  # as the product draws
 SAME_PERSON_L2 = 0.6
 
 
@@ -114,7 +117,7 @@ def vae_figures(vae, portraits: data.Portraits, people_folder: Path | None, pack
 
 @torch.no_grad()
 def sample(
-    pipeline, prompts: list[str], *, seed: int, guidance: float = 2.5, steps: int = 20, batch: int = 16
+    pipeline, prompts: list[str], *, seed: int, guidance: float = GUIDANCE, steps: int = 20, batch: int = 16
 ) -> np.ndarray:
     """Stock pipeline, one picture per prompt, each from its own seed. (n, 128, 128, 3) uint8."""
     pipeline.set_progress_bar_config(disable=True)
@@ -157,8 +160,8 @@ def sample_figures(
     for image, (_, background, jacket, tone) in zip(images, asked):
         seen = attributes.measure(image)
         checks = [seen.tone == tone]
-        checks += [_near(seen.background, background)] if background and tone == "colour" else []
-        checks += [_near(seen.jacket, jacket)] if jacket else []
+        checks += [holds(seen.background, background)] if background and tone == "colour" else []
+        checks += [holds(seen.jacket, jacket)] if jacket else []
         held, total = held + sum(checks), total + len(checks)
         descriptor = _descriptor(image)
         if descriptor is not None:
@@ -170,12 +173,6 @@ def sample_figures(
         "attributes_hold": held / total,
         "memorised": copies / samples,
     }, images
-
-
-def _near(seen: str | None, asked: str | None) -> bool:
-    """Neighbouring colour words that the rule cannot tell apart under shading count as the same."""
-    same = ({"navy", "blue"}, {"navy", "black"}, {"grey", "white"})
-    return seen == asked or any({seen, asked} == pair for pair in same)
 
 
 @torch.no_grad()
@@ -210,7 +207,7 @@ def identity_rank(pipeline, projector, portraits: data.Portraits, which: np.ndar
             prompt_embeds=told,
             negative_prompt_embeds=empty,
             num_inference_steps=20,
-            guidance_scale=2.5,
+            guidance_scale=GUIDANCE,
             generator=generators,
             output_type="np",
         ).images
