@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipelines import photos
-from tools.portrait_base.card import machine
+from pipelines.runtime import machine
 
 
 def phone_photos(folder: Path, count: int) -> list[Path]:

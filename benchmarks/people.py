@@ -22,9 +22,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pipelines.runtime import machine
 from pipelines.schema import COLUMNS
 from pipelines.scoring import paired_bootstrap
-from tools.portrait_base.card import machine
 
 TITLES = {
     "none": "untrained base",

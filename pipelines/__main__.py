@@ -100,6 +100,13 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="draw this instead of plain portraits; holds {subject} (repeatable)",
     )
+    compare.add_argument(
+        "--matrix",
+        metavar="FILE",
+        type=Path,
+        help="a study: PHOTO_DIR may then hold one folder per person (and people.csv);\nsee presets/studies",
+    )
+    compare.add_argument("--jobs", type=_whole, default=1, help="cells of a study that run at once (1)")
     _judge_arguments(compare)
 
     generate = command("generate", "Draw pictures with what a run has learned, and score them.", _generate)
@@ -232,6 +239,8 @@ def _compare(asked: argparse.Namespace) -> int:
     from pipelines import comparison, workspace
     from pipelines.bases.registry import find_base
 
+    if asked.matrix is not None:
+        return _study(asked)
     run, spec = _prepare(asked, kind="compare")
     if asked.prompt:
         samplings = comparison.samplings_of(find_base(spec.base), asked.prompt, renders=asked.renders, seed=asked.seed)
@@ -243,6 +252,37 @@ def _compare(asked: argparse.Namespace) -> int:
     else:
         _print_table(report)
         print(f"{run.page}")
+    return DONE
+
+
+def _study(asked: argparse.Namespace) -> int:
+    from pipelines import study, study_report
+    from pipelines.runtime import machine
+
+    if not asked.photos.is_dir():
+        raise WrongUse(f"There is no folder {asked.photos}. Check the path.")
+    if asked.out is None:
+        raise WrongUse("A study needs --out FOLDER: it is continued from there.")
+    if asked.jobs < 1:
+        raise WrongUse("--jobs is a number from 1.")
+    _face_models(asked)
+    matrix = study.read_matrix(asked.matrix)
+    doing = study.Study(matrix, study.read_people(asked.photos, matrix.people), asked.out, _say)
+    finished = doing.run(at_once=asked.jobs)
+    if not finished:
+        raise UserError("No cell was finished. " + " ".join(doing.failed.values()))
+    command = f"python -m pipelines compare {asked.photos.name} --matrix {asked.matrix.name} --jobs {asked.jobs}"
+    saved = study_report.write(finished, asked.out, command=command, machine=machine(), failed=doing.failed)
+    if asked.json:
+        _print_json(saved)
+    else:
+        for budget, found in saved["budgets"].items():
+            for judge in found["judges"]:
+                print(f"{budget}, {judge}, {len(found['people'])} people")
+                print(study_report.to_markdown(found, judge), end="\n\n")
+        print(asked.out / "report.html")
+    if doing.failed:
+        raise UserError(f"{len(doing.failed)} cells failed; the same command tries them again.")
     return DONE
 
 

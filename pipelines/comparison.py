@@ -63,7 +63,7 @@ SETTING_LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 100_000), "batch": (1, 256), "vectors": (1, 8), "rank": (1, 256), "alpha": (0, 1024),
     "prior_images": (1, 1000), "checkpoint_every": (1, 100_000), "learning_rate": (0, 1), "text_learning_rate": (0, 1),
     "ema": (0, 0.999999), "caption_dropout": (0, 1), "prior_weight": (0, 10), "clip_norm": (0, 1000),
-    "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "preview_every_s": (0, 86_400),
+    "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "noise_from": (0, 0.99), "preview_every_s": (0, 86_400),
 }  # fmt: skip
 
 Setting = int | float | str | bool | None
@@ -81,6 +81,7 @@ class JobSpec:
     methods: tuple[str, ...] = METHODS  # to train; for "generate" the columns to draw, "none" being the untrained base
     quality: str = "good"
     seed: int = 0
+    split_seed: int | None = None  # determines which photos are held out; None: `seed` does
     photos: tuple[str, ...] = ()  # files to take in; empty: the run's photos were taken in already
     keep: tuple[str, ...] = ()  # names of photos to use although the checks would leave them out
     samplings: tuple[Sampling, ...] = ()  # what to draw; empty for "compare": `renders` plain portraits
@@ -108,6 +109,7 @@ class JobSpec:
             if name != "none" and name not in row.methods:
                 raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.methods)}.")
         _number("The seed", self.seed, 0, 2**53, whole=True)
+        _number("The split's seed", self.split, 0, 2**53, whole=True)
         _number("The number of pictures", self.renders, 1, 500, whole=True)
         if self.kind == "generate" and not self.samplings:
             raise UserError("Nothing to draw was named. Give a prompt or pick a style.")
@@ -117,6 +119,10 @@ class JobSpec:
             _number("The seed", each.seed, 0, 2**53, whole=True)
         for method, changes in self.settings.items():
             _check_settings(method, changes)
+
+    @property
+    def split(self) -> int:
+        return self.seed if self.split_seed is None else self.split_seed
 
     def disk_bytes(self) -> int:
         """About how much the job writes: checkpoints hold weights and two moments, artefacts the weights."""
@@ -372,7 +378,7 @@ class _Flow:
                 raise UserError("There are no photos in this run. Add 5 to 15 photos of one person.")
             return known
         paths = [Path(each) for each in self.spec.photos]
-        source = _source(paths, self.spec.seed, self.spec.keep)
+        source = _source(paths, self.spec.split, self.spec.keep)
         record = self.run.folder / "source.json"
         if known is not None and (source is None or (workspace.read_json(record) or {}).get("sha256") == source):
             return known
@@ -385,7 +391,7 @@ class _Flow:
             return photos.intake(
                 paths,
                 self.run.photos,
-                seed=self.spec.seed,
+                seed=self.spec.split,
                 min_eye_distance_px=self.row.min_eye_distance_px,
                 keep=self.spec.keep,
                 progress=progress,
@@ -799,11 +805,7 @@ class _Flow:
         }  # fmt: skip
 
     def _is_complete(self, key: str) -> bool:
-        saved = workspace.read_json(self.run.manifest)
-        if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
-            return False
-        files = [self.run.report, *(self.run.folder / path for path in saved.get("renders", {}))]
-        return all(path.is_file() for path in files)
+        return _complete(self.run, key)
 
     def _done(self, findings: Findings | None = None) -> Event:
         from pipelines.report import verdict
@@ -821,6 +823,20 @@ class _Flow:
 
 
 # ------------------------------------------------------------------------------------------------- helpers
+
+
+def is_complete(run: Run, spec: JobSpec) -> bool:
+    """Whether this very comparison is finished in `run`. Light: no torch."""
+    photos = workspace.load_photo_set(run)
+    return photos is not None and _complete(run, _sha(workspace.plain(spec), photos.digest))
+
+
+def _complete(run: Run, key: str) -> bool:
+    saved = workspace.read_json(run.manifest)
+    if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
+        return False
+    files = [run.report, *(run.folder / path for path in saved.get("renders", {}))]
+    return all(path.is_file() for path in files)
 
 
 def render_name(sampling: Sampling) -> str:

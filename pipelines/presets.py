@@ -7,7 +7,7 @@ Try it: `python -c "from pipelines.presets import recipe; print(recipe('sd15', '
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,7 +20,7 @@ PRESETS = Path(__file__).resolve().parents[1] / "presets"
 FAMILY_TITLES = {"portrait": "the embedded portrait base", "sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
 CHOSEN = ("base", "method", "class_word", "seed")  # said by the person, not by a recipe file
 
-Record = TypeVar("Record", Style, Recipe)
+Record = TypeVar("Record")
 
 
 def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
@@ -45,6 +45,31 @@ def style_problem(style: Style, row: BaseRow) -> str | None:
     if unknown:
         return f"{row.title} does not know: {', '.join(unknown)}."
     return None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a prompt set. `prompt` holds `{subject}`, or `{class}` where nobody in particular is asked for."""
+
+    prompt: str
+    kind: str
+    photoreal: bool = True  # recognisers say nothing about cartoons: such prompts stay out of the identity mean
+
+
+def prompts(name: str, folder: Path = PRESETS / "prompts") -> tuple[Prompt, ...]:
+    """A prompt set of `presets/prompts`, or of a JSON file given by its path. Raises UserError for a wrong one."""
+    file = Path(name) if name.endswith(".json") else folder / f"{name}.json"
+    if not file.is_file():
+        known = ", ".join(sorted(each.stem for each in folder.glob("*.json")))
+        raise UserError(f"There is no prompt set {name}. Choose one of {known}, or give a JSON file.")
+    entries = _read(file).get("prompts")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'The prompt set {file.name} has no list "prompts". Add it.')
+    found = tuple(_record(Prompt, entry, file) for entry in entries if isinstance(entry, dict))
+    for each in found:
+        if "{subject}" not in each.prompt and "{class}" not in each.prompt:
+            raise UserError(f"The prompt set {file.name} has a prompt without {{subject}} or {{class}}: {each.prompt}")
+    return found
 
 
 def recipe(base: str, method: str, quality: str, *, class_word: str, seed: int = 0) -> Recipe:
@@ -92,7 +117,7 @@ def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
 
 def _record(kind: type[Record], saved: dict[str, Any], file: Path) -> Record:
     """A record from JSON: unknown or missing fields and wrong types are errors, lists become tuples."""
-    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
+    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(saved) - set(known)):
         raise UserError(f"The preset {file.name} has unknown settings: {', '.join(unknown)}. Correct or remove them.")
     values: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import workspace
-from pipelines.metrics import COPY, Facts, Worth, is_subject
+from pipelines.metrics import COPY, Facts, Worth, is_subject, usable
 from pipelines.schema import PhotoSet, Sampling, Score, Subject
 from pipelines.scoring import Bootstrap, IdentitySummary, Marks, paired_bootstrap, summary
 from pipelines.workspace import Run
@@ -157,7 +157,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
 def _method_json(findings: Findings, column: str) -> dict[str, Any]:
     subject = findings.subjects.get(column)
     first = findings.identity(column, next(iter(findings.marks))) if findings.marks else None
-    drawn = findings.of(column)
+    drawn = [cell for cell in findings.of(column) if is_subject(cell.sampling)]
     return {
         "steps": subject.steps if subject else None,
         "train_s": _rounded(subject.train_s, 3) if subject else None,
@@ -193,7 +193,7 @@ def to_csv(findings: Findings) -> str:
     table = csv.writer(out, lineterminator="\n")
     judges = list(findings.marks)
     heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file"]
-    closer = ["following", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
+    closer = ["usable", "following", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
     table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason")), *closer])
     for cell in findings.cells:
         asked = cell.sampling
@@ -208,7 +208,7 @@ def to_csv(findings: Findings) -> str:
             ]
         if findings.facts:
             seen = findings.facts.get(cell.path)
-            row += _closer(seen) if seen else ["", "", "", ""]
+            row += [int(usable(seen, cell.scores)), *_closer(seen)] if seen else [""] * len(closer)
         table.writerow(row)
     return out.getvalue()
 
@@ -458,10 +458,7 @@ def _strip(findings: Findings, judge: str) -> str:
         y = 26 * index + 16
         lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{_name(column)}</text>')
         colour = COLOURS.get(column, OTHER_COLOUR)
-        lines += [
-            f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{colour}" fill-opacity=".65"/>'
-            for value in each
-        ]
+        lines += [f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{colour}" fill-opacity=".65"/>' for value in each]
     said = "; ".join(f"{name} {_figure(value)}" for name, value in named)
     return (
         f'<h3>{escape(judge)}</h3><svg viewBox="0 0 1000 {height}" role="img" aria-label="Similarities by '

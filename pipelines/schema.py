@@ -135,6 +135,7 @@ class Recipe:
     clip_norm: float = 1.0
     ema: float = 0.0  # 0 = off
     snr_gamma: float | None = 5.0  # min-SNR weighting; None = uniform
+    noise_from: float = 0.0  # only noise levels from this share of the schedule up; words decide nothing below it
     vectors: int = 4  # textual inversion: learned vectors per text encoder, 1..8
     init: str = "class_word"  # textual inversion: "class_word" | "zero_shot" (bases that carry a projector)
     rank: int = 16  # LoRA

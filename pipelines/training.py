@@ -103,7 +103,8 @@ def load_subject(folder: Path) -> Subject:
     file = Path(folder) / SUBJECT
     try:
         saved = json.loads(file.read_text())
-        recipe = Recipe(**{key: saved["recipe"][key] for key in (field.name for field in fields(Recipe))})
+        known = [field.name for field in fields(Recipe)]  # a setting that came later has its default
+        recipe = Recipe(**{key: saved["recipe"][key] for key in known if key in saved["recipe"]})
         names = [field.name for field in fields(Subject) if field.name != "recipe"]
         return Subject(recipe=recipe, **{name: saved[name] for name in names})
     except FileNotFoundError as error:
@@ -331,7 +332,7 @@ class Batches:
         device = bucket.moments.mean.device
         latents = bucket.moments[entries.to(device)].latents(None if sampled is None else sampled.to(device))
         noised = torch.randn((len(photos), *shape), generator=generator)
-        timesteps = _spread(len(photos), len(self._family.schedule), generator)
+        timesteps = _spread(len(photos), len(self._family.schedule), generator, recipe.noise_from)
         weights = torch.full((len(photos),), 1 / len(photos))
         if bucket.class_latents is not None:
             generator.manual_seed(derived_seed(recipe.seed, step, 2))
@@ -340,7 +341,8 @@ class Batches:
             latents = torch.cat([latents, bucket.class_latents[chosen.to(device)]])
             texts = torch.cat([texts, 2 * count + chosen % count])
             noised = torch.cat([noised, torch.randn((extra, *shape), generator=generator)])
-            timesteps = torch.cat([timesteps, _spread(extra, len(self._family.schedule), generator)])
+            more = _spread(extra, len(self._family.schedule), generator, recipe.noise_from)
+            timesteps = torch.cat([timesteps, more])
             weights = torch.cat([weights, torch.full((extra,), recipe.prior_weight / extra)])
         return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device))
 
@@ -406,9 +408,12 @@ def _by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:
     return found
 
 
-def _spread(count: int, timesteps: int, generator: torch.Generator) -> torch.Tensor:
-    """Uniform timesteps, one from each of `count` equal slices: less noise in the loss than independent draws."""
+def _spread(count: int, timesteps: int, generator: torch.Generator, share: float = 0.0) -> torch.Tensor:
+    """Uniform timesteps from `share` of the schedule up, one from each of `count` equal slices: less noise in the loss
+    than independent draws.
+    """
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    places = share + (1 - share) * places
     return (places * timesteps).long().clamp(max=timesteps - 1)[torch.randperm(count, generator=generator)]
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image
 from pipelines import comparison, report, workspace
 from pipelines.bases.registry import BASES, find_base
 from pipelines.comparison import JobSpec, compare, default_samplings, perform, render_name, samplings_of
+from pipelines.metrics import Worth
 from pipelines.schema import COLUMNS, METHODS, Event, PhotoSet, Sampling, Score, UserError
 from pipelines.scoring import Marks
 from pipelines.workspace import Run
@@ -68,7 +69,7 @@ def test_the_report_has_its_shape(finished):
     assert list(saved["methods"]) == list(COLUMNS)
     for name, row in saved["methods"].items():
         learned = ["steps", "train_s", "peak_mem_mb", "artifact_bytes", "trainable_params"]
-        closer = [each.name for each in dataclasses.fields(Worth)]
+        closer = [each.name for each in fields(Worth)]
         assert list(row) == [*learned, "renders", "faces_found", "identity", *closer]
         assert row["usable"] is not None and row["copies"] == 0
         assert row["renders"] == 2 and 0 <= row["faces_found"] <= 2

@@ -169,6 +169,14 @@ def test_photos_of_several_shapes_share_the_steps_by_their_number():
     assert upright == 4, "two of six photos are upright: a third of the steps"
 
 
+def test_noise_levels_can_be_kept_to_those_where_words_decide():
+    high = batches("portrait", "textual_inversion", batch=10, noise_from=0.6)[0]
+    steps = torch.cat([high.at(step).timesteps for step in range(5)])
+    assert int(steps.min()) >= 600 and int(steps.max()) > 950
+    everything = batches("portrait", "textual_inversion", batch=10)[0]
+    assert torch.equal(high.at(2).noise, everything.at(2).noise), "the same noise; only its level differs"
+
+
 def test_a_training_with_several_shapes_resumes_bit_equal_and_draws_its_class_in_each(tmp_path):
     family, data = bucketed()
     recipe = tiny_recipe("sdxl", "lora", steps=5, prior_weight=0.5, prior_images=3, mirror=True)

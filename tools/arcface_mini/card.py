@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines import arcface_mini, calibration
-from tools.portrait_base.card import machine
+from pipelines.runtime import machine
 
 TEXT = """---
 license: apache-2.0

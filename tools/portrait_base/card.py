@@ -5,12 +5,13 @@ only.
 from __future__ import annotations
 
 import json
-import platform
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from pipelines.runtime import machine
 
 # figure -> (what it is, bar as text, whether the value meets it)
 BARS = {
@@ -114,16 +115,3 @@ def write(out: Path, figures: dict[str, float], pictures: dict[str, np.ndarray],
     for name, frames in pictures.items():
         grid = np.concatenate([np.concatenate(list(frames[i : i + 8]), 1) for i in range(0, len(frames), 8)], 0)
         Image.fromarray(grid).save(out / f"{name}.jpg", quality=90)
-
-
-def machine() -> str:
-    """Processor and core count, as a reader would name them."""
-    import os
-
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{os.cpu_count()} cores of {name}"

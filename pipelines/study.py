@@ -1,0 +1,309 @@
+"""A study: people x budgets x training seeds, every cell an ordinary comparison; stop it and go on at any point.
+
+In: a folder of people (or one person's photos) and a matrix file. Out: OUT/<person>/<cell>/ - runs as `compare` makes
+them - and over all of them report.json, report.html, cells.csv and table.tex (`study_report`).
+Cells are independent: `jobs` of them run at once, each in processes of its own. Finished ones are not done again.
+
+    python -m pipelines compare PEOPLE_DIR --matrix presets/studies/portrait-128.json --out OUT --jobs 2
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipelines import jobs, presets, workspace
+from pipelines.bases.registry import BaseRow, find_base
+from pipelines.comparison import CONSENT, JobSpec, Setting, is_complete
+from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Sampling, UserError
+from pipelines.workspace import Run
+
+TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
+TRIES = 2  # a worker that vanished (killed, out of memory) is started once more; it goes on from its checkpoints
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much training each method gets: equal steps, equal wall clock, or what the recipe of a quality says."""
+
+    name: str
+    steps: int | None = None
+    seconds: float | None = None
+    quality: str | None = None
+
+    def check(self) -> None:
+        given = [value for value in (self.steps, self.seconds, self.quality) if value is not None]
+        if len(given) != 1 or (self.quality is not None and self.quality not in QUALITIES):
+            raise UserError(
+                f"The budget {self.name} says either steps, seconds or quality ({', '.join(QUALITIES)}). Correct it."
+            )
+        if any(not isinstance(v, int | float) or isinstance(v, bool) or v <= 0 for v in given if v != self.quality):
+            raise UserError(f"The budget {self.name} must be a number above 0. Correct it.")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What a study does; read from JSON."""
+
+    budgets: tuple[Budget, ...]
+    base: str = "portrait-128"
+    methods: dict[str, dict[str, Setting]] = field(default_factory=lambda: {name: {} for name in METHODS})
+    seeds: tuple[int, ...] = (0, 1, 2)  # of training
+    render_seeds: tuple[int, ...] = (0, 1)
+    prompts: tuple[str, ...] = ("portrait-128",)  # prompt sets
+    quality: str = "good"  # whose recipe everything else is taken from
+    people: tuple[str, ...] = ()  # () = all in the folder
+
+    def samplings(self, class_word: str, row: BaseRow) -> tuple[Sampling, ...]:
+        """Every prompt with every render seed, the same for every method, budget and training seed."""
+        guidance = 3.0 if row.family == "portrait" else 7.0
+        texts = [each.prompt.replace("{class}", class_word) for name in self.prompts for each in presets.prompts(name)]
+        return tuple(Sampling(text, guidance=guidance, seed=seed) for text in texts for seed in self.render_seeds)
+
+
+@dataclass(frozen=True)
+class Person:
+    name: str
+    class_word: str
+    photos: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison of a study."""
+
+    person: Person
+    budget: Budget
+    seed: int
+    folder: Path
+    spec: JobSpec
+
+
+def read_matrix(file: Path) -> Matrix:
+    """Raises UserError, naming it, for anything in the file that can't be done."""
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file.name} is not a matrix file: it can't be read as JSON ({error}).") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{file.name} is not a matrix file: it must hold one JSON object.")
+    known = [each.name for each in fields(Matrix)]
+    if unknown := sorted(set(saved) - {*known, "about"}):
+        raise UserError(
+            f"The matrix {file.name} has unknown parts: {', '.join(unknown)}. There are {', '.join(known)}."
+        )
+    values: dict[str, Any] = {name: saved[name] for name in known if name in saved}
+    try:
+        values["budgets"] = tuple(Budget(**each) for each in saved["budgets"])
+        for name in ("seeds", "render_seeds", "prompts", "people"):
+            if name in values:
+                values[name] = tuple(values[name])
+        matrix = Matrix(**values)
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f'The matrix {file.name} needs "budgets", each with a name and one amount ({error}).'
+        ) from error
+    if not matrix.budgets or not matrix.seeds or not matrix.render_seeds or not matrix.methods:
+        raise UserError(f"The matrix {file.name} must name at least one budget, seed, render seed and method.")
+    for name in matrix.methods:
+        if name not in METHODS:
+            raise UserError(f"There is no method {name}. Choose one of: {', '.join(METHODS)}.")
+    for budget in matrix.budgets:
+        budget.check()
+    if len({budget.name for budget in matrix.budgets}) < len(matrix.budgets):
+        raise UserError(f"Two budgets of {file.name} have one name. Rename one.")
+    _spec(matrix, Person("anybody", "person", ()), matrix.budgets[0], 0, {name: 1 for name in matrix.methods}).check()
+    return matrix
+
+
+def read_people(folder: Path, only: Sequence[str] = ()) -> list[Person]:
+    """A folder with one folder of photos per person and `people.csv` (person, class_word); or one person's photos."""
+    from pipelines.photos import photo_files
+
+    inside = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    if not inside:
+        return [Person(folder.resolve().name, "person", tuple(photo_files(folder)))]
+    words: dict[str, str] = {}
+    table = folder / "people.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            words = {row["person"]: row["class_word"] for row in csv.DictReader(file)}
+    if missing := sorted(set(only) - {each.name for each in inside}):
+        raise UserError(f"There is no folder of photos named {', '.join(missing)} in {folder.name}.")
+    people = []
+    for each in inside:
+        word = words.get(each.name, "person")
+        if word not in CLASS_WORDS:
+            raise UserError(f"people.csv calls {each.name} a {word}; it must be one of {', '.join(CLASS_WORDS)}.")
+        if not only or each.name in only:
+            people.append(Person(each.name, word, tuple(photo_files(each))))
+    return people
+
+
+def cells(matrix: Matrix, people: Sequence[Person], out: Path, seconds_per_step: dict[str, float]) -> list[Cell]:
+    """All cells, people in turn, so that a study that is stopped early has seen everybody."""
+    return [
+        Cell(
+            person,
+            budget,
+            seed,
+            out / person.name / f"{budget.name}-seed{seed}",
+            _spec(matrix, person, budget, seed, seconds_per_step),
+        )
+        for seed in matrix.seeds
+        for budget in matrix.budgets
+        for person in people
+    ]
+
+
+def _spec(matrix: Matrix, person: Person, budget: Budget, seed: int, seconds_per_step: dict[str, float]) -> JobSpec:
+    settings: dict[str, dict[str, Setting]] = {}
+    for name, changes in matrix.methods.items():
+        settings[name] = {"preview_every_s": 0.0, **changes}
+        if budget.steps is not None:
+            settings[name]["steps"] = budget.steps
+        if budget.seconds is not None:
+            settings[name]["steps"] = max(1, round(budget.seconds / seconds_per_step[name]))
+    row = find_base(matrix.base)
+    return JobSpec(
+        kind="compare",
+        base=matrix.base,
+        class_word=person.class_word,
+        methods=tuple(name for name in METHODS if name in matrix.methods),
+        quality=budget.quality or matrix.quality,
+        seed=seed,
+        split_seed=0,  # every training seed learns from the same photos
+        photos=tuple(str(path.resolve()) for path in person.photos),
+        samplings=matrix.samplings(person.class_word, row),
+        settings=settings,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- doing it
+
+
+class Study:
+    """Runs the cells of a matrix. `tell` gets sentences."""
+
+    def __init__(self, matrix: Matrix, people: Sequence[Person], out: Path, tell: Callable[[str], None]) -> None:
+        self.matrix, self.people, self.out, self.tell = matrix, list(people), out, tell
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._running: set[Path] = set()
+        self.failed: dict[str, str] = {}
+
+    def run(self, *, at_once: int = 1) -> list[Cell]:
+        """Do what is not done yet; returns the finished cells. `self.failed` says why others are not."""
+        if not self.people:
+            raise UserError("There are no people in that folder. Give one folder of photos per person.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+        every = cells(self.matrix, self.people, self.out, self._seconds_per_step())
+        todo = [cell for cell in every if not _finished(cell)]
+        self.tell(f"{len(every)} cells, {len(every) - len(todo)} of them done already")
+        took: list[float] = []
+        with ThreadPoolExecutor(at_once) as pool:
+            waiting: dict[Future[float], Cell] = {pool.submit(self._do, cell): cell for cell in todo}
+            try:
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        self._count(waiting.pop(future), future, took, len(waiting), at_once)
+            except KeyboardInterrupt:
+                self.stop()
+                raise
+        return [cell for cell in every if _finished(cell)]
+
+    def stop(self) -> None:
+        """Stop every cell within one step; what was learned is kept and the same call goes on later."""
+        self._stop.set()
+        with self._lock:
+            running = list(self._running)
+        for folder in running:
+            jobs.stop(Run(folder))
+
+    def _count(self, cell: Cell, future: Future[float], took: list[float], left: int, at_once: int) -> None:
+        name = f"{cell.person.name} {cell.folder.name}"
+        try:
+            took.append(future.result())
+        except UserError as problem:
+            self.failed[name] = str(problem)
+            self.tell(f"{name} failed: {problem}")
+            return
+        minutes = statistics.mean(took) * left / at_once / 60
+        self.tell(f"{name} is done; {left} left, about {minutes:.0f} minutes")
+
+    def _do(self, cell: Cell) -> float:
+        """One cell to its end, in a worker process; seconds it took. Raises UserError with the reason."""
+        started = time.monotonic()
+        for attempt in range(TRIES):
+            if self._stop.is_set():
+                raise UserError("The study was stopped. The same command continues it.")
+            status = self._worker(cell.folder, cell.spec)
+            if status.state == "done":
+                return time.monotonic() - started
+            if status.state != "interrupted":
+                break
+            if attempt + 1 < TRIES:
+                self.tell(f"{cell.person.name} {cell.folder.name}: its worker was lost; starting it again")
+        raise UserError(status.reason or f"It ended as {status.state}.")
+
+    def _worker(self, folder: Path, spec: JobSpec) -> jobs.JobStatus:
+        run = workspace.run_at(folder)
+        if not run.consent.exists():
+            workspace.record_consent(run, means="study", statement=CONSENT)
+        with self._lock:
+            self._running.add(folder)
+        try:
+            jobs.start(run, spec)
+            for _ in jobs.follow(run):
+                pass
+            return jobs.status(run)
+        finally:
+            with self._lock:
+                self._running.discard(folder)
+
+    def _seconds_per_step(self) -> dict[str, float]:
+        """Of each method on this machine, for budgets in seconds; measured once per study, side by side."""
+        if all(budget.seconds is None for budget in self.matrix.budgets):
+            return {}
+        file = self.out / "timing.json"
+        known = workspace.read_json(file)
+        if isinstance(known, dict) and set(known.get("seconds_per_step", {})) == set(self.matrix.methods):
+            return {name: float(value) for name, value in known["seconds_per_step"].items()}
+        self.tell("Measuring how long a step of each method takes here")
+        folder, person = self.out / ".timing", self.people[0]
+        spec = _spec(self.matrix, person, Budget("timing", steps=TIMED_STEPS), 0, {})
+        status = self._worker(folder, _train_only(spec))
+        if status.state != "done":
+            raise UserError(f"The time of a step could not be measured: {status.reason or status.state}")
+        at: dict[str, dict[int, float]] = {}
+        for event in jobs.events(Run(folder)):
+            if event.kind == "step" and event.method and event.seconds is not None:
+                at.setdefault(event.method, {})[event.step] = event.seconds
+        found = {
+            name: (seconds[TIMED_STEPS] - seconds[TIMED_FROM]) / (TIMED_STEPS - TIMED_FROM)
+            for name, seconds in at.items()
+        }
+        workspace.write_json(file, {"seconds_per_step": found, "steps": [TIMED_FROM, TIMED_STEPS]})
+        workspace.forget(folder)
+        return found
+
+
+def _train_only(spec: JobSpec) -> JobSpec:
+    from dataclasses import replace
+
+    settings = {name: {**changes, "checkpoint_every": 10_000} for name, changes in spec.settings.items()}
+    return replace(spec, kind="train", samplings=(), settings=settings)
+
+
+def _finished(cell: Cell) -> bool:
+    return workspace.is_run(cell.folder) and is_complete(Run(cell.folder), cell.spec)

@@ -1,0 +1,347 @@
+"""A study's results: one page, one JSON, one CSV of every picture, one LaTeX table.
+
+In: finished cells (their report.json and cells.csv). Out: figures with 95% intervals by a bootstrap over people,
+training seeds and prompts, paired differences with Holm's correction. Nothing here shows a face.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import workspace
+from pipelines.report import COLOURS, NAMES, OTHER_COLOUR, STYLE
+from pipelines.schema import COLUMNS
+from pipelines.scoring import Bootstrap, cluster_bootstrap, holm
+
+if TYPE_CHECKING:
+    from pipelines.study import Cell
+
+COST = ("train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "steps")
+PER_RUN = ("diversity", "yaw_spread", "copies", "copy_score", "memorisation_gap", "drift", "preserved")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every picture of one budget as arrays (people, training seeds, prompts, render seeds), by column."""
+
+    budget: str
+    columns: tuple[str, ...]
+    judges: tuple[str, ...]
+    people: tuple[str, ...]
+    seeds: tuple[int, ...]
+    similarity: dict[tuple[str, str], np.ndarray]  # (column, judge); NaN where no face was found
+    usable: dict[str, np.ndarray]
+    following: dict[str, np.ndarray]  # NaN where nothing measurable was asked
+    reports: tuple[dict[str, Any], ...]  # of each (person, seed)
+
+
+def write(finished: Sequence[Cell], out: Path, *, command: str, machine: str, failed: dict[str, str]) -> dict[str, Any]:
+    """Write report.json, report.html, cells.csv and table.tex into `out`; returns what report.json holds."""
+    tables = [table(group) for group in _by_budget(finished).values()]
+    saved: dict[str, Any] = {
+        "schema": 1,
+        "command": command,
+        "machine": machine,
+        "finished": workspace.timestamp(),
+        "failed": failed,
+        "budgets": {each.budget: figures(each) for each in tables},
+    }
+    workspace.write_text(out / "cells.csv", _every_picture(finished))
+    workspace.write_text(
+        out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items())
+    )
+    workspace.write_text(out / "report.html", to_html(saved))
+    workspace.write_json(out / "report.json", saved)
+    return saved
+
+
+def _by_budget(finished: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Cells by budget; people who lack one of its training seeds are left out, so that all arrays are whole."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in finished:
+        groups.setdefault(cell.budget.name, []).append(cell)
+    whole = {}
+    for name, group in groups.items():
+        seeds = {cell.seed for cell in group}
+        complete = {p for p in {c.person.name for c in group} if {c.seed for c in group if c.person.name == p} == seeds}
+        whole[name] = [cell for cell in group if cell.person.name in complete]
+    return {name: group for name, group in whole.items() if group}
+
+
+def table(group: Sequence[Cell]) -> Table:
+    """Read one budget's cells."""
+    people = tuple(dict.fromkeys(cell.person.name for cell in group))
+    seeds = tuple(sorted({cell.seed for cell in group}))
+    ordered = sorted(group, key=lambda cell: (people.index(cell.person.name), seeds.index(cell.seed)))
+    reports = tuple(json.loads((cell.folder / "report.json").read_text()) for cell in ordered)
+    rows = [list(csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text()))) for cell in ordered]
+    columns = tuple(name for name in COLUMNS if all(name in report["methods"] for report in reports))
+    judges = tuple(name for name in reports[0]["judges"] if all(name in report["judges"] for report in reports))
+
+    def array(column: str, key: str) -> np.ndarray:
+        by_cell = []
+        for lines in rows:
+            prompts: dict[str, list[float]] = {}
+            for line in lines:
+                if line["method"] == column and "{subject}" in line["prompt"]:
+                    prompts.setdefault(line["prompt"], []).append(float(line[key]) if line[key] else math.nan)
+            by_cell.append(list(prompts.values()))
+        whole = np.array(by_cell, np.float64)
+        return whole.reshape(len(people), len(seeds), *whole.shape[1:])
+
+    return Table(
+        budget=group[0].budget.name,
+        columns=columns,
+        judges=judges,
+        people=people,
+        seeds=seeds,
+        similarity={(column, judge): array(column, judge) for column in columns for judge in judges},
+        usable={column: array(column, "usable") for column in columns},
+        following={column: array(column, "following") for column in columns},
+        reports=reports,
+    )
+
+
+def figures(found: Table) -> dict[str, Any]:
+    """The figures of one budget, JSON-able."""
+    columns: dict[str, Any] = {}
+    for column in found.columns:
+        reports = [report["methods"][column] for report in found.reports]
+        columns[column] = {
+            "identity": {
+                judge: {
+                    **_interval(cluster_bootstrap(found.similarity[column, judge])),
+                    "normalised": _normalised(found, column, judge),
+                }
+                for judge in found.judges
+            },
+            "usable": _interval(cluster_bootstrap(found.usable[column])),
+            "following": _share(found.following[column]),
+            "faces_found": sum(report["faces_found"] for report in reports),
+            "renders": sum(report["renders"] for report in reports),
+            **{name: _mean([report[name] for report in reports]) for name in (*PER_RUN, *COST)},
+        }
+    return {
+        "people": list(found.people),
+        "training_seeds": list(found.seeds),
+        "prompts": int(found.usable[found.columns[0]].shape[2]),
+        "render_seeds": int(found.usable[found.columns[0]].shape[3]),
+        "judges": {
+            judge: {
+                name: _mean([report["judges"][judge][name] for report in found.reports])
+                for name in ("ceiling", "impostor", "threshold")
+            }
+            for judge in found.judges
+        },
+        "methods": columns,
+        "pairs": {judge: _pairs(found, judge) for judge in found.judges},
+    }
+
+
+def _pairs(found: Table, judge: str) -> list[dict[str, Any]]:
+    """Paired differences of all pairs of columns, later minus earlier, with Holm's correction over the pairs."""
+    pairs = list(combinations(found.columns, 2))
+    tests = [
+        cluster_bootstrap(
+            np.nan_to_num(found.similarity[second, judge]) - np.nan_to_num(found.similarity[first, judge])
+        )
+        for first, second in pairs
+    ]
+    adjusted = holm([test.p for test in tests])
+    return [
+        {"of": second, "minus": first, **_interval(test), "p": round(test.p, 5), "p_holm": round(p, 5)}
+        for (first, second), test, p in zip(pairs, tests, adjusted, strict=True)
+    ]
+
+
+def _normalised(found: Table, column: str, judge: str) -> float | None:
+    """Mean over the runs of (method - untrained base) / (ceiling - untrained base)."""
+    values = [report["methods"][column]["identity"][judge]["normalised"] for report in found.reports]
+    return _mean(values)
+
+
+def _interval(test: Bootstrap) -> dict[str, float]:
+    return {"mean": round(test.difference, 4), "low": round(test.low, 4), "high": round(test.high, 4)}
+
+
+def _share(values: np.ndarray) -> dict[str, float] | None:
+    """Of prompts that ask for something measurable; pictures without a face count as 0."""
+    asked = ~np.isnan(values).all(axis=(0, 1, 3))
+    return _interval(cluster_bootstrap(values[:, :, asked])) if asked.any() else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 4) if known else None
+
+
+def _every_picture(finished: Sequence[Cell]) -> str:
+    out = io.StringIO()
+    table: Any = None
+    for cell in finished:
+        for line in csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text())):
+            row = {"person": cell.person.name, "budget": cell.budget.name, "training_seed": cell.seed, **line}
+            if table is None:
+                table = csv.DictWriter(out, list(row), lineterminator="\n", extrasaction="ignore", restval="")
+                table.writeheader()
+            table.writerow(row)
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- for people
+
+HEADS = ("Method", "Identity", "Normalised", "Usable", "As asked", "Variety", "Copies", "Drift", "Seconds", "MB")
+
+
+def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for column, figures in found["methods"].items():
+        size = figures["artifact_bytes"]
+        rows.append(
+            (
+                NAMES.get(column, column),
+                _with_interval(figures["identity"][judge]),
+                _number(figures["identity"][judge]["normalised"]),
+                _with_interval(figures["usable"]),
+                _with_interval(figures["following"]),
+                _number(figures["diversity"]),
+                _number(figures["copies"], 1),
+                _number(figures["drift"]),
+                _number(figures["train_s"], 0),
+                _number(None if size is None else size / 1e6),
+            )
+        )
+    return rows
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _with_interval(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
+def to_latex(budget: str, found: dict[str, Any]) -> str:
+    """A `booktabs` table by the first judge."""
+    judge = next(iter(found["judges"]))
+    heads = " & ".join(HEADS)
+    lines = [f"% budget: {budget}, judge: {judge}, {len(found['people'])} people", r"\begin{tabular}{lrrrrrrrrr}"]
+    lines += [r"\toprule", heads + r" \\", r"\midrule"]
+    lines += [" & ".join(cell.replace("–", "--") for cell in row) + r" \\" for row in _rows(found, judge)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def to_markdown(found: dict[str, Any], judge: str) -> str:
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in _rows(found, judge))])
+
+
+def to_html(saved: dict[str, Any]) -> str:
+    """One page that needs nothing else, like a run's own report."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        f"<title>Likeness study</title><style>{STYLE}</style></head><body>",
+        "<h1>Three ways to teach a face, compared</h1>",
+        f'<p class="soft"><code>{escape(saved["command"])}</code><br>{escape(saved["machine"])}, '
+        f"{escape(saved['finished'])}</p>",
+    ]
+    if saved["failed"]:
+        items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in saved["failed"].items())
+        parts.append(f"<h2>What did not work</h2><ul>{items}</ul>")
+    for budget, found in saved["budgets"].items():
+        parts.append(
+            f"<h2>Budget: {escape(budget)}</h2><p>{len(found['people'])} people, {len(found['training_seeds'])} "
+            f"training seeds, {found['prompts']} prompts, {found['render_seeds']} pictures of each. Intervals are 95%, "
+            "by a bootstrap over people, training seeds and prompts; a picture without a face counts as 0.</p>"
+        )
+        for judge, marks in found["judges"].items():
+            parts += [_html_table(found, judge, marks), _html_pairs(found["pairs"][judge])]
+        parts.append(_scatter(found))
+    return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+def _html_table(found: dict[str, Any], judge: str, marks: dict[str, float | None]) -> str:
+    heads = "".join(f'<th scope="col">{name}</th>' for name in HEADS)
+    rows = "".join(
+        f"<tr><td>{escape(row[0])}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
+        for row in _rows(found, judge)
+    )
+    scale = f"real photos reach {_number(marks['ceiling'])}, looks-like-you starts at {_number(marks['threshold'])}"
+    return (
+        f'<div class="scroll"><table><caption>Judge: {escape(judge)}; {scale}.</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _html_pairs(pairs: Sequence[dict[str, Any]]) -> str:
+    items = []
+    for pair in pairs:
+        one, other = (escape(NAMES.get(pair[key], pair[key])) for key in ("of", "minus"))
+        span = f"{pair['mean']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
+        items.append(f"<li>{one} minus {other}: {span}, p = {pair['p_holm']:.4f} after Holm</li>")
+    return f'<ul class="soft">{"".join(items)}</ul>'
+
+
+def _scatter(found: dict[str, Any]) -> str:
+    """Identity against obedience, with intervals."""
+    judge = next(iter(found["judges"]))
+    shown = {c: f for c, f in found["methods"].items() if f["following"] is not None}
+    if not shown:
+        return ""
+    ends = [f["identity"][judge][k] for f in shown.values() for k in ("low", "high")] + [
+        found["judges"][judge]["ceiling"]
+    ]
+    low, high = min(0.0, *(v for v in ends if v is not None)), max(v for v in ends if v is not None)
+
+    def x(value: float) -> float:
+        return 60 + 520 * value
+
+    def y(value: float) -> float:
+        return 330 - 300 * (value - low) / max(high - low, 1e-6)
+
+    lines = [
+        '<line x1="60" y1="330" x2="580" y2="330" stroke="currentColor"/>',
+        '<line x1="60" y1="30" x2="60" y2="330" stroke="currentColor"/>',
+        '<text x="320" y="362" text-anchor="middle" font-size="14" fill="currentColor">shows what was asked</text>',
+        f'<text x="60" y="20" font-size="14" fill="currentColor">similarity by {escape(judge)}</text>',
+    ]
+    for value in (0.0, 0.5, 1.0):
+        where = f'x="{x(value):.0f}" y="346" text-anchor="middle" font-size="12"'
+        lines.append(f'<text {where} fill="currentColor">{value:.1f}</text>')
+    ceiling = found["judges"][judge]["ceiling"]
+    if ceiling is not None:
+        lines.append(
+            f'<line x1="60" x2="580" y1="{y(ceiling):.1f}" y2="{y(ceiling):.1f}" stroke="currentColor" '
+            f'stroke-dasharray="4 3" opacity=".6"/><text x="576" y="{y(ceiling) - 5:.1f}" text-anchor="end" '
+            f'font-size="12" fill="currentColor">real photos {ceiling:.2f}</text>'
+        )
+    for column, each in shown.items():
+        identity, asked = each["identity"][judge], each["following"]
+        colour = COLOURS.get(column, OTHER_COLOUR)
+        lines.append(
+            f'<g stroke="{colour}" fill="{colour}"><line x1="{x(asked["low"]):.1f}" x2="{x(asked["high"]):.1f}" '
+            f'y1="{y(identity["mean"]):.1f}" y2="{y(identity["mean"]):.1f}"/><line x1="{x(asked["mean"]):.1f}" '
+            f'x2="{x(asked["mean"]):.1f}" y1="{y(identity["low"]):.1f}" y2="{y(identity["high"]):.1f}"/>'
+            f'<circle cx="{x(asked["mean"]):.1f}" cy="{y(identity["mean"]):.1f}" r="6"/></g>'
+            f'<text x="{x(asked["mean"]) + 9:.1f}" y="{y(identity["mean"]) - 8:.1f}" font-size="13" '
+            f'fill="currentColor">{escape(NAMES.get(column, column))}</text>'
+        )
+    return (
+        '<svg viewBox="0 0 640 370" role="img" aria-label="Identity against prompt-following, by method">'
+        f"{''.join(lines)}</svg>"
+    )
