@@ -63,7 +63,8 @@ SETTING_LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 100_000), "batch": (1, 256), "vectors": (1, 8), "rank": (1, 256), "alpha": (0, 1024),
     "prior_images": (1, 1000), "checkpoint_every": (1, 100_000), "learning_rate": (0, 1), "text_learning_rate": (0, 1),
     "ema": (0, 0.999999), "caption_dropout": (0, 1), "prior_weight": (0, 10), "clip_norm": (0, 1000),
-    "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "noise_from": (0, 0.99), "preview_every_s": (0, 86_400),
+    "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "noise_from": (0, 0.99),
+    "preview_every_s": (0, 86_400),
 }  # fmt: skip
 
 Setting = int | float | str | bool | None
