@@ -66,6 +66,8 @@ def main() -> int:
     portraits = data.load(packed)
     train_frames = portraits.frame(~portraits.held_out)
 
+    if {"vae", "unet"} & set(stages) and not (work / "variants.npz").is_file():
+        variants.save(variants.make(portraits), work / "variants.npz")
     if "vae" in stages:
         autoencoder.train(
             portraits,
@@ -74,10 +76,9 @@ def main() -> int:
             recogniser=options.recogniser,
             device=device,
             start_from=options.start_from,
+            coloured=variants.load(work / "variants.npz"),
         )
     if "unet" in stages:
-        if not (work / "variants.npz").is_file():
-            variants.save(variants.make(portraits), work / "variants.npz")
         vae = autoencoder.averaged(work).to(device)
         autoencoder.fold_normalisation(vae, train_frames)
         denoiser.train(

@@ -192,19 +192,6 @@ def caption(rng: np.random.Generator, gender: str, words: str) -> tuple[str, boo
     return ", ".join([f"{head} {article}{subject}", *parts]), draw > 0.35
 
 
-def balanced(words: np.ndarray) -> np.ndarray:
-    """How often each frame is shown (n,), summing to 1: half by chance, a quarter each so that every background and
-    every jacket colour comes up equally often. Official portraits are blue and grey; without this, green and teal
-    are never learned.
-    """
-    chances = np.full(len(words), 0.5 / len(words))
-    for kind in (" background", " jacket"):
-        named = np.array([next((p for p in str(w).split("|") if p.endswith(kind)), "") for w in words])
-        colours, which, counts = np.unique(named, return_inverse=True, return_counts=True)
-        chances += 0.25 / len(colours) / counts[which]
-    return chances
-
-
 @torch.no_grad()
 def encode_frames(vae: AutoencoderKL, frames: np.ndarray) -> torch.Tensor:
     """uint8 frames -> latents (n, c, 16, 16) fp16, the posterior's mode."""
@@ -268,7 +255,7 @@ def train(
     latents = cached_latents(vae, data.frames, folder / "latents.safetensors")
     targets = identity.standardise(descriptors, descriptors.mean(0), descriptors.std(0))
     judge = identity.train(latents, targets, folder, key=latents_key(vae, data.frames), device=device)
-    alphas, chances = scheduler().alphas_cumprod, balanced(data.words)
+    alphas, chances = scheduler().alphas_cumprod, variants.balanced(data.words)
     started, shown, likeness, saved = time.monotonic() - spent_s, 0.0, 0.0, time.monotonic()
 
     def save() -> None:

@@ -47,6 +47,19 @@ class Variants:
     words: np.ndarray  # (n,) caption parts joined by "|"
 
 
+def balanced(words: np.ndarray) -> np.ndarray:
+    """How often each frame is shown (n,), summing to 1: half by chance, a quarter each so that every background and
+    every jacket colour comes up equally often. Official portraits are blue and grey; without this, green and teal
+    are never learned.
+    """
+    chances = np.full(len(words), 0.5 / len(words))
+    for kind in (" background", " jacket"):
+        named = np.array([next((p for p in str(w).split("|") if p.endswith(kind)), "") for w in words])
+        colours, which, counts = np.unique(named, return_inverse=True, return_counts=True)
+        chances += 0.25 / len(colours) / counts[which]
+    return chances
+
+
 def matte(frame: np.ndarray) -> np.ndarray:
     """Foreground of one packed crop (PACKED_PX square), 0..1: GrabCut from a head-and-shoulders guess."""
     import cv2
