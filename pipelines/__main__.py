@@ -101,6 +101,13 @@ def parser() -> argparse.ArgumentParser:
         help="draw this instead of plain portraits; holds {subject} (repeatable)",
     )
     compare.add_argument(
+        "--images",
+        metavar="NAME=DIR",
+        action="append",
+        default=[],
+        help="judge a folder of pictures made elsewhere as one more column (repeatable)",
+    )
+    compare.add_argument(
         "--matrix",
         metavar="FILE",
         type=Path,
@@ -108,6 +115,13 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--jobs", type=_whole, default=1, help="cells of a study that run at once (1)")
     _judge_arguments(compare)
+
+    again = command("replay", "Repeat a run from its manifest and say what differs.", _replay)
+    again.add_argument("manifest", metavar="RUN/manifest.json", type=Path, help="of a finished comparison")
+    again.add_argument("--out", metavar="RUN", type=Path, help="folder of the new run (beside the old: RUN-again)")
+    again.add_argument(
+        "--face-models", "--judge-root", metavar="FOLDER", type=Path, help="holds models/<pack>/*.onnx (ArcFace packs)"
+    )
 
     generate = command("generate", "Draw pictures with what a run has learned, and score them.", _generate)
     generate.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
@@ -245,6 +259,9 @@ def _compare(asked: argparse.Namespace) -> int:
     if asked.prompt:
         samplings = comparison.samplings_of(find_base(spec.base), asked.prompt, renders=asked.renders, seed=asked.seed)
         spec = _replaced(spec, samplings=samplings)
+    if asked.images:
+        spec = _replaced(spec, images=_made_elsewhere(asked.images))
+        spec.check()
     _do(run, spec)
     report = workspace.read_json(run.report)
     if asked.json:
@@ -253,6 +270,46 @@ def _compare(asked: argparse.Namespace) -> int:
         _print_table(report)
         print(f"{run.page}")
     return DONE
+
+
+def _replay(asked: argparse.Namespace) -> int:
+    from pipelines import replay, workspace
+
+    _face_models(asked)
+    old = asked.manifest.resolve()
+    out = asked.out or old.parent.with_name(f"{old.parent.name}-again")
+    run, spec = replay.prepare(old, out)
+    _do(run, spec)
+    found = replay.differences(workspace.read_json(old), workspace.read_json(run.manifest))
+    if asked.json:
+        _print_json({"run": str(run.folder), **found})
+        return DONE
+    different = found["different"]
+    if found["identical"]:
+        print(f"Identical to the bit: {found['artefacts']} artefacts, {found['pictures']} pictures.")
+    else:
+        print(
+            f"Different: {len(different['artefacts'])} of {found['artefacts']} artefacts, "
+            f"{len(different['pictures'])} of {found['pictures']} pictures."
+        )
+    for name in different["conditions"]:
+        print(f"Not the same as then: {name}.")
+    for name, (before, after) in different["scores"].items():
+        print(f"{name}: {_figure(before)} then, {_figure(after)} now.")
+    print(run.folder)
+    return DONE
+
+
+def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    from pipelines.photos import photo_files
+
+    found: dict[str, tuple[str, ...]] = {}
+    for each in asked:
+        name, equals, folder = each.partition("=")
+        if not equals or not Path(folder).is_dir():
+            raise WrongUse(f"--images {each} does not read NAME=DIR with an existing folder.")
+        found[name] = tuple(str(path.resolve()) for path in photo_files(Path(folder)))
+    return found
 
 
 def _study(asked: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import queue
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,7 @@ class JobSpec:
     keep: tuple[str, ...] = ()  # names of photos to use although the checks would leave them out
     samplings: tuple[Sampling, ...] = ()  # what to draw; empty for "compare": `renders` plain portraits
     renders: int = RENDERS
+    images: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> pictures made elsewhere: one more column
     settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
     device: str | None = None  # "cpu", "cuda", "mps"; None = the best here
     download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
@@ -118,6 +120,14 @@ class JobSpec:
             for label, number in (("Guidance", each.guidance), ("Strength", each.strength), ("Steps", each.steps)):
                 _number(label, number, 0, 1000)
             _number("The seed", each.seed, 0, 2**53, whole=True)
+        for name, files in self.images.items():
+            if name in COLUMNS or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
+                raise UserError(
+                    f"{name} can't name a column of pictures made elsewhere. Use small letters, digits, - and _, and "
+                    f"none of {', '.join(COLUMNS)}."
+                )
+            if not 1 <= len(files) <= 500:
+                raise UserError(f"The column {name} needs 1 to 500 pictures, not {len(files)}.")
         for method, changes in self.settings.items():
             _check_settings(method, changes)
 
@@ -140,6 +150,7 @@ def spec_from_json(saved: Any) -> JobSpec:
         for name in ("methods", "photos", "keep"):
             if name in values:
                 values[name] = tuple(str(each) for each in values[name])
+        values["images"] = {str(name): tuple(map(str, files)) for name, files in values.get("images", {}).items()}
         values["samplings"] = tuple(Sampling(**each) for each in values.get("samplings", ()))
         if "kind" not in values:
             raise ValueError("it names no job")
@@ -311,7 +322,7 @@ class _Flow:
 
     def compare(self) -> Iterator[Event]:
         samplings = self.spec.samplings or default_samplings(self.row, renders=self.spec.renders, seed=self.spec.seed)
-        columns = ("none", *self.spec.methods)
+        columns = ("none", *self.spec.methods, *self.spec.images)
         photos = yield from self.take_in()
         key = _sha(workspace.plain(self.spec), photos.digest)
         if self._is_complete(key):
@@ -323,6 +334,7 @@ class _Flow:
         device, family = yield from self.load()
         subjects = yield from self.train(photos, device, family)
         drawn = yield from self.draw(("none", *subjects), samplings, family)
+        drawn += self.brought()
         scores, marks = yield from self.judge(photos, family, wanted=[path for _, _, path in drawn])
         findings = self._findings(photos, columns, drawn, scores, marks, subjects)
         findings = yield from self.look_closer(photos, findings)
@@ -531,6 +543,27 @@ class _Flow:
                     drawn.append((column, sampling, paths[sampling]))
         order = {sampling: index for index, sampling in enumerate(samplings)}
         return sorted(drawn, key=lambda each: (list(columns).index(each[0]), order[each[1]]))
+
+    def brought(self) -> list[Drawn]:
+        """Pictures made elsewhere, copied into the run so that its report stays whole. A damaged one keeps its place:
+        it has no face.
+        """
+        from PIL import Image
+
+        from pipelines.photos import decode
+
+        drawn: list[Drawn] = []
+        for name, files in self.spec.images.items():
+            folder = self.run.renders(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for index, file in enumerate(files):
+                path = folder / f"{index:03d}.png"
+                if not path.is_file():
+                    partial = path.with_suffix(".part")
+                    Image.fromarray(decode(Path(file))).save(partial, format="PNG")
+                    os.replace(partial, path)
+                drawn.append((name, Sampling("", seed=index), path))
+        return drawn
 
     def _rendered(self, column: str, sampling: Sampling, path: Path, before: int, total: int) -> Event:
         data = {"seed": sampling.seed, "prompt": sampling.prompt}
@@ -768,7 +801,7 @@ class _Flow:
             "wall_s": round(self.clock.seconds, 3),
             "peak_mem_mb": round(peak_memory_mb(), 1),
             "versions": _versions(),
-            "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+            "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": _threads()},
             "device": asdict(device),
             "base": {
                 "name": self.row.name,
@@ -923,6 +956,13 @@ def _base_sha256(row: BaseRow) -> str | None:
         return None
     files = [row.folder] if row.folder.is_file() else sorted(row.folder.rglob("*.safetensors"))
     return _sha([[path.name, _file_sha256(path)] for path in files])
+
+
+def _threads() -> int:
+    """Sums over several threads are rounded in another order: part of what has to be the same for the same bits."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _versions() -> dict[str, str | None]:

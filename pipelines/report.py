@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import workspace
 from pipelines.metrics import COPY, Facts, Worth, is_subject, usable
-from pipelines.schema import PhotoSet, Sampling, Score, Subject
+from pipelines.schema import METHODS, PhotoSet, Sampling, Score, Subject
 from pipelines.scoring import Bootstrap, IdentitySummary, Marks, paired_bootstrap, summary
 from pipelines.workspace import Run
 
@@ -70,6 +70,11 @@ class Findings:
     facts: dict[str, Facts] = field(default_factory=dict)  # by path; {} where nobody looked closer
     worth: dict[str, Worth] = field(default_factory=dict)  # by column
 
+    @property
+    def drawn_here(self) -> tuple[str, ...]:
+        """The columns that answered the same prompts and seeds."""
+        return tuple(column for column in self.columns if column in NAMES)
+
     def of(self, column: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.column == column]
 
@@ -97,7 +102,7 @@ class Findings:
         if judge is None:
             return None
         means = {c: found.mean_zero_imputed for c in self.columns if (found := self.identity(c, judge)) is not None}
-        known = {column: mean for column, mean in means.items() if mean is not None and column != "none"}
+        known = {column: mean for column, mean in means.items() if mean is not None and column in METHODS}
         return max(known, key=lambda column: known[column]) if known else None
 
 
@@ -164,7 +169,7 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
         "peak_mem_mb": _rounded(subject.peak_mem_mb, 1) if subject else None,
         "artifact_bytes": subject.artifact_bytes if subject else None,
         "trainable_params": subject.trainable_params if subject else None,
-        "renders": len(drawn) if column == "none" or subject else None,
+        "renders": len(drawn) if column not in METHODS or subject else None,
         "faces_found": first.faces_found if first else None,
         "identity": {judge: _identity_json(findings.identity(column, judge)) for judge in findings.marks},
         **_worth_json(findings.worth.get(column)),
@@ -235,7 +240,7 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
 
     judges = list(findings.marks)
     rows = _rows(findings.cells)
-    columns = [*findings.columns, "photo"]
+    columns = [*findings.drawn_here, "photo"]
     label_px, head_px = 190, 34
     score_px = 6 + 15 * max(1, len(judges))
     width = label_px + len(columns) * (TILE_PX + GAP_PX) + GAP_PX
@@ -278,9 +283,9 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
 
 
 def _rows(cells: Sequence[Cell]) -> list[tuple[Sampling, dict[str, Cell]]]:
-    """Cells of one sampling side by side, in the order in which they were asked for."""
+    """Cells of one sampling side by side, in the order in which they were asked for; none that were made elsewhere."""
     rows: dict[Sampling, dict[str, Cell]] = {}
-    for cell in cells:
+    for cell in (each for each in cells if each.sampling.prompt):
         rows.setdefault(cell.sampling, {})[cell.column] = cell
     return list(rows.items())
 
@@ -468,9 +473,9 @@ def _strip(findings: Findings, judge: str) -> str:
 
 def _side_by_side(findings: Findings, run: Run) -> str:
     judge = next(iter(findings.marks), "")
-    cells = [f"<div><b>{_name(column)}</b></div>" for column in findings.columns]
+    cells = [f"<div><b>{_name(column)}</b></div>" for column in findings.drawn_here]
     for asked, row in _rows(findings.cells):
-        for column in findings.columns:
+        for column in findings.drawn_here:
             cell = row.get(column)
             if cell is None:
                 cells.append("<figure><figcaption>not drawn</figcaption></figure>")
@@ -480,8 +485,23 @@ def _side_by_side(findings: Findings, run: Run) -> str:
                 f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{escape(alt)}">'
                 f"<figcaption>{escape(_said(cell.score(judge)))} · seed {asked.seed}</figcaption></figure>"
             )
-    columns = f"grid-template-columns:repeat({len(findings.columns)},minmax(0,1fr))"
-    return f'<div class="scroll"><div class="grid" style="{columns}">{"".join(cells)}</div></div>'
+    columns = f"grid-template-columns:repeat({len(findings.drawn_here)},minmax(0,1fr))"
+    page = f'<div class="scroll"><div class="grid" style="{columns}">{"".join(cells)}</div></div>'
+    for column in findings.columns:
+        if column not in findings.drawn_here:
+            page += f"<h3>{_name(column)}, made elsewhere</h3>{_brought(findings, run, column, judge)}"
+    return page
+
+
+def _brought(findings: Findings, run: Run, column: str, judge: str) -> str:
+    """Pictures made elsewhere: they share no prompt and no seed with the others."""
+    figures = (
+        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{_name(column)}, picture {cell.sampling.seed}">'
+        f"<figcaption>{escape(_said(cell.score(judge)))}</figcaption></figure>"
+        for cell in findings.of(column)
+    )
+    columns = "grid-template-columns:repeat(4,minmax(0,1fr))"
+    return f'<div class="scroll"><div class="grid" style="{columns}">{"".join(figures)}</div></div>'
 
 
 def _data_uri(path: Path) -> str:

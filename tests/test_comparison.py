@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import comparison, report, workspace
+from pipelines import comparison, jobs, replay, report, workspace
 from pipelines.bases.registry import BASES, find_base
 from pipelines.comparison import JobSpec, compare, default_samplings, perform, render_name, samplings_of
 from pipelines.metrics import Worth
@@ -28,6 +28,7 @@ from tests.runs import PEOPLE, make_run, quick
 from tests.tiny import tiny_folder
 
 needs_people = pytest.mark.skipif(not PEOPLE.is_dir(), reason="the photos of people lie outside the repository")
+SAMPLE = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
 FAST = {name: quick(name, steps=2)[name] for name in METHODS}
 
 
@@ -241,6 +242,65 @@ def test_what_a_comparison_draws_by_default():
         assert all("{subject}" in each.prompt and not row.unknown_words(each.prompt) for each in made)
     own = samplings_of(BASES["sd15"], ["photo of {subject}", "{subject} smiling"], renders=3, seed=1)
     assert [(each.prompt[:5], each.seed) for each in own] == [("photo", 1), ("{subj", 2), ("photo", 3)]
+
+
+def test_pictures_made_elsewhere_are_one_more_column_and_frauds_are_caught(tmp_path, monkeypatch):
+    """A "method" that hands back training photos, one that hands back the base's pictures, one that makes noise."""
+    monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
+    first = list(_compare(SAMPLE, tmp_path / "run", methods=("lora",)))
+    run = Run(tmp_path / "run")
+    frauds = {name: tmp_path / name for name in ("copier", "sleeper", "noise")}
+    for folder in frauds.values():
+        folder.mkdir()
+    for number, photo in enumerate(workspace.load_photo_set(run).train):
+        Image.open(photo.path).convert("RGB").resize((200, 200)).save(frauds["copier"] / f"{number}.jpg", quality=70)
+    for render in run.renders("none").glob("*.png"):
+        shutil.copy(render, frauds["sleeper"])
+    noise = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    for number, picture in enumerate(noise):
+        Image.fromarray(picture).save(frauds["noise"] / f"{number}.png")
+    images = {name: tuple(map(str, sorted(folder.iterdir()))) for name, folder in frauds.items()}
+    spec = replace(jobs.load_spec(run), images=images)
+    events = list(perform(run, spec))
+    assert first[-1].kind == events[-1].kind == "done"
+    rows = json.loads(run.report.read_text())["methods"]
+    assert list(rows) == ["none", "lora", *frauds] and rows["copier"]["train_s"] is None
+    assert rows["copier"]["copies"] == rows["copier"]["renders"] and rows["copier"]["copy_score"] > 0.75
+    assert rows["copier"]["memorisation_gap"] > 0
+    assert rows["sleeper"]["identity"]["dlib"]["normalised"] == pytest.approx(0.0, abs=0.02)
+    assert rows["sleeper"]["copies"] == 0 and rows["noise"]["usable"] == 0 and rows["noise"]["faces_found"] == 0
+    page = run.page.read_text()
+    assert "copier, made elsewhere" in page
+    for wrong in ({"lora": ("a.png",)}, {"A b": ("a.png",)}, {"x": ()}):
+        with pytest.raises(UserError, match="made elsewhere|needs 1 to 500"):
+            replace(spec, images=wrong).check()
+
+
+def test_a_run_is_repeated_to_the_bit_from_its_manifest(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
+    list(_compare(SAMPLE, tmp_path / "run", methods=("lora", "textual_inversion")))
+    old = Run(tmp_path / "run")
+    run, spec = replay.prepare(old.manifest, tmp_path / "again")
+    assert list(perform(run, spec))[-1].kind == "done"
+    before, after = (json.loads(each.manifest.read_text()) for each in (old, run))
+    found = replay.differences(before, after)
+    assert found["identical"] and found["artefacts"] == 2 and found["pictures"] == 6
+    assert not any(found["different"].values()), found["different"]
+    # and it says so when something differs
+    after["methods"]["lora"]["sha256"] = "other"
+    after["versions"]["torch"] = "9"
+    first = next(iter(after["renders"]))
+    after["renders"][first] = "other"
+    after["report"]["methods"]["lora"]["identity"]["dlib"]["mean"] = 0.5
+    told = replay.differences(before, after)
+    assert not told["identical"] and told["different"]["artefacts"] == ["lora"]
+    assert told["different"]["pictures"] == [first] and told["different"]["conditions"] == ["versions"]
+    assert told["different"]["scores"]["lora dlib mean"][1] == 0.5
+    with pytest.raises(UserError, match="no manifest"):
+        replay.prepare(tmp_path / "nowhere" / "manifest.json", tmp_path / "x")
+    Path(workspace.load_photo_set(old).train[0].path).unlink()
+    with pytest.raises(UserError, match="no longer in the run"):
+        replay.prepare(old.manifest, tmp_path / "third")
 
 
 # -- the figures of a report, by hand ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ LAYERS = (
     ("methods",),
     ("training", "generation", "scoring", "metrics", "refining"),
     ("comparison", "report"),
-    ("jobs", "study", "study_report", "__main__"),
+    ("jobs", "replay", "study", "study_report", "__main__"),
 )
 HEAVY = (
     "torch",
