@@ -796,6 +796,7 @@ class _Flow:
             "schema": 1,
             "kind": self.spec.kind,
             "key": key,
+            "consent": workspace.read_json(self.run.consent),
             "started": self.started,
             "finished": workspace.timestamp(),
             "wall_s": round(self.clock.seconds, 3),

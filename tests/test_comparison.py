@@ -284,6 +284,7 @@ def test_a_run_is_repeated_to_the_bit_from_its_manifest(tmp_path, monkeypatch):
     assert list(perform(run, spec))[-1].kind == "done"
     before, after = (json.loads(each.manifest.read_text()) for each in (old, run))
     found = replay.differences(before, after)
+    assert "consents" in before["consent"]["statement"] or "agrees" in before["consent"]["statement"]
     assert found["identical"] and found["artefacts"] == 2 and found["pictures"] == 6
     assert not any(found["different"].values()), found["different"]
     # and it says so when something differs
