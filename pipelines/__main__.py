@@ -114,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
         help="a study: PHOTO_DIR may then hold one folder per person (and people.csv);\nsee presets/studies",
     )
     compare.add_argument("--jobs", type=_whole, default=1, help="cells of a study that run at once (1)")
+    compare.add_argument("--engine", choices=("processes", "ray"), default="processes", help="where cells run")
+    compare.add_argument("--address", help="of a running Ray cluster (default: one on this machine)")
     _judge_arguments(compare)
 
     again = command("replay", "Repeat a run from its manifest and say what differs.", _replay)
@@ -324,8 +326,17 @@ def _study(asked: argparse.Namespace) -> int:
         raise WrongUse("--jobs is a number from 1.")
     _face_models(asked)
     matrix = study.read_matrix(asked.matrix)
-    doing = study.Study(matrix, study.read_people(asked.photos, matrix.people), asked.out, _say)
-    finished = doing.run(at_once=asked.jobs)
+    people = study.read_people(asked.photos, matrix.people)
+    if asked.engine == "ray":
+        engine = study.RayEngine(asked.address)
+        try:
+            doing = study.Study(matrix, people, asked.out, _say, engine=engine)
+            finished = doing.run(at_once=max(asked.jobs, engine.at_once))
+        finally:
+            engine.close()
+    else:
+        doing = study.Study(matrix, people, asked.out, _say)
+        finished = doing.run(at_once=asked.jobs)
     if not finished:
         raise UserError("No cell was finished. " + " ".join(doing.failed.values()))
     command = f"python -m pipelines compare {asked.photos.name} --matrix {asked.matrix.name} --jobs {asked.jobs}"

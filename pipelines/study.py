@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import statistics
 import threading
@@ -191,11 +192,74 @@ def _spec(matrix: Matrix, person: Person, budget: Budget, seed: int, seconds_per
 # ------------------------------------------------------------------------------------------------- doing it
 
 
+def run_cell(folder: Path, spec: JobSpec) -> jobs.JobStatus:
+    """One cell to its end in a worker process of its own, on whichever machine this is called."""
+    run = workspace.run_at(folder)
+    if not run.consent.exists():
+        workspace.record_consent(run, means="study", statement=CONSENT)
+    jobs.start(run, spec)
+    for _ in jobs.follow(run):
+        pass
+    return jobs.status(run)
+
+
+class RayEngine:
+    """Cells on a Ray cluster. All its machines need this repository and the study's folder under the same paths.
+
+    Photos travel through that folder only, never through Ray. A task whose machine was lost is given to another one,
+    which continues from the cell's checkpoints.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("Ray is not installed. Add it with: pip install -r requirements-ray.txt") from error
+        self._ray = ray
+        repository = str(Path(__file__).resolve().parents[1])
+        threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+        kept = ("LIKENESS_FACE_MODELS", "HF_HUB_OFFLINE", "HF_HOME")
+        variables = {name: os.environ[name] for name in kept if name in os.environ}
+        variables |= {"PYTHONPATH": repository, "OMP_NUM_THREADS": threads}
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": variables},
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+        )
+        self._task = ray.remote(num_cpus=int(threads), max_retries=TRIES)(run_cell)
+
+    @property
+    def at_once(self) -> int:
+        """As many cells as the cluster has room for."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)) // int(os.environ["OMP_NUM_THREADS"]))
+
+    def __call__(self, folder: Path, spec: JobSpec) -> jobs.JobStatus:
+        try:
+            return self._ray.get(self._task.remote(folder, spec))
+        except self._ray.exceptions.WorkerCrashedError:
+            return jobs.JobStatus("interrupted", reason="The machine that worked on it was lost.")
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
 class Study:
     """Runs the cells of a matrix. `tell` gets sentences."""
 
-    def __init__(self, matrix: Matrix, people: Sequence[Person], out: Path, tell: Callable[[str], None]) -> None:
-        self.matrix, self.people, self.out, self.tell = matrix, list(people), out, tell
+    def __init__(
+        self,
+        matrix: Matrix,
+        people: Sequence[Person],
+        out: Path,
+        tell: Callable[[str], None],
+        *,
+        engine: Callable[[Path, JobSpec], jobs.JobStatus] | None = None,
+    ) -> None:
+        self.matrix, self.people, self.out, self.tell = matrix, list(people), out.resolve(), tell
+        self._engine = engine or run_cell
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._running: set[Path] = set()
@@ -257,16 +321,10 @@ class Study:
         raise UserError(status.reason or f"It ended as {status.state}.")
 
     def _worker(self, folder: Path, spec: JobSpec) -> jobs.JobStatus:
-        run = workspace.run_at(folder)
-        if not run.consent.exists():
-            workspace.record_consent(run, means="study", statement=CONSENT)
         with self._lock:
             self._running.add(folder)
         try:
-            jobs.start(run, spec)
-            for _ in jobs.follow(run):
-                pass
-            return jobs.status(run)
+            return self._engine(folder, spec)
         finally:
             with self._lock:
                 self._running.discard(folder)

@@ -196,3 +196,46 @@ def test_the_cluster_bootstrap_knows_how_many_witnesses_there_are():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5]) == [0.5] and holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+# -- more than one machine -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.distributed
+def test_two_ray_nodes_give_the_same_results_and_a_lost_one_is_made_up_for(people, matrix, done, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-ray.txt")
+    import threading
+    import time
+
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    engine = study.RayEngine(cluster.address)
+    try:
+        assert engine.at_once == 2
+        said: list[str] = []
+        doing = Study(read_matrix(matrix), read_people(people), tmp_path / "out", said.append, engine=engine)
+
+        def lose_a_machine() -> None:
+            while not list((tmp_path / "out").glob("*/*/events.jsonl")):
+                time.sleep(0.2)
+            time.sleep(2)
+            cluster.remove_node(second, allow_graceful=False)
+
+        threading.Thread(target=lose_a_machine, daemon=True).start()
+        finished = doing.run(at_once=2)
+    finally:
+        engine.close()
+        cluster.shutdown()
+    assert not doing.failed and len(finished) == 4
+    _, local, _ = done
+    for here, there in zip(local, finished, strict=True):
+        before, after = (json.loads((c.folder / "manifest.json").read_text()) for c in (here, there))
+        assert before["renders"] == after["renders"], "the same cells, the same pictures"
+        assert {n: m["sha256"] for n, m in before["methods"].items()} == {
+            n: m["sha256"] for n, m in after["methods"].items()
+        }
