@@ -68,9 +68,8 @@ def main() -> int:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{machine()}, {date.today().isoformat()}")
     print(f"{len(files)} photos of 12 megapixels checked in {seconds:.1f} s, the slowest in {max(each):.2f} s")
-    print(
-        f"memory grew by {grown:.0f} MB beyond the loaded models; {report.good + report.usable} can be used, {report.left_out} left out"
-    )
+    print(f"memory grew by {grown:.0f} MB beyond the loaded models")
+    print(f"{report.good + report.usable} can be used, {report.left_out} left out")
     return 0 if len(found) == options.photos else 1
 
 
