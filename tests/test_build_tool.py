@@ -100,11 +100,17 @@ def test_the_latent_recogniser_finds_whose_latents_these_are_and_is_kept(tmp_pat
     draw = torch.randn(128, 4 * 16 * 16, generator=generator) / 128**0.5
     latents = (descriptors @ draw).view(60, 4, 16, 16).repeat_interleave(20, 0)
     latents = latents + 0.2 * torch.randn(latents.shape, generator=generator)
-    net = identity.train(latents, descriptors.repeat_interleave(20, 0), tmp_path, key={"vae": 1})
+    net = identity.train(
+        latents, descriptors.repeat_interleave(20, 0), tmp_path, key={"vae": [1.0, 2.0], "frames": 1200}
+    )
     ranks = identity.ranks(net, latents[::20], descriptors, np.arange(60))
     assert np.median(ranks) <= 3  # 30 by chance
-    again = identity.train(latents, -descriptors.repeat_interleave(20, 0), tmp_path, key={"vae": 1})
+    rounded = {"vae": [1.0 + 1e-6, 2.0], "frames": 1200}  # as another thread count sums them
+    again = identity.train(latents, -descriptors.repeat_interleave(20, 0), tmp_path, key=rounded)
     assert torch.equal(net(latents[:4]), again(latents[:4]))
+    assert not identity.same_latents(rounded, {"vae": [1.1, 2.0], "frames": 1200})
+    assert not identity.same_latents(rounded, {"vae": [1.0], "frames": 1200})
+    assert not identity.same_latents({}, rounded) and not identity.same_latents(rounded, rounded | {"frames": 7})
 
 
 def test_the_denoiser_resumes_from_its_checkpoint(tmp_path, monkeypatch):

@@ -53,7 +53,9 @@ def likeness(guess: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def same_latents(known: dict, key: dict) -> bool:
     """Whether two `denoiser.latents_key`s name the same latents; another thread count rounds its sums differently."""
-    return known.get("frames") == key["frames"] and bool(np.allclose(known.get("vae", []), key["vae"], rtol=1e-4))
+    sums = known.get("vae", []), key["vae"]
+    alike = len(sums[0]) == len(sums[1]) and np.allclose(*sums, rtol=1e-4)
+    return bool(alike) and known.get("frames") == key["frames"]
 
 
 def train(
