@@ -140,6 +140,7 @@ def main() -> int:
     parser.add_argument("--class-word", default="person")
     parser.add_argument("--base", default="portrait-128")
     parser.add_argument("--quality", default="draft")
+    parser.add_argument("--out", type=Path, help="keep the run in this folder (which must not exist yet)")
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine()}
     print(json.dumps(found, indent=1), flush=True)
@@ -149,7 +150,7 @@ def main() -> int:
         for file in photo_files(options.photos)[: options.count]:
             shutil.copy(file, chosen)
         parts = {
-            "compare": lambda: comparison(chosen, Path(folder) / "run", options),
+            "compare": lambda: comparison(chosen, options.out or Path(folder) / "run", options),
             "render": lambda: render_seconds(options.base),
             "page_s": page_seconds,
         }

@@ -50,7 +50,7 @@ project so that textual inversion, DreamBooth and LoRA can be tried on real face
 
     from diffusers import StableDiffusionPipeline
     pipe = StableDiffusionPipeline.from_pretrained("models/portrait-128")
-    pipe("portrait of a woman, navy background, grey jacket", num_inference_steps=20, guidance_scale=2.5).images[0]
+    pipe("portrait of a woman, navy background, grey jacket", num_inference_steps=20, guidance_scale=3.0).images[0]
 
 ![32 samples, not picked](samples.jpg)
 
@@ -80,7 +80,8 @@ Measured on the exported folder through stock diffusers by
 
     {command}
 
-on {machine}, {day}. Wall clock of the training behind it: autoencoder {vae_s:.0f} s, text and denoiser {unet_s:.0f} s.
+on {machine}, {day}. Wall clock of the last training behind it: autoencoder {vae_s:.0f} s, text and
+denoiser {unet_s:.0f} s; continued from earlier exports where `--start-from` was given (the repository's history has their cards).
 
 Asked attributes are checked by the captions' pixel rules, except that words these can't tell apart under shading count
 as the same: navy and blue, navy and black, grey and white. Ranks: chance would be about 440.
