@@ -81,7 +81,8 @@ Measured on the exported folder through stock diffusers by
     {command}
 
 on {machine}, {day}. Wall clock of the last training behind it: autoencoder {vae_s:.0f} s, text and
-denoiser {unet_s:.0f} s; continued from earlier exports where `--start-from` was given (the repository's history has their cards).
+denoiser {unet_s:.0f} s; continued from earlier exports where `--start-from` was given (the
+repository's history has their cards).
 
 Asked attributes are checked by the captions' pixel rules, except that words these can't tell apart under shading count
 as the same: navy and blue, navy and black, grey and white. Ranks: chance would be about 440.
