@@ -94,12 +94,16 @@ class Visit:
     def open(self):
         page = self.context.new_page()
         page.on("request", self._request)
-        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
-        # a reload aborts the poll that is under way; Gradio's client reports that, and it is none of ours
-        page.on("pageerror", lambda e: self.errors.append(str(e)) if "AbortError" not in f"{e.name} {e}" else None)
+        page.on("console", lambda m: self._error(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: self._error(f"{e.name} {e}"))
         page.goto(self.address)
         page.wait_for_selector("#lk-steps li")
         return page
+
+    def _error(self, text: str) -> None:
+        # a reload aborts the poll that is under way; Gradio's client reports that, and it is none of ours
+        if "AbortError" not in text:
+            self.errors.append(text)
 
     def _request(self, request) -> None:
         host = urlsplit(request.url).hostname
