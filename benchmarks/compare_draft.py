@@ -31,20 +31,15 @@ sys.path.insert(0, str(ROOT))
 
 from pipelines import workspace
 from pipelines.photos import photo_files
+from pipelines.runtime import machine
 
 
-def machine() -> dict[str, Any]:
+def conditions() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
     return {
-        "cpu": model,
-        "cores": os.cpu_count(),
+        "machine": machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -142,7 +137,7 @@ def main() -> int:
     parser.add_argument("--quality", default="draft")
     parser.add_argument("--out", type=Path, help="keep the run in this folder (which must not exist yet)")
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine()}
+    found: dict[str, Any] = {"conditions": conditions()}
     print(json.dumps(found, indent=1), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         chosen = Path(folder) / "photos"

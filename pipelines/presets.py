@@ -53,7 +53,7 @@ class Prompt:
 
     prompt: str
     kind: str
-    photoreal: bool = True  # recognisers say nothing about cartoons: such prompts stay out of the identity mean
+    photoreal: bool = True  # recognisers say nothing about cartoons; studies do not leave such prompts out yet
 
 
 def prompts(name: str, folder: Path = PRESETS / "prompts") -> tuple[Prompt, ...]:

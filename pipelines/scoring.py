@@ -324,15 +324,20 @@ def paired_bootstrap(
         who = rng.integers(people, size=(count, people, 1))
         which = rng.integers(seeds, size=(count, people, seeds))
         means[start : start + count] = difference[who, which].mean(axis=(1, 2))
+    return _bootstrapped(difference, means)
+
+
+def _bootstrapped(observed: np.ndarray, means: np.ndarray) -> Bootstrap:
+    """Percentile interval and two-sided p of the resampled `means`; `observed` has people first."""
     low, high = np.quantile(means, [0.025, 0.975])
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     return Bootstrap(
-        difference=float(difference.mean()),
+        difference=float(observed.mean()),
         low=float(low),
         high=float(high),
-        p=min(1.0, 2.0 * (tail + 1) / (resamples + 1)),
-        people=people,
-        pairs=difference.size,
+        p=min(1.0, 2.0 * (tail + 1) / (len(means) + 1)),
+        people=len(observed),
+        pairs=observed.size,
     )
 
 
@@ -355,16 +360,7 @@ def cluster_bootstrap(values: np.ndarray, *, resamples: int = 2000, seed: int = 
         trained = rng.integers(seeds, size=(people, seeds))[:, :, None]
         which = rng.integers(prompts, size=(people, seeds, prompts))
         means[k] = cells[who, trained, which].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return Bootstrap(
-        difference=float(data.mean()),
-        low=float(low),
-        high=float(high),
-        p=min(1.0, 2.0 * (tail + 1) / (resamples + 1)),
-        people=people,
-        pairs=data.size,
-    )
+    return _bootstrapped(data, means)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
