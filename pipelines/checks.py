@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines import calibration
+from pipelines import calibration, expressions
 from pipelines.faces import Face, align_by_eyes, detect_faces
 from pipelines.schema import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
 
@@ -54,13 +54,14 @@ class Measures:
     pitch: float  # + : nose low, looking down
     tilt_degrees: float
     cropped: bool
+    mouth: str | None = None  # "open" | "closed"; None: not sure
 
 
 def examine(image: np.ndarray, recogniser: Recogniser | None) -> Examined:
     """Find the faces in an upright RGB uint8 (H, W, 3) picture and describe each of them."""
     shape = (image.shape[0], image.shape[1])
     found = tuple(detect_faces(image)) if min(shape) >= SMALLEST_SIDE_PX else ()
-    measures = tuple(measure(image, face) for face in found)
+    measures = tuple(measure(image, face, mouth=True) for face in found)
     if recogniser is None or not found:
         return Examined(shape, found, measures)
     return Examined(shape, found, measures, np.stack([recogniser.embed_face(image, face) for face in found]))
@@ -79,7 +80,8 @@ class Recogniser:
         return self._judge.embed_face(image, face)
 
 
-def measure(image: np.ndarray, face: Face) -> Measures:
+def measure(image: np.ndarray, face: Face, *, mouth: bool = False) -> Measures:
+    """`mouth`: ask the network for the mouth too."""
     import cv2
 
     aligned = align_by_eyes(image, face.eyes)
@@ -102,6 +104,7 @@ def measure(image: np.ndarray, face: Face) -> Measures:
         pitch=float(nose @ down) / apart - NOSE_BELOW_EYES,
         tilt_degrees=math.degrees(math.atan2(float(across[1]), float(across[0]))),
         cropped=top - reach < 0 or bottom > height or left < 0 or right > width,
+        mouth=expressions.mouth(image, face) if mouth else None,
     )
 
 
@@ -257,6 +260,9 @@ def report(
         "different light": bool(kept) and max(m.luma for m in kept) - min(m.luma for m in kept) > VARIED_LIGHT,
         "sharp photos": sum(m.sharpness >= 2 * SHARPNESS_LOW for m in kept) >= max(1, len(kept) // 2),
     }
+    if any(m.mouth for m in kept):  # measured at all
+        has["mouth closed"] = any(m.mouth == "closed" for m in kept)
+        has["mouth open or teeth showing"] = any(m.mouth == "open" for m in kept)
     return SetReport(
         good=sum(check.verdict == "good" for check in checks),
         usable=sum(check.verdict == "usable" for check in checks),
@@ -284,4 +290,8 @@ def _next_photo(kept: Sequence[Measures], has: dict[str, bool]) -> str | None:
             return f"a photo{where} with the face turned a little to the {side} of the picture"
     if not has["different light"]:
         return f"a photo {light}"
+    if not has.get("mouth closed", True):
+        return "a photo with the mouth closed"
+    if not has.get("mouth open or teeth showing", True):
+        return "a photo with a smile that shows teeth"
     return "more photos from other days" if len(kept) < 10 else None

@@ -65,7 +65,7 @@ SETTING_LIMITS: dict[str, tuple[float, float]] = {
     "prior_images": (1, 1000), "checkpoint_every": (1, 100_000), "learning_rate": (0, 1), "text_learning_rate": (0, 1),
     "ema": (0, 0.999999), "caption_dropout": (0, 1), "prior_weight": (0, 10), "clip_norm": (0, 1000),
     "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "noise_from": (0, 0.99),
-    "preview_every_s": (0, 86_400),
+    "preview_every_s": (0, 86_400), "watch_every": (0, 100_000), "patience": (0, 1000),
 }  # fmt: skip
 
 Setting = int | float | str | bool | None
@@ -443,6 +443,7 @@ class _Flow:
 
     def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
+        from pipelines import selection
         from pipelines.photos import crops, frames, training_captions
         from pipelines.training import TrainingData
         from pipelines.training import train as learn
@@ -452,6 +453,12 @@ class _Flow:
         pictures = tuple(crops(photos.train, self.row))
         data = TrainingData(pictures, training_captions(photos.train, pictures), frames(photos.validation, self.row))
         recipes = {name: self._recipe(name) for name in self.spec.methods}
+        watch = None
+        if any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values()):
+            watch = selection.watch(photos, self.row)
+            if watch is None:
+                few = "No photo is kept for validation (that takes 8 photos), so the last checkpoint is kept"
+                yield Event("note", text=few)
         identity = None
         if any(recipe.method == "textual_inversion" and recipe.init == "zero_shot" for recipe in recipes.values()):
             identity = _descriptors(photos)
@@ -465,6 +472,7 @@ class _Flow:
                 stop=self.stop,
                 family=family,
                 identity=identity,
+                watch=watch,
             )
             for name, recipe in recipes.items()
         }

@@ -91,6 +91,19 @@ def following(image: np.ndarray, prompt: str) -> float | None:
     return float(np.mean([holds(shown[thing], word) for thing, word in asked.items()]))
 
 
+def followed(image: np.ndarray, prompt: str) -> float | None:
+    """`following` of an RGB uint8 (H, W, 3) picture as it comes; 0 where something was asked and no face is found."""
+    if not asked_for(prompt):
+        return None
+    found = detect_faces(image)
+    return following(_framed(image, align_by_eyes(image, found[0].eyes)), prompt) if found else 0.0
+
+
+def _framed(image: np.ndarray, aligned: np.ndarray) -> np.ndarray:
+    """A small picture at the base's own framing is measured as it is: aligning it would move the background."""
+    return image if image.shape[:2] == (FRAME_PX, FRAME_PX) else aligned
+
+
 def facts(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarray]) -> Facts:
     """Look at one RGB uint8 (H, W, 3) picture. `training` are `structure`s of the training photos, by name."""
     found = detect_faces(image)
@@ -99,8 +112,6 @@ def facts(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarray]
     face = found[0]
     measured = checks.measure(image, face)
     aligned = align_by_eyes(image, face.eyes)
-    # a small picture at the base's own framing is measured as it is: aligning it would move the background
-    framed = image if image.shape[:2] == (FRAME_PX, FRAME_PX) else aligned
     own = structure(aligned)
     alike = {name: similarity(own, other) for name, other in training.items()}
     nearest = max(alike, key=lambda name: alike[name], default=None)
@@ -108,7 +119,7 @@ def facts(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarray]
         faces=len(found),
         prominent=len(found) == 1 and face.box[3] - face.box[1] >= PROMINENT * image.shape[0],
         quality=tuple(code for code in checks.remarks(measured) if code in BAD_QUALITY),
-        following=following(framed, sampling.prompt),
+        following=following(_framed(image, aligned), sampling.prompt),
         copy=alike[nearest] if nearest is not None else None,
         nearest=nearest,
         yaw=measured.yaw,

@@ -146,6 +146,9 @@ class Recipe:
     mirror: bool = False  # mirrored copies of the photos
     caption_dropout: float = 0.1
     seed: int = 0
+    watch_every: int = 0  # look at validation pictures every so many steps and keep the best checkpoint; 0 = the last
+    patience: int = 0  # stop once so many looks brought nothing better; 0 = never
+    choose_strength: bool = False  # LoRA: scale the learned change to what looks best on validation prompts
     checkpoint_every: int = 50
     preview_every_s: float = 10.0
 
@@ -232,7 +235,7 @@ class Score:
 class Event:
     """One thing that happened, as the app, the command line and the tests see it. JSON-able."""
 
-    kind: str  # "start" | "step" | "preview" | "note" | "phase" | "render" | "score" | "done" | "stopped" | "failed"
+    kind: str  # "start", "step", "preview", "watch", "note", "phase", "render", "score", "done", "stopped", "failed"
     method: str | None = None
     step: int = 0
     steps: int = 0

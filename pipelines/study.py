@@ -1,4 +1,4 @@
-"""A study: people x budgets x training seeds, every cell an ordinary comparison; stop it and go on at any point.
+"""A study: people x budgets x recipes x training seeds, every cell an ordinary comparison; stop it and go on at any point.
 
 In: a folder of people (or one person's photos) and a matrix file. Out: OUT/<person>/<cell>/ - runs as `compare` makes
 them - and over all of them report.json, report.html, cells.csv and table.tex (`study_report`).
@@ -13,6 +13,7 @@ import csv
 import json
 import logging
 import os
+import re
 import statistics
 import threading
 import time
@@ -52,12 +53,21 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Changes to the recipes of some methods, under a name."""
+
+    name: str
+    settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes
+
+
+@dataclass(frozen=True)
 class Matrix:
     """What a study does; read from JSON."""
 
     budgets: tuple[Budget, ...]
     base: str = "portrait-128"
     methods: dict[str, dict[str, Setting]] = field(default_factory=lambda: {name: {} for name in METHODS})
+    recipes: tuple[Variant, ...] = (Variant(""),)  # each is done with every budget
     seeds: tuple[int, ...] = (0, 1, 2)  # of training
     render_seeds: tuple[int, ...] = (0, 1)
     prompts: tuple[str, ...] = ("portrait-128",)  # prompt sets
@@ -83,7 +93,7 @@ class Cell:
     """One comparison of a study."""
 
     person: Person
-    budget: Budget
+    condition: str  # the budget's name, and the recipe's where there are several
     seed: int
     folder: Path
     spec: JobSpec
@@ -105,6 +115,8 @@ def read_matrix(file: Path) -> Matrix:
     values: dict[str, Any] = {name: saved[name] for name in known if name in saved}
     try:
         values["budgets"] = tuple(Budget(**each) for each in saved["budgets"])
+        if "recipes" in values:
+            values["recipes"] = tuple(Variant(**each) for each in values["recipes"])
         for name in ("seeds", "render_seeds", "prompts", "people"):
             if name in values:
                 values[name] = tuple(values[name])
@@ -120,9 +132,17 @@ def read_matrix(file: Path) -> Matrix:
             raise UserError(f"There is no method {name}. Choose one of: {', '.join(METHODS)}.")
     for budget in matrix.budgets:
         budget.check()
-    if len({budget.name for budget in matrix.budgets}) < len(matrix.budgets):
-        raise UserError(f"Two budgets of {file.name} have one name. Rename one.")
-    _spec(matrix, Person("anybody", "person", ()), matrix.budgets[0], 0, {name: 1 for name in matrix.methods}).check()
+    conditions = [_condition(budget, variant) for budget in matrix.budgets for variant in matrix.recipes]
+    for name in conditions:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", name):
+            raise UserError(f"{name} in {file.name} can't name a folder. Use letters, digits, dots, - and _.")
+    if len(set(conditions)) < len(conditions):
+        raise UserError(f"Two budgets or recipes of {file.name} have one name. Rename one.")
+    anybody = Person("anybody", "person", ())
+    for variant in matrix.recipes:
+        if unknown := sorted(set(variant.settings) - set(matrix.methods)):
+            raise UserError(f"The recipe {variant.name} changes {', '.join(unknown)}, which the matrix does not train.")
+        _spec(matrix, anybody, matrix.budgets[0], variant, 0, {name: 1 for name in matrix.methods}).check()
     return matrix
 
 
@@ -155,21 +175,28 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, seconds_per_step:
     return [
         Cell(
             person,
-            budget,
+            _condition(budget, variant),
             seed,
-            out / person.name / f"{budget.name}-seed{seed}",
-            _spec(matrix, person, budget, seed, seconds_per_step),
+            out / person.name / f"{_condition(budget, variant)}-seed{seed}",
+            _spec(matrix, person, budget, variant, seed, seconds_per_step),
         )
         for seed in matrix.seeds
         for budget in matrix.budgets
+        for variant in matrix.recipes
         for person in people
     ]
 
 
-def _spec(matrix: Matrix, person: Person, budget: Budget, seed: int, seconds_per_step: dict[str, float]) -> JobSpec:
+def _condition(budget: Budget, variant: Variant) -> str:
+    return f"{budget.name}-{variant.name}" if variant.name else budget.name
+
+
+def _spec(
+    matrix: Matrix, person: Person, budget: Budget, variant: Variant, seed: int, seconds_per_step: dict[str, float]
+) -> JobSpec:
     settings: dict[str, dict[str, Setting]] = {}
     for name, changes in matrix.methods.items():
-        settings[name] = {"preview_every_s": 0.0, **changes}
+        settings[name] = {"preview_every_s": 0.0, **changes, **variant.settings.get(name, {})}
         if budget.steps is not None:
             settings[name]["steps"] = budget.steps
         if budget.seconds is not None:
@@ -339,7 +366,7 @@ class Study:
             return {name: float(value) for name, value in known["seconds_per_step"].items()}
         self.tell("Measuring how long a step of each method takes here")
         folder, person = self.out / ".timing", self.people[0]
-        spec = _spec(self.matrix, person, Budget("timing", steps=TIMED_STEPS), 0, {})
+        spec = _spec(self.matrix, person, Budget("timing", steps=TIMED_STEPS), Variant(""), 0, {})
         status = self._worker(folder, _train_only(spec))
         if status.state != "done":
             raise UserError(f"The time of a step could not be measured: {status.reason or status.state}")

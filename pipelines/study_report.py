@@ -70,7 +70,7 @@ def _by_budget(finished: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Cells by budget; people who lack one of its training seeds are left out, so that all arrays are whole."""
     groups: dict[str, list[Cell]] = {}
     for cell in finished:
-        groups.setdefault(cell.budget.name, []).append(cell)
+        groups.setdefault(cell.condition, []).append(cell)
     whole = {}
     for name, group in groups.items():
         seeds = {cell.seed for cell in group}
@@ -101,7 +101,7 @@ def table(group: Sequence[Cell]) -> Table:
         return whole.reshape(len(people), len(seeds), *whole.shape[1:])
 
     return Table(
-        budget=group[0].budget.name,
+        budget=group[0].condition,
         columns=columns,
         judges=judges,
         people=people,
@@ -191,7 +191,7 @@ def _every_picture(finished: Sequence[Cell]) -> str:
     table: Any = None
     for cell in finished:
         for line in csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text())):
-            row = {"person": cell.person.name, "budget": cell.budget.name, "training_seed": cell.seed, **line}
+            row = {"person": cell.person.name, "budget": cell.condition, "training_seed": cell.seed, **line}
             if table is None:
                 table = csv.DictWriter(out, list(row), lineterminator="\n", extrasaction="ignore", restval="")
                 table.writeheader()

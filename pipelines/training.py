@@ -34,6 +34,9 @@ from pipelines.methods.base import Artifact, Learner, Method, digest, load_into,
 from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb
 from pipelines.schema import Event, Recipe, Subject, UserError
 
+WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"
+WATCH_STEPS = 12
+STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with
 CHECKPOINT, CLASS_IMAGES, SUBJECT = "checkpoint.safetensors", "class_images.safetensors", "subject.json"
 PREVIEW_STEPS = 8  # enough to recognise somebody, at a third of a training step's cost each
 CLASS_IMAGE_STEPS = 16
@@ -54,6 +57,25 @@ class TrainingData:
     validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: never trained on, watched only
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the validation pictures of one checkpoint, or one strength, turned out."""
+
+    value: float  # what is maximised: identity (at least 0) x prompt-following
+    identity: float  # mean similarity to the validation photos; a picture without a face counts as 0
+    following: float | None  # mean share of what was asked and is shown
+    trained: float  # mean similarity to the training photos
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks at checkpoints. The loop knows nothing of faces: it draws `prompts` and hands the pictures over."""
+
+    judge: str  # its name, for the record; never the one that the report's first figures come from
+    prompts: tuple[str, ...]  # each with "{subject}"
+    look: Callable[[np.ndarray], Look]  # of one frame per prompt, (n, H, W, 3) uint8
+
+
 def train(
     recipe: Recipe,
     data: TrainingData,
@@ -64,17 +86,20 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     family: Family | None = None,
     identity: np.ndarray | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Event]:
     """Train one method; resumes from `out/checkpoint.safetensors` where that belongs to the same recipe and photos.
 
     The last event is "done", or "stopped" (within one step of `stop()`; what was learned is saved all the same).
     `seconds` count this method's own time only, whoever else runs in between. `identity` are dlib descriptors of the
-    photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten.
+    photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten. With `watch`, the recipe's
+    `watch_every`, `patience` and `choose_strength` hold: the best checkpoint is kept, not the last; `watch.json` in
+    `out` says what was seen. Without it they are ignored.
     Raises UserError: a base or photos that do not fit, a loss that is no number, a full disk, too little GPU memory, an
     artefact that does not draw the same picture after reloading. The last checkpoint is kept in each case.
     """
     clock = _Clock()
-    run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, clock)
+    run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, clock)
     while True:
         clock.start()
         try:
@@ -141,6 +166,7 @@ def _run(
     stop: Callable[[], bool],
     family: Family | None,
     identity: np.ndarray | None,
+    watch: Watch | None,
     clock: _Clock,
 ) -> Iterator[Event]:
     name, steps = recipe.method, recipe.steps
@@ -169,8 +195,9 @@ def _run(
         fused=family.device.kind in ("cpu", "cuda"),
     )
     average = {key: value.detach().clone() for key, value in learner.tensors().items()} if recipe.ema > 0 else {}
+    watched = _Watched(watch, out) if watch is not None and recipe.watch_every > 0 else None
     fingerprint = _fingerprint(recipe, data, photo_digest, family)
-    first, note = _resume(out, fingerprint, learner, optimizer, average, clock)
+    first, note = _resume(out, fingerprint, learner, optimizer, average, watched, clock)
     size = sum(parameter.numel() for parameter in parameters)
     yield Event(
         "start",
@@ -197,7 +224,7 @@ def _run(
     read_every = READ_LOSS_EVERY.get(family.device.kind, READ_LOSS_DEFAULT)
     shown_at, session = time.monotonic(), clock.seconds
     step = first
-    while step < steps and not stop():
+    while step < steps and not stop() and not (watched and watched.is_enough(recipe.patience)):
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
             parameter_group["lr"] = group.learning_rate * _learning_rate_factor(step, recipe)
         loss = batches.loss(learner, step)
@@ -210,6 +237,11 @@ def _run(
         step += 1
         losses.append((step, torch.stack([loss.detach().float(), norm.detach().float()])))
 
+        looked = None
+        if watched and (step % recipe.watch_every == 0 or step == steps):
+            looked = _look(family, learner, average, watched.watch, batches.phrase, recipe)
+            watched.add(looked, step, clock.seconds, average or learner.tensors())
+
         extra: dict[str, Any] = {}
         checkpoint = step % recipe.checkpoint_every == 0 and step < steps
         read = None
@@ -217,11 +249,13 @@ def _run(
             read = _read(losses, recipe)
         if checkpoint:
             _check_numbers(learner, step, recipe)
-            _save_checkpoint(out, fingerprint, learner, optimizer, average, step, clock)
+            _save_checkpoint(out, fingerprint, learner, optimizer, average, watched, step, clock)
         if (checkpoint or step == steps) and len(data.validation):
             extra["validation_loss"] = batches.validation_loss(learner)
         rate = (clock.seconds - session) / (step - first)
         yield Event("step", name, step, steps, read, clock.seconds, seconds_left=rate * (steps - step), data=extra)
+        if looked is not None:
+            yield Event("watch", name, step, steps, seconds=clock.seconds, data=asdict(looked))
         if 0 < recipe.preview_every_s <= time.monotonic() - shown_at and step < steps:
             path = out / f"preview_{step:05d}.png"
             _draw(family, learner.modules, preview, path)
@@ -232,11 +266,24 @@ def _run(
 
     # keep it, and prove it
     _check_numbers(learner, step, recipe)
-    complete = step >= steps
+    enough = watched is not None and watched.is_enough(recipe.patience)
+    complete = step >= steps or enough
     if not complete:
-        _save_checkpoint(out, fingerprint, learner, optimizer, average, step, clock)
+        _save_checkpoint(out, fingerprint, learner, optimizer, average, watched, step, clock)
     if average:
         load_into(learner.tensors(), average)
+    if watched and watched.best:
+        load_into(learner.tensors(), watched.best)
+        said = f"Of {len(watched.looks)} checkpoints the one of step {watched.chosen} is kept"
+        yield Event(
+            "note", name, step, steps, seconds=clock.seconds, text=said + ("; more steps did not help" * enough)
+        )
+    if complete and watch is not None and recipe.choose_strength and learner.scales():
+        text = f"Trying {len(STRENGTHS)} strengths"
+        yield Event("phase", name, step, steps, seconds=clock.seconds, text=text)
+        chosen, looks = _choose_strength(family, learner, watch, batches.phrase, recipe)
+        _write_json(out / STRENGTHS_FILE, {"judge": watch.judge, "chosen": chosen, "looks": looks})
+        yield Event("note", name, step, steps, seconds=clock.seconds, text=f"Strength {chosen:g} is kept")
     yield Event("phase", name, step, steps, seconds=clock.seconds, text="Saving, and reading it back to be sure")
     artifact = learner.export(out)
     frame = _verify(family, method, learner, out, recipe, preview)
@@ -290,6 +337,7 @@ class Batches:
         class_latents: dict[Shape, torch.Tensor],
     ) -> None:
         self._family, self._recipe, self._count = family, recipe, len(data.frames)
+        self.phrase = phrase
         self._buckets: list[Bucket] = []
         self._bucket_of = [0] * self._count
         for shape, photos in _by_shape(data.frames).items():
@@ -502,6 +550,79 @@ def _class_images(
     return stacked
 
 
+# -- choosing ------------------------------------------------------------------------------------------------------
+
+
+class _Watched:
+    """What was seen of a run's checkpoints so far, and the best one's tensors."""
+
+    def __init__(self, watch: Watch, out: Path) -> None:
+        self.watch, self._file = watch, out / WATCH_FILE
+        self.looks: list[dict[str, Any]] = []
+        self.best: dict[str, torch.Tensor] = {}
+
+    @property
+    def chosen(self) -> int:
+        """The step of the best look; of equal ones the first."""
+        return int(max(self.looks, key=lambda look: look["value"])["step"])
+
+    def add(self, look: Look, step: int, seconds: float, tensors: dict[str, Any]) -> None:
+        self.looks.append({"step": step, "seconds": round(seconds, 3), **asdict(look)})
+        if self.chosen == step:
+            self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        _write_json(self._file, {"judge": self.watch.judge, "chosen": self.chosen, "looks": self.looks})
+
+    def is_enough(self, patience: int) -> bool:
+        """Whether the last `patience` looks were no better than an earlier one; 0 is never."""
+        if not patience or len(self.looks) <= patience:
+            return False
+        return self.chosen <= self.looks[-1 - patience]["step"]
+
+
+def _look(
+    family: Family,
+    learner: Learner,
+    average: dict[str, torch.Tensor],
+    watch: Watch,
+    phrase: str,
+    recipe: Recipe,
+) -> Look:
+    """Draw the validation prompts with what would be kept now, and have them looked at. Seeds are the run's own."""
+    rows = [
+        Row(
+            prompt.replace("{subject}", phrase),
+            derived_seed(recipe.seed, index, 7),
+            guidance=family.architecture.guidance,
+        )
+        for index, prompt in enumerate(watch.prompts)
+    ]
+    live = {name: tensor.detach().clone() for name, tensor in learner.tensors().items()} if average else {}
+    if average:
+        load_into(learner.tensors(), average)
+    try:
+        return watch.look(_frames(family, learner.modules, rows, steps=WATCH_STEPS))
+    finally:
+        if live:
+            load_into(learner.tensors(), live)
+
+
+@torch.no_grad()
+def _choose_strength(
+    family: Family, learner: Learner, watch: Watch, phrase: str, recipe: Recipe
+) -> tuple[float, list[dict[str, Any]]]:
+    """Scale the learned change (not its factors) to the strength whose validation pictures are best; (it, all looks)."""
+    scaled = {name: tensor for name, tensor in learner.tensors().items() if name in learner.scales()}
+    ended = {name: tensor.detach().clone() for name, tensor in scaled.items()}
+    looks = []
+    for strength in STRENGTHS:
+        load_into(scaled, {name: strength * tensor for name, tensor in ended.items()})
+        looks.append({"strength": strength, **asdict(_look(family, learner, {}, watch, phrase, recipe))})
+    # of equal ones the one nearest to what training ended with
+    chosen = float(max(looks, key=lambda look: (look["value"], -abs(look["strength"] - 1)))["strength"])
+    load_into(scaled, {name: chosen * tensor for name, tensor in ended.items()})
+    return chosen, looks
+
+
 # -- checks --------------------------------------------------------------------------------------------------------
 
 
@@ -519,6 +640,8 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
     for frame in data.frames:
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
             raise ValueError(f"frames are (H, W, 3) uint8, not {frame.shape} {frame.dtype}")
+    if recipe.watch_every < 0 or recipe.patience < 0:
+        raise UserError("A recipe's watch_every and patience must be whole numbers from 0 up.")
     numbers = {"steps": recipe.steps, "batch": recipe.batch, "checkpoint_every": recipe.checkpoint_every}
     for name, value in numbers.items():
         if value < 1:
@@ -570,12 +693,16 @@ def _save_checkpoint(
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     average: dict[str, torch.Tensor],
+    watched: _Watched | None,
     step: int,
     clock: _Clock,
 ) -> None:
     tensors = {f"model.{key}": value.detach() for key, value in learner.tensors().items()}
     tensors |= {f"average.{key}": value for key, value in average.items()}
     meta = {"fingerprint": fingerprint, "step": step, "seconds": clock.seconds}
+    if watched:
+        tensors |= {f"best.{key}": value for key, value in watched.best.items()}
+        meta["looks"] = watched.looks
     save_tensors(out / CHECKPOINT, tensors | optimizer_tensors(optimizer), meta)
 
 
@@ -585,6 +712,7 @@ def _resume(
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     average: dict[str, torch.Tensor],
+    watched: _Watched | None,
     clock: _Clock,
 ) -> tuple[int, str | None]:
     """Put a checkpoint back; the step to go on from, and a sentence about it."""
@@ -601,6 +729,9 @@ def _resume(
     if average:
         load_into(average, {key[8:]: value for key, value in tensors.items() if key.startswith("average.")})
     load_optimizer(optimizer, tensors)
+    if watched:
+        watched.looks = list(meta.get("looks", []))
+        watched.best = {key[5:]: value for key, value in tensors.items() if key.startswith("best.")}
     clock.before += float(meta["seconds"])
     return int(meta["step"]), f"Continuing at step {meta['step']}"
 
@@ -653,6 +784,10 @@ def _write_subject(
     return subject
 
 
+def _write_json(path: Path, saved: dict[str, Any]) -> None:
+    write_file(path, lambda partial: _write_text(partial, json.dumps(saved, indent=1) + "\n"))
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
@@ -676,17 +811,21 @@ def _end(kind: str, subject: Subject, out: Path) -> Event:
 
 def _frame(family: Family, modules: Modules, row: Row) -> np.ndarray:
     """One quick picture (H, W, 3) with the modules as they are."""
+    return _frames(family, modules, [row], steps=PREVIEW_STEPS)[0]
+
+
+def _frames(family: Family, modules: Modules, rows: Sequence[Row], *, steps: int) -> np.ndarray:
     parts = (modules.unet, *modules.text.encoders)
     training = [part.training for part in parts]
     for part in parts:
         part.eval()
     try:
-        frames = sample(family, modules, [row], steps=PREVIEW_STEPS, scheduler_name="ddim")
+        frames = sample(family, modules, rows, steps=steps, scheduler_name="ddim")
     finally:
         for part, was_training in zip(parts, training, strict=True):
             part.train(was_training)
     assert frames is not None
-    return frames[0]
+    return frames
 
 
 def _draw(family: Family, modules: Modules, row: Row, path: Path) -> None:

@@ -151,6 +151,12 @@ def test_the_report_asks_for_what_is_missing():
     ]
     varied = judged(*(picture(100 + k, measures=m) for k, m in enumerate(angles * 2)))[1]
     assert all(varied.checklist.values()) and varied.next_photo is None
+    assert not any("mouth" in what for what in varied.checklist)  # not measured, so nothing is said
+    for there, missing in (("open", "mouth closed"), ("closed", "mouth open or teeth showing")):
+        same = [replace(m, mouth=there) for m in angles[:4]] + [replace(FINE, mouth=None)]
+        told = judged(*(picture(100 + k, measures=m) for k, m in enumerate(same * 2)))[1]
+        assert [what for what, has in told.checklist.items() if not has] == [missing]
+        assert ("closed" if there == "open" else "teeth") in str(told.next_photo)
     profile = judged(*(picture(100 + k, measures=replace(FINE, yaw=0.2)) for k in range(6)))[1]
     assert "straight" in str(profile.next_photo)
 

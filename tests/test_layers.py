@@ -14,9 +14,10 @@ LAYERS = (
     ("schema",),
     # The registry is rows of data and knows schema only; presets refer to its rows.
     ("runtime", "workspace", "presets", "attributes", "checkpoints", "calibration", "bases.registry"),
-    ("bases", "photos", "faces", "arcface_mini", "checks"),
+    ("bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
     ("training", "generation", "scoring", "metrics", "refining"),
+    ("selection",),
     ("comparison", "report"),
     ("jobs", "replay", "study", "study_report", "__main__"),
 )

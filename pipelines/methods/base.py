@@ -50,6 +50,9 @@ class Learner(Protocol):
     def tensors(self) -> dict[str, torch.nn.Parameter]:
         """Everything that trains, by name: the checkpoint, the average (EMA) and the export all use this dict."""
 
+    def scales(self) -> tuple[str, ...]:
+        """Names of the tensors that the learned change is proportional to; () where there are none."""
+
     def after_step(self) -> None: ...
 
     def export(self, folder: Path) -> Artifact: ...

@@ -86,6 +86,9 @@ class DreamBoothLearner:
             named |= {f"encoder_{index}.{name}": parameter for name, parameter in encoder.named_parameters()}
         return named
 
+    def scales(self) -> tuple[str, ...]:
+        return ()
+
     def after_step(self) -> None:
         pass
 

@@ -100,6 +100,10 @@ class LoRALearner:
             if parameter.requires_grad
         }
 
+    def scales(self) -> tuple[str, ...]:
+        """The change is B @ A: scaling one factor scales it."""
+        return tuple(name for name in self.tensors() if ".lora_B." in name)
+
     def after_step(self) -> None:
         pass
 

@@ -94,6 +94,9 @@ class TextualInversionLearner:
     def tensors(self) -> dict[str, torch.nn.Parameter]:
         return {f"encoder_{index}": rows for index, rows in enumerate(self._rows)}
 
+    def scales(self) -> tuple[str, ...]:
+        return ()
+
     @torch.no_grad()
     def after_step(self) -> None:
         for rows, limit in zip(self._rows, self._max_norms, strict=True):
