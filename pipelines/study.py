@@ -1,4 +1,4 @@
-"""A study: people x budgets x recipes x training seeds, every cell an ordinary comparison; stop it and go on at any point.
+"""A study: people x budgets x recipes x training seeds; every cell is an ordinary comparison, and it can be stopped.
 
 In: a folder of people (or one person's photos) and a matrix file. Out: OUT/<person>/<cell>/ - runs as `compare` makes
 them - and over all of them report.json, report.html, cells.csv and table.tex (`study_report`).

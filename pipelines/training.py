@@ -92,8 +92,8 @@ def train(
 
     The last event is "done", or "stopped" (within one step of `stop()`; what was learned is saved all the same).
     `seconds` count this method's own time only, whoever else runs in between. `identity` are dlib descriptors of the
-    photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten. With `watch`, the recipe's
-    `watch_every`, `patience` and `choose_strength` hold: the best checkpoint is kept, not the last; `watch.json` in
+    photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten. With `watch`, the
+    recipe's `watch_every`, `patience` and `choose_strength` hold: the best checkpoint is kept, not the last; `watch.json` in
     `out` says what was seen. Without it they are ignored.
     Raises UserError: a base or photos that do not fit, a loss that is no number, a full disk, too little GPU memory, an
     artefact that does not draw the same picture after reloading. The last checkpoint is kept in each case.
@@ -610,7 +610,7 @@ def _look(
 def _choose_strength(
     family: Family, learner: Learner, watch: Watch, phrase: str, recipe: Recipe
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Scale the learned change (not its factors) to the strength whose validation pictures are best; (it, all looks)."""
+    """Scale the learned change, not its factors, to the strength that looks best; returns it and all looks."""
     scaled = {name: tensor for name, tensor in learner.tensors().items() if name in learner.scales()}
     ended = {name: tensor.detach().clone() for name, tensor in scaled.items()}
     looks = []

@@ -1,4 +1,4 @@
-"""Choosing: the best checkpoint by validation pictures is what is kept, exactly, and the held-out photos play no part."""
+"""Choosing: the best checkpoint by validation pictures is kept, exactly, and the held-out photos play no part."""
 
 from __future__ import annotations
 
@@ -108,8 +108,10 @@ def test_a_lora_s_strength_scales_its_change_and_nothing_else(tmp_path):
     factors = sorted(name.rsplit("lora_A", 1) for name in plain if "lora_A" in name)
     assert factors
     for start, end in factors:
-        change, scaled = (each[f"{start}lora_B{end}"].float().flatten(1) @ each[f"{start}lora_A{end}"].float().flatten(1)
-                          for each in (plain, chosen))  # fmt: skip
+        change, scaled = (
+            each[f"{start}lora_B{end}"].float().flatten(1) @ each[f"{start}lora_A{end}"].float().flatten(1)
+            for each in (plain, chosen)
+        )
         assert torch.allclose(scaled, STRENGTHS[0] * change, rtol=2e-2, atol=1e-4)
     run("lora", tmp_path / "equal", Scripted(0.5), steps=3, learning_rate=1e-2, choose_strength=True)
     assert json.loads((tmp_path / "equal" / "strengths.json").read_text())["chosen"] == 1.0, "no reason, no change"

@@ -238,8 +238,8 @@ tags: [facial-expression]
 
 # mouth
 
-Tells an open mouth (teeth showing counts) from a closed one, {saved["parameters"]:,} parameters, so that Likeness can say
-which of the two a person's photos lack. Input `mouth`: RGB in 0..1, (n, 3, 64, 64), the lower half of a face as
+Tells an open mouth (teeth showing counts) from a closed one, {saved["parameters"]:,} parameters, so that Likeness
+can say which of the two a person's photos lack. Input `mouth`: RGB in 0..1, (n, 3, 64, 64), the lower half of a face as
 `pipelines.expressions.crop` cuts it; output `open`: log-odds. Between -{saved["margins"]["closed"]:.2f} and
 {saved["margins"]["open"]:.2f} nothing is claimed. It knows no emotion and nobody.
 
