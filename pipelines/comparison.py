@@ -45,6 +45,7 @@ from pipelines.workspace import Run
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipelines import metrics
     from pipelines.bases.family import Family
     from pipelines.faces import Judge
     from pipelines.report import Cell, Findings
@@ -58,6 +59,8 @@ COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
 # Methods of bases up to this size train side by side, step by step in turn; of larger ones one after another, so that
 # only one of them is in memory at a time.
 SIDE_BY_SIDE_UP_TO_GB = 2.0
+OTHERS = 3  # photos of other people in a heatmap
+WATCHED, STRENGTHS = "watch.json", "strengths.json"  # what a training leaves beside its subject.json
 SMALL_BASE_BATCH, LARGE_BASE_BATCH = 8, 4
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
 SETTING_LIMITS: dict[str, tuple[float, float]] = {
@@ -88,6 +91,8 @@ class JobSpec:
     keep: tuple[str, ...] = ()  # names of photos to use although the checks would leave them out
     samplings: tuple[Sampling, ...] = ()  # what to draw; empty for "compare": `renders` plain portraits
     renders: int = RENDERS
+    stylised: tuple[str, ...] = ()  # prompts no recogniser can judge (paintings, cartoons): out of the identity figures
+    others: tuple[str, ...] = ()  # photos of other people, for the heatmap; empty: the synthetic sample person's
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> pictures made elsewhere: one more column
     settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
     device: str | None = None  # "cpu", "cuda", "mps"; None = the best here
@@ -147,7 +152,7 @@ def spec_from_json(saved: Any) -> JobSpec:
     """The spec in a spec.json. Raises UserError when it is not one."""
     try:
         values = {each.name: saved[each.name] for each in fields(JobSpec) if each.name in dict(saved)}
-        for name in ("methods", "photos", "keep"):
+        for name in ("methods", "photos", "keep", "stylised", "others"):
             if name in values:
                 values[name] = tuple(str(each) for each in values[name])
         values["images"] = {str(name): tuple(map(str, files)) for name, files in values.get("images", {}).items()}
@@ -318,6 +323,11 @@ class _Flow:
         self.notes: list[str] = []
         self.judges: list[Judge] = []
 
+    @property
+    def stylised(self) -> tuple[str, ...]:
+        """Prompts that no recogniser can judge: those named in the spec and the styles that are no photographs."""
+        return tuple(dict.fromkeys((*self.spec.stylised, *presets.stylised())))
+
     # -- kinds of jobs -----------------------------------------------------------------------------------------
 
     def compare(self) -> Iterator[Event]:
@@ -329,7 +339,14 @@ class _Flow:
             yield Event("note", text="This comparison is complete already; nothing was done again")
             yield self._done()
             return
-        for stale in (self.run.manifest, self.run.report, self.run.page, self.run.cells, self.run.grid):
+        for stale in (
+            self.run.manifest,
+            self.run.report,
+            self.run.page,
+            self.run.cells,
+            self.run.figures,
+            self.run.grid,
+        ):
             stale.unlink(missing_ok=True)
         device, family = yield from self.load()
         subjects = yield from self.train(photos, device, family)
@@ -349,7 +366,14 @@ class _Flow:
         before = {name: self._subject(name) for name in self.spec.methods}
         subjects = yield from self.train(photos, device, family)
         if any(subjects.get(name) != before[name] for name in self.spec.methods):  # what a report said is past
-            for stale in (self.run.manifest, self.run.report, self.run.page, self.run.cells, self.run.grid):
+            for stale in (
+                self.run.manifest,
+                self.run.report,
+                self.run.page,
+                self.run.cells,
+                self.run.figures,
+                self.run.grid,
+            ):
                 stale.unlink(missing_ok=True)
         self._raise_problems("The others are trained.")
         yield Event("done", text=f"Trained: {', '.join(subjects)}", seconds=self.clock.seconds)
@@ -657,18 +681,26 @@ class _Flow:
         yield Event("phase", text="Looking for copies and slips")
         shown = frames(photos.train, aligned=True, resolution_px=metrics.FRAME_PX)
         training = {photo.name: metrics.structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
+        judge = self.judges[0]
         try:
-            learned_from = scoring.reference(self.judges[0], photos.train)
+            learned_from = scoring.reference(judge, photos.train)
         except UserError:
             learned_from = None
+        beside = scoring.vectors_of(judge, photos, self._others())
         facts: dict[str, metrics.Facts] = {}
         trained: dict[str, float | None] = {}
+        rows: list[dict[str, Any]] = []
         for cell in findings.cells:
             self._stop_here()
-            path = self.run.folder / cell.path
-            facts[cell.path] = metrics.facts(decode(path), cell.sampling, training)
-            trained[cell.path] = scoring.score_renders([path], learned_from)[0].similarity if learned_from else None
+            image = decode(self.run.folder / cell.path)
+            facts[cell.path] = metrics.facts(image, cell.sampling, training)
+            vector = judge.look(image).vector
+            trained[cell.path] = None if learned_from is None or vector is None else learned_from.similarity(vector)
+            if metrics.is_counted(cell.sampling, self.stylised):
+                values = [None if vector is None else round(judge.similarity(vector, v), 4) for _, _, v in beside]
+                rows.append({"column": cell.column, "file": cell.path, "values": values})
             yield Event("note", cell.column, len(facts), len(findings.cells), data={"stage": "closer"})
+        clip = self._ask_clip(findings, facts)
         seen = {
             column: [(cell.sampling, facts[cell.path], cell.scores) for cell in findings.of(column)]
             for column in findings.columns
@@ -678,11 +710,42 @@ class _Flow:
                 pictures,
                 seen.get("none", []),
                 to_training=[trained[cell.path] for cell in findings.of(column)],
+                stylised=self.stylised,
             )
             for column, pictures in seen.items()
             if pictures
         }
-        return replace(findings, facts=facts, worth=worth)
+        shown_beside = [{"name": name, "part": part} for part, name, _ in beside]
+        return replace(findings, facts=facts, worth=worth, clip=clip, heat={"photos": shown_beside, "rows": rows})
+
+    def _ask_clip(self, findings: Findings, facts: dict[str, metrics.Facts]) -> str | None:
+        """Put CLIP's answers into `facts` where the base knows all words; the backbone's name, None without it."""
+        from pipelines import clip_text, metrics
+        from pipelines.photos import decode
+
+        asked = [cell for cell in findings.cells if cell.sampling.prompt]
+        if self.row.family == "portrait" or not asked:  # its words are few, and pixel rules know them all
+            return None
+        try:
+            clip = clip_text.ClipText(allow_download=self.spec.download_judge)
+        except UserError as problem:
+            self.notes.append(str(problem))
+            return None
+        prompts = list(dict.fromkeys(cell.sampling.prompt for cell in asked if metrics.is_subject(cell.sampling)))
+        texts = clip.texts([prompt.replace("{subject}", self.spec.class_word) for prompt in prompts])
+        for cell in asked:
+            if cell.sampling.prompt in prompts:
+                cosines = texts @ clip.images([decode(self.run.folder / cell.path)])[0]
+                own = prompts.index(cell.sampling.prompt)
+                facts[cell.path] = replace(
+                    facts[cell.path], clip_t=float(cosines[own]), following=clip_text.rank(cosines, own)
+                )
+        return clip.name
+
+    def _others(self) -> list[Path]:
+        if self.spec.others:
+            return [Path(each) for each in self.spec.others]
+        return sorted((presets.PRESETS / "sample_person").glob("*.png"))[:OTHERS]
 
     # -- what is on disk ---------------------------------------------------------------------------------------
 
@@ -776,7 +839,21 @@ class _Flow:
             marks=marks,
             subjects=subjects,
             errors=tuple(self.problems),
+            stylised=self.stylised,
+            curves={name: seen for name in subjects if (seen := workspace.read_json(self.run.method(name) / WATCHED))},
+            strengths=workspace.read_json(self.run.method("lora") / STRENGTHS) if "lora" in subjects else None,
+            calibration=self.judges[0].calibration if self.judges else None,
+            command=self._command(),
         )
+
+    def _command(self) -> str:
+        """The command that repeats this. Paths stay out of it: a report may be published."""
+        if self.spec.kind != "compare":
+            return ""
+        words = [f"python -m pipelines compare PHOTOS --class-word {self.spec.class_word} --base {self.row.name}"]
+        words.append(f"--methods {','.join(self.spec.methods)} --quality {self.spec.quality} --seed {self.spec.seed}")
+        exact = "; to the bit, with every setting: python -m pipelines replay RUN/manifest.json"
+        return f"{' '.join(words)} --out RUN{exact}"
 
     def _write(
         self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str

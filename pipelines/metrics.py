@@ -8,7 +8,7 @@ Prompts that name no subject ("portrait of man") ask something else: has the bas
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -35,10 +35,12 @@ class Facts:
     faces: int
     prominent: bool  # exactly one face, and a large one
     quality: tuple[str, ...]  # reason codes of `schema.REMARKS` that hold against it; () is good
-    following: float | None  # share of the asked attributes that hold; None: nothing measurable was asked
+    following: float | None  # share of the asked attributes that hold; None: nothing measurable was asked. Where CLIP
+    # judges: share of the run's other prompts that fit less well than the picture's own
     copy: float | None  # structural similarity (0..1) with the most similar training photo
     nearest: str | None  # that photo's name
     yaw: float | None  # proxy, in eye distances
+    clip_t: float | None = None  # cosine of picture and prompt by CLIP, on bases that know all words
     structure: np.ndarray | None = field(default=None, repr=False, compare=False)  # (64, 64) grey, in memory only
 
 
@@ -55,6 +57,7 @@ class Worth:
     copy_score: float | None  # the highest structural similarity with a training photo
     memorisation_gap: float | None  # mean similarity to the training photos minus to the held-out ones
     drift: float | None  # of class-only prompts: similarity to the person minus the untrained base's
+    clip_t: float | None  # mean cosine with the prompts by CLIP, the person's token replaced by the class word
     preserved: float | None  # of class-only prompts: structural similarity with the untrained base's same seed
 
 
@@ -149,18 +152,24 @@ def is_subject(sampling: Sampling) -> bool:
     return not sampling.prompt or "{subject}" in sampling.prompt
 
 
+def is_counted(sampling: Sampling, stylised: Collection[str] = ()) -> bool:
+    """Whether a picture counts for the identity figures: it shows the person, and as a photograph would."""
+    return is_subject(sampling) and sampling.prompt not in stylised
+
+
 def worth(
     pictures: Sequence[tuple[Sampling, Facts, Sequence[Score]]],
     base: Sequence[tuple[Sampling, Facts, Sequence[Score]]],
     *,
     to_training: Sequence[float | None],
+    stylised: Collection[str] = (),
 ) -> Worth:
     """Sum up one column. `base` is the untrained base's column; `to_training` holds the first judge's similarity of
-    each picture (in order) to the mean of the training photos.
+    each picture (in order) to the mean of the training photos; `stylised` names prompts that recognisers can't judge.
     """
-    own = [(s, f, scores) for s, f, scores in pictures if is_subject(s)]
+    own = [(s, f, scores) for s, f, scores in pictures if is_counted(s, stylised)]
     shown = [f for _, f, _ in own]
-    asked = [f.following if f.faces else 0.0 for s, f, _ in own if asked_for(s.prompt)]
+    asked = [f.following if f.faces else 0.0 for s, f, _ in own if f.following is not None or asked_for(s.prompt)]
     known = [value for value in asked if value is not None]
     copies = [f.copy for f in shown if f.copy is not None]
     structures = [f.structure for f in shown if f.structure is not None]
@@ -168,7 +177,7 @@ def worth(
     gaps = [
         trained - scores[0].similarity
         for (s, _, scores), trained in zip(pictures, to_training, strict=True)
-        if is_subject(s) and scores and scores[0].similarity is not None and trained is not None
+        if is_counted(s, stylised) and scores and scores[0].similarity is not None and trained is not None
     ]
     pairs = [similarity(a, b) for a, b in combinations(structures[:24], 2)]
     drift, preserved = _class_only(pictures, base)
@@ -182,6 +191,7 @@ def worth(
         copy_score=max(copies, default=None),
         memorisation_gap=_mean(gaps),
         drift=drift,
+        clip_t=_mean([f.clip_t for f in shown if f.clip_t is not None]),
         preserved=preserved,
     )
 

@@ -36,6 +36,11 @@ def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
     return found
 
 
+def stylised() -> tuple[str, ...]:
+    """The prompts of styles that are no photographs: recognisers say nothing about them."""
+    return tuple(style.prompt for style in styles().values() if not style.photoreal)
+
+
 def style_problem(style: Style, row: BaseRow) -> str | None:
     """Why `row` can't draw this style, as one sentence, or None when it can."""
     if "any" not in style.bases and row.family not in style.bases:
@@ -53,7 +58,7 @@ class Prompt:
 
     prompt: str
     kind: str
-    photoreal: bool = True  # recognisers say nothing about cartoons; studies do not leave such prompts out yet
+    photoreal: bool = True  # recognisers say nothing about cartoons: such prompts stay out of the identity mean
 
 
 def prompts(name: str, folder: Path = PRESETS / "prompts") -> tuple[Prompt, ...]:

@@ -17,25 +17,20 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import workspace
-from pipelines.metrics import COPY, Facts, Worth, is_subject, usable
+from pipelines import figures, workspace
+from pipelines.calibration import Calibration
+from pipelines.figures import COLOURS, NAMES, OTHER_COLOUR
+from pipelines.metrics import COPY, Facts, Worth, asked_for, is_counted, usable
 from pipelines.schema import METHODS, PhotoSet, Sampling, Score, Subject
-from pipelines.scoring import Bootstrap, IdentitySummary, Marks, paired_bootstrap, summary
+from pipelines.scoring import Bootstrap, IdentitySummary, Marks, cluster_bootstrap, paired_bootstrap, summary
 from pipelines.workspace import Run
 
 if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = 1
-NAMES = {
-    "none": "Untrained base",
-    "textual_inversion": "Textual inversion",
-    "dreambooth": "DreamBooth",
-    "lora": "LoRA",
-}
 TILE_PX, GAP_PX = 176, 10
-OTHER_COLOUR = "#7c3aed"
-COLOURS = {"none": "#6b7280", "textual_inversion": "#b45309", "dreambooth": "#1d4ed8", "lora": "#047857"}
+WORST = 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,13 @@ class Findings:
     errors: tuple[str, ...] = ()
     facts: dict[str, Facts] = field(default_factory=dict)  # by path; {} where nobody looked closer
     worth: dict[str, Worth] = field(default_factory=dict)  # by column
+    stylised: tuple[str, ...] = ()  # prompts whose pictures no recogniser can judge: out of the identity figures
+    heat: dict[str, Any] | None = None  # {"photos": [{"name", "part"}], "rows": [{"column", "file", "values"}]}
+    curves: dict[str, Any] = field(default_factory=dict)  # by method, its watch.json
+    clip: str | None = None  # the backbone behind clip_t
+    strengths: dict[str, Any] | None = None  # the LoRA's strengths.json
+    calibration: Calibration | None = None  # of the first judge
+    command: str = ""  # that repeats it
 
     @property
     def drawn_here(self) -> tuple[str, ...]:
@@ -78,9 +80,12 @@ class Findings:
     def of(self, column: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.column == column]
 
+    def counted(self, column: str) -> list[Cell]:
+        return [cell for cell in self.of(column) if is_counted(cell.sampling, self.stylised)]
+
     def scores(self, column: str, judge: str) -> list[Score]:
-        """Of pictures that should show the person, in the order of the cells."""
-        found = (cell.score(judge) for cell in self.of(column) if is_subject(cell.sampling))
+        """Of pictures that should show the person as a photograph would, in the order of the cells."""
+        found = (cell.score(judge) for cell in self.counted(column))
         return [score for score in found if score is not None]
 
     def identity(self, column: str, judge: str) -> IdentitySummary | None:
@@ -91,7 +96,7 @@ class Findings:
     def against_base(self, column: str, judge: str) -> Bootstrap | None:
         """A method's similarities minus the untrained base's, picture by picture; None where there is no such pair."""
         one, base = ([_zero(score) for score in self.scores(name, judge)] for name in (column, "none"))
-        asked, basis = ([cell.sampling for cell in self.of(name)] for name in (column, "none"))
+        asked, basis = ([cell.sampling for cell in self.counted(name)] for name in (column, "none"))
         if column == "none" or not one or len(one) != len(base) or asked != basis:
             return None
         return paired_bootstrap(one, base, resamples=5000, seed=0)
@@ -141,6 +146,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "base": findings.base,
+        "clip": findings.clip,
         "wall_s": _rounded(findings.wall_s, 3),
         "photos": {
             "train": [photo.name for photo in photos.train],
@@ -162,7 +168,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
 def _method_json(findings: Findings, column: str) -> dict[str, Any]:
     subject = findings.subjects.get(column)
     first = findings.identity(column, next(iter(findings.marks))) if findings.marks else None
-    drawn = [cell for cell in findings.of(column) if is_subject(cell.sampling)]
+    drawn = findings.counted(column)
     return {
         "steps": subject.steps if subject else None,
         "train_s": _rounded(subject.train_s, 3) if subject else None,
@@ -197,13 +203,13 @@ def to_csv(findings: Findings) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     judges = list(findings.marks)
-    heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file"]
-    closer = ["usable", "following", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
+    heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file", "counted"]
+    closer = ["usable", "following", "clip_t", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
     table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason")), *closer])
     for cell in findings.cells:
         asked = cell.sampling
         row: list[Any] = [cell.column, asked.seed, _cell_text(asked.prompt), _cell_text(asked.negative_prompt)]
-        row += [asked.steps, asked.guidance, asked.scheduler, cell.path]
+        row += [asked.steps, asked.guidance, asked.scheduler, cell.path, int(is_counted(asked, findings.stylised))]
         for judge in judges:
             score = cell.score(judge)
             known = score is not None and score.similarity is not None
@@ -219,8 +225,8 @@ def to_csv(findings: Findings) -> str:
 
 
 def _closer(seen: Facts) -> list[str]:
-    numbers = ["" if value is None else f"{value:.3f}" for value in (seen.following, seen.copy)]
-    return [numbers[0], " ".join(seen.quality), numbers[1], _cell_text(seen.nearest or "")]
+    asked, clip_t, copy = ("" if v is None else f"{v:.3f}" for v in (seen.following, seen.clip_t, seen.copy))
+    return [asked, clip_t, " ".join(seen.quality), copy, _cell_text(seen.nearest or "")]
 
 
 def _cell_text(text: str) -> str:
@@ -353,13 +359,85 @@ def to_html(findings: Findings, run: Run) -> str:
         _worth_table(findings),
         "<h2>On one scale</h2>",
         *(_strip(findings, judge) for judge in judges),
+        figures.sections(drawings(findings)),
         "<h2>Side by side</h2>",
         _side_by_side(findings, run),
+        _worst(findings, run),
         "<h2>Photos</h2>",
         _photo_list(findings.photo_set),
+        f"<h2>Again</h2><p><code>{escape(findings.command)}</code></p>" if findings.command else "",
         "</body></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def drawings(findings: Findings) -> dict[str, Any]:
+    """What `figures` draws, by the first judge: figures.json of a run. Numbers and file names only."""
+    import numpy as np
+
+    judge = next(iter(findings.marks), None)
+    if judge is None:
+        return {"judge": None, "methods": {}}
+    mark, held_out = findings.marks[judge], len(findings.photo_set.held_out)
+    known = findings.calibration.kind(held_out) if findings.calibration else None
+    methods: dict[str, Any] = {}
+    for column in findings.columns:
+        cells = findings.counted(column)
+        values = [score.similarity if (score := cell.score(judge)) else None for cell in cells]
+        asked = [
+            (seen.following or 0.0) if seen.faces else 0.0
+            for cell in cells
+            if (seen := findings.facts.get(cell.path))
+            and (seen.following is not None or asked_for(cell.sampling.prompt))
+        ]
+        methods[column] = {
+            "identity": _span(np.array([v or 0.0 for v in values])),
+            "following": _span(np.array(asked)),
+            "similarities": [_rounded(value) for value in values],
+        }
+    return {
+        "judge": judge,
+        "ceiling": _rounded(mark.ceiling),
+        "threshold": _rounded(mark.threshold),
+        "different": known.different if known else None,
+        "same": known.same if known else None,
+        "methods": methods,
+        "curves": findings.curves,
+        "strengths": findings.strengths,
+        "heat": findings.heat,
+        "worst": [cell.path for cell in worst(findings)],
+    }
+
+
+def _span(values: np.ndarray) -> dict[str, float] | None:
+    """Mean and 95% interval over pictures."""
+    if not values.size:
+        return None
+    found = cluster_bootstrap(values.reshape(1, 1, -1, 1))
+    return {"mean": round(found.difference, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def worst(findings: Findings) -> list[Cell]:
+    """The pictures of trained methods that look least like the person to the first judge; no face is worst of all."""
+    judge = next(iter(findings.marks), "")
+    cells = [cell for column in findings.columns if column != "none" for cell in findings.counted(column)]
+    scored = [(score.similarity, cell) for cell in cells if (score := cell.score(judge)) is not None]
+    return [cell for _, cell in sorted(scored, key=lambda each: -9.0 if each[0] is None else each[0])][:WORST]
+
+
+def _worst(findings: Findings, run: Run) -> str:
+    judge = next(iter(findings.marks), "")
+    shown = "".join(
+        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{_name(cell.column)}, seed {cell.sampling.seed}">'
+        f"<figcaption>{_name(cell.column)} · {escape(_said(cell.score(judge)))}</figcaption></figure>"
+        for cell in worst(findings)
+    )
+    columns = "grid-template-columns:repeat(4,minmax(0,1fr))"
+    return (
+        f'<h2>The worst {WORST}</h2><div class="scroll"><div class="grid" style="{columns}">{shown}</div></div>'
+        if shown
+        else ""
+    )
 
 
 def _figure(value: float | None, digits: int = 2) -> str:
@@ -393,6 +471,7 @@ def _table(findings: Findings, judge: str) -> str:
 WORTH = (
     ("usable", "Usable", "one prominent face that looks like the person, as asked, in good quality"),
     ("following", "As asked", "share of the asked attributes that the picture shows"),
+    ("clip_t", "CLIP-T", "cosine of picture and prompt, the person's token replaced by the class word"),
     ("diversity", "Variety", "1 - structural similarity of two pictures' faces"),
     ("copy_score", "Copy score", f"highest structural similarity with a training photo; from {COPY} on it is a copy"),
     ("copies", "Copies", "pictures that repeat a training photo"),
@@ -413,10 +492,11 @@ def _worth_table(findings: Findings) -> str:
             for name, _, _ in WORTH
         )
         rows.append(f"<tr><td>{_name(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    by = f"; CLIP-T by {escape(findings.clip)}" if findings.clip else ""
     heads = "".join(f'<th scope="col" title="{escape(why)}">{title}</th>' for _, title, why in WORTH)
     notes = "".join(f"<li>{title}: {escape(why)}</li>" for _, title, why in WORTH)
     return (
-        '<div class="scroll"><table><caption>What else counts, by measured rules.</caption>'
+        f'<div class="scroll"><table><caption>What else counts, by measured rules{by}.</caption>'
         f'<thead><tr><th scope="col">Method</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<ul class="soft">{notes}</ul>'
     )
@@ -538,6 +618,7 @@ def write(findings: Findings, run: Run, held_out: np.ndarray) -> dict[str, Any]:
             partial.replace(run.grid)
         finally:
             partial.unlink(missing_ok=True)
+    workspace.write_json(run.figures, drawings(findings))
     workspace.write_text(run.page, to_html(findings, run))
     workspace.write_json(run.report, report)
     return report

@@ -60,6 +60,19 @@ def reference(judge: Judge, photos: Sequence[Picture]) -> Reference:
     return Reference(judge, _mean(vectors), len(vectors), missing, tuple(notes))
 
 
+def vectors_of(judge: Judge, photos: PhotoSet, others: Sequence[Path]) -> list[tuple[str, str, np.ndarray]]:
+    """(part, name, unit vector) of every photo in which this judge sees a face; "other" are those of other people.
+
+    Embeddings: for comparing in memory, never to be kept.
+    """
+    found: list[tuple[str, str, np.ndarray]] = []
+    for part, pictures in (("train", photos.train), ("held_out", photos.held_out), ("other", others)):
+        for name, seen in _look_at_all(judge, pictures).items():
+            if seen.vector is not None:
+                found.append((part, name if part != "other" else f"somebody else {len(found) + 1}", seen.vector))
+    return found
+
+
 def _look_at_all(judge: Judge, pictures: Sequence[Picture]) -> dict[str, Seen]:
     """What a judge sees in each picture, by its name (pictures of one name are told apart)."""
     out: dict[str, Seen] = {}

@@ -30,6 +30,7 @@ from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Sampling, UserErro
 from pipelines.workspace import Run
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
+OTHERS = 5
 TRIES = 2  # a worker that vanished (killed, out of memory) is started once more; it goes on from its checkpoints
 
 
@@ -73,6 +74,10 @@ class Matrix:
     prompts: tuple[str, ...] = ("portrait-128",)  # prompt sets
     quality: str = "good"  # whose recipe everything else is taken from
     people: tuple[str, ...] = ()  # () = all in the folder
+
+    @property
+    def stylised(self) -> tuple[str, ...]:
+        return tuple(each.prompt for name in self.prompts for each in presets.prompts(name) if not each.photoreal)
 
     def samplings(self, class_word: str, row: BaseRow) -> tuple[Sampling, ...]:
         """Every prompt with every render seed, the same for every method, budget and training seed."""
@@ -178,7 +183,7 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, seconds_per_step:
             _condition(budget, variant),
             seed,
             out / person.name / f"{_condition(budget, variant)}-seed{seed}",
-            _spec(matrix, person, budget, variant, seed, seconds_per_step),
+            _spec(matrix, person, budget, variant, seed, seconds_per_step, _others(person, people)),
         )
         for seed in matrix.seeds
         for budget in matrix.budgets
@@ -187,12 +192,24 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, seconds_per_step:
     ]
 
 
+def _others(person: Person, people: Sequence[Person]) -> tuple[str, ...]:
+    """One photo of each of up to five other people of the study."""
+    strangers = [each for each in people if each.name != person.name]
+    return tuple(str(each.photos[0].resolve()) for each in strangers[:OTHERS])
+
+
 def _condition(budget: Budget, variant: Variant) -> str:
     return f"{budget.name}-{variant.name}" if variant.name else budget.name
 
 
 def _spec(
-    matrix: Matrix, person: Person, budget: Budget, variant: Variant, seed: int, seconds_per_step: dict[str, float]
+    matrix: Matrix,
+    person: Person,
+    budget: Budget,
+    variant: Variant,
+    seed: int,
+    seconds_per_step: dict[str, float],
+    others: tuple[str, ...] = (),
 ) -> JobSpec:
     settings: dict[str, dict[str, Setting]] = {}
     for name, changes in matrix.methods.items():
@@ -211,6 +228,8 @@ def _spec(
         seed=seed,
         split_seed=0,  # every training seed learns from the same photos
         photos=tuple(str(path.resolve()) for path in person.photos),
+        stylised=matrix.stylised,
+        others=others,
         samplings=matrix.samplings(person.class_word, row),
         settings=settings,
     )

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines import figures as drawn
 from pipelines import workspace
-from pipelines.report import COLOURS, NAMES, OTHER_COLOUR, STYLE
+from pipelines.figures import NAMES
+from pipelines.report import STYLE
 from pipelines.schema import COLUMNS
 from pipelines.scoring import Bootstrap, cluster_bootstrap, holm
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.study import Cell
 
 COST = ("train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "steps")
+WORST = 8
 PER_RUN = ("diversity", "yaw_spread", "copies", "copy_score", "memorisation_gap", "drift", "preserved")
 
 
@@ -44,6 +47,8 @@ class Table:
     usable: dict[str, np.ndarray]
     following: dict[str, np.ndarray]  # NaN where nothing measurable was asked
     reports: tuple[dict[str, Any], ...]  # of each (person, seed)
+    drawings: tuple[dict[str, Any], ...]  # figures.json of each (person, seed)
+    lines: tuple[dict[str, Any], ...]  # every picture's row of cells.csv, with the person and the training seed
 
 
 def write(finished: Sequence[Cell], out: Path, *, command: str, machine: str, failed: dict[str, str]) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def table(group: Sequence[Cell]) -> Table:
         for lines in rows:
             prompts: dict[str, list[float]] = {}
             for line in lines:
-                if line["method"] == column and "{subject}" in line["prompt"]:
+                if line["method"] == column and line["counted"] == "1":
                     prompts.setdefault(line["prompt"], []).append(float(line[key]) if line[key] else math.nan)
             by_cell.append(list(prompts.values()))
         whole = np.array(by_cell, np.float64)
@@ -110,6 +115,12 @@ def table(group: Sequence[Cell]) -> Table:
         usable={column: array(column, "usable") for column in columns},
         following={column: array(column, "following") for column in columns},
         reports=reports,
+        drawings=tuple(workspace.read_json(cell.folder / "figures.json") or {} for cell in ordered),
+        lines=tuple(
+            {"person": cell.person.name, "training_seed": cell.seed, **line}
+            for cell, own in zip(ordered, rows, strict=True)
+            for line in own
+        ),
     )
 
 
@@ -146,7 +157,82 @@ def figures(found: Table) -> dict[str, Any]:
         },
         "methods": columns,
         "pairs": {judge: _pairs(found, judge) for judge in found.judges},
+        "figures": _drawings(found, columns),
+        "worst": _worst_of(found),
     }
+
+
+def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
+    """What `figures` draws, over all runs and by the first judge: means of curves and of the heatmaps' parts."""
+    judge = found.judges[0]
+    by_run = [each for each in found.drawings if each.get("judge") == judge]
+    marks = [report["judges"][judge] for report in found.reports]
+    curves = {}
+    for column in found.columns:
+        ways = [each["curves"][column]["looks"] for each in by_run if column in each.get("curves", {})]
+        if ways:
+            length = min(len(way) for way in ways)
+            keys = ("seconds", "value", "identity", "following", "trained")
+            looks = [
+                {"step": way_at[0]["step"], **{key: _mean([look[key] for look in way_at]) for key in keys}}
+                for way_at in ([way[k] for way in ways] for k in range(length))
+            ]
+            name = next(each["curves"][column]["judge"] for each in by_run if column in each.get("curves", {}))
+            curves[column] = {"judge": name, "looks": looks}
+    return {
+        "judge": judge,
+        "ceiling": _mean([mark["ceiling"] for mark in marks]),
+        "threshold": _mean([mark["threshold"] for mark in marks]),
+        "different": by_run[0].get("different") if by_run else None,
+        "same": by_run[0].get("same") if by_run else None,
+        "methods": {
+            column: {
+                "identity": columns[column]["identity"][judge],
+                "following": columns[column]["following"],
+                "similarities": [
+                    None if math.isnan(value) else round(value, 4) for value in found.similarity[column, judge].ravel()
+                ],
+            }
+            for column in found.columns
+        },
+        "curves": curves,
+        "heat": _heat(found, by_run),
+    }
+
+
+def _heat(found: Table, by_run: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Per person and method: mean similarity to the photos of each part. No photo's name."""
+    sums: dict[tuple[str, str], dict[str, list[float]]] = {}
+    people = [person for person in found.people for _ in found.seeds]
+    for person, each in zip(people, by_run, strict=False):
+        heat = each.get("heat") or {"rows": [], "photos": []}
+        for row in heat["rows"]:
+            for photo, value in zip(heat["photos"], row["values"], strict=True):
+                if value is not None:
+                    sums.setdefault((row["column"], person), {}).setdefault(photo["part"], []).append(value)
+    parts = list(drawn.PARTS)
+    return {
+        "photos": [{"name": drawn.PARTS[part], "part": part} for part in parts],
+        "rows": [
+            {"column": column, "file": person, "values": [_mean(sums[column, person].get(part, [])) for part in parts]}
+            for column in found.columns
+            for person in found.people
+            if (column, person) in sums
+        ],
+    }
+
+
+def _worst_of(found: Table) -> list[dict[str, Any]]:
+    """The pictures least like the person to the first judge, over all runs; where they lie, for who may look."""
+    judge = found.judges[0]
+    lines = [
+        {**line, "value": float(line[judge]) if line[judge] else None}
+        for line in found.lines
+        if line["method"] != "none" and line["counted"] == "1"
+    ]
+    lines.sort(key=lambda line: -9.0 if line["value"] is None else line["value"])
+    keys = ("person", "training_seed", "method", "prompt", "seed", "value")
+    return [{key: line[key] for key in keys} for line in lines[:WORST]]
 
 
 def _pairs(found: Table, judge: str) -> list[dict[str, Any]]:
@@ -271,7 +357,8 @@ def to_html(saved: dict[str, Any]) -> str:
         )
         for judge, marks in found["judges"].items():
             parts += [_html_table(found, judge, marks), _html_pairs(found["pairs"][judge])]
-        parts.append(_scatter(found))
+        parts.append(drawn.sections(found["figures"]))
+        parts.append(_worst(found["worst"]))
     return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
@@ -288,6 +375,22 @@ def _html_table(found: dict[str, Any], judge: str, marks: dict[str, float | None
     )
 
 
+def _worst(worst: Sequence[dict[str, Any]]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(NAMES.get(each['method'], each['method']))}</td><td>{escape(str(each['person']))}</td>"
+        f"<td>{escape(str(each['training_seed']))}</td><td>{escape(each['prompt'])}</td><td>{escape(str(each['seed']))}"
+        f"</td><td>{'no face' if each['value'] is None else format(each['value'], '.2f')}</td></tr>"
+        for each in worst
+    )
+    heads = "".join(
+        f'<th scope="col">{head}</th>' for head in ("Method", "Person", "Run", "Prompt", "Seed", "Similarity")
+    )
+    return (
+        f'<h2>The worst {len(worst)}</h2><div class="scroll"><table><caption>Their pictures lie in the runs; this page '
+        f"shows nobody.</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
 def _html_pairs(pairs: Sequence[dict[str, Any]]) -> str:
     items = []
     for pair in pairs:
@@ -295,53 +398,3 @@ def _html_pairs(pairs: Sequence[dict[str, Any]]) -> str:
         span = f"{pair['mean']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
         items.append(f"<li>{one} minus {other}: {span}, p = {pair['p_holm']:.4f} after Holm</li>")
     return f'<ul class="soft">{"".join(items)}</ul>'
-
-
-def _scatter(found: dict[str, Any]) -> str:
-    """Identity against obedience, with intervals."""
-    judge = next(iter(found["judges"]))
-    shown = {c: f for c, f in found["methods"].items() if f["following"] is not None}
-    if not shown:
-        return ""
-    ends = [f["identity"][judge][k] for f in shown.values() for k in ("low", "high")] + [
-        found["judges"][judge]["ceiling"]
-    ]
-    low, high = min(0.0, *(v for v in ends if v is not None)), max(v for v in ends if v is not None)
-
-    def x(value: float) -> float:
-        return 60 + 520 * value
-
-    def y(value: float) -> float:
-        return 330 - 300 * (value - low) / max(high - low, 1e-6)
-
-    lines = [
-        '<line x1="60" y1="330" x2="580" y2="330" stroke="currentColor"/>',
-        '<line x1="60" y1="30" x2="60" y2="330" stroke="currentColor"/>',
-        '<text x="320" y="362" text-anchor="middle" font-size="14" fill="currentColor">shows what was asked</text>',
-        f'<text x="60" y="20" font-size="14" fill="currentColor">similarity by {escape(judge)}</text>',
-    ]
-    for value in (0.0, 0.5, 1.0):
-        where = f'x="{x(value):.0f}" y="346" text-anchor="middle" font-size="12"'
-        lines.append(f'<text {where} fill="currentColor">{value:.1f}</text>')
-    ceiling = found["judges"][judge]["ceiling"]
-    if ceiling is not None:
-        lines.append(
-            f'<line x1="60" x2="580" y1="{y(ceiling):.1f}" y2="{y(ceiling):.1f}" stroke="currentColor" '
-            f'stroke-dasharray="4 3" opacity=".6"/><text x="576" y="{y(ceiling) - 5:.1f}" text-anchor="end" '
-            f'font-size="12" fill="currentColor">real photos {ceiling:.2f}</text>'
-        )
-    for column, each in shown.items():
-        identity, asked = each["identity"][judge], each["following"]
-        colour = COLOURS.get(column, OTHER_COLOUR)
-        lines.append(
-            f'<g stroke="{colour}" fill="{colour}"><line x1="{x(asked["low"]):.1f}" x2="{x(asked["high"]):.1f}" '
-            f'y1="{y(identity["mean"]):.1f}" y2="{y(identity["mean"]):.1f}"/><line x1="{x(asked["mean"]):.1f}" '
-            f'x2="{x(asked["mean"]):.1f}" y1="{y(identity["low"]):.1f}" y2="{y(identity["high"]):.1f}"/>'
-            f'<circle cx="{x(asked["mean"]):.1f}" cy="{y(identity["mean"]):.1f}" r="6"/></g>'
-            f'<text x="{x(asked["mean"]) + 9:.1f}" y="{y(identity["mean"]) - 8:.1f}" font-size="13" '
-            f'fill="currentColor">{escape(NAMES.get(column, column))}</text>'
-        )
-    return (
-        '<svg viewBox="0 0 640 370" role="img" aria-label="Identity against prompt-following, by method">'
-        f"{''.join(lines)}</svg>"
-    )

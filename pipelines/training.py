@@ -93,8 +93,8 @@ def train(
     The last event is "done", or "stopped" (within one step of `stop()`; what was learned is saved all the same).
     `seconds` count this method's own time only, whoever else runs in between. `identity` are dlib descriptors of the
     photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten. With `watch`, the
-    recipe's `watch_every`, `patience` and `choose_strength` hold: the best checkpoint is kept, not the last; `watch.json` in
-    `out` says what was seen. Without it they are ignored.
+    recipe's `watch_every`, `patience` and `choose_strength` hold: the best checkpoint is kept, not the last;
+    `watch.json` in `out` says what was seen. Without it they are ignored.
     Raises UserError: a base or photos that do not fit, a loss that is no number, a full disk, too little GPU memory, an
     artefact that does not draw the same picture after reloading. The last checkpoint is kept in each case.
     """

@@ -286,6 +286,11 @@ class Run:
         return self.folder / "cells.csv"
 
     @property
+    def figures(self) -> Path:
+        """The numbers behind the report's drawings."""
+        return self.folder / "figures.json"
+
+    @property
     def grid(self) -> Path:
         return self.folder / "grid.png"
 

@@ -16,9 +16,9 @@ LAYERS = (
     ("runtime", "workspace", "presets", "attributes", "checkpoints", "calibration", "bases.registry"),
     ("bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
-    ("training", "generation", "scoring", "metrics", "refining"),
+    ("training", "generation", "scoring", "metrics", "clip_text", "refining"),
     ("selection",),
-    ("comparison", "report"),
+    ("comparison", "report", "figures"),
     ("jobs", "replay", "study", "study_report", "__main__"),
 )
 HEAVY = (

@@ -97,6 +97,10 @@ def test_the_reports_of_a_study(done, tmp_path):
     assert found["methods"]["none"]["identity"]["dlib"]["mean"] == pytest.approx(by_hand, abs=1e-3)
     assert found["methods"]["none"]["renders"] == 2 * 2 * 2, "class-only pictures are no portraits of the person"
     assert len(found["pairs"]["dlib"]) == 3
+    drawn = found["figures"]
+    assert drawn["judge"] == next(iter(found["judges"])) and len(drawn["methods"]["none"]["similarities"]) == 8
+    assert {row["column"] for row in drawn["heat"]["rows"]} <= {"none", "textual_inversion", "lora"}
+    assert len(found["worst"]) == 8 and all(each["method"] != "none" for each in found["worst"])
     page = (tmp_path / "report.html").read_text()
     assert "cmd &lt;x&gt;" in page and "why &lt;b&gt;" in page and "http" not in page.split("</style>")[1]
     assert r"\toprule" in (tmp_path / "table.tex").read_text()
@@ -164,7 +168,10 @@ def test_the_shipped_studies_and_prompt_sets_are_whole():
     for file in sorted((ROOT / "presets" / "studies").glob("*.json")):
         assert read_matrix(file).budgets
     sizes = {file.stem: len(presets.prompts(file.stem)) for file in (ROOT / "presets" / "prompts").glob("*.json")}
-    assert sizes == {"fastcomposer-40": 40, "stress-10": 10, "drift-5": 5, "portrait-128": 13}
+    assert sizes == {"fastcomposer-40": 40, "stress-10": 10, "drift-5": 5, "portrait-128": 13, "validation": 4}
+    chosen_by = {each.prompt for each in presets.prompts("validation")}
+    reported = {each.prompt for name in sizes if name != "validation" for each in presets.prompts(name)}
+    assert not chosen_by & reported, "what a checkpoint is chosen by is never reported"
     kinds = [each.kind for each in presets.prompts("fastcomposer-40")]
     assert all(kinds.count(kind) == 10 for kind in ("accessory", "style", "action", "context"))
     row = find_base("portrait-128")

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from pipelines import figures as drawings
 from pipelines.schema import UserError
 from ui import views
 from ui.errors import told
@@ -30,6 +31,7 @@ class ScoreTab:
     spoke: gr.HTML
     strip: gr.HTML
     table: gr.HTML
+    figures: gr.HTML
     warnings: gr.HTML
     package: gr.Button
     downloads: gr.HTML
@@ -46,6 +48,7 @@ class ScoreTab:
             self.spoke: gr.update(value=_spoke(view, judge) if ready and judge else ""),
             self.strip: gr.update(value=views.strip(view.axis(judge)) if ready and judge else ""),
             self.table: gr.update(value=views.table(view.rows(judge)) + HOW_TO_READ if ready and judge else ""),
+            self.figures: gr.update(value=_figures(view) if ready else ""),
             self.warnings: gr.update(value=_warnings(view) if ready else ""),
             self.package: gr.update(visible=bool(view.trained), interactive=not view.progress.busy),
         }
@@ -63,13 +66,14 @@ def build(services: Services) -> ScoreTab:
     spoke = gr.HTML(elem_id="lk-spoke")
     strip = gr.HTML(elem_id="lk-strip")
     table = gr.HTML(elem_id="lk-table")
+    figures = gr.HTML(elem_id="lk-figures")
     warnings = gr.HTML()
     with gr.Row():
         package = gr.Button(
             "Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
         )
         downloads = gr.HTML(elem_id="lk-downloads")
-    return ScoreTab(blocked, judge, spoke, strip, table, warnings, package, downloads)
+    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads)
 
 
 def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
@@ -97,6 +101,17 @@ def _spoke(view: View, judge: str) -> str:
     compared = f"Compared with {photos} held-out photo{'s' if photos != 1 else ''}." if photos else ""
     weak = " With so few, read the verdict with care." if view.box.photo_set and view.box.photo_set.weak else ""
     return views.note(f"Judge: {judge}. {facts} {compared}{weak}") + _best(view, judge)
+
+
+def _figures(view: View) -> str:
+    """The report's drawings, and the pictures that look least like the person."""
+    shown = drawings.sections(view.drawings) if view.drawings.get("methods") else ""
+    if view.worst:
+        pictures = "".join(
+            f'<img src="{link}" alt="One of the least alike pictures" loading="lazy">' for link in view.worst
+        )
+        shown += f'<h2>The worst {len(view.worst)}</h2><div class="lk-worst">{pictures}</div>'
+    return shown
 
 
 def _best(view: View, judge: str) -> str:

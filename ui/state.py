@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines import jobs, workspace
+from pipelines import jobs, presets, workspace
 from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec
@@ -93,7 +93,9 @@ class View:
     pictures: tuple[Shot, ...]  # with the chosen judge's scores
     latest: frozenset[str]  # links of the last job's pictures
     marks: dict[str, dict[str, Any]]
-    scores: dict[str, dict[str, list[float | None]]]  # judge -> method -> similarities
+    scores: dict[str, dict[str, list[float | None]]]  # judge -> method -> similarities; photographs of the person only
+    drawings: dict[str, Any] = field(default_factory=dict)  # the report's figures.json; {} before there is a report
+    worst: tuple[str, ...] = ()  # links of the pictures least like the person
 
     @property
     def choices(self) -> Choices:
@@ -522,7 +524,10 @@ class Services:
                 about = _picture(str(file), file.stat().st_mtime_ns)
                 if about is not None and (about.base, about.subject) == (view.row.name, subject):
                     files.append((column, file, about))
-        for column, file, _ in files:
+        drawn = set(presets.stylised())
+        for column, file, about in files:
+            if about.prompt in drawn or "{subject}" not in about.prompt:
+                continue
             for name, line in by_render.get(_inside(run, str(file)), {}).items():
                 scores.setdefault(name, {}).setdefault(column, []).append(line.get("similarity"))
         view = replace(view, scores=scores)
@@ -539,7 +544,10 @@ class Services:
             shots.append(Shot(column, about.seed, link, about.prompt, **told, scored=judge in found))
             if path in fresh:
                 latest.add(link)
-        return replace(view, pictures=tuple(shots), latest=frozenset(latest))
+        drawings = workspace.read_json(run.figures) if scores and not view.progress.busy else None
+        drawings = drawings if isinstance(drawings, dict) else {}
+        worst = [seen for path in drawings.get("worst", ()) if (seen := self.link(run, str(path)))]
+        return replace(view, pictures=tuple(shots), latest=frozenset(latest), drawings=drawings, worst=tuple(worst))
 
 
 def offered_bases() -> tuple[dict[str, BaseRow], str]:
@@ -609,6 +617,8 @@ def _packed(run: workspace.Run) -> list[Path]:
         f for f in files if not re.match(r"checkpoint|class_images|preview_", f.name) and not f.name.startswith(".")
     ]
     files += [
-        f for f in (run.report, run.page, run.cells, run.grid, run.scores, run.marks, run.manifest) if f.is_file()
+        f
+        for f in (run.report, run.page, run.cells, run.figures, run.grid, run.scores, run.marks, run.manifest)
+        if f.is_file()
     ]
     return files
