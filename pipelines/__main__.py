@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
             help="use this photo although the check would leave it out (its file name; repeatable)",
         )
         made.add_argument(
+            "--processes", type=_whole, default=1, help="that teach together through accelerate launch, a GPU each (1)"
+        )
+        made.add_argument(
             "--set",
             metavar="METHOD.NAME=VALUE",
             action="append",
@@ -593,6 +596,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             renders=getattr(asked, "renders", 8),
             settings=settings,
             device=asked.device,
+            processes=asked.processes,
             download_judge=getattr(asked, "download_judge", False),
         )
         spec.check()

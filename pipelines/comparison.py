@@ -25,8 +25,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines import presets, workspace
+from pipelines import parallel, presets, workspace
 from pipelines.bases.registry import BaseRow, default_base, find_base
+from pipelines.parallel import World
 from pipelines.schema import (
     CLASS_WORDS,
     COLUMNS,
@@ -96,6 +97,7 @@ class JobSpec:
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> pictures made elsewhere: one more column
     settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
     device: str | None = None  # "cpu", "cuda", "mps"; None = the best here
+    processes: int = 1  # that teach together, on as many GPUs
     download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
 
     def check(self) -> None:
@@ -118,6 +120,7 @@ class JobSpec:
                 raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.methods)}.")
         _number("The seed", self.seed, 0, 2**53, whole=True)
         _number("The split's seed", self.split, 0, 2**53, whole=True)
+        _number("The number of processes", self.processes, 1, 64, whole=True)
         _number("The number of pictures", self.renders, 1, 500, whole=True)
         if self.kind == "generate" and not self.samplings:
             raise UserError("Nothing to draw was named. Give a prompt or pick a style.")
@@ -252,7 +255,8 @@ def perform(run: Run, spec: JobSpec, *, stop: Callable[[], bool] = lambda: False
     except _Stopped as stopped:
         yield Event("stopped", text=str(stopped))
     finally:
-        flow.clock.save()
+        if flow.world.first:
+            flow.clock.save()
 
 
 def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: int) -> tuple[Sampling, ...]:
@@ -319,6 +323,7 @@ class _Flow:
         self.row = find_base(spec.base)
         self.clock = _Clock(run.folder / "clock.json", _sha(workspace.plain(spec)))
         self.started = workspace.timestamp()
+        self.world = World()  # alone, until `join_in` has looked
         self.problems: list[str] = []  # of single methods; the others went on
         self.notes: list[str] = []
         self.judges: list[Judge] = []
@@ -333,23 +338,18 @@ class _Flow:
     def compare(self) -> Iterator[Event]:
         samplings = self.spec.samplings or default_samplings(self.row, renders=self.spec.renders, seed=self.spec.seed)
         columns = ("none", *self.spec.methods, *self.spec.images)
-        photos = yield from self.take_in()
+        photos = yield from self.join_in()
         key = _sha(workspace.plain(self.spec), photos.digest)
         if self._is_complete(key):
             yield Event("note", text="This comparison is complete already; nothing was done again")
             yield self._done()
             return
-        for stale in (
-            self.run.manifest,
-            self.run.report,
-            self.run.page,
-            self.run.cells,
-            self.run.figures,
-            self.run.grid,
-        ):
-            stale.unlink(missing_ok=True)
+        self._forget_report()
         device, family = yield from self.load()
         subjects = yield from self.train(photos, device, family)
+        if not self.world.first:  # the first process draws and judges
+            yield Event("done", text="Taught together", seconds=self.clock.seconds)
+            return
         drawn = yield from self.draw(("none", *subjects), samplings, family)
         drawn += self.brought()
         scores, marks = yield from self.judge(photos, family, wanted=[path for _, _, path in drawn])
@@ -361,20 +361,12 @@ class _Flow:
         yield self._done(findings)
 
     def train_only(self) -> Iterator[Event]:
-        photos = yield from self.take_in()
+        photos = yield from self.join_in()
         device, family = yield from self.load()
         before = {name: self._subject(name) for name in self.spec.methods}
         subjects = yield from self.train(photos, device, family)
         if any(subjects.get(name) != before[name] for name in self.spec.methods):  # what a report said is past
-            for stale in (
-                self.run.manifest,
-                self.run.report,
-                self.run.page,
-                self.run.cells,
-                self.run.figures,
-                self.run.grid,
-            ):
-                stale.unlink(missing_ok=True)
+            self._forget_report()
         self._raise_problems("The others are trained.")
         yield Event("done", text=f"Trained: {', '.join(subjects)}", seconds=self.clock.seconds)
 
@@ -404,6 +396,20 @@ class _Flow:
         yield Event("done", text=f"{len(drawn)} pictures are ready", seconds=self.clock.seconds)
 
     # -- stages ------------------------------------------------------------------------------------------------
+
+    def join_in(self) -> Generator[Event, None, PhotoSet]:
+        """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
+        self.world = parallel.join()
+        if self.world.first:
+            if self.world.size > 1:
+                yield Event("note", text=f"{self.world.size} processes teach together")
+            photos = yield from self.take_in()
+            self.world.wait()
+            return photos
+        self.world.wait()
+        known = workspace.load_photo_set(self.run)
+        assert known is not None, "the first process stored them"
+        return known
 
     def take_in(self) -> Generator[Event, None, PhotoSet]:
         """The run's photos: those taken in before, unless other files or another seed are named now."""
@@ -497,6 +503,7 @@ class _Flow:
                 family=family,
                 identity=identity,
                 watch=watch,
+                world=self.world,
             )
             for name, recipe in recipes.items()
         }
@@ -746,6 +753,12 @@ class _Flow:
         if self.spec.others:
             return [Path(each) for each in self.spec.others]
         return sorted((presets.PRESETS / "sample_person").glob("*.png"))[:OTHERS]
+
+    def _forget_report(self) -> None:
+        """What a report said is past."""
+        run = self.run
+        for stale in (run.manifest, run.report, run.page, run.cells, run.figures, run.grid):
+            stale.unlink(missing_ok=True)
 
     # -- what is on disk ---------------------------------------------------------------------------------------
 

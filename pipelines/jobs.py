@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import workspace
+from pipelines import parallel, workspace
 from pipelines.comparison import JobSpec, perform, spec_from_json
 from pipelines.schema import Event, UserError
 from pipelines.workspace import Lock, Run
@@ -278,7 +278,7 @@ def _spawn(run: Run) -> subprocess.Popen[bytes]:
     with run.log.open("ab") as log:
         run.log.chmod(0o600)
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines", "worker", str(run.folder)],
+            parallel.command(load_spec(run).processes, run.folder),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -300,6 +300,7 @@ class _Asked:
         self.terminated = False
 
     def __call__(self) -> bool:
+        self.terminated |= _orphaned()
         return self.terminated or _stop_asked(self._run, self._job)
 
     @property
@@ -322,6 +323,10 @@ def work(run: Run) -> int:
     Every outcome is written to status.json, in words. Tracebacks go to worker.log and nowhere else.
     """
     os.umask(0o077)
+    if parallel.launched() and int(os.environ["RANK"]):
+        for _ in perform(run, load_spec(run)):  # the first of the processes keeps the books and says when to stop
+            pass
+        return 0
     with Lock(run.lock) as lock:
         deadline = time.monotonic() + 10
         while not lock.acquire():
@@ -445,6 +450,20 @@ def _short(event: Event) -> dict[str, Any]:
     }
 
 
+def _orphaned() -> bool:
+    """Whether the process that had this one launched is gone."""
+    parent = os.environ.get(PARENT_ENV)
+    if parent is None or not parallel.launched():
+        return False
+    try:
+        os.kill(int(parent), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _end_with_parent() -> None:
     """When the process that started us ends, be asked to stop (Linux): a closed app leaves no training behind."""
     parent = os.environ.get(PARENT_ENV)
@@ -452,7 +471,7 @@ def _end_with_parent() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)  # the page stays quick while both cores train
-    if sys.platform != "linux":
+    if sys.platform != "linux" or parallel.launched():  # a launcher stands in between: `_orphaned` looks
         return
     import ctypes
 

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from pipelines.bases.text import Conditioning
 from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained, write_file
+from pipelines.parallel import World
 from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb
 from pipelines.schema import Event, Recipe, Subject, UserError
 
 WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"
 WATCH_STEPS = 12
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with
+ALONE = World()
 CHECKPOINT, CLASS_IMAGES, SUBJECT = "checkpoint.safetensors", "class_images.safetensors", "subject.json"
 PREVIEW_STEPS = 8  # enough to recognise somebody, at a third of a training step's cost each
 CLASS_IMAGE_STEPS = 16
@@ -87,6 +90,7 @@ def train(
     family: Family | None = None,
     identity: np.ndarray | None = None,
     watch: Watch | None = None,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Train one method; resumes from `out/checkpoint.safetensors` where that belongs to the same recipe and photos.
 
@@ -99,7 +103,7 @@ def train(
     artefact that does not draw the same picture after reloading. The last checkpoint is kept in each case.
     """
     clock = _Clock()
-    run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, clock)
+    run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, world, clock)
     while True:
         clock.start()
         try:
@@ -167,11 +171,15 @@ def _run(
     family: Family | None,
     identity: np.ndarray | None,
     watch: Watch | None,
+    world: World,
     clock: _Clock,
 ) -> Iterator[Event]:
     name, steps = recipe.method, recipe.steps
     _check(recipe, data)
+    if recipe.batch < world.size:
+        raise UserError(f"A batch of {recipe.batch} can't be shared by {world.size} processes. Start fewer.")
     out.mkdir(parents=True, exist_ok=True)
+    world.wait()  # for what the first process still writes
     if (finished := _finished(out, recipe, photo_digest)) is not None:
         yield _end("done", finished, out)
         return
@@ -195,7 +203,7 @@ def _run(
         fused=family.device.kind in ("cpu", "cuda"),
     )
     average = {key: value.detach().clone() for key, value in learner.tensors().items()} if recipe.ema > 0 else {}
-    watched = _Watched(watch, out) if watch is not None and recipe.watch_every > 0 else None
+    watched = _Watched(watch, out if world.first else None) if watch is not None and recipe.watch_every > 0 else None
     fingerprint = _fingerprint(recipe, data, photo_digest, family)
     first, note = _resume(out, fingerprint, learner, optimizer, average, watched, clock)
     size = sum(parameter.numel() for parameter in parameters)
@@ -215,7 +223,9 @@ def _run(
         if not (out / CLASS_IMAGES).is_file():
             text = f"Drawing {recipe.prior_images} pictures of a {recipe.class_word} in general"
             yield Event("phase", name, first, steps, seconds=clock.seconds, text=text)
-        class_latents = _class_images(family, recipe, data, out, stop)  # none when stopped: no step follows
+        # none when stopped: no step follows
+        if world.from_first(lambda: bool(_class_images(family, recipe, data, out, stop))):
+            class_latents = _class_images(family, recipe, data, out, stop)
     batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
     preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
 
@@ -224,11 +234,13 @@ def _run(
     read_every = READ_LOSS_EVERY.get(family.device.kind, READ_LOSS_DEFAULT)
     shown_at, session = time.monotonic(), clock.seconds
     step = first
-    while step < steps and not stop() and not (watched and watched.is_enough(recipe.patience)):
+    while step < steps and not world.any(stop()) and not (watched and watched.is_enough(recipe.patience)):
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
             parameter_group["lr"] = group.learning_rate * _learning_rate_factor(step, recipe)
-        loss = batches.loss(learner, step)
+        loss = batches.loss(learner, step, world)
         loss.backward()
+        world.add_gradients(parameters)
+        loss = world.total(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -239,7 +251,8 @@ def _run(
 
         looked = None
         if watched and (step % recipe.watch_every == 0 or step == steps):
-            looked = _look(family, learner, average, watched.watch, batches.phrase, recipe)
+            looking = partial(_look, family, learner, average, watched.watch, batches.phrase, recipe)
+            looked = world.from_first(looking)
             watched.add(looked, step, clock.seconds, average or learner.tensors())
 
         extra: dict[str, Any] = {}
@@ -247,7 +260,7 @@ def _run(
         read = None
         if checkpoint or step == steps or len(losses) >= read_every:
             read = _read(losses, recipe)
-        if checkpoint:
+        if checkpoint and world.first:
             _check_numbers(learner, step, recipe)
             _save_checkpoint(out, fingerprint, learner, optimizer, average, watched, step, clock)
         if (checkpoint or step == steps) and len(data.validation):
@@ -256,7 +269,7 @@ def _run(
         yield Event("step", name, step, steps, read, clock.seconds, seconds_left=rate * (steps - step), data=extra)
         if looked is not None:
             yield Event("watch", name, step, steps, seconds=clock.seconds, data=asdict(looked))
-        if 0 < recipe.preview_every_s <= time.monotonic() - shown_at and step < steps:
+        if world.first and 0 < recipe.preview_every_s <= time.monotonic() - shown_at and step < steps:
             path = out / f"preview_{step:05d}.png"
             _draw(family, learner.modules, preview, path)
             shown_at = time.monotonic()
@@ -265,6 +278,11 @@ def _run(
         _read(losses, recipe)
 
     # keep it, and prove it
+    if not world.first:
+        world.wait()  # until the first process has
+        subject = load_subject(out)
+        yield _end("done" if subject.complete else "stopped", subject, out)
+        return
     _check_numbers(learner, step, recipe)
     enough = watched is not None and watched.is_enough(recipe.patience)
     complete = step >= steps or enough
@@ -294,6 +312,7 @@ def _run(
     if complete:
         (out / CHECKPOINT).unlink(missing_ok=True)
         (out / CLASS_IMAGES).unlink(missing_ok=True)
+    world.wait()
     yield _end("done" if complete else "stopped", subject, out)
 
 
@@ -309,6 +328,11 @@ class Batch:
     noise: torch.Tensor  # (b, c, h, w)
     timesteps: torch.Tensor  # (b,)
     weights: torch.Tensor  # (b,), sums to 1 + prior weight
+
+    def rows(self, world: World) -> Batch:
+        """This process's share."""
+        own = world.share(len(self.weights))
+        return Batch(self.latents[own], self.texts[own], self.noise[own], self.timesteps[own], self.weights[own])
 
 
 Shape = tuple[int, int]  # (height, width) of a picture in pixels
@@ -420,8 +444,9 @@ class Batches:
             return self._cached[texts]
         return learner.modules.text.encode([ids[texts] for ids in self._ids])
 
-    def loss(self, learner: Learner, step: int) -> torch.Tensor:
-        batch = self.at(step)
+    def loss(self, learner: Learner, step: int, world: World = ALONE) -> torch.Tensor:
+        """Of this process's rows; the sum over all processes is the step's loss."""
+        batch = self.at(step).rows(world)
         told = self.conditioning(learner, batch.texts)
         losses = self._family.objective(
             learner.modules.unet,
@@ -556,8 +581,8 @@ def _class_images(
 class _Watched:
     """What was seen of a run's checkpoints so far, and the best one's tensors."""
 
-    def __init__(self, watch: Watch, out: Path) -> None:
-        self.watch, self._file = watch, out / WATCH_FILE
+    def __init__(self, watch: Watch, out: Path | None) -> None:
+        self.watch, self._file = watch, None if out is None else out / WATCH_FILE
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}
 
@@ -570,7 +595,8 @@ class _Watched:
         self.looks.append({"step": step, "seconds": round(seconds, 3), **asdict(look)})
         if self.chosen == step:
             self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        _write_json(self._file, {"judge": self.watch.judge, "chosen": self.chosen, "looks": self.looks})
+        if self._file is not None:
+            _write_json(self._file, {"judge": self.watch.judge, "chosen": self.chosen, "looks": self.looks})
 
     def is_enough(self, patience: int) -> bool:
         """Whether the last `patience` looks were no better than an earlier one; 0 is never."""

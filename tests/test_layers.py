@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("schema",),
     # The registry is rows of data and knows schema only; presets refer to its rows.
-    ("runtime", "workspace", "presets", "attributes", "checkpoints", "calibration", "bases.registry"),
+    ("runtime", "workspace", "presets", "parallel", "attributes", "checkpoints", "calibration", "bases.registry"),
     ("bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
     ("training", "generation", "scoring", "metrics", "clip_text", "refining"),
