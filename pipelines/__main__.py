@@ -116,6 +116,12 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="a study: PHOTO_DIR may then hold one folder per person (and people.csv);\nsee presets/studies",
     )
+    compare.add_argument(
+        "--people",
+        type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
+        metavar="NAMES",
+        help="of a study: only these (comma-separated; default: the matrix file's, else all)",
+    )
     compare.add_argument("--jobs", type=_whole, default=1, help="cells of a study that run at once (1)")
     compare.add_argument("--engine", choices=("processes", "ray"), default="processes", help="where cells run")
     compare.add_argument("--address", help="of a running Ray cluster (default: one on this machine)")
@@ -329,7 +335,7 @@ def _study(asked: argparse.Namespace) -> int:
         raise WrongUse("--jobs is a number from 1.")
     _face_models(asked)
     matrix = study.read_matrix(asked.matrix)
-    people = study.read_people(asked.photos, matrix.people)
+    people = study.read_people(asked.photos, asked.people or matrix.people)
     if asked.engine == "ray":
         engine = study.RayEngine(asked.address)
         try:
@@ -343,6 +349,7 @@ def _study(asked: argparse.Namespace) -> int:
     if not finished:
         raise UserError("No cell was finished. " + " ".join(doing.failed.values()))
     command = f"python -m pipelines compare {asked.photos.name} --matrix {asked.matrix.name} --jobs {asked.jobs}"
+    command += f" --people {','.join(asked.people)}" if asked.people else ""
     saved = study_report.write(finished, asked.out, command=command, machine=machine(), failed=doing.failed)
     if asked.json:
         _print_json(saved)

@@ -176,7 +176,7 @@ def densities(found: Mapping[str, Any]) -> str:
     different, same = found.get("different") or {}, found.get("same") or {}
     every = [v for values in samples.values() for v in values]
     every += [float(v) for v in (*different.values(), *same.values())]
-    x = Axis(min(every) - 0.05, max(every) + 0.05, 20, 600)
+    x = Axis(min(every) - 0.12, max(every) + 0.05, 20, 600)
     grid = [x.low + (x.high - x.low) * k / 160 for k in range(161)]
     shapes = {column: _kernel(values, grid) for column, values in samples.items()}
     highest = max(max(shape) for shape in shapes.values())

@@ -26,7 +26,7 @@ from typing import Any
 from pipelines import jobs, presets, workspace
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.comparison import CONSENT, JobSpec, Setting, is_complete
-from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Sampling, UserError
+from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
 from pipelines.workspace import Run
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
@@ -317,7 +317,7 @@ class Study:
             raise UserError("There are no people in that folder. Give one folder of photos per person.")
         self.out.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
-        every = cells(self.matrix, self.people, self.out, self._seconds_per_step())
+        every = cells(self.matrix, self.people, self.out, self._seconds_per_step(at_once))
         todo = [cell for cell in every if not _finished(cell)]
         self.tell(f"{len(every)} cells, {len(every) - len(todo)} of them done already")
         took: list[float] = []
@@ -375,8 +375,10 @@ class Study:
             with self._lock:
                 self._running.discard(folder)
 
-    def _seconds_per_step(self) -> dict[str, float]:
-        """Of each method on this machine, for budgets in seconds; measured once per study, side by side."""
+    def _seconds_per_step(self, at_once: int) -> dict[str, float]:
+        """Of each method on this machine, for budgets in seconds; measured once per study, with as many processes at
+        work as later. Looks at validation pictures are counted in.
+        """
         if all(budget.seconds is None for budget in self.matrix.budgets):
             return {}
         file = self.out / "timing.json"
@@ -384,28 +386,45 @@ class Study:
         if isinstance(known, dict) and set(known.get("seconds_per_step", {})) == set(self.matrix.methods):
             return {name: float(value) for name, value in known["seconds_per_step"].items()}
         self.tell("Measuring how long a step of each method takes here")
-        folder, person = self.out / ".timing", self.people[0]
-        spec = _spec(self.matrix, person, Budget("timing", steps=TIMED_STEPS), Variant(""), 0, {})
-        status = self._worker(folder, _train_only(spec))
-        if status.state != "done":
-            raise UserError(f"The time of a step could not be measured: {status.reason or status.state}")
-        at: dict[str, dict[int, float]] = {}
-        for event in jobs.events(Run(folder)):
-            if event.kind == "step" and event.method and event.seconds is not None:
-                at.setdefault(event.method, {})[event.step] = event.seconds
-        found = {
-            name: (seconds[TIMED_STEPS] - seconds[TIMED_FROM]) / (TIMED_STEPS - TIMED_FROM)
-            for name, seconds in at.items()
-        }
+        spec = _spec(self.matrix, self.people[0], Budget("timing", steps=TIMED_STEPS), Variant(""), 0, {})
+        folders = [self.out / f".timing-{index}" for index in range(at_once)]
+        with ThreadPoolExecutor(at_once) as pool:
+            ended = list(pool.map(lambda folder: self._worker(folder, _train_only(spec)), folders))
+        for status in ended:
+            if status.state != "done":
+                raise UserError(f"The time of a step could not be measured: {status.reason or status.state}")
+        each = [_per_step(jobs.events(Run(folder)), spec) for folder in folders]
+        found = {name: statistics.mean(times[name] for times in each) for name in spec.methods}
         workspace.write_json(file, {"seconds_per_step": found, "steps": [TIMED_FROM, TIMED_STEPS]})
-        workspace.forget(folder)
+        for folder in folders:
+            workspace.forget(folder)
         return found
+
+
+def _per_step(events: Sequence[Event], spec: JobSpec) -> dict[str, float]:
+    """Seconds per step of each method in a timing run; the last of its steps ends with a look, where there are any."""
+    at: dict[str, dict[int, float]] = {}
+    for event in events:
+        if event.kind == "step" and event.method and event.seconds is not None:
+            at.setdefault(event.method, {})[event.step] = event.seconds
+    found = {}
+    for name, seconds in at.items():
+        last = seconds[TIMED_STEPS - 1]
+        plain = (last - seconds[TIMED_FROM]) / (TIMED_STEPS - 1 - TIMED_FROM)
+        look = max(0.0, seconds[TIMED_STEPS] - last - plain)
+        every = spec.settings[name].get("watch_every") or 0
+        found[name] = plain + (look / float(every) if every else 0.0)
+    return found
 
 
 def _train_only(spec: JobSpec) -> JobSpec:
     from dataclasses import replace
 
-    settings = {name: {**changes, "checkpoint_every": 10_000} for name, changes in spec.settings.items()}
+    settings = {
+        name: {**changes, "checkpoint_every": 10_000}
+        | ({"watch_every": TIMED_STEPS} if changes.get("watch_every") else {})
+        for name, changes in spec.settings.items()
+    }
     return replace(spec, kind="train", samplings=(), settings=settings)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from pipelines import jobs, study, study_report, workspace
-from pipelines.schema import UserError
+from pipelines.comparison import JobSpec
+from pipelines.schema import Event, UserError
 from pipelines.scoring import cluster_bootstrap, holm
-from pipelines.study import Budget, Matrix, Person, Study, read_matrix, read_people
+from pipelines.study import Budget, Matrix, Person, Study, Variant, read_matrix, read_people
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,9 +128,37 @@ def test_seconds_become_steps(people, matrix, tmp_path, monkeypatch):
     assert cell.spec.settings["lora"]["steps"] == 60 and cell.spec.settings["dreambooth"]["steps"] == 120
     timed = Study(Matrix((Budget("time", seconds=1),), base=str(tiny_folder("portrait")), methods={"lora": {}}),
                   read_people(people, ["a"]), tmp_path, print)  # fmt: skip
-    first = timed._seconds_per_step()
-    assert 0 < first["lora"] < 10 and not (tmp_path / ".timing").exists()
-    assert timed._seconds_per_step() == first, "measured once"
+    first = timed._seconds_per_step(2)
+    assert 0 < first["lora"] < 10 and not list(tmp_path.glob(".timing*"))
+    assert timed._seconds_per_step(2) == first, "measured once"
+
+
+def test_looks_count_in_the_time_of_a_step():
+    seconds = [0.5 * step + (6.0 if step == study.TIMED_STEPS else 0.0) for step in range(1, study.TIMED_STEPS + 1)]
+    events = [Event("step", "lora", step, seconds=at) for step, at in enumerate(seconds, start=1)]
+    spec = JobSpec(methods=("lora",), settings={"lora": {"watch_every": 60}})
+    assert study._per_step(events, spec)["lora"] == pytest.approx(0.5 + 6.0 / 60)
+    plain = JobSpec(methods=("lora",), settings={"lora": {}})
+    assert study._per_step(events, plain)["lora"] == pytest.approx(0.5)
+
+
+def test_recipes_are_crossed_with_budgets(tmp_path):
+    wanted = Matrix(
+        (Budget("few", steps=2), Budget("more", steps=3)), methods={"lora": {"rank": 4}}, seeds=(0,),
+        recipes=(Variant("plain"), Variant("fast", {"lora": {"learning_rate": 0.01}})),
+    )  # fmt: skip
+    made = study.cells(wanted, [Person("p", "man", ())], tmp_path, {})
+    assert [cell.condition for cell in made] == ["few-plain", "few-fast", "more-plain", "more-fast"]
+    assert [cell.folder.name for cell in made] == [f"{cell.condition}-seed0" for cell in made]
+    assert [cell.spec.settings["lora"].get("learning_rate") for cell in made] == [None, 0.01, None, 0.01]
+    assert all(cell.spec.settings["lora"]["rank"] == 4 for cell in made)
+
+
+def test_a_cell_knows_photos_of_other_people_and_what_no_recogniser_judges(people, tmp_path):
+    wanted = Matrix((Budget("few", steps=2),), prompts=("fastcomposer-40",), seeds=(0,))
+    first, second = study.cells(wanted, read_people(people), tmp_path, {})
+    assert [Path(each).parent.name for each in (*first.spec.others, *second.spec.others)] == ["b", "a"]
+    assert len(first.spec.stylised) == 10 and all("{subject}" in prompt for prompt in first.spec.stylised)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +173,9 @@ def test_seconds_become_steps(people, matrix, tmp_path, monkeypatch):
         ({"methods": {"magic": {}}}, "no method magic"),
         ({"methods": {"lora": {"rank": -1}}}, "rank must be"),
         ({"prompts": ["nowhere"]}, "no prompt set nowhere"),
+        ({"recipes": [{"name": "x", "settings": {"dreambooth": {}}}]}, "changes dreambooth, which the matrix does not"),
+        ({"recipes": [{"name": "x", "settings": {"lora": {"rank": -1}}}]}, "rank must be"),
+        ({"recipes": [{"name": "../x"}]}, "can't name a folder"),
     ],
 )
 def test_a_wrong_matrix_is_a_sentence(matrix, tmp_path, changes, says):
