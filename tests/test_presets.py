@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -37,6 +38,19 @@ def test_every_base_and_method_has_three_recipes(base):
         assert steps == sorted(steps) and steps[0] < steps[2]
         recipe = presets.recipe(base, method, "draft", class_word="man", seed=3)
         assert (recipe.base, recipe.method, recipe.class_word, recipe.seed) == (base, method, "man", 3)
+
+
+@pytest.mark.parametrize("file", sorted((presets.PRESETS / "recipes").glob("*.json")), ids=lambda file: file.stem)
+def test_recipes_carry_what_was_measured_and_nothing_else(file):
+    evidence = json.loads(file.read_text())["evidence"]
+    assert set(evidence) == set(QUALITIES)
+    for found in evidence.values():
+        if found is None:  # nobody measured it
+            continue
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"]) and found["hardware"] and found["command"]
+        assert found["minutes"] > 0 and found["people"] >= 2
+        for span in (found["identity"], found["following"]):
+            assert -1 <= span["low"] <= span["mean"] <= span["high"] <= 1
 
 
 def test_recipe_files_are_all_used():
