@@ -875,7 +875,8 @@ class _Flow:
         from pipelines import report
         from pipelines.photos import frames
 
-        written = report.write(findings, self.run, frames(photos.held_out, self.row))
+        learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, self.row), strict=True))
+        written = report.write(findings, self.run, frames(photos.held_out, self.row), learned_from)
         workspace.write_json(
             self.run.manifest, self._manifest(findings, photos, device, samplings, key) | {"report": written}
         )

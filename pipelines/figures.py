@@ -129,16 +129,17 @@ def scatter(found: Mapping[str, Any]) -> str:
             line = _line([(x(a), y(b)) for a, b in way], colour_of(column), width=1)
             dots = (f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5" fill="{colour_of(column)}"/>' for a, b in way)
             parts.append(f'<g opacity=".45">{line}{"".join(dots)}</g>')
-    for column, each in methods.items():
+    for index, (column, each) in enumerate(methods.items()):
         identity, asked, colour = each["identity"], each["following"], colour_of(column)
         across, up = x(asked["mean"]), y(identity["mean"])
         parts += [
             _line([(x(asked["low"]), up), (x(asked["high"]), up)], colour),
             _line([(across, y(identity["low"])), (across, y(identity["high"]))], colour),
             f'<circle cx="{across:.1f}" cy="{up:.1f}" r="6" fill="{colour}"/>',
-            _text(across - 9, up - 8, name_of(column), anchor="end", size=13),
+            f'<circle cx="590" cy="{52 + 20 * index}" r="5" fill="{colour}"/>',
+            _text(602, 56 + 20 * index, name_of(column)),
         ]
-    return _svg(620, 370, "Identity against prompt-following, by method", parts)
+    return _svg(740, 370, "Identity against prompt-following, by method", parts)
 
 
 def convergence(found: Mapping[str, Any]) -> str:

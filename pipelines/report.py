@@ -11,7 +11,7 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
@@ -330,7 +330,7 @@ figcaption{font-size:.82rem;color:var(--soft)}svg{width:100%;height:auto}ul{padd
 """
 
 
-def to_html(findings: Findings, run: Run) -> str:
+def to_html(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray] | None = None) -> str:
     """One page that needs nothing else: styles and pictures inside, no script, no outside host (its policy says so)."""
     judges = list(findings.marks)
     lead = f"<p><b>{escape(verdict(findings))}</b></p>"
@@ -363,6 +363,7 @@ def to_html(findings: Findings, run: Run) -> str:
         "<h2>Side by side</h2>",
         _side_by_side(findings, run),
         _worst(findings, run),
+        _nearest(findings, run, learned_from or {}),
         "<h2>Photos</h2>",
         _photo_list(findings.photo_set),
         f"<h2>Again</h2><p><code>{escape(findings.command)}</code></p>" if findings.command else "",
@@ -423,6 +424,36 @@ def worst(findings: Findings) -> list[Cell]:
     cells = [cell for column in findings.columns if column != "none" for cell in findings.counted(column)]
     scored = [(score.similarity, cell) for cell in cells if (score := cell.score(judge)) is not None]
     return [cell for _, cell in sorted(scored, key=lambda each: -9.0 if each[0] is None else each[0])][:WORST]
+
+
+def _nearest(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray]) -> str:
+    """Of each method the picture that is most like a photo it learned from, beside that photo."""
+    pairs = []
+    for column in findings.columns:
+        seen = [(found, cell) for cell in findings.counted(column) if (found := findings.facts.get(cell.path))]
+        known = [(found, cell) for found, cell in seen if found.copy is not None and found.nearest in learned_from]
+        if column != "none" and known:
+            found, cell = max(known, key=lambda each: each[0].copy or 0.0)
+            copied = " - a copy" if (found.copy or 0) >= COPY else ""
+            pairs.append(
+                f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{_name(column)}, its nearest picture">'
+                f"<figcaption>{_name(column)}: {_figure(found.copy)}{copied}</figcaption></figure>"
+                f'<figure><img src="{_pixels_uri(learned_from[found.nearest or ""])}" alt="The photo it is most like">'
+                f"<figcaption>{escape(found.nearest or '')}</figcaption></figure>"
+            )
+    if not pairs:
+        return ""
+    columns = "grid-template-columns:repeat(2,minmax(0,1fr));max-width:420px"
+    why = f"Structural similarity of aligned faces; from {COPY} on a picture repeats a photo."
+    return f'<h2>Nearest photos</h2><p class="soft">{why}</p><div class="grid" style="{columns}">{"".join(pairs)}</div>'
+
+
+def _pixels_uri(picture: np.ndarray) -> str:
+    from PIL import Image
+
+    packed = io.BytesIO()
+    Image.fromarray(picture).save(packed, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
 def _worst(findings: Findings, run: Run) -> str:
@@ -601,7 +632,7 @@ def _photo_list(photos: PhotoSet) -> str:
     )
 
 
-def write(findings: Findings, run: Run, held_out: np.ndarray) -> dict[str, Any]:
+def write(findings: Findings, run: Run, held_out: np.ndarray, learned_from: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Write report.json, cells.csv, grid.png and report.html into the run; returns what report.json holds."""
     from PIL import PngImagePlugin
 
@@ -619,6 +650,6 @@ def write(findings: Findings, run: Run, held_out: np.ndarray) -> dict[str, Any]:
         finally:
             partial.unlink(missing_ok=True)
     workspace.write_json(run.figures, drawings(findings))
-    workspace.write_text(run.page, to_html(findings, run))
+    workspace.write_text(run.page, to_html(findings, run, learned_from))
     workspace.write_json(run.report, report)
     return report

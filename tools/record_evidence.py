@@ -1,6 +1,6 @@
 """Write what was measured of the embedded base's recipes into their files, with its date, machine and command.
 
-    python tools/record_evidence.py RUNS --quality good --command "python benchmarks/people.py PEOPLE_DIR --quality good"
+    python tools/record_evidence.py RUNS --quality good --command "python benchmarks/people.py PEOPLE_DIR"
 
 RUNS/<quality>/ holds one finished comparison per person (`benchmarks/people.py` makes them). Intervals are 95%, by a
 bootstrap over people and pictures; a picture without a face counts as 0. A quality nobody measured stays null.
