@@ -801,6 +801,23 @@ def test_progress_is_read_from_the_job_files(services, base):
     assert progress.losses["lora"] == ((1, 1.0), (2, 0.5), (3, 9.0), (4, 8.0)), "a continued curve has no step twice"
     lane = services.view(capability).lane("lora")
     assert (lane.state, lane.step, lane.steps) == ("done", 4, 4) and "media/" in lane.preview
+    early = photo_file(run.method("lora"), "preview_00002.png")
+    looks = [Event("start", "lora", 0, 4), Event("watch", "lora", 1, 4, data={"identity": 0.1}),
+             Event("watch", "lora", 3, 4, data={"identity": 0.3}), Event("start", "lora", 2, 4),
+             Event("preview", "lora", 2, 4, path=str(early)), Event("watch", "lora", 3, 4, data={"identity": 0.25}),
+             *events]  # fmt: skip
+    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in looks[:6]))
+    services._events.clear()
+    assert services.progress(run).likeness["lora"] == ((1, 0.1), (3, 0.25)), "what is taught again is seen again"
+    workspace.append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
+    lane = services.view(capability).lane("lora")
+    assert lane.likeness == ((1, 0.1), (3, 0.25)) and len(lane.strip) == 1 and "media/" in lane.strip[0]
+    from ui import views
+
+    html = views.lane(lane)
+    assert "best 0.25" in html and html.count("<circle") == 2 and html.count("An earlier preview of LoRA") == 1
+    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in events))
+    services._events.clear()
     from ui.train import loss_frame
 
     frame = loss_frame(progress.losses["lora"])
@@ -904,7 +921,7 @@ def test_what_people_typed_is_escaped():
     html = views.photo_cards([views.PhotoCard(evil, None, "leave_out", evil, "", evil)])
     html += views.gallery([views.Shot("lora", 1, 'x" onerror="alert(1)', evil, None, evil, True)])
     html += views.note(evil) + views.stepper([(evil, evil, True)]) + views.downloads([(evil, evil)])
-    html += views.lane(views.Lane("lora", evil, note=evil, preview=evil))
+    html += views.lane(views.Lane("lora", evil, note=evil, preview=evil, strip=(evil,)))
     assert "<script" not in html and ' onerror="' not in html
 
 

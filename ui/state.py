@@ -22,7 +22,7 @@ from typing import Any
 from pipelines import jobs, presets, workspace
 from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
-from pipelines.comparison import JobSpec
+from pipelines.comparison import JobSpec, Setting
 from pipelines.schema import COLUMNS, METHODS, Event, Sampling, UserError
 from ui import photobox, views
 from ui.media import Media
@@ -32,6 +32,8 @@ from ui.theme import METHOD_NAMES
 from ui.views import Lane, Mark, MethodRow, Shot, StripData
 
 log = logging.getLogger("likeness.ui")
+STRIP = 6  # earlier previews in a lane
+LOOKS = 5  # at validation pictures in a training of the app
 BASE_ENV = "LIKENESS_BASE"  # a folder or checkpoint the operator adds to the list and makes the default
 
 
@@ -63,6 +65,8 @@ class Progress:
     preview: dict[str, str] = field(default_factory=dict)  # method -> path inside the run
     ended: dict[str, str] = field(default_factory=dict)  # method -> "done" | "stopped" | "failed"
     losses: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    likeness: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # (step, similarity)
+    previews: dict[str, tuple[str, ...]] = field(default_factory=dict)  # paths inside the run, oldest first
     drawn: int = 0  # pictures of the current job so far ...
     to_draw: int = 0  # ... and in all
 
@@ -180,14 +184,23 @@ class View:
         state = progress.ended.get(method) or ("training" if training and step else "waiting" if training else "")
         if not state:
             state = "done" if card and card.complete else "stopped"
+        likeness, strip = progress.likeness.get(method, ()), self._strip(progress.previews.get(method, ()))
         note = ""
         if card:
             note = f"{views.amount(card.artifact_bytes)}, {card.trainable_params:,} numbers learned."
         if step is None:
             steps, seconds = (card.steps, card.train_s) if card else (0, 0.0)
-            return Lane(method, state, steps, steps, seconds, preview=link, note=note)
+            return Lane(method, state, steps, steps, seconds, None, None, link, note, likeness, strip)
         left = self.progress.seconds_left if state == "training" else None
-        return Lane(method, state, step.step, step.steps, step.seconds, left, step.loss, link, note)
+        return Lane(method, state, step.step, step.steps, step.seconds, left, step.loss, link, note, likeness, strip)
+
+    def _strip(self, paths: Sequence[str]) -> tuple[str, ...]:
+        """Links of at most `STRIP` earlier previews, spread over the training; the last one is shown large already."""
+        earlier = paths[:-1]
+        every = max(1, -(-len(earlier) // STRIP))
+        run = self.session.run if self.session else None
+        links = (self.services.link(run, path) for path in earlier[::every]) if run else ()
+        return tuple(link for link in links if link)
 
     def estimate(self, quality: str, methods: Sequence[str]) -> str:
         return self.services.estimate(self.row, quality, [m for m in self.row.methods if m in methods])
@@ -368,6 +381,8 @@ class Services:
         preview: dict[str, str] = {}
         ended: dict[str, str] = {}
         losses: dict[str, list[tuple[int, float]]] = {}
+        likeness: dict[str, list[tuple[int, float]]] = {}
+        previews: dict[str, list[str]] = {}
         for event in training:
             method = event.method
             if method not in METHODS:
@@ -378,11 +393,15 @@ class Services:
                     losses.setdefault(method, []).append((event.step, event.loss))
             elif event.kind == "preview" and event.path:
                 preview[method] = event.path
+                previews.setdefault(method, []).append(event.path)
+            elif event.kind == "watch":
+                likeness.setdefault(method, []).append((event.step, float(event.data["identity"])))
             elif event.kind in ("done", "stopped", "failed"):
                 ended[method] = event.kind
             elif event.kind == "start":  # continued from a checkpoint: what came after that is taught again
                 ended.pop(method, None)
-                losses[method] = [(step, loss) for step, loss in losses.get(method, []) if step <= event.step]
+                for curves in (losses, likeness):
+                    curves[method] = [(step, value) for step, value in curves.get(method, []) if step <= event.step]
         this_job = events[status.first_event :]
         methods = tuple(m for m in METHODS if m in latest or m in preview or m in ended)
         if status.busy and status.kind != "generate":
@@ -397,6 +416,8 @@ class Services:
             preview=preview,
             ended=ended,
             losses={method: tuple(curve) for method, curve in losses.items()},
+            likeness={method: tuple(curve) for method, curve in likeness.items()},
+            previews={method: tuple(dict.fromkeys(paths)) for method, paths in previews.items()},
             drawn=max((event.step for event in this_job if event.kind == "render"), default=0),
             to_draw=max((event.steps for event in this_job if event.kind == "render"), default=0),
         )
@@ -448,9 +469,18 @@ class Services:
             session.run,
             JobSpec(
                 kind="train", base=choices.base or self.default_base, class_word=choices.class_word, methods=methods,
-                quality=quality,
+                quality=quality, settings=self._watching(choices.base or self.default_base, methods, quality),
             ),
         )  # fmt: skip
+
+    def _watching(self, base: str, methods: Sequence[str], quality: str) -> dict[str, dict[str, Setting]]:
+        """The app looks at validation pictures now and then, so that a person sees the likeness grow; the best
+        checkpoint is kept. Recipes that look by themselves are left alone.
+        """
+        from pipelines import presets
+
+        recipes = {m: presets.recipe(base, m, quality, class_word="person") for m in methods}
+        return {m: {"watch_every": max(10, each.steps // LOOKS)} for m, each in recipes.items() if not each.watch_every}
 
     def start_generation(self, session: Session, *, columns: tuple[str, ...], samplings: tuple[Sampling, ...]) -> None:
         choices = session.choices

@@ -55,6 +55,8 @@ class Lane:
     loss: float | None = None
     preview: str | None = None  # link
     note: str = ""
+    likeness: tuple[tuple[int, float], ...] = ()  # (step, similarity to the validation photos)
+    strip: tuple[str, ...] = ()  # links of earlier previews, oldest first; always the same seed
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,35 @@ def lane(data: Lane) -> str:
         f'aria-valuenow="{data.step}" aria-label="{METHOD_NAMES[data.method]}">'
         f'<b style="width:{share:.1%};background:{colour}"></b></div>'
         f'<div class="lk-figures"><span>step {data.step} / {data.steps or "–"}</span><span>{left}</span>'
-        f"<span>{loss}</span></div>{preview}{text}</section>"
+        f"<span>{loss}</span></div>{preview}{_strip(data)}{_likeness(data, colour)}{text}</section>"
+    )
+
+
+def _strip(data: Lane) -> str:
+    """How the same seed has looked so far."""
+    if not data.strip:
+        return ""
+    name = METHOD_NAMES[data.method]
+    pictures = "".join(f'<img src="{escape(link)}" alt="An earlier preview of {name}">' for link in data.strip)
+    return f'<div class="lk-frames">{pictures}</div>'
+
+
+def _likeness(data: Lane, colour: str) -> str:
+    """The likeness to the validation photos over the steps, with the checkpoint that would be kept now."""
+    if not data.likeness:
+        return ""
+    steps, values = zip(*data.likeness, strict=True)
+    wide, high = 220, 54
+    low, top = min(0.0, *values), max(0.1, *values)
+    last = max(data.steps, steps[-1], 1)
+    points = [(wide * step / last, high - (high - 8) * (value - low) / (top - low)) for step, value in data.likeness]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points)
+    return (
+        f'<figure class="lk-likeness"><svg viewBox="0 0 {wide} {high + 4}" role="img" aria-label="Likeness to the '
+        f'validation photos over the steps: {", ".join(f"{value:.2f}" for value in values)}"><polyline points="{line}" '
+        f'fill="none" stroke="{colour}" stroke-width="2"/>{dots}</svg><figcaption>likeness to photos it does not learn '
+        f"from: {values[-1]:.2f}, best {max(values):.2f}</figcaption></figure>"
     )
 
 
