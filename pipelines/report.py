@@ -146,7 +146,6 @@ def to_json(findings: Findings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "base": findings.base,
-        "clip": findings.clip,
         "wall_s": _rounded(findings.wall_s, 3),
         "photos": {
             "train": [photo.name for photo in photos.train],
@@ -162,6 +161,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
             for name, mark in findings.marks.items()
         },
         "methods": {column: _method_json(findings, column) for column in findings.columns},
+        "clip": findings.clip,
     }
 
 
