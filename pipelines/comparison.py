@@ -387,10 +387,11 @@ class _Flow:
                 photos, family, wanted=[path for _, _, path in drawn], all_of=everything
             )
             if (workspace.read_json(self.run.manifest) or {}).get("kind") != "compare":
-                yield Event("phase", text="Writing the report")
                 present = tuple(name for name in COLUMNS if any(column == name for column, _, _ in everything))
                 subjects = {name: card for name in METHODS if (card := self._subject(name)) is not None}
                 findings = self._findings(photos, present, everything, scores, marks, subjects)
+                findings = yield from self.look_closer(photos, findings)
+                yield Event("phase", text="Writing the report")
                 asked = tuple(dict.fromkeys(sampling for _, sampling, _ in everything))
                 self._write(findings, photos, device, asked, _sha(workspace.plain(self.spec), photos.digest))
         yield Event("done", text=f"{len(drawn)} pictures are ready", seconds=self.clock.seconds)
@@ -693,7 +694,7 @@ class _Flow:
             learned_from = scoring.reference(judge, photos.train)
         except UserError:
             learned_from = None
-        beside = scoring.vectors_of(judge, photos, self._others())
+        beside = scoring.vectors_of(judge, photos, self._others(photos))
         facts: dict[str, metrics.Facts] = {}
         trained: dict[str, float | None] = {}
         rows: list[dict[str, Any]] = []
@@ -749,10 +750,12 @@ class _Flow:
                 )
         return clip.name
 
-    def _others(self) -> list[Path]:
-        if self.spec.others:
-            return [Path(each) for each in self.spec.others]
-        return sorted((presets.PRESETS / "sample_person").glob("*.png"))[:OTHERS]
+    def _others(self, photos: PhotoSet) -> list[Path]:
+        """Photos of other people: those of the spec, else of the sample person - who is no other to herself."""
+        own = {photo.name for photo in photos.photos}
+        sample = sorted((presets.PRESETS / "sample_person").glob("*.png"))[:OTHERS]
+        found = [Path(each) for each in self.spec.others] or [path for path in sample if path.name not in own]
+        return [path for path in found if path.is_file()]
 
     def _forget_report(self) -> None:
         """What a report said is past."""

@@ -44,7 +44,7 @@ class ScoreTab:
             self.blocked: gr.update(
                 value=views.note(view.score_blocked or "", "warn"), visible=view.score_blocked is not None
             ),
-            self.judge: gr.update(choices=list(view.judges), visible=len(view.judges) > 1),
+            self.judge: gr.update(choices=list(view.judges), value=judge, visible=len(view.judges) > 1),
             self.spoke: gr.update(value=_spoke(view, judge) if ready and judge else ""),
             self.strip: gr.update(value=views.strip(view.axis(judge)) if ready and judge else ""),
             self.table: gr.update(value=views.table(view.rows(judge)) + HOW_TO_READ if ready and judge else ""),
