@@ -21,7 +21,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines.schema import CLASS_WORDS, COLUMNS, LOW_CEILING, METHODS, QUALITIES, REASONS, Event, Sampling, UserError
+from pipelines.schema import (
+    ATTENTIONS,
+    CLASS_WORDS,
+    COLUMNS,
+    LOW_CEILING,
+    METHODS,
+    QUALITIES,
+    REASONS,
+    Event,
+    Sampling,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from pipelines.comparison import JobSpec
@@ -195,6 +206,9 @@ def _base_arguments(made: argparse.ArgumentParser) -> None:
         "--base", help="portrait-128, sd15, sdxl, or the path of a diffusers folder\nor .safetensors checkpoint"
     )
     made.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
+    made.add_argument(
+        "--attention", choices=ATTENTIONS, default="sdpa", help="xformers needs requirements-gpu.txt (sdpa)"
+    )
 
 
 def _judge_arguments(made: argparse.ArgumentParser) -> None:
@@ -604,6 +618,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             settings=settings,
             device=asked.device,
             processes=asked.processes,
+            attention=asked.attention,
             download_judge=getattr(asked, "download_judge", False),
         )
         spec.check()

@@ -29,6 +29,7 @@ from pipelines import parallel, presets, workspace
 from pipelines.bases.registry import BaseRow, default_base, find_base
 from pipelines.parallel import World
 from pipelines.schema import (
+    ATTENTIONS,
     CLASS_WORDS,
     COLUMNS,
     METHODS,
@@ -97,6 +98,7 @@ class JobSpec:
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> pictures made elsewhere: one more column
     settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
     device: str | None = None  # "cpu", "cuda", "mps"; None = the best here
+    attention: str = "sdpa"  # or "xformers", on NVIDIA GPUs
     processes: int = 1  # that teach together, on as many GPUs
     download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
 
@@ -106,6 +108,7 @@ class JobSpec:
             (self.kind, KINDS, "kind of job"),
             (self.quality, QUALITIES, "quality"),
             (self.class_word, CLASS_WORDS, "class word"),
+            (self.attention, ATTENTIONS, "attention"),
         ):
             if value not in known:
                 raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
@@ -466,6 +469,7 @@ class _Flow:
             return load_family(
                 self.row,
                 device,
+                attention=self.spec.attention,
                 progress=lambda text, share: tell(Event("note", text=text, data={"stage": "base", "share": share})),
             )
 

@@ -14,6 +14,7 @@ METHODS: tuple[str, ...] = ("textual_inversion", "dreambooth", "lora")
 COLUMNS: tuple[str, ...] = ("none", *METHODS)  # "none" is the untrained base
 Quality = Literal["draft", "good", "best"]
 QUALITIES: tuple[str, ...] = ("draft", "good", "best")
+ATTENTIONS = ("sdpa", "xformers")
 CLASS_WORDS: tuple[str, ...] = ("person", "man", "woman")
 
 

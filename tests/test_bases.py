@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -333,3 +334,26 @@ def test_a_base_that_draws_no_squares_keeps_its_shape(tmp_path):
     assert row.resolution_px == 64 and row.shapes == ((80, 64),)
     family = load_family(row, EXACT)
     assert family.latent_shape()[1:] == (10, 8) and family.latent_shape(64, 64)[1:] == (8, 8)
+
+
+def test_attention_is_a_choice_that_every_copy_keeps(monkeypatch):
+    from pipelines.bases import family as families
+    from pipelines.runtime import Device
+
+    cuda = Device("cuda", "bfloat16", "pretended")
+    unet = copy.deepcopy(tiny_family("sd15").new_unet(trainable=False))
+    families.choose_attention(unet, EXACT, "sdpa")
+    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+        families.choose_attention(unet, EXACT, "xformers")
+    with pytest.raises(UserError, match="no attention magic"):
+        families.choose_attention(unet, cuda, "magic")
+    found = families.importlib.util.find_spec
+    monkeypatch.setattr(families.importlib.util, "find_spec", lambda name: None if name == "xformers" else found(name))
+    with pytest.raises(UserError, match="requirements-gpu.txt"):
+        families.choose_attention(unet, cuda, "xformers")
+    monkeypatch.setattr(families.importlib.util, "find_spec", lambda name: object())
+    called = []
+    # what diffusers does, without the GPU it would try itself on
+    monkeypatch.setattr(type(unet), "enable_xformers_memory_efficient_attention", lambda self: called.append(self))
+    families.choose_attention(unet, cuda, "xformers")
+    assert called == [unet]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipelines.bases.objective import NoiseSchedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
 from pipelines.runtime import Device, pick_device
-from pipelines.schema import UserError
+from pipelines.schema import ATTENTIONS, UserError
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
 
@@ -286,10 +287,13 @@ def _alphas(config: dict[str, Any]) -> torch.Tensor:
 # -- loading -----------------------------------------------------------------------------------------------------
 
 
-def load_family(row: BaseRow, device: Device | None = None, *, progress: Progress | None = None) -> Family:
-    """Load a base onto `device` (default: the best here).
+def load_family(
+    row: BaseRow, device: Device | None = None, *, progress: Progress | None = None, attention: str = "sdpa"
+) -> Family:
+    """Load a base onto `device` (default: the best here). `attention`: one of ATTENTIONS.
 
-    Raises UserError when its files are missing and the hub does not answer, or when they are damaged.
+    Raises UserError when its files are missing and the hub does not answer, when they are damaged, and where xformers
+    was asked for and is not there.
     """
     import diffusers
 
@@ -316,8 +320,23 @@ def load_family(row: BaseRow, device: Device | None = None, *, progress: Progres
             variant = row.variant if row.repo else _variant_of(folder)
             report(f"loading {row.title}", None)
             pipeline = _load(row, pipeline_class.from_pretrained, str(folder), variant=variant, **options)
+    choose_attention(pipeline.unet, device, attention)
     report(f"{row.title} is ready", 1.0)
     return Family(row, device, pipeline, folder)
+
+
+def choose_attention(unet: nn.Module, device: Device, attention: str) -> None:
+    """PyTorch's own attention, or xformers' on an NVIDIA GPU. Every copy of `unet` keeps the choice."""
+    if attention == "sdpa":
+        return
+    if attention not in ATTENTIONS:
+        raise UserError(f"There is no attention {attention}. Choose one of: {', '.join(ATTENTIONS)}.")
+    if device.kind != "cuda":
+        raise UserError("xformers needs an NVIDIA GPU, and this runs without one. Leave --attention out.")
+    if importlib.util.find_spec("xformers") is None:
+        raise UserError("xformers is not installed. Add it with: pip install -r requirements-gpu.txt")
+    # `set_attention_backend` does nothing on these UNets and says so nowhere (diffusers 0.42.1)
+    unet.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
 
 
 def _load(row: BaseRow, loader: Callable[..., Any], *args: Any, **options: Any) -> Any:
