@@ -885,6 +885,23 @@ def test_pictures_scores_and_table(services, base):
     assert zipped[1].startswith("media/")
 
 
+def test_the_best_of_many_are_kept_with_the_reason():
+    from ui import views
+
+    def shot(method, seed, similarity, verdict=None, reason=None):
+        return views.Shot(method, seed, f"/media/{seed}", "p {subject}", similarity, reason, verdict, scored=True)
+
+    shots = [shot("lora", 1, 0.3, "borderline"), shot("none", 2, 0.9, "looks like you"),
+             shot("lora", 3, None, "no face", "no face found"), shot("dreambooth", 4, 0.6, "looks like you"),
+             shot("lora", 5, 0.7, "someone else"), shot("lora", 6, 0.5, "looks like you")]  # fmt: skip
+    told = {each.seed: (kept, why) for each, kept, why in views.best_of(shots, 2)}
+    assert [seed for seed, (kept, _) in told.items() if kept] == [4, 6] and len(told) == 6
+    assert "number 1 of 6" in told[4][1] and "less alike than the last one kept (0.50)" in told[1][1]
+    assert "nobody in particular" in told[2][1] and "no face found" in told[3][1] and "somebody else" in told[5][1]
+    assert views.gallery(shots, 2).count("lk-dropped") == 4 and "lk-dropped" not in views.gallery(shots)
+    assert [kept for _, kept, _ in views.best_of(shots[1:3], 5)] == [False, False], "nothing fits, nothing is kept"
+
+
 def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
     capability, session = services.sessions.create()
     take_in(session.run)

@@ -23,7 +23,8 @@ from ui.wiring import Show, Updates, refused_while_busy
 
 OWN = "own"
 MAX_SEED = 2**31 - 1
-MAX_NUMBER = 16
+MAX_NUMBER = 24
+MAX_KEPT = 24
 SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024)}
 # The generator's own list; it is not imported because it brings torch with it. A test holds the two equal.
 SCHEDULERS = ("default", "ddim", "dpm++", "unipc", "euler", "euler ancestral")
@@ -54,6 +55,7 @@ class GenerateTab:
     stop: gr.Button
     status: gr.HTML
     grid: gr.HTML
+    keep: gr.Slider
     ranked: gr.HTML
     ranked_box: gr.Accordion
 
@@ -66,7 +68,7 @@ class GenerateTab:
             self.status: gr.update(value=_status(view)),
             self.grid: gr.update(value=views.side_by_side(view.latest_shots, view.drawn_columns)),
             self.ranked_box: gr.update(visible=bool(view.shots)),
-            self.ranked: gr.update(value=views.gallery(view.shots)),
+            self.ranked: gr.update(value=views.gallery(view.shots, view.choices.keep)),
             self.columns: gr.update(choices=[(METHOD_NAMES[c], c) for c in view.columns]),
         }
 
@@ -82,6 +84,7 @@ class GenerateTab:
             self.undrawable: gr.update(value=marked),
             self.columns: gr.update(choices=[(METHOD_NAMES[c], c) for c in view.columns], value=list(view.columns)),
             self.size_row: gr.update(visible=not portrait),
+            self.keep: gr.update(value=view.choices.keep),
             self.width: gr.update(choices=sizes, value=0),
             self.height: gr.update(choices=sizes, value=0),
             **(self.fill(style) if style else {}),
@@ -140,10 +143,14 @@ def build(services: Services) -> GenerateTab:
     status = gr.HTML(elem_id="lk-generate-status")
     grid = gr.HTML(elem_id="lk-grid")
     with gr.Accordion("All pictures, best score first", open=True, visible=False) as ranked_box:
+        keep = gr.Slider(
+            0, MAX_KEPT, value=0, step=1, label="Keep the best", elem_id="lk-keep",
+            info="Of all pictures so many stay, the most alike; each says why. 0 keeps them all.",
+        )  # fmt: skip
         ranked = gr.HTML(elem_id="lk-ranked")
     return GenerateTab(
         blocked, style, undrawable, prompt, unknown, columns, number, seed, dice, negative, steps, guidance, scheduler,
-        width, height, size_row, strength, reuse, start, stop, status, grid, ranked, ranked_box,
+        width, height, size_row, strength, reuse, start, stop, status, grid, keep, ranked, ranked_box,
     )  # fmt: skip
 
 
@@ -167,6 +174,13 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
         plan = samplings(view.row, **dials)
         services.start_generation(session, columns=tuple(chosen), samplings=plan)
         return show(kept)
+
+    @told
+    def keep_best(kept: object, keep: float) -> str:
+        session = services.sessions.need(kept)
+        wanted = int(keep) if isinstance(keep, int | float) and 0 <= keep <= MAX_KEPT else 0
+        services.sessions.choose(session, keep=wanted)
+        return views.gallery(services.view(kept).shots, wanted)
 
     @told
     def stop(kept: object) -> Updates:
@@ -211,6 +225,7 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
     tab.start.click(start, [capability, tab.style, tab.columns], inputs_kwargs=named, **outputs, trigger_mode="once")
     tab.stop.click(stop, [capability], **outputs, queue=False)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    tab.keep.release(keep_best, [capability, tab.keep], tab.ranked, **quiet)
     filled = [tab.prompt, tab.negative, tab.steps, tab.guidance, tab.unknown]
     tab.style.input(pick, [tab.style], filled, **quiet)
     tab.prompt.input(check, [capability, tab.prompt], tab.unknown, queue=False, trigger_mode="always_last", **quiet)

@@ -32,6 +32,7 @@ class Choices:
     sample: bool = False  # the photos are the synthetic sample person
     quality: str = QUALITIES[0]  # of the last training
     judge: str | None = None  # whose scores are shown; None = the first
+    keep: int = 0  # of all pictures only so many, the most alike; 0 = show them all
 
 
 @dataclass(frozen=True)

@@ -341,15 +341,46 @@ def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
     )
 
 
-def gallery(shots: Sequence[Shot]) -> str:
-    """Every picture, best score first; pictures without a face come last and say so."""
+def best_of(shots: Sequence[Shot], keep: int) -> list[tuple[Shot, bool, str]]:
+    """The `keep` pictures most like the person, then the others; each with the reason why it was kept or dropped.
+
+    The untrained base draws nobody in particular, a picture the judge calls somebody else's is never kept, and one
+    without a face can't be judged.
+    """
     ordered = sorted(shots, key=lambda s: (s.similarity is None, -(s.similarity or 0.0)))
-    cells = []
+    able = [s for s in ordered if s.method != "none" and s.similarity is not None and s.verdict != "someone else"]
+    kept = able[:keep]
+    last = kept[-1].similarity if kept else None
+    told = [(shot, True, f"kept: number {place} of {len(shots)}") for place, shot in enumerate(kept, start=1)]
     for shot in ordered:
+        if any(shot is each for each in kept):
+            continue
+        if shot.method == "none":
+            why = "the untrained base draws nobody in particular"
+        elif shot.similarity is None:
+            why = shot.reason or "not judged yet"
+        elif shot.verdict == "someone else":
+            why = "the judge sees somebody else"
+        else:
+            why = f"less alike than the last one kept ({last:.2f})"
+        told.append((shot, False, f"dropped: {why}"))
+    return told
+
+
+def gallery(shots: Sequence[Shot], keep: int = 0) -> str:
+    """Every picture, best score first; pictures without a face come last and say so. With `keep`, only so many stay
+    bright, and each picture says why it was kept or dropped.
+    """
+    ordered = sorted(shots, key=lambda s: (s.similarity is None, -(s.similarity or 0.0)))
+    chosen = best_of(shots, keep) if keep else [(shot, True, "") for shot in ordered]
+    cells = []
+    for shot, kept, why in chosen:
         name = METHOD_NAMES[shot.method]
+        note = f'<div class="lk-why">{escape(why)}</div>' if why else ""
         cells.append(
-            f'<div class="lk-shot"><a href="{escape(shot.link)}" target="_blank" rel="noopener"><img '
-            f'src="{escape(shot.link)}" alt="{escape(f"{name}, seed {shot.seed}: {shot.prompt}")}" loading="lazy"></a>'
+            f'<div class="lk-shot{"" if kept else " lk-dropped"}"><a href="{escape(shot.link)}" target="_blank" '
+            f'rel="noopener"><img src="{escape(shot.link)}" '
+            f'alt="{escape(f"{name}, seed {shot.seed}: {shot.prompt}")}" loading="lazy"></a>{note}'
             f'<div class="lk-score">{_score_line(shot, winner=False)}<span>seed {shot.seed}</span></div>'
             f'<div><span style="color:{METHOD_COLOURS[shot.method]}">■</span> {name}</div>'
             f'<div title="{escape(shot.prompt)}" style="overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
