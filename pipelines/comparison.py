@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines import parallel, presets, workspace
-from pipelines.bases.registry import BaseRow, default_base, find_base
+from pipelines.bases.registry import BASES, BaseRow, default_base, find_base
 from pipelines.parallel import World
 from pipelines.schema import (
     ATTENTIONS,
@@ -42,7 +43,7 @@ from pipelines.schema import (
     Subject,
     UserError,
 )
-from pipelines.workspace import Run
+from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE, Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +63,6 @@ COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
 # only one of them is in memory at a time.
 SIDE_BY_SIDE_UP_TO_GB = 2.0
 OTHERS = 3  # photos of other people in a heatmap
-WATCHED, STRENGTHS = "watch.json", "strengths.json"  # what a training leaves beside its subject.json
 SMALL_BASE_BATCH, LARGE_BASE_BATCH = 8, 4
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
 SETTING_LIMITS: dict[str, tuple[float, float]] = {
@@ -331,7 +331,7 @@ class _Flow:
         self.notes: list[str] = []
         self.judges: list[Judge] = []
 
-    @property
+    @cached_property
     def stylised(self) -> tuple[str, ...]:
         """Prompts that no recogniser can judge: those named in the spec and the styles that are no photographs."""
         return tuple(dict.fromkeys((*self.spec.stylised, *presets.stylised())))
@@ -403,7 +403,7 @@ class _Flow:
 
     def join_in(self) -> Generator[Event, None, PhotoSet]:
         """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
-        self.world = parallel.join()
+        self.world = parallel.join(self.spec.device)
         if self.world.first:
             if self.world.size > 1:
                 yield Event("note", text=f"{self.world.size} processes teach together")
@@ -457,12 +457,15 @@ class _Flow:
         return found
 
     def load(self) -> Generator[Event, None, tuple[Device, Family]]:
-        self._stop_here()  # before anything heavy is imported
+        self._stop_together()  # before anything heavy is imported
         from pipelines.bases.family import load_family
         from pipelines.runtime import pick_device
 
         yield Event("phase", text=f"Loading {self.row.title}")
-        device = pick_device(self.spec.device)
+        wanted = self.spec.device
+        if self.world.size > 1 and wanted in (None, "cuda") and pick_device(wanted).kind == "cuda":
+            wanted = f"cuda:{self.world.local}"  # the current device is a thread's own, so it is named
+        device = pick_device(wanted)
         yield Event("note", text=f"Computing on {device.name} in {device.dtype}: {device.reason}", data=asdict(device))
 
         def load(tell: Callable[[Event], None]) -> Family:
@@ -483,7 +486,7 @@ class _Flow:
         from pipelines.training import TrainingData
         from pipelines.training import train as learn
 
-        self._stop_here()
+        self._stop_together()
         yield Event("phase", text="Preparing the photos")
         pictures = tuple(crops(photos.train, self.row))
         data = TrainingData(pictures, training_captions(photos.train, pictures), frames(photos.validation, self.row))
@@ -492,7 +495,7 @@ class _Flow:
         if any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values()):
             watch = selection.watch(photos, self.row)
             if watch is None:
-                few = "No photo is kept for validation (that takes 8 photos), so the last checkpoint is kept"
+                few = "Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
                 yield Event("note", text=few)
         identity = None
         if any(recipe.method == "textual_inversion" and recipe.init == "zero_shot" for recipe in recipes.values()):
@@ -516,7 +519,8 @@ class _Flow:
         stopped = False
         for event in self._advance(learners):
             stopped |= event.kind == "stopped"
-            self.clock.save(every_s=3.0)
+            if self.world.first:
+                self.clock.save(every_s=3.0)
             yield event
         if stopped:
             raise _Stopped(STOPPED)
@@ -538,6 +542,8 @@ class _Flow:
                 del share[name]
                 continue
             except UserError as problem:
+                if self.world.size > 1:  # the others wait for this one's numbers: end all, and the launcher sees to it
+                    raise
                 del share[name]
                 sentence = f"{_title(name)} was not trained: {problem}"
                 self.problems.append(sentence)
@@ -592,6 +598,7 @@ class _Flow:
         """Pictures made elsewhere, copied into the run so that its report stays whole. A damaged one keeps its place:
         it has no face.
         """
+        import numpy as np
         from PIL import Image
 
         from pipelines.photos import decode
@@ -604,7 +611,12 @@ class _Flow:
                 path = folder / f"{index:03d}.png"
                 if not path.is_file():
                     partial = path.with_suffix(".part")
-                    Image.fromarray(decode(Path(file))).save(partial, format="PNG")
+                    try:
+                        picture = decode(Path(file))
+                    except UserError as problem:
+                        self.notes.append(f"{name}: {problem}")
+                        picture = np.zeros((64, 64, 3), np.uint8)
+                    Image.fromarray(picture).save(partial, format="PNG")
                     os.replace(partial, path)
                 drawn.append((name, Sampling("", seed=index), path))
         return drawn
@@ -702,16 +714,30 @@ class _Flow:
         facts: dict[str, metrics.Facts] = {}
         trained: dict[str, float | None] = {}
         rows: list[dict[str, Any]] = []
+        # pictures that were looked at before are not looked at again: in the app every click adds a few to many
+        stamp = _sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in beside])
+        before = workspace.read_json(self._closer)
+        known = before["pictures"] if isinstance(before, dict) and before.get("stamp") == stamp else {}
+        seen_now: dict[str, Any] = {}
         for cell in findings.cells:
             self._stop_here()
             image = decode(self.run.folder / cell.path)
-            facts[cell.path] = metrics.facts(image, cell.sampling, training)
-            vector = judge.look(image).vector
-            trained[cell.path] = None if learned_from is None or vector is None else learned_from.similarity(vector)
-            if metrics.is_counted(cell.sampling, self.stylised):
+            key = f"{cell.path} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
+            if key in known:
+                facts[cell.path] = metrics.restored(known[key]["facts"], image)
+                trained[cell.path], values = known[key]["trained"], known[key]["values"]
+            else:
+                facts[cell.path] = metrics.facts(image, cell.sampling, training)
+                vector = judge.look(image).vector
+                alike = None if learned_from is None or vector is None else learned_from.similarity(vector)
+                trained[cell.path] = None if alike is None else round(alike, 6)
                 values = [None if vector is None else round(judge.similarity(vector, v), 4) for _, _, v in beside]
+            plain = metrics.plain(facts[cell.path])
+            seen_now[key] = {"facts": plain, "trained": trained[cell.path], "values": values}
+            if metrics.is_counted(cell.sampling, self.stylised):
                 rows.append({"column": cell.column, "file": cell.path, "values": values})
             yield Event("note", cell.column, len(facts), len(findings.cells), data={"stage": "closer"})
+        workspace.write_json(self._closer, {"stamp": stamp, "pictures": seen_now})
         clip = self._ask_clip(findings, facts)
         seen = {
             column: [(cell.sampling, facts[cell.path], cell.scores) for cell in findings.of(column)]
@@ -730,6 +756,10 @@ class _Flow:
         shown_beside = [{"name": name, "part": part} for part, name, _ in beside]
         return replace(findings, facts=facts, worth=worth, clip=clip, heat={"photos": shown_beside, "rows": rows})
 
+    @property
+    def _closer(self) -> Path:
+        return self.run.folder / "closer.json"
+
     def _ask_clip(self, findings: Findings, facts: dict[str, metrics.Facts]) -> str | None:
         """Put CLIP's answers into `facts` where the base knows all words; the backbone's name, None without it."""
         from pipelines import clip_text, metrics
@@ -744,14 +774,16 @@ class _Flow:
             self.notes.append(str(problem))
             return None
         prompts = list(dict.fromkeys(cell.sampling.prompt for cell in asked if metrics.is_subject(cell.sampling)))
+        if not prompts:
+            return None
         texts = clip.texts([prompt.replace("{subject}", self.spec.class_word) for prompt in prompts])
         for cell in asked:
             if cell.sampling.prompt in prompts:
                 cosines = texts @ clip.images([decode(self.run.folder / cell.path)])[0]
-                own = prompts.index(cell.sampling.prompt)
-                facts[cell.path] = replace(
-                    facts[cell.path], clip_t=float(cosines[own]), following=clip_text.rank(cosines, own)
-                )
+                own, seen = prompts.index(cell.sampling.prompt), facts[cell.path]
+                rank = clip_text.rank(cosines, own)  # None: there is no other prompt to compare with
+                following = seen.following if rank is None else rank if seen.faces else 0.0
+                facts[cell.path] = replace(seen, clip_t=float(cosines[own]), following=following)
         return clip.name
 
     def _others(self, photos: PhotoSet) -> list[Path]:
@@ -764,6 +796,8 @@ class _Flow:
     def _forget_report(self) -> None:
         """What a report said is past."""
         run = self.run
+        if not self.world.first:
+            return
         for stale in (run.manifest, run.report, run.page, run.cells, run.figures, run.grid):
             stale.unlink(missing_ok=True)
 
@@ -860,8 +894,10 @@ class _Flow:
             subjects=subjects,
             errors=tuple(self.problems),
             stylised=self.stylised,
-            curves={name: seen for name in subjects if (seen := workspace.read_json(self.run.method(name) / WATCHED))},
-            strengths=workspace.read_json(self.run.method("lora") / STRENGTHS) if "lora" in subjects else None,
+            curves={
+                name: seen for name in subjects if (seen := workspace.read_json(self.run.method(name) / WATCH_FILE))
+            },
+            strengths=workspace.read_json(self.run.method("lora") / STRENGTHS_FILE) if "lora" in subjects else None,
             calibration=self.judges[0].calibration if self.judges else None,
             command=self._command(),
         )
@@ -870,7 +906,8 @@ class _Flow:
         """The command that repeats this. Paths stay out of it: a report may be published."""
         if self.spec.kind != "compare":
             return ""
-        words = [f"python -m pipelines compare PHOTOS --class-word {self.spec.class_word} --base {self.row.name}"]
+        base = self.row.name if self.row.path is None or self.row.name in BASES else "BASE"
+        words = [f"python -m pipelines compare PHOTOS --class-word {self.spec.class_word} --base {base}"]
         words.append(f"--methods {','.join(self.spec.methods)} --quality {self.spec.quality} --seed {self.spec.seed}")
         exact = "; to the bit, with every setting: python -m pipelines replay RUN/manifest.json"
         return f"{' '.join(words)} --out RUN{exact}"
@@ -957,6 +994,11 @@ class _Flow:
     def _raise_problems(self, rest: str) -> None:
         if self.problems:
             raise UserError(f"{' '.join(self.problems)} {rest}")
+
+    def _stop_together(self) -> None:
+        """`_stop_here` where all processes that teach together come by: they stop as one."""
+        if self.world.any(self.stop()):
+            raise _Stopped(STOPPED)
 
     def _stop_here(self) -> None:
         if self.stop():

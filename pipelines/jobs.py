@@ -231,13 +231,13 @@ class _Supervisor(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="likeness-supervisor", daemon=True)
-        self._wanted: queue.SimpleQueue[tuple[Run, queue.SimpleQueue[int | OSError]]] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[Run, queue.SimpleQueue[int | OSError | UserError]]] = queue.SimpleQueue()
 
     def spawn(self, run: Run) -> int:
-        answer: queue.SimpleQueue[int | OSError] = queue.SimpleQueue()
+        answer: queue.SimpleQueue[int | OSError | UserError] = queue.SimpleQueue()
         self._wanted.put((run, answer))
         pid = answer.get()
-        if isinstance(pid, OSError):
+        if isinstance(pid, OSError | UserError):
             raise pid
         return pid
 
@@ -251,7 +251,7 @@ class _Supervisor(threading.Thread):
                 continue
             try:
                 child = _spawn(run)
-            except OSError as error:
+            except (OSError, UserError) as error:
                 answer.put(error)
             else:
                 children.append(child)
@@ -324,6 +324,10 @@ def work(run: Run) -> int:
     """
     os.umask(0o077)
     if parallel.launched() and int(os.environ["RANK"]):
+        while status(run).state == "queued":  # the first process waits for its turn
+            time.sleep(0.2)
+        if status(run).state != "running":
+            return 0
         for _ in perform(run, load_spec(run)):  # the first of the processes keeps the books and says when to stop
             pass
         return 0
@@ -368,6 +372,8 @@ class _Worker:
             self.save(state="done", phase=None, ended=workspace.timestamp())
         elif self.asked.terminated and not self.asked.by_person:
             reason = "The app was closed. Start again; it continues where it was."
+            if parallel.launched() and not _orphaned():
+                reason = "Another of its processes ended. Start again; it continues where it was."
             self.save(state="interrupted", reason=reason, phase=None, ended=workspace.timestamp())
         else:
             said = last.text if last is not None and last.kind == "stopped" else None

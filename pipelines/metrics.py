@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class Facts:
     copy: float | None  # structural similarity (0..1) with the most similar training photo
     nearest: str | None  # that photo's name
     yaw: float | None  # proxy, in eye distances
+    eyes: tuple[tuple[float, float], tuple[float, float]] | None = None  # of the face, in pixels
     clip_t: float | None = None  # cosine of picture and prompt by CLIP, on bases that know all words
     structure: np.ndarray | None = field(default=None, repr=False, compare=False)  # (64, 64) grey, in memory only
 
@@ -126,8 +128,22 @@ def facts(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarray]
         copy=alike[nearest] if nearest is not None else None,
         nearest=nearest,
         yaw=measured.yaw,
+        eyes=tuple((float(x), float(y)) for x, y in face.eyes),  # type: ignore[arg-type]
         structure=own,
     )
+
+
+def plain(found: Facts) -> dict[str, Any]:
+    """Facts as JSON takes them; `restored` puts them back."""
+    return {each.name: getattr(found, each.name) for each in fields(Facts) if each.name != "structure"}
+
+
+def restored(saved: dict[str, Any], image: np.ndarray) -> Facts:
+    """Facts from `plain` and their picture. Raises TypeError or ValueError for what `plain` did not write."""
+    eyes = saved["eyes"]
+    own = None if eyes is None else structure(align_by_eyes(image, np.array(eyes)))
+    placed = None if eyes is None else tuple((float(x), float(y)) for x, y in eyes)
+    return Facts(**{**saved, "quality": tuple(saved["quality"]), "eyes": placed, "structure": own})
 
 
 def structure(aligned: np.ndarray) -> np.ndarray:

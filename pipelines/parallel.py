@@ -3,7 +3,7 @@
 `accelerate launch --multi_gpu --num_processes 2 -m pipelines worker RUN` starts them (also on CPUs); `--processes 2` of
 the command line does that. In: the environment that the launcher sets. Out: a `World`; alone, its operations do
 nothing. Rows of a step are drawn from (seed, step) in each process alike and then shared out, so the loss is the
-same as with one process, up to rounding. The first process alone writes files, draws and judges.
+same as with one process, up to rounding. The first process alone keeps files, draws and judges.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from pipelines.schema import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    local: int = 0  # its number on this machine: which GPU is its own
 
     @property
     def first(self) -> bool:
@@ -46,7 +49,8 @@ class World:
         torch.distributed.all_reduce(flat)
         start = 0
         for each in parameters:
-            each.grad = flat[start : start + each.numel()].view_as(each).clone(memory_format=torch.preserve_format)
+            # the gradient takes its parameter's memory layout: fused optimizers walk both side by side in memory
+            each.grad = torch.empty_like(each).copy_(flat[start : start + each.numel()].view_as(each))
             start += each.numel()
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
@@ -87,15 +91,19 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join() -> World:
-    """This process's world; connects to the others the first time."""
+def join(device: str | None = None) -> World:
+    """This process's world; connects to the others the first time. Raises UserError where GPUs are fewer."""
     if not launched():
         return World()
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
-    return World(state.process_index, state.num_processes)
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    asked = int(os.environ["WORLD_SIZE"])
+    if not cpu and asked > torch.cuda.device_count():
+        raise UserError(f"{asked} processes need a GPU each, and this machine has {torch.cuda.device_count()}.")
+    state = PartialState(cpu=cpu)
+    return World(state.process_index, state.num_processes, state.local_process_index)
 
 
 def command(processes: int, run: Path) -> list[str]:

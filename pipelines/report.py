@@ -374,8 +374,6 @@ def to_html(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray]
 
 def drawings(findings: Findings) -> dict[str, Any]:
     """What `figures` draws, by the first judge: figures.json of a run. Numbers and file names only."""
-    import numpy as np
-
     judge = next(iter(findings.marks), None)
     if judge is None:
         return {"judge": None, "methods": {}}
@@ -386,14 +384,14 @@ def drawings(findings: Findings) -> dict[str, Any]:
         cells = findings.counted(column)
         values = [score.similarity if (score := cell.score(judge)) else None for cell in cells]
         asked = [
-            (seen.following or 0.0) if seen.faces else 0.0
+            (cell.sampling.prompt, (seen.following or 0.0) if seen.faces else 0.0)
             for cell in cells
             if (seen := findings.facts.get(cell.path))
             and (seen.following is not None or asked_for(cell.sampling.prompt))
         ]
         methods[column] = {
-            "identity": _span(np.array([v or 0.0 for v in values])),
-            "following": _span(np.array(asked)),
+            "identity": _span([v or 0.0 for v in values], [cell.sampling.prompt for cell in cells]),
+            "following": _span([value for _, value in asked], [prompt for prompt, _ in asked]),
             "similarities": [_rounded(value) for value in values],
         }
     return {
@@ -410,16 +408,23 @@ def drawings(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _span(values: np.ndarray) -> dict[str, float] | None:
-    """Mean and 95% interval over pictures."""
-    if not values.size:
+def _span(values: Sequence[float], prompts: Sequence[str]) -> dict[str, float] | None:
+    """Mean and 95% interval; pictures of one prompt are no independent witnesses, where each prompt has as many."""
+    import numpy as np
+
+    if not values:
         return None
-    found = cluster_bootstrap(values.reshape(1, 1, -1, 1))
+    groups: dict[str, list[float]] = {}
+    for value, prompt in zip(values, prompts, strict=True):
+        groups.setdefault(prompt, []).append(value)
+    sizes = {len(group) for group in groups.values()}
+    array = np.array(list(groups.values()) if len(sizes) == 1 and len(groups) > 1 else [[v] for v in values])
+    found = cluster_bootstrap(array[None, None])
     return {"mean": round(found.difference, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
 def worst(findings: Findings) -> list[Cell]:
-    """The pictures of trained methods that look least like the person to the first judge; no face is worst of all."""
+    """The pictures least like the person to the first judge; one without a face is worst of all."""
     judge = next(iter(findings.marks), "")
     cells = [cell for column in findings.columns if column != "none" for cell in findings.counted(column)]
     scored = [(score.similarity, cell) for cell in cells if (score := cell.score(judge)) is not None]
@@ -464,11 +469,8 @@ def _worst(findings: Findings, run: Run) -> str:
         for cell in worst(findings)
     )
     columns = "grid-template-columns:repeat(4,minmax(0,1fr))"
-    return (
-        f'<h2>The worst {WORST}</h2><div class="scroll"><div class="grid" style="{columns}">{shown}</div></div>'
-        if shown
-        else ""
-    )
+    title = f"<h2>The worst {len(worst(findings))}</h2>"
+    return f'{title}<div class="scroll"><div class="grid" style="{columns}">{shown}</div></div>' if shown else ""
 
 
 def _figure(value: float | None, digits: int = 2) -> str:

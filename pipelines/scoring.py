@@ -7,6 +7,7 @@ A reference is a face embedding, hence biometric: it lives in memory only and re
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,10 +67,15 @@ def vectors_of(judge: Judge, photos: PhotoSet, others: Sequence[Path]) -> list[t
     Embeddings: for comparing in memory, never to be kept.
     """
     found: list[tuple[str, str, np.ndarray]] = []
-    for part, pictures in (("train", photos.train), ("held_out", photos.held_out), ("other", others)):
+    for part, pictures in (("train", photos.train), ("held_out", photos.held_out)):
         for name, seen in _look_at_all(judge, pictures).items():
             if seen.vector is not None:
-                found.append((part, name if part != "other" else f"somebody else {len(found) + 1}", seen.vector))
+                found.append((part, name, seen.vector))
+    for number, path in enumerate(others, start=1):
+        with contextlib.suppress(UserError):  # somebody else's damaged file is nothing to this person
+            vector = judge.look(decode(path)).vector
+            if vector is not None:
+                found.append(("other", f"somebody else {number}", vector))
     return found
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,9 @@ class Matrix:
         guidance = 3.0 if row.family == "portrait" else 7.0
         texts = [each.prompt.replace("{class}", class_word) for name in self.prompts for each in presets.prompts(name)]
         return tuple(Sampling(text, guidance=guidance, seed=seed) for text in texts for seed in self.render_seeds)
+
+
+Pace = dict[str, dict[str, float]]  # variant -> method -> seconds per step
 
 
 @dataclass(frozen=True)
@@ -175,15 +178,17 @@ def read_people(folder: Path, only: Sequence[str] = ()) -> list[Person]:
     return people
 
 
-def cells(matrix: Matrix, people: Sequence[Person], out: Path, seconds_per_step: dict[str, float]) -> list[Cell]:
-    """All cells, people in turn, so that a study that is stopped early has seen everybody."""
+def cells(matrix: Matrix, people: Sequence[Person], out: Path, pace: Pace) -> list[Cell]:
+    """All cells, people in turn, so that a study that is stopped early has seen everybody. `pace`: for budgets in
+    seconds.
+    """
     return [
         Cell(
             person,
             _condition(budget, variant),
             seed,
             out / person.name / f"{_condition(budget, variant)}-seed{seed}",
-            _spec(matrix, person, budget, variant, seed, seconds_per_step, _others(person, people)),
+            _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {}), _others(person, people)),
         )
         for seed in matrix.seeds
         for budget in matrix.budgets
@@ -317,7 +322,7 @@ class Study:
             raise UserError("There are no people in that folder. Give one folder of photos per person.")
         self.out.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
-        every = cells(self.matrix, self.people, self.out, self._seconds_per_step(at_once))
+        every = cells(self.matrix, self.people, self.out, self._pace(at_once))
         todo = [cell for cell in every if not _finished(cell)]
         self.tell(f"{len(every)} cells, {len(every) - len(todo)} of them done already")
         took: list[float] = []
@@ -375,34 +380,55 @@ class Study:
             with self._lock:
                 self._running.discard(folder)
 
-    def _seconds_per_step(self, at_once: int) -> dict[str, float]:
-        """Of each method on this machine, for budgets in seconds; measured once per study, with as many processes at
+    def _pace(self, at_once: int) -> Pace:
+        """Seconds per step on this machine, for budgets in seconds; measured once per study, with as many processes at
         work as later. Looks at validation pictures are counted in.
         """
         if all(budget.seconds is None for budget in self.matrix.budgets):
             return {}
         file = self.out / "timing.json"
         known = workspace.read_json(file)
-        if isinstance(known, dict) and set(known.get("seconds_per_step", {})) == set(self.matrix.methods):
-            return {name: float(value) for name, value in known["seconds_per_step"].items()}
+        wanted = {"jobs": at_once, "recipes": workspace.plain(self.matrix.recipes), "methods": self.matrix.methods}
+        if isinstance(known, dict) and known.get("of") == wanted:
+            return {name: {m: float(value) for m, value in each.items()} for name, each in known["pace"].items()}
         self.tell("Measuring how long a step of each method takes here")
-        spec = _spec(self.matrix, self.people[0], Budget("timing", steps=TIMED_STEPS), Variant(""), 0, {})
+        pace = {variant.name: self._time(variant, at_once) for variant in self.matrix.recipes}
+        workspace.write_json(file, {"of": wanted, "pace": pace, "steps": [TIMED_FROM, TIMED_STEPS]})
+        return pace
+
+    def _time(self, variant: Variant, at_once: int) -> dict[str, float]:
+        budget = next(budget for budget in self.matrix.budgets if budget.seconds is not None)
+        spec = _spec(self.matrix, self.people[0], budget, variant, 0, dict.fromkeys(self.matrix.methods, 1.0))
+        watched = {
+            name: presets.recipe(spec.base, name, spec.quality, class_word=spec.class_word)
+            .replaced(**spec.settings[name])
+            .watch_every
+            for name in spec.methods
+        }
         folders = [self.out / f".timing-{index}" for index in range(at_once)]
         with ThreadPoolExecutor(at_once) as pool:
-            ended = list(pool.map(lambda folder: self._worker(folder, _train_only(spec)), folders))
+            ended = list(pool.map(lambda folder: self._worker(folder, _timing(spec, watched)), folders))
         for status in ended:
             if status.state != "done":
                 raise UserError(f"The time of a step could not be measured: {status.reason or status.state}")
-        each = [_per_step(jobs.events(Run(folder)), spec) for folder in folders]
-        found = {name: statistics.mean(times[name] for times in each) for name in spec.methods}
-        workspace.write_json(file, {"seconds_per_step": found, "steps": [TIMED_FROM, TIMED_STEPS]})
+        each = [_per_step(jobs.events(Run(folder)), watched) for folder in folders]
         for folder in folders:
             workspace.forget(folder)
-        return found
+        return {name: statistics.mean(times[name] for times in each) for name in spec.methods}
 
 
-def _per_step(events: Sequence[Event], spec: JobSpec) -> dict[str, float]:
-    """Seconds per step of each method in a timing run; the last of its steps ends with a look, where there are any."""
+def _timing(spec: JobSpec, watched: dict[str, int]) -> JobSpec:
+    """A training of a few steps; the last one ends with a look, where the method has them."""
+    settings = {
+        name: {**changes, "steps": TIMED_STEPS, "checkpoint_every": 10_000, "choose_strength": False, "patience": 0}
+        | {"watch_every": TIMED_STEPS if watched[name] else 0}
+        for name, changes in spec.settings.items()
+    }
+    return replace(spec, kind="train", samplings=(), settings=settings)
+
+
+def _per_step(events: Sequence[Event], watched: dict[str, int]) -> dict[str, float]:
+    """Seconds per step of each method in a timing run, its looks spread over the steps between them."""
     at: dict[str, dict[int, float]] = {}
     for event in events:
         if event.kind == "step" and event.method and event.seconds is not None:
@@ -412,20 +438,8 @@ def _per_step(events: Sequence[Event], spec: JobSpec) -> dict[str, float]:
         last = seconds[TIMED_STEPS - 1]
         plain = (last - seconds[TIMED_FROM]) / (TIMED_STEPS - 1 - TIMED_FROM)
         look = max(0.0, seconds[TIMED_STEPS] - last - plain)
-        every = spec.settings[name].get("watch_every") or 0
-        found[name] = plain + (look / float(every) if every else 0.0)
+        found[name] = plain + (look / watched[name] if watched[name] else 0.0)
     return found
-
-
-def _train_only(spec: JobSpec) -> JobSpec:
-    from dataclasses import replace
-
-    settings = {
-        name: {**changes, "checkpoint_every": 10_000}
-        | ({"watch_every": TIMED_STEPS} if changes.get("watch_every") else {})
-        for name, changes in spec.settings.items()
-    }
-    return replace(spec, kind="train", samplings=(), settings=settings)
 
 
 def _finished(cell: Cell) -> bool:

@@ -196,15 +196,17 @@ def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
             for column in found.columns
         },
         "curves": curves,
-        "heat": _heat(found, by_run),
+        "heat": _heat(found),
     }
 
 
-def _heat(found: Table, by_run: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _heat(found: Table) -> dict[str, Any]:
     """Per person and method: mean similarity to the photos of each part. No photo's name."""
     sums: dict[tuple[str, str], dict[str, list[float]]] = {}
     people = [person for person in found.people for _ in found.seeds]
-    for person, each in zip(people, by_run, strict=False):
+    for person, each in zip(people, found.drawings, strict=True):
+        if each.get("judge") != found.judges[0]:
+            continue
         heat = each.get("heat") or {"rows": [], "photos": []}
         for row in heat["rows"]:
             for photo, value in zip(heat["photos"], row["values"], strict=True):

@@ -35,8 +35,8 @@ from pipelines.methods.base import Artifact, Learner, Method, digest, load_into,
 from pipelines.parallel import World
 from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb
 from pipelines.schema import Event, Recipe, Subject, UserError
+from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE
 
-WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"
 WATCH_STEPS = 12
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with
 ALONE = World()
@@ -206,6 +206,9 @@ def _run(
     watched = _Watched(watch, out if world.first else None) if watch is not None and recipe.watch_every > 0 else None
     fingerprint = _fingerprint(recipe, data, photo_digest, family)
     first, note = _resume(out, fingerprint, learner, optimizer, average, watched, clock)
+    if first == 0 and world.first:  # what an earlier training chose
+        for stale in (WATCH_FILE, STRENGTHS_FILE):
+            (out / stale).unlink(missing_ok=True)
     size = sum(parameter.numel() for parameter in parameters)
     yield Event(
         "start",
@@ -251,9 +254,10 @@ def _run(
 
         looked = None
         if watched and (step % recipe.watch_every == 0 or step == steps):
-            looking = partial(_look, family, learner, average, watched.watch, batches.phrase, recipe)
+            looking = partial(_look, family, learner, average, watched.watch, batches.phrase, recipe, stop)
             looked = world.from_first(looking)
-            watched.add(looked, step, clock.seconds, average or learner.tensors())
+            if looked is not None:
+                watched.add(looked, step, clock.seconds, average or learner.tensors())
 
         extra: dict[str, Any] = {}
         checkpoint = step % recipe.checkpoint_every == 0 and step < steps
@@ -297,11 +301,7 @@ def _run(
             "note", name, step, steps, seconds=clock.seconds, text=said + ("; more steps did not help" * enough)
         )
     if complete and watch is not None and recipe.choose_strength and learner.scales():
-        text = f"Trying {len(STRENGTHS)} strengths"
-        yield Event("phase", name, step, steps, seconds=clock.seconds, text=text)
-        chosen, looks = _choose_strength(family, learner, watch, batches.phrase, recipe)
-        _write_json(out / STRENGTHS_FILE, {"judge": watch.judge, "chosen": chosen, "looks": looks})
-        yield Event("note", name, step, steps, seconds=clock.seconds, text=f"Strength {chosen:g} is kept")
+        yield from _choose_strength(family, learner, watch, batches.phrase, recipe, stop, out)
     yield Event("phase", name, step, steps, seconds=clock.seconds, text="Saving, and reading it back to be sure")
     artifact = learner.export(out)
     frame = _verify(family, method, learner, out, recipe, preview)
@@ -588,19 +588,22 @@ class _Watched:
 
     @property
     def chosen(self) -> int:
-        """The step of the best look; of equal ones the first."""
-        return int(max(self.looks, key=lambda look: look["value"])["step"])
+        """The step of the best look. Where nothing is alike yet (value 0) the most alike counts; of equals the last."""
+        return int(max(self.looks, key=lambda look: (look["value"], look["identity"], look["step"]))["step"])
 
     def add(self, look: Look, step: int, seconds: float, tensors: dict[str, Any]) -> None:
         self.looks.append({"step": step, "seconds": round(seconds, 3), **asdict(look)})
         if self.chosen == step:
-            self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            # beside the weights in training there is no room for another copy on a GPU
+            self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         if self._file is not None:
             _write_json(self._file, {"judge": self.watch.judge, "chosen": self.chosen, "looks": self.looks})
 
     def is_enough(self, patience: int) -> bool:
-        """Whether the last `patience` looks were no better than an earlier one; 0 is never."""
-        if not patience or len(self.looks) <= patience:
+        """Whether the last `patience` looks were no better than an earlier one; 0 is never, nor is it before the first
+        look that is alike at all.
+        """
+        if not patience or len(self.looks) <= patience or not max(look["value"] for look in self.looks) > 0:
             return False
         return self.chosen <= self.looks[-1 - patience]["step"]
 
@@ -612,8 +615,12 @@ def _look(
     watch: Watch,
     phrase: str,
     recipe: Recipe,
-) -> Look:
-    """Draw the validation prompts with what would be kept now, and have them looked at. Seeds are the run's own."""
+    stop: Callable[[], bool],
+) -> Look | None:
+    """Draw the validation prompts with what would be kept now, and have them looked at; None when stopped.
+
+    The seeds are the run's own.
+    """
     rows = [
         Row(
             prompt.replace("{subject}", phrase),
@@ -626,27 +633,41 @@ def _look(
     if average:
         load_into(learner.tensors(), average)
     try:
-        return watch.look(_frames(family, learner.modules, rows, steps=WATCH_STEPS))
+        frames = _frames(family, learner.modules, rows, steps=WATCH_STEPS, stop=stop)
+        return None if frames is None else watch.look(frames)
     finally:
         if live:
             load_into(learner.tensors(), live)
 
 
-@torch.no_grad()
 def _choose_strength(
-    family: Family, learner: Learner, watch: Watch, phrase: str, recipe: Recipe
-) -> tuple[float, list[dict[str, Any]]]:
-    """Scale the learned change, not its factors, to the strength that looks best; returns it and all looks."""
+    family: Family,
+    learner: Learner,
+    watch: Watch,
+    phrase: str,
+    recipe: Recipe,
+    stop: Callable[[], bool],
+    out: Path,
+) -> Iterator[Event]:
+    """Scale the learned change, not its factors, to the strength that looks best; strengths.json in `out` says why.
+    Stopped in between, the change stays as it is.
+    """
     scaled = {name: tensor for name, tensor in learner.tensors().items() if name in learner.scales()}
     ended = {name: tensor.detach().clone() for name, tensor in scaled.items()}
     looks = []
-    for strength in STRENGTHS:
+    for index, strength in enumerate(STRENGTHS, start=1):
+        yield Event("phase", recipe.method, text=f"Trying strength {index} of {len(STRENGTHS)}")
         load_into(scaled, {name: strength * tensor for name, tensor in ended.items()})
-        looks.append({"strength": strength, **asdict(_look(family, learner, {}, watch, phrase, recipe))})
+        looked = _look(family, learner, {}, watch, phrase, recipe, stop)
+        if looked is None:
+            load_into(scaled, ended)
+            return
+        looks.append({"strength": strength, **asdict(looked)})
     # of equal ones the one nearest to what training ended with
     chosen = float(max(looks, key=lambda look: (look["value"], -abs(look["strength"] - 1)))["strength"])
     load_into(scaled, {name: chosen * tensor for name, tensor in ended.items()})
-    return chosen, looks
+    _write_json(out / STRENGTHS_FILE, {"judge": watch.judge, "chosen": chosen, "looks": looks})
+    yield Event("note", recipe.method, text=f"Strength {chosen:g} is kept")
 
 
 # -- checks --------------------------------------------------------------------------------------------------------
@@ -837,21 +858,29 @@ def _end(kind: str, subject: Subject, out: Path) -> Event:
 
 def _frame(family: Family, modules: Modules, row: Row) -> np.ndarray:
     """One quick picture (H, W, 3) with the modules as they are."""
-    return _frames(family, modules, [row], steps=PREVIEW_STEPS)[0]
+    frames = _frames(family, modules, [row], steps=PREVIEW_STEPS)
+    assert frames is not None
+    return frames[0]
 
 
-def _frames(family: Family, modules: Modules, rows: Sequence[Row], *, steps: int) -> np.ndarray:
+def _frames(
+    family: Family,
+    modules: Modules,
+    rows: Sequence[Row],
+    *,
+    steps: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray | None:
+    """Quick pictures (n, H, W, 3); None when stopped."""
     parts = (modules.unet, *modules.text.encoders)
     training = [part.training for part in parts]
     for part in parts:
         part.eval()
     try:
-        frames = sample(family, modules, rows, steps=steps, scheduler_name="ddim")
+        return sample(family, modules, rows, steps=steps, scheduler_name="ddim", stop=stop)
     finally:
         for part, was_training in zip(parts, training, strict=True):
             part.train(was_training)
-    assert frames is not None
-    return frames
 
 
 def _draw(family: Family, modules: Modules, row: Row, path: Path) -> None:

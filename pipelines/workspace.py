@@ -39,6 +39,9 @@ def data_root() -> Path:
 # ------------------------------------------------------------------------------------------------- plain files
 
 
+WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"  # what choosing leaves beside a method's subject.json
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error means that the disk (or a quota) is full."""
     return isinstance(error, OSError) and error.errno in _FULL_CODES

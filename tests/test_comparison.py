@@ -138,6 +138,24 @@ def test_the_page_needs_nothing_from_outside(finished):
 
 
 @needs_people
+def test_pictures_are_looked_at_closely_once(finished, monkeypatch):
+    from pipelines import metrics
+
+    run, _ = finished
+    before = json.loads(run.report.read_text())["methods"]
+    manifest = run.manifest.read_text()
+    saved = workspace.read_json(run.folder / "closer.json")
+    assert len(saved["pictures"]) == 8
+    spec = jobs.load_spec(run) if run.spec.exists() else None
+    assert spec is not None
+    run.manifest.unlink()
+    monkeypatch.setattr(metrics, "facts", lambda *_: pytest.fail("it was looked at before"))
+    assert [event.kind for event in perform(run, spec)][-1] == "done"
+    assert json.loads(run.report.read_text())["methods"] == before
+    assert json.loads(run.manifest.read_text())["renders"] == json.loads(manifest)["renders"]
+
+
+@needs_people
 def test_no_embedding_is_written_anywhere(finished):
     """A face embedding is 128 or 512 numbers; no JSON of the run holds a list of more than a few."""
     run, _ = finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import cv2
@@ -111,3 +112,13 @@ def test_one_picture_over_and_over_has_no_variety(pictures, training):
 
     assert of([pictures[0]] * 3).diversity == pytest.approx(0.0, abs=1e-6)
     assert of(pictures).diversity > 0.2 and of(pictures[:1]).diversity is None
+
+
+def test_facts_survive_being_written_down(pictures, training):
+    for picture in (pictures[0], np.zeros((128, 128, 3), np.uint8)):
+        found = metrics.facts(picture, ASKED, training)
+        again = metrics.restored(json.loads(json.dumps(metrics.plain(found))), picture)
+        assert again == found and (again.structure is None) == (found.structure is None)
+        if found.structure is not None:
+            assert np.array_equal(again.structure, found.structure)
+    assert "structure" not in metrics.plain(found), "no picture of a face in a JSON file"

@@ -64,16 +64,19 @@ def test_two_processes_learn_what_one_does(tmp_path):
     runs, spec = {}, None
     for processes in (1, 2):
         run = make_run(tmp_path / str(processes), photos=6)
-        settings = quick("lora", steps=6, batch=4, checkpoint_every=2) | quick("textual_inversion", steps=6, batch=4)
+        settings = {}
+        for name in METHODS:
+            # fast enough that a wrong update shows in the next losses
+            settings |= quick(name, steps=6, batch=4, checkpoint_every=2, learning_rate=3e-3, warmup_steps=1)
         spec = jobs.JobSpec(
-            "train", str(tiny_folder("portrait")), "man", ("textual_inversion", "lora"), "draft", settings=settings,
+            "train", str(tiny_folder("portrait")), "man", METHODS, "draft", settings=settings,
             processes=processes,
         )  # fmt: skip
         jobs.start(run, spec)
         events = list(jobs.follow(run))
         assert jobs.status(run).state == "done", run.log.read_text()[-2000:]
         runs[processes] = run, events
-    for name in ("textual_inversion", "lora"):
+    for name in METHODS:
         losses = {
             k: [e.loss for e in events if e.kind == "step" and e.method == name] for k, (_, events) in runs.items()
         }

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from pipelines import jobs, study, study_report, workspace
-from pipelines.comparison import JobSpec
 from pipelines.schema import Event, UserError
 from pipelines.scoring import cluster_bootstrap, holm
 from pipelines.study import Budget, Matrix, Person, Study, Variant, read_matrix, read_people
@@ -124,22 +123,23 @@ def test_a_lost_worker_is_started_once_more(people, matrix, tmp_path, monkeypatc
 def test_seconds_become_steps(people, matrix, tmp_path, monkeypatch):
     wanted = Matrix((Budget("time", seconds=30),), methods={"lora": {}, "dreambooth": {}}, seeds=(0,))
     person = Person("p", "man", ())
-    (cell,) = study.cells(wanted, [person], tmp_path, {"lora": 0.5, "dreambooth": 0.25})
+    (cell,) = study.cells(wanted, [person], tmp_path, {"": {"lora": 0.5, "dreambooth": 0.25}})
     assert cell.spec.settings["lora"]["steps"] == 60 and cell.spec.settings["dreambooth"]["steps"] == 120
     timed = Study(Matrix((Budget("time", seconds=1),), base=str(tiny_folder("portrait")), methods={"lora": {}}),
                   read_people(people, ["a"]), tmp_path, print)  # fmt: skip
-    first = timed._seconds_per_step(2)
-    assert 0 < first["lora"] < 10 and not list(tmp_path.glob(".timing*"))
-    assert timed._seconds_per_step(2) == first, "measured once"
+    first = timed._pace(2)
+    assert 0 < first[""]["lora"] < 10 and not list(tmp_path.glob(".timing*"))
+    assert timed._pace(2) == first, "measured once"
+    asked = []
+    timed._time = lambda variant, at_once: asked.append(at_once) or {"lora": 1.0}
+    assert timed._pace(1) == {"": {"lora": 1.0}} and asked == [1], "another number of jobs is another pace"
 
 
 def test_looks_count_in_the_time_of_a_step():
     seconds = [0.5 * step + (6.0 if step == study.TIMED_STEPS else 0.0) for step in range(1, study.TIMED_STEPS + 1)]
     events = [Event("step", "lora", step, seconds=at) for step, at in enumerate(seconds, start=1)]
-    spec = JobSpec(methods=("lora",), settings={"lora": {"watch_every": 60}})
-    assert study._per_step(events, spec)["lora"] == pytest.approx(0.5 + 6.0 / 60)
-    plain = JobSpec(methods=("lora",), settings={"lora": {}})
-    assert study._per_step(events, plain)["lora"] == pytest.approx(0.5)
+    assert study._per_step(events, {"lora": 60})["lora"] == pytest.approx(0.5 + 6.0 / 60)
+    assert study._per_step(events, {"lora": 0})["lora"] == pytest.approx(0.5)
 
 
 def test_recipes_are_crossed_with_budgets(tmp_path):

@@ -20,6 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pipelines import metrics
 from pipelines.runtime import machine
 from pipelines.schema import METHODS, QUALITIES
 from pipelines.scoring import cluster_bootstrap
@@ -34,9 +35,10 @@ def figures(runs: list[Path], method: str) -> dict[str, Any]:
         with (run / "cells.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["method"] == method and row["counted"] == "1"]
         alike.append([float(row[judge] or 0) for row in rows])
-        asked.append([float(row["following"] or 0) for row in rows])
+        wanted = [row for row in rows if metrics.asked_for(row["prompt"])]
+        asked.append([float(row["following"] or 0) for row in wanted])
     of_method = [report["methods"][method] for report in reports]
-    normal = [each["identity"][judge]["normalised"] for each in of_method]
+    normal = [value for each in of_method if (value := each["identity"][judge]["normalised"]) is not None]
     manifest = json.loads((runs[0] / "manifest.json").read_text())
     return {
         "date": max(json.loads((run / "manifest.json").read_text())["finished"] for run in runs)[:10],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -108,7 +109,7 @@ def _figures(view: View) -> str:
     shown = drawings.sections(view.drawings) if view.drawings.get("methods") else ""
     if view.worst:
         pictures = "".join(
-            f'<img src="{link}" alt="One of the least alike pictures" loading="lazy">' for link in view.worst
+            f'<img src="{escape(link)}" alt="One of the least alike pictures" loading="lazy">' for link in view.worst
         )
         shown += f'<h2>The worst {len(view.worst)}</h2><div class="lk-worst">{pictures}</div>'
     return shown

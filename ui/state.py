@@ -556,6 +556,8 @@ class Services:
                     files.append((column, file, about))
         drawn = set(presets.stylised())
         for column, file, about in files:
+            for name in by_render.get(_inside(run, str(file)), {}):  # a judge that has seen drawings only is one too
+                scores.setdefault(name, {})
             if about.prompt in drawn or "{subject}" not in about.prompt:
                 continue
             for name, line in by_render.get(_inside(run, str(file)), {}).items():
@@ -571,7 +573,11 @@ class Services:
             said = found.get(judge or "", {})
             told = {key: said.get(key) for key in ("similarity", "reason", "verdict", "note", "words")}
             link = self.media.link(file)
-            shots.append(Shot(column, about.seed, link, about.prompt, **told, scored=judge in found))
+            shots.append(
+                Shot(
+                    column, about.seed, link, about.prompt, **told, scored=judge in found, drawing=about.prompt in drawn
+                )
+            )  # fmt: skip
             if path in fresh:
                 latest.add(link)
         drawings = workspace.read_json(run.figures) if scores and not view.progress.busy else None
@@ -641,7 +647,9 @@ def _inside(run: workspace.Run, path: str) -> str:
 
 
 def _packed(run: workspace.Run) -> list[Path]:
-    """What goes into the download: no photos, no checkpoints, no logs."""
+    """What goes into the download: no photo as it came, no checkpoints, no logs. The report and the grid show the
+    person beside the pictures, as the base sees them.
+    """
     files = [f for part in ("methods", "renders") for f in sorted((run.folder / part).rglob("*")) if f.is_file()]
     files = [
         f for f in files if not re.match(r"checkpoint|class_images|preview_", f.name) and not f.name.startswith(".")

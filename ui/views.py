@@ -73,6 +73,7 @@ class Shot:
     note: str | None = None  # what makes the number less than it seems
     words: str | None = None  # the similarity as people read it
     scored: bool = False  # False: not judged yet
+    drawing: bool = False  # a painting or a cartoon: no recogniser can judge it
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def _strip(data: Lane) -> str:
 
 
 def _likeness(data: Lane, colour: str) -> str:
-    """The likeness to the validation photos over the steps, with the checkpoint that would be kept now."""
+    """The likeness to the validation photos over the steps."""
     if not data.likeness:
         return ""
     steps, values = zip(*data.likeness, strict=True)
@@ -348,7 +349,11 @@ def best_of(shots: Sequence[Shot], keep: int) -> list[tuple[Shot, bool, str]]:
     without a face can't be judged.
     """
     ordered = sorted(shots, key=lambda s: (s.similarity is None, -(s.similarity or 0.0)))
-    able = [s for s in ordered if s.method != "none" and s.similarity is not None and s.verdict != "someone else"]
+    able = [
+        s
+        for s in ordered
+        if s.method != "none" and s.similarity is not None and s.verdict != "someone else" and not s.drawing
+    ]
     kept = able[:keep]
     last = kept[-1].similarity if kept else None
     told = [(shot, True, f"kept: number {place} of {len(shots)}") for place, shot in enumerate(kept, start=1)]
@@ -357,6 +362,8 @@ def best_of(shots: Sequence[Shot], keep: int) -> list[tuple[Shot, bool, str]]:
             continue
         if shot.method == "none":
             why = "the untrained base draws nobody in particular"
+        elif shot.drawing:
+            why = "no recogniser can judge a drawing"
         elif shot.similarity is None:
             why = shot.reason or "not judged yet"
         elif shot.verdict == "someone else":
