@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import figures, workspace
 from pipelines.calibration import Calibration
-from pipelines.figures import COLOURS, NAMES, OTHER_COLOUR
+from pipelines.figures import COLOURS, NAMES, OTHER_COLOUR, name_of
 from pipelines.metrics import COPY, Facts, Worth, asked_for, is_counted, usable
 from pipelines.schema import METHODS, PhotoSet, Sampling, Score, Subject
 from pipelines.scoring import Bootstrap, IdentitySummary, Marks, cluster_bootstrap, paired_bootstrap, summary
@@ -130,7 +130,7 @@ def verdict(findings: Findings) -> str:
     scale += f", 99.9% of different people stay below {mark.impostor:.2f}." if mark.impostor is not None else "."
     if gain is None or not (gain.significant and gain.difference > 0):
         return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
-    return f"{_name(best)} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"
+    return f"{name_of(best)} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"
 
 
 # ------------------------------------------------------------------------------------------------- JSON and CSV
@@ -441,8 +441,8 @@ def _nearest(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray
             found, cell = max(known, key=lambda each: each[0].copy or 0.0)
             copied = " - a copy" if (found.copy or 0) >= COPY else ""
             pairs.append(
-                f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{_name(column)}, its nearest picture">'
-                f"<figcaption>{_name(column)}: {_figure(found.copy)}{copied}</figcaption></figure>"
+                f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{name_of(column)}, its nearest picture">'
+                f"<figcaption>{name_of(column)}: {_figure(found.copy)}{copied}</figcaption></figure>"
                 f'<figure><img src="{_pixels_uri(learned_from[found.nearest or ""])}" alt="The photo it is most like">'
                 f"<figcaption>{escape(found.nearest or '')}</figcaption></figure>"
             )
@@ -464,8 +464,8 @@ def _pixels_uri(picture: np.ndarray) -> str:
 def _worst(findings: Findings, run: Run) -> str:
     judge = next(iter(findings.marks), "")
     shown = "".join(
-        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{_name(cell.column)}, seed {cell.sampling.seed}">'
-        f"<figcaption>{_name(cell.column)} · {escape(_said(cell.score(judge)))}</figcaption></figure>"
+        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{name_of(cell.column)}, seldom alike">'
+        f"<figcaption>{name_of(cell.column)} · {escape(_said(cell.score(judge)))}</figcaption></figure>"
         for cell in worst(findings)
     )
     columns = "grid-template-columns:repeat(4,minmax(0,1fr))"
@@ -493,7 +493,7 @@ def _table(findings: Findings, judge: str) -> str:
             _figure(subject.artifact_bytes / 1e6 if subject else None),
             f"{subject.trainable_params:,}" if subject else "–",
         )
-        rows.append(f"<tr><td>{_name(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr><td>{name_of(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
         f'<div class="scroll"><table><caption>Judge: {escape(judge)}. Pictures without a face count as 0.</caption>'
@@ -524,7 +524,7 @@ def _worth_table(findings: Findings) -> str:
             f"{found[name]}" if isinstance(found[name], int) else _figure(found[name])  # type: ignore[arg-type]
             for name, _, _ in WORTH
         )
-        rows.append(f"<tr><td>{_name(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr><td>{name_of(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     by = f"; CLIP-T by {escape(findings.clip)}" if findings.clip else ""
     heads = "".join(f'<th scope="col" title="{escape(why)}">{title}</th>' for _, title, why in WORTH)
     notes = "".join(f"<li>{title}: {escape(why)}</li>" for _, title, why in WORTH)
@@ -533,11 +533,6 @@ def _worth_table(findings: Findings) -> str:
         f'<thead><tr><th scope="col">Method</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<ul class="soft">{notes}</ul>'
     )
-
-
-def _name(column: str) -> str:
-    """A column's title; pictures made elsewhere carry the name they were given."""
-    return NAMES.get(column) or escape(column)
 
 
 def _strip(findings: Findings, judge: str) -> str:
@@ -574,7 +569,7 @@ def _strip(findings: Findings, judge: str) -> str:
         )
     for index, (column, each) in enumerate(dots.items()):
         y = 26 * index + 16
-        lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{_name(column)}</text>')
+        lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{name_of(column)}</text>')
         colour = COLOURS.get(column, OTHER_COLOUR)
         lines += [f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{colour}" fill-opacity=".65"/>' for value in each]
     said = "; ".join(f"{name} {_figure(value)}" for name, value in named)
@@ -586,14 +581,14 @@ def _strip(findings: Findings, judge: str) -> str:
 
 def _side_by_side(findings: Findings, run: Run) -> str:
     judge = next(iter(findings.marks), "")
-    cells = [f"<div><b>{_name(column)}</b></div>" for column in findings.drawn_here]
+    cells = [f"<div><b>{name_of(column)}</b></div>" for column in findings.drawn_here]
     for asked, row in _rows(findings.cells):
         for column in findings.drawn_here:
             cell = row.get(column)
             if cell is None:
                 cells.append("<figure><figcaption>not drawn</figcaption></figure>")
                 continue
-            alt = f"{_name(column)}, seed {asked.seed}: {_spoken(findings, asked)}"
+            alt = f"{name_of(column)}, seed {asked.seed}: {_spoken(findings, asked)}"
             cells.append(
                 f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{escape(alt)}">'
                 f"<figcaption>{escape(_said(cell.score(judge)))} · seed {asked.seed}</figcaption></figure>"
@@ -602,14 +597,14 @@ def _side_by_side(findings: Findings, run: Run) -> str:
     page = f'<div class="scroll"><div class="grid" style="{columns}">{"".join(cells)}</div></div>'
     for column in findings.columns:
         if column not in findings.drawn_here:
-            page += f"<h3>{_name(column)}, made elsewhere</h3>{_brought(findings, run, column, judge)}"
+            page += f"<h3>{name_of(column)}, made elsewhere</h3>{_brought(findings, run, column, judge)}"
     return page
 
 
 def _brought(findings: Findings, run: Run, column: str, judge: str) -> str:
     """Pictures made elsewhere: they share no prompt and no seed with the others."""
     figures = (
-        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{_name(column)}, picture {cell.sampling.seed}">'
+        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{name_of(column)}, picture {cell.sampling.seed}">'
         f"<figcaption>{escape(_said(cell.score(judge)))}</figcaption></figure>"
         for cell in findings.of(column)
     )

@@ -433,8 +433,6 @@ class Services:
 
     def estimate(self, row: BaseRow, quality: str, methods: Sequence[str]) -> str:
         """How long training will take, from what it took on this machine before; never guessed."""
-        from pipelines import presets
-
         if not methods:
             return views.note("Choose at least one method.")
         steps = {m: presets.recipe(row.name, m, quality, class_word="person").steps for m in methods}
@@ -477,8 +475,6 @@ class Services:
         """The app looks at validation pictures now and then, so that a person sees the likeness grow; the best
         checkpoint is kept. Recipes that look by themselves are left alone.
         """
-        from pipelines import presets
-
         recipes = {m: presets.recipe(base, m, quality, class_word="person") for m in methods}
         return {m: {"watch_every": max(10, each.steps // LOOKS)} for m, each in recipes.items() if not each.watch_every}
 
