@@ -464,7 +464,7 @@ def _pixels_uri(picture: np.ndarray) -> str:
 def _worst(findings: Findings, run: Run) -> str:
     judge = next(iter(findings.marks), "")
     shown = "".join(
-        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{name_of(cell.column)}, seldom alike">'
+        f'<figure><img src="{_data_uri(run.folder / cell.path)}" alt="{name_of(cell.column)}, one of the least alike">'
         f"<figcaption>{name_of(cell.column)} · {escape(_said(cell.score(judge)))}</figcaption></figure>"
         for cell in worst(findings)
     )
