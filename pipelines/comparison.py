@@ -151,6 +151,7 @@ class JobSpec:
         row = find_base(self.base)
         pictures = max(len(self.samplings), self.renders) * len(COLUMNS) * 4 * row.resolution_px**2
         learned = 0.8e9 * row.vram_gb if "dreambooth" in self.methods else 0.05e9 * (1 + row.vram_gb)
+        learned *= 1.25  # where checkpoints are chosen, the best one so far is saved beside the last
         return int(50e6 + pictures + (0 if self.kind == "generate" else learned))
 
 
@@ -881,7 +882,7 @@ class _Flow:
             for column, sampling, path in drawn
         ]
         return Findings(
-            base=self.row.name,
+            base=self.row.name if self.row.name in BASES else Path(self.row.path or self.row.name).name,
             title=self.row.title,
             class_word=self.spec.class_word,
             quality=self.spec.quality,
@@ -906,7 +907,7 @@ class _Flow:
         """The command that repeats this. Paths stay out of it: a report may be published."""
         if self.spec.kind != "compare":
             return ""
-        base = self.row.name if self.row.path is None or self.row.name in BASES else "BASE"
+        base = self.row.name if self.row.name in BASES else "BASE"
         words = [f"python -m pipelines compare PHOTOS --class-word {self.spec.class_word} --base {base}"]
         words.append(f"--methods {','.join(self.spec.methods)} --quality {self.spec.quality} --seed {self.spec.seed}")
         exact = "; to the bit, with every setting: python -m pipelines replay RUN/manifest.json"

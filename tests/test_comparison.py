@@ -376,3 +376,12 @@ def test_a_page_shows_names_as_text(tmp_path):
     page = report.to_html(replace(found, cells=(cell,)), run)
     assert "<script" not in page and "onerror=alert(1)>.jpg" not in page.replace("&gt;", "") and "&lt;img src=x" in page
     assert "<b>no face" not in page and "<i>B" not in page
+
+
+@needs_people
+def test_a_report_names_no_path_of_this_machine(finished):
+    run, _ = finished
+    folder = tiny_folder("portrait")
+    for text in (run.report.read_text(), run.page.read_text(), run.cells.read_text(), run.figures.read_text()):
+        assert str(folder) not in text and str(folder.parent) not in text and str(run.folder) not in text
+    assert json.loads(run.report.read_text())["base"] == folder.name
