@@ -459,15 +459,7 @@ def _short(event: Event) -> dict[str, Any]:
 def _orphaned() -> bool:
     """Whether the process that had this one launched is gone."""
     parent = os.environ.get(PARENT_ENV)
-    if parent is None or not parallel.launched():
-        return False
-    try:
-        os.kill(int(parent), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False
+    return parent is not None and parallel.launched() and _born(int(parent)) is None
 
 
 def _end_with_parent() -> None:

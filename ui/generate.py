@@ -225,7 +225,8 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
     tab.start.click(start, [capability, tab.style, tab.columns], inputs_kwargs=named, **outputs, trigger_mode="once")
     tab.stop.click(stop, [capability], **outputs, queue=False)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    tab.keep.release(keep_best, [capability, tab.keep], tab.ranked, **quiet)
+    # `input`, not `release`: the arrow keys and the number box count too
+    tab.keep.input(keep_best, [capability, tab.keep], tab.ranked, trigger_mode="always_last", **quiet)
     filled = [tab.prompt, tab.negative, tab.steps, tab.guidance, tab.unknown]
     tab.style.input(pick, [tab.style], filled, **quiet)
     tab.prompt.input(check, [capability, tab.prompt], tab.unknown, queue=False, trigger_mode="always_last", **quiet)
