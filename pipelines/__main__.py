@@ -198,6 +198,8 @@ def parser() -> argparse.ArgumentParser:
 
     worker = command("worker", "Do the job that lies in a run's folder (started by the app).", _worker)
     worker.add_argument("folder", metavar="RUN", type=Path)
+    worker.add_argument("--line", action="store_true", help="the folder holds runs: do the jobs that wait in its line")
+    worker.add_argument("--device", default="")
     return top
 
 
@@ -583,9 +585,11 @@ def _forget(asked: argparse.Namespace) -> int:
 
 
 def _worker(asked: argparse.Namespace) -> int:
-    from pipelines import jobs, workspace
+    from pipelines import worker, workspace
 
-    return jobs.work(workspace.open_run(asked.folder))
+    if asked.line:
+        return worker.serve(asked.folder.resolve(), device=asked.device)
+    return worker.work(workspace.open_run(asked.folder))
 
 
 # ------------------------------------------------------------------------------------------------- their parts
@@ -791,7 +795,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        from pipelines.jobs import OURS, explain
+        from pipelines.worker import OURS, explain
 
         sentence = explain(error)
         if sentence == OURS:

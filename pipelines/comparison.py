@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -249,10 +249,35 @@ def compare(
     yield from perform(run, spec, stop=stop)
 
 
-def perform(run: Run, spec: JobSpec, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-    """Do one job in a run. The last event is "done" or "stopped" with no method; see `compare` for errors."""
+class Resident:
+    """Keeps the clean base of the last job in memory for the next one. Jobs never change it: they learn on copies."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._family: Family | None = None
+
+    def family(self, key: object, load: Callable[[], Family]) -> Family:
+        if self._key != key or self._family is None:
+            self._key = self._family = None  # let the last one go before the next comes
+            self._family = load()
+            self._key = key
+        return self._family
+
+
+def perform(
+    run: Run,
+    spec: JobSpec,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    leave: Callable[[str], bool] = lambda method: False,
+    resident: Resident | None = None,
+) -> Iterator[Event]:
+    """Do one job in a run. The last event is "done" or "stopped" with no method; see `compare` for errors.
+
+    `leave(method)` says whether to go on without that method: what it learned so far is kept.
+    """
     spec.check()
-    flow = _Flow(run, spec, stop)
+    flow = _Flow(run, spec, stop, leave, resident or Resident())
     jobs = {"compare": flow.compare, "train": flow.train_only, "generate": flow.generate_only}
     try:
         yield from jobs[spec.kind]()
@@ -322,13 +347,16 @@ class _Clock:
 class _Flow:
     """One job's stages. Each is a generator of events that returns what the next one needs."""
 
-    def __init__(self, run: Run, spec: JobSpec, stop: Callable[[], bool]) -> None:
-        self.run, self.spec, self.stop = run, spec, stop
+    def __init__(
+        self, run: Run, spec: JobSpec, stop: Callable[[], bool], leave: Callable[[str], bool], resident: Resident
+    ) -> None:
+        self.run, self.spec, self.stop, self.leave, self.resident = run, spec, stop, leave, resident
         self.row = find_base(spec.base)
-        self.clock = _Clock(run.folder / "clock.json", _sha(workspace.plain(spec)))
+        self.clock = _Clock(run.job_folder / "clock.json", _sha(workspace.plain(spec)))
         self.started = workspace.timestamp()
         self.world = World()  # alone, until `join_in` has looked
         self.problems: list[str] = []  # of single methods; the others went on
+        self.left: list[str] = []  # methods that a person stopped; the others went on
         self.notes: list[str] = []
         self.judges: list[Judge] = []
 
@@ -372,7 +400,8 @@ class _Flow:
         if any(subjects.get(name) != before[name] for name in self.spec.methods):  # what a report said is past
             self._forget_report()
         self._raise_problems("The others are trained.")
-        yield Event("done", text=f"Trained: {', '.join(subjects)}", seconds=self.clock.seconds)
+        said = ". ".join([f"Trained: {', '.join(subjects)}", *self.left])
+        yield Event("done", text=said, seconds=self.clock.seconds)
 
     def generate_only(self) -> Iterator[Event]:
         photos = workspace.load_photo_set(self.run)
@@ -470,11 +499,14 @@ class _Flow:
         yield Event("note", text=f"Computing on {device.name} in {device.dtype}: {device.reason}", data=asdict(device))
 
         def load(tell: Callable[[Event], None]) -> Family:
-            return load_family(
-                self.row,
-                device,
-                attention=self.spec.attention,
-                progress=lambda text, share: tell(Event("note", text=text, data={"stage": "base", "share": share})),
+            return self.resident.family(
+                (self.row, device, self.spec.attention),
+                lambda: load_family(
+                    self.row,
+                    device,
+                    attention=self.spec.attention,
+                    progress=lambda text, share: tell(Event("note", text=text, data={"stage": "base", "share": share})),
+                ),
             )
 
         family = yield from _live(load)
@@ -508,7 +540,7 @@ class _Flow:
                 self.run.method(name),
                 photo_digest=photos.digest,
                 device=device,
-                stop=self.stop,
+                stop=partial(self._stops, name),
                 family=family,
                 identity=identity,
                 watch=watch,
@@ -519,7 +551,10 @@ class _Flow:
         yield Event("phase", text=f"Learning the face: {', '.join(_title(name) for name in learners)}")
         stopped = False
         for event in self._advance(learners):
-            stopped |= event.kind == "stopped"
+            if event.kind == "stopped" and event.method and self.leave(event.method) and not self.stop():
+                self.left.append(f"{_title(event.method)} was stopped at step {event.step} of {event.steps}")
+            else:
+                stopped |= event.kind == "stopped"
             if self.world.first:
                 self.clock.save(every_s=3.0)
             yield event
@@ -527,9 +562,14 @@ class _Flow:
             raise _Stopped(STOPPED)
         subjects = {name: card for name in self.spec.methods if (card := self._subject(name)) is not None}
         subjects = {name: card for name, card in subjects.items() if card.recipe == recipes[name] and card.complete}
+        if not subjects and self.left and not self.problems:
+            raise _Stopped(STOPPED)
         if not subjects:
             raise UserError(" ".join(self.problems) or "Nothing could be trained. Try again.")
         return subjects
+
+    def _stops(self, method: str) -> bool:
+        return self.stop() or self.leave(method)
 
     def _advance(self, learners: dict[str, Iterator[Event]]) -> Iterator[Event]:
         """Advance the learners: those of a small base in turn, whoever is furthest behind next; else one by one."""
@@ -893,7 +933,7 @@ class _Flow:
             cells=tuple(cells),
             marks=marks,
             subjects=subjects,
-            errors=tuple(self.problems),
+            errors=(*self.problems, *self.left),
             stylised=self.stylised,
             curves={
                 name: seen for name in subjects if (seen := workspace.read_json(self.run.method(name) / WATCH_FILE))
@@ -980,7 +1020,7 @@ class _Flow:
             },
             "against_untrained_base": against,
             "notes": self.notes,
-            "errors": self.problems,
+            "errors": [*self.problems, *self.left],
         }  # fmt: skip
 
     def _is_complete(self, key: str) -> bool:

@@ -1,12 +1,16 @@
-"""Jobs: one worker process per run, started from the run's own folder, followed through files.
+"""Jobs: one after another per device, started from a run's own folder, followed through files.
 
 In: a `JobSpec` (spec.json). Out: events.jsonl, status.json and checkpoints, each whole at any moment. The app, the
 command line and the tests read the same events; any of them may come, go, reload or crash.
-Try it: `start(run, spec)`, then `for event in follow(run): print(event.text)`; `stop(run)` from anywhere.
 
-    queued -> running -> done | stopped | failed (reason) | interrupted
+Two doors. `start` gives the job a worker process of its own: the command line. `enqueue` puts it in the line of its
+data root, where one worker process per device does one after another and draws pictures between training steps: the
+app. Try it: `start(run, spec)`, then `for event in follow(run): print(event.text)`; `stop(run)` from anywhere.
 
-A job that was stopped or interrupted continues from its checkpoints when it is started again. Light: no torch here.
+    queued -> running -> done | cancelled | failed (reason) | interrupted
+
+A job that was cancelled or interrupted continues from its checkpoints when it is started again. The worker's side is
+in `pipelines.worker`. Light: no torch here.
 """
 
 from __future__ import annotations
@@ -16,35 +20,40 @@ import os
 import queue
 import secrets
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines import parallel, workspace
-from pipelines.comparison import JobSpec, perform, spec_from_json
-from pipelines.schema import Event, UserError
+from pipelines.comparison import JobSpec, spec_from_json
+from pipelines.ledger import WAITING, WORKING, Entry, Ledger
+from pipelines.schema import METHODS, Event, UserError
 from pipelines.workspace import Lock, Run
 
-__all__ = ["JobSpec", "JobStatus", "events", "follow", "load_spec", "start", "status", "stop", "work"]
+__all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
 
-BUSY, FINISHED = ("queued", "running"), ("done", "stopped", "failed", "interrupted")
+BUSY, FINISHED = ("queued", "running"), ("done", "cancelled", "failed", "interrupted")
+LONG, SHORT = ("compare", "train"), ("generate",)  # kinds of jobs; a short one is done between a long one's steps
+PER_VISITOR = 2  # unfinished jobs: one being worked on and one waiting
+LINE_ENV = "LIKENESS_QUEUE"  # how many jobs may wait in all
+LINE_LIMIT = 50
+DEVICES_ENV = "LIKENESS_DEVICES"  # "cuda:0,cuda:1": one worker process each; empty: one, on the best device here
 START_GRACE_S = 20.0  # a job whose process is not known after this long never started
-STATUS_EVERY_S = 0.5
+BROKEN_STARTS = 3  # worker processes in a row that end without taking a job
 OURS = "Something went wrong on our side; the details are in the run's worker.log. Photos and results so far are kept."
-MEMORY = (
-    "This machine ran out of memory. Choose fewer pictures at once, a smaller base or a lower quality, then try again."
-)
 INTERRUPTED = (
     "The work ended without a word: the machine was restarted or ran out of memory. "
     "Start again; it continues from the last checkpoint."
 )
 FORCED = "It had to be ended by force. What was learned up to the last checkpoint is kept."
+STOPPING = "Stopping: saving what was learned"
+WITHDRAWN = "Stopped before its turn came."
 PARENT_ENV = "LIKENESS_PARENT"
 
 
@@ -52,7 +61,7 @@ PARENT_ENV = "LIKENESS_PARENT"
 class JobStatus:
     """How a run's current (or last) job stands."""
 
-    state: str  # "none" | "queued" | "running" | "done" | "stopped" | "failed" | "interrupted"
+    state: str  # "none" | "queued" | "running" | "done" | "cancelled" | "failed" | "interrupted"
     kind: str = ""  # of the job: "compare" | "train" | "generate"
     reason: str | None = None  # one sentence, when it is not simply done
     phase: str | None = None  # what it is doing, in words
@@ -63,10 +72,26 @@ class JobStatus:
     wall_s: float = 0.0
     peak_mem_mb: float | None = None  # of the worker process
     pace_s: float = 0.0  # longest time between two events so far: how long a step may take
+    left_s: float | None = None  # of training, as far as the steps so far tell
+    owner: str = ""  # whose job of the line it is
+    in_line: bool = False  # it waits, or waited, in the line of its data root
+    queued_at: float = 0.0  # seconds since the epoch
 
     @property
     def busy(self) -> bool:
         return self.state in BUSY
+
+    @property
+    def waits(self) -> bool:
+        return self.state == "queued" and self.in_line
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a waiting job stands."""
+
+    ahead: int  # jobs before it, the one being worked on included
+    seconds: float | None  # until its turn, as far as is known
 
 
 # ------------------------------------------------------------------------------------------------- from outside
@@ -78,39 +103,119 @@ def start(run: Run, spec: JobSpec | None = None) -> None:
     Finished methods and pictures that are already there are not made again. Raises UserError for settings that make no
     sense, when this run is being worked on already, and when the disk is nearly full.
     """
-    spec = spec or load_spec(run)
-    spec.check()
-    with Lock(run.folder / ".starting") as starting:
-        if not starting.acquire() or status(run).busy:
-            raise UserError("This run is already being worked on. Wait until it is done, or stop it.")
-        workspace.require_space(run.folder, spec.disk_bytes(), purpose="This job")
-        job = secrets.token_hex(8)
-        run.stop_flag.unlink(missing_ok=True)
-        workspace.write_json(run.spec, spec)
-        first = workspace.repair_lines(run.events)
-        now = workspace.timestamp()
-        _save_status(
-            run, JobStatus("queued", spec.kind, job=job, first_event=first, started=now, phase="Waiting to start")
-        )
+    with _accepted(run, spec) as (spec, job):
         try:
             pid = _supervisor().spawn(run)
         except OSError as error:
             reason = "No worker process could be started on this machine. Close other programs, then try again."
-            _save_status(run, replace(_read_status(run), state="failed", reason=reason, ended=workspace.timestamp()))
+            save_status(run, replace(read_status(run), state="failed", reason=reason, ended=workspace.timestamp()))
             raise UserError(reason) from error
-        workspace.write_json(run.worker, {"job": job, "pid": pid, "born": _born(pid)})
+        workspace.write_json(run.worker, {"job": job, "pid": pid, "born": birth(pid)})
+
+
+def enqueue(run: Run, spec: JobSpec | None = None, *, owner: str, estimate_s: float | None = None) -> None:
+    """Put a job at the end of its data root's line and return at once; like `start` otherwise.
+
+    Raises UserError too when `owner` has `PER_VISITOR` unfinished jobs, and when too many jobs wait. The job waits
+    until a process that watches the line (`watch`) has a worker for it; this process does from now on.
+    """
+    root = run.folder.parent
+    line = Ledger(root)
+    if sum(entry.owner == owner for entry in line.unfinished()) >= PER_VISITOR:
+        raise UserError(
+            "One job of yours is being worked on and one is waiting already. Wait until one is done, or stop it."
+        )
+    before = read_status(run)
+    with _accepted(run, spec, owner=owner, in_line=True) as (spec, job):
+        try:
+            line.add(run, job=job, owner=owner, kind=spec.kind, estimate_s=estimate_s, limit=_line_limit())
+        except (UserError, OSError, sqlite3.Error):
+            save_status(run, before)
+            raise
+    watch(root)
+
+
+@contextlib.contextmanager
+def _accepted(
+    run: Run, spec: JobSpec | None, *, owner: str = "", in_line: bool = False
+) -> Iterator[tuple[JobSpec, str]]:
+    """Check what is asked for and write the new job's files; (spec, job). Nobody else starts one meanwhile."""
+    spec = spec or load_spec(run)
+    spec.check()
+    run.job_folder.mkdir(mode=0o700, exist_ok=True)
+    with Lock(run.job_folder / ".starting") as starting:
+        if not starting.acquire() or status(run).busy:
+            raise UserError("This run is already being worked on. Wait until it is done, or stop it.")
+        workspace.require_space(run.folder, spec.disk_bytes(), purpose="This job")
+        job = secrets.token_hex(8)
+        for flag in (run.stop_flag, *(run.leave_flag(method) for method in METHODS)):
+            flag.unlink(missing_ok=True)
+        workspace.write_json(run.spec, spec)
+        first = workspace.repair_lines(run.events)
+        now = workspace.timestamp()
+        phase = "Waiting for its turn" if in_line else "Waiting to start"
+        accepted = JobStatus(
+            "queued", spec.kind, job=job, first_event=first, started=now, phase=phase, owner=owner, in_line=in_line,
+            queued_at=time.time(),
+        )  # fmt: skip
+        save_status(run, accepted)
+        yield spec, job
+
+
+def _line_limit() -> int:
+    try:
+        return max(1, int(os.environ.get(LINE_ENV) or LINE_LIMIT))
+    except ValueError:
+        return LINE_LIMIT
+
+
+def place(run: Run) -> Place | None:
+    """How many jobs are done before this one and when its turn comes; None when it is not waiting."""
+    found = status(run)
+    if not found.waits:
+        return None
+    root = run.folder.parent
+    entries = Ledger(root).unfinished()
+    kinds = SHORT if found.kind in SHORT else LONG
+    before = []
+    for entry in entries:
+        if entry.job == found.job:
+            break
+        # pictures are drawn between a training's steps: they wait for other pictures only
+        if entry.kind in kinds:
+            before.append(entry)
+    workers = max(1, len(devices()))
+    times = [_remaining(root, entry) for entry in before]
+    known = [each for each in times if each is not None]
+    seconds = sum(known) / workers if len(known) == len(times) else None
+    return Place(len(before), seconds)
+
+
+def _remaining(root: Path, entry: Entry) -> float | None:
+    if entry.state != WORKING:
+        return entry.estimate_s
+    now = read_status(Run(root / entry.run, entry.slot))
+    if now.left_s is not None:
+        return now.left_s
+    return None if entry.estimate_s is None else max(0.0, entry.estimate_s - now.wall_s)
+
+
+def devices() -> tuple[str, ...]:
+    """The devices that get a worker process each; ("",) is one process on the best device."""
+    named = [each.strip() for each in os.environ.get(DEVICES_ENV, "").split(",")]
+    return tuple(dict.fromkeys(each for each in named if each)) or ("",)
 
 
 def status(run: Run) -> JobStatus:
     """How the job stands. A worker that died is told from one that works by its pid and start time."""
-    found = _read_status(run)
-    if not found.busy or _worker_lives(run, found):
+    found = read_status(run)
+    if not found.busy or found.waits or _worker_lives(run, found):
         return found
-    found = _read_status(run)  # it may have finished between the two looks
+    found = read_status(run)  # it may have finished between the two looks
     if not found.busy:
         return found
-    if _stop_asked(run, found.job):
-        return replace(found, state="stopped", reason=FORCED)
+    if stop_asked(run, found.job):
+        return replace(found, state="cancelled", reason=FORCED)
     return replace(found, state="interrupted", reason=INTERRUPTED)
 
 
@@ -141,8 +246,19 @@ def stop(run: Run, *, patience_s: float = 10.0) -> None:
     found = status(run)
     if not found.busy:
         return
+    if found.waits and Ledger(run.folder.parent).withdraw(found.job, "cancelled"):
+        now = workspace.timestamp()
+        save_status(run, replace(found, state="cancelled", reason=WITHDRAWN, phase=None, ended=now))
+        return
     workspace.write_json(run.stop_flag, {"job": found.job, "asked": workspace.timestamp()})
     threading.Thread(target=_insist, args=(run, found.job, patience_s), daemon=True).start()
+
+
+def leave(run: Run, method: str) -> None:
+    """Ask a training to go on without one of its methods. What that one learned so far is kept."""
+    found = status(run)
+    if found.busy and method in load_spec(run).methods:
+        workspace.write_json(run.leave_flag(method), {"job": found.job, "asked": workspace.timestamp()})
 
 
 def load_spec(run: Run) -> JobSpec:
@@ -170,7 +286,7 @@ def _insist(run: Run, job: str, patience_s: float) -> None:
                 os.kill(int(worker["pid"]), number)
 
 
-def _stop_asked(run: Run, job: str) -> bool:
+def stop_asked(run: Run, job: str) -> bool:
     """Whether somebody asked this job to stop. Called every step: one look for a file that is rarely there."""
     if not run.stop_flag.exists():
         return False
@@ -179,12 +295,17 @@ def _stop_asked(run: Run, job: str) -> bool:
     return True
 
 
-def _read_status(run: Run) -> JobStatus:
+def leave_asked(run: Run, method: str) -> bool:
+    """Whether somebody asked to go on without this method. Flags of earlier jobs are gone."""
+    return run.leave_flag(method).exists()
+
+
+def read_status(run: Run) -> JobStatus:
     saved = workspace.read_json(run.status)
     return JobStatus("none") if saved is None else JobStatus(**saved)
 
 
-def _save_status(run: Run, value: JobStatus) -> None:
+def save_status(run: Run, value: JobStatus) -> None:
     workspace.write_json(run.status, value)
 
 
@@ -200,7 +321,7 @@ def _worker_lives(run: Run, found: JobStatus) -> bool:
 # ------------------------------------------------------------------------------------------------- processes
 
 
-def _born(pid: int) -> str | None:
+def birth(pid: int) -> str | None:
     """When a process began, as text that no other process of this number will share. None: there is none (any more).
 
     On Linux the boot's id and the kernel's own clock ticks, which no clock correction moves.
@@ -222,7 +343,38 @@ def _born(pid: int) -> str | None:
 
 
 def _lives(pid: Any, born: Any) -> bool:
-    return isinstance(pid, int) and isinstance(born, str) and _born(pid) == born
+    return isinstance(pid, int) and isinstance(born, str) and birth(pid) == born
+
+
+def watch(root: Path) -> None:
+    """From now on this process sees to it that jobs waiting in `root` get a worker, as long as it lives."""
+    _supervisor().watch(root.resolve())
+
+
+def recover(root: Path) -> None:
+    """After a restart: the line anew from the runs' folders. Jobs that waited wait again; those whose worker is gone
+    are interrupted.
+    """
+    found = []
+    for run in workspace.runs(root):
+        for slot in (run, run.drawing):
+            with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
+                now = status(slot)
+                if now.state == "interrupted":
+                    save_status(slot, now)
+                elif now.busy and now.in_line:
+                    found.append((slot, now))
+    found.sort(key=lambda each: each[1].queued_at)
+    Ledger(root).rebuild((run, now.job, now.owner, now.kind, now.state, now.queued_at) for run, now in found)
+
+
+@dataclass
+class _Post:
+    """The worker process of one device of one root."""
+
+    process: subprocess.Popen[bytes] | None = None
+    since: float = 0.0
+    broken: int = 0  # processes in a row that ended at once
 
 
 class _Supervisor(threading.Thread):
@@ -231,9 +383,13 @@ class _Supervisor(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="likeness-supervisor", daemon=True)
-        self._wanted: queue.SimpleQueue[tuple[Run, queue.SimpleQueue[int | OSError | UserError]]] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[Run | Path, queue.SimpleQueue[int | OSError | UserError]]] = (
+            queue.SimpleQueue()
+        )
+        self._posts: dict[tuple[Path, str], _Post] = {}
 
     def spawn(self, run: Run) -> int:
+        """A worker for this run alone."""
         answer: queue.SimpleQueue[int | OSError | UserError] = queue.SimpleQueue()
         self._wanted.put((run, answer))
         pid = answer.get()
@@ -241,21 +397,70 @@ class _Supervisor(threading.Thread):
             raise pid
         return pid
 
+    def watch(self, root: Path) -> None:
+        self._wanted.put((root, queue.SimpleQueue()))
+
     def run(self) -> None:
         children: list[subprocess.Popen[bytes]] = []
         while True:
             children = [child for child in children if child.poll() is None]  # poll() also buries the dead
             try:
-                run, answer = self._wanted.get(timeout=1.0)
+                wanted, answer = self._wanted.get(timeout=1.0)
             except queue.Empty:
-                continue
-            try:
-                child = _spawn(run)
-            except (OSError, UserError) as error:
-                answer.put(error)
+                pass
             else:
-                children.append(child)
-                answer.put(child.pid)
+                if isinstance(wanted, Run):
+                    try:
+                        child = _spawn(parallel.command(load_spec(wanted).processes, wanted.folder), wanted.log)
+                    except (OSError, UserError) as error:
+                        answer.put(error)
+                    else:
+                        children.append(child)
+                        answer.put(child.pid)
+                else:
+                    for device in devices():
+                        self._posts.setdefault((wanted, device), _Post())
+            for (root, device), post in self._posts.items():
+                with contextlib.suppress(OSError, UserError, sqlite3.Error):  # a full disk: the next second tries again
+                    self._man(root, device, post)
+
+    def _man(self, root: Path, device: str, post: _Post) -> None:
+        """Start a worker where jobs wait and none is at work."""
+        if post.process is not None and post.process.poll() is None:
+            return
+        ended, post.process = post.process, None
+        if not root.is_dir():
+            return
+        line = Ledger(root)
+        entries = line.unfinished()
+        for entry in entries:  # left behind by a worker that died
+            if entry.state == WORKING and not _holds(entry):
+                now = status(Run(root / entry.run, entry.slot))
+                line.put(entry.job, WAITING if now.waits and now.job == entry.job else now.state)
+        waiting = [entry for entry in line.unfinished() if entry.state == WAITING]
+        if ended is not None:
+            quick = time.monotonic() - post.since < 10 and ended.returncode not in (0, None)
+            post.broken = post.broken + 1 if quick else 0
+        if not waiting:
+            return
+        if post.broken >= BROKEN_STARTS:
+            first = Run(root / waiting[0].run, waiting[0].slot)
+            if line.withdraw(waiting[0].job, "failed"):
+                save_status(
+                    first,
+                    replace(read_status(first), state="failed", reason=OURS, phase=None, ended=workspace.timestamp()),
+                )
+            post.broken = 0
+            return
+        if time.monotonic() - post.since < 3 * post.broken:
+            return
+        post.process, post.since = _spawn(parallel.line_command(root, device), root / "worker.log"), time.monotonic()
+
+
+def _holds(entry: Entry) -> bool:
+    """Whether the process that took this job lives."""
+    pid, _, born = (entry.worker or "").partition("@")
+    return pid.isdigit() and _lives(int(pid), born)
 
 
 _only = threading.Lock()
@@ -271,212 +476,20 @@ def _supervisor() -> _Supervisor:
         return _running
 
 
-def _spawn(run: Run) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], log_file: Path) -> subprocess.Popen[bytes]:
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), PARENT_ENV: str(os.getpid())}
-    with run.log.open("ab") as log:
-        run.log.chmod(0o600)
+    with log_file.open("ab") as log:
+        log_file.chmod(0o600)
         return subprocess.Popen(
-            parallel.command(load_spec(run).processes, run.folder),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
             start_new_session=True,
         )
-
-
-# ------------------------------------------------------------------------------------------------- the worker
-
-STOPPING = "Stopping: saving what was learned"
-
-
-class _Asked:
-    """Whether to stop, and why: a person's flag file, or the end of the process that started us."""
-
-    def __init__(self, run: Run, job: str) -> None:
-        self._run, self._job = run, job
-        self.terminated = False
-
-    def __call__(self) -> bool:
-        self.terminated |= _orphaned()
-        return self.terminated or _stop_asked(self._run, self._job)
-
-    @property
-    def by_person(self) -> bool:
-        return _stop_asked(self._run, self._job)
-
-    def listen(self) -> None:
-        """Take SIGTERM as a wish to stop. Only the main thread may; elsewhere the flag file is enough."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
-
-    def _on_signal(self, *_: object) -> None:
-        self.terminated = True
-
-
-def work(run: Run) -> int:
-    """Do the job in `run`'s folder in this process; what `python -m pipelines worker RUN` does. Returns an exit code.
-
-    Every outcome is written to status.json, in words. Tracebacks go to worker.log and nowhere else.
-    """
-    os.umask(0o077)
-    if parallel.launched() and int(os.environ["RANK"]):
-        while status(run).state == "queued":  # the first process waits for its turn
-            time.sleep(0.2)
-        if status(run).state != "running":
-            return 0
-        for _ in perform(run, load_spec(run)):  # the first of the processes keeps the books and says when to stop
-            pass
-        return 0
-    with Lock(run.lock) as lock:
-        deadline = time.monotonic() + 10
-        while not lock.acquire():
-            if time.monotonic() > deadline:
-                print("another worker is busy in this run", file=sys.stderr)
-                return 1
-            time.sleep(0.1)
-        found = _read_status(run)
-        if not found.busy:  # started by hand, not by `start`
-            first = workspace.repair_lines(run.events)
-            found = JobStatus("queued", job=secrets.token_hex(8), first_event=first, started=workspace.timestamp())
-        workspace.write_json(run.worker, {"job": found.job, "pid": os.getpid(), "born": _born(os.getpid())})
-        asked = _Asked(run, found.job)
-        asked.listen()
-        _end_with_parent()
-        return _Worker(run, found, asked).work()
-
-
-class _Worker:
-    def __init__(self, run: Run, found: JobStatus, asked: _Asked) -> None:
-        self.run, self.status, self.asked = run, found, asked
-        self._since = time.monotonic()
-        self._written = self._event_at = self._since
-
-    def work(self) -> int:
-        last: Event | None = None
-        with contextlib.ExitStack() as held:
-            try:
-                spec = load_spec(self.run)
-                self.save(kind=spec.kind, phase="Starting")
-                self._wait_for_turn(held)
-                self.save(state="running")
-                for event in perform(self.run, spec, stop=self.asked):
-                    last = event
-                    self.tell(event)
-            except Exception as error:
-                return self._fail(error)
-        if last is not None and last.kind == "done":
-            self.save(state="done", phase=None, ended=workspace.timestamp())
-        elif self.asked.terminated and not self.asked.by_person:
-            reason = "The app was closed. Start again; it continues where it was."
-            if parallel.launched() and not _orphaned():
-                reason = "Another of its processes ended. Start again; it continues where it was."
-            self.save(state="interrupted", reason=reason, phase=None, ended=workspace.timestamp())
-        else:
-            said = last.text if last is not None and last.kind == "stopped" else None
-            self.save(state="stopped", reason=said, phase=None, ended=workspace.timestamp())
-        return 0
-
-    def _wait_for_turn(self, held: contextlib.ExitStack) -> None:
-        """Jobs of the app take turns: two at once would starve each other. The lock dies with its holder."""
-        root = workspace.data_root()
-        if self.run.folder.parent != root:
-            return  # started by hand in a folder of their own choice
-        turn = held.enter_context(Lock(root / ".turn"))
-        told = False
-        while not turn.acquire() and not self.asked():
-            if not told:
-                self.save(phase="Waiting: another job is being worked on")
-                told = True
-            time.sleep(0.2)
-
-    def tell(self, event: Event) -> None:
-        """Write one event, and every half second how things stand."""
-        now = time.monotonic()
-        pace, self._event_at = now - self._event_at, now
-        workspace.append_line(self.run.events, _short(event))
-        changes: dict[str, Any] = {}
-        if event.kind == "step":
-            changes["pace_s"] = round(max(self.status.pace_s, pace), 3)
-        if event.text and event.kind in ("phase", "start"):
-            changes["phase"] = event.text
-        if self.asked():
-            changes["phase"] = STOPPING
-        new_phase = changes.get("phase", self.status.phase) != self.status.phase
-        if new_phase or now - self._written >= STATUS_EVERY_S:
-            self.save(**changes)
-        else:
-            self.status = replace(self.status, **changes)
-
-    def save(self, **changes: Any) -> None:
-        from pipelines.runtime import peak_memory_mb
-
-        self._written = time.monotonic()
-        wall = round(self._written - self._since, 3)
-        self.status = replace(self.status, wall_s=wall, peak_mem_mb=round(peak_memory_mb(), 1), **changes)
-        _save_status(self.run, self.status)
-
-    def _fail(self, error: Exception) -> int:
-        sentence = explain(error)
-        with contextlib.suppress(OSError):
-            with self.run.log.open("a", encoding="utf-8") as log:
-                log.write(f"{workspace.timestamp()} job {self.status.job} failed\n")
-                log.write("".join(traceback.format_exception(error)))
-            self.run.log.chmod(0o600)
-        with contextlib.suppress(
-            OSError, UserError
-        ):  # on a full disk the event may not fit; the status is tried as well
-            workspace.append_line(self.run.events, _short(Event("failed", text=sentence)))
-        with contextlib.suppress(OSError, UserError):
-            self.save(state="failed", reason=sentence, phase=None, ended=workspace.timestamp())
-        return 1
-
-
-def explain(error: BaseException) -> str:
-    """One sentence for a person about any error. No traceback, no content of a photo."""
-    if isinstance(error, UserError):
-        return str(error)
-    if workspace.is_full(error) or "No space left on device" in str(error):
-        return workspace.FULL
-    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
-        return MEMORY
-    if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
-        return MEMORY
-    return OURS
-
-
-def _short(event: Event) -> dict[str, Any]:
-    """An event without what it leaves at its default: thousands of them are kept."""
-    empty = Event(event.kind)
-    return {
-        name: value for name, value in workspace.plain(event).items() if name == "kind" or value != getattr(empty, name)
-    }
-
-
-def _orphaned() -> bool:
-    """Whether the process that had this one launched is gone."""
-    parent = os.environ.get(PARENT_ENV)
-    return parent is not None and parallel.launched() and _born(int(parent)) is None
-
-
-def _end_with_parent() -> None:
-    """When the process that started us ends, be asked to stop (Linux): a closed app leaves no training behind."""
-    parent = os.environ.get(PARENT_ENV)
-    if parent is None:
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(5)  # the page stays quick while both cores train
-    if sys.platform != "linux" or parallel.launched():  # a launcher stands in between: `_orphaned` looks
-        return
-    import ctypes
-
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if str(os.getppid()) != parent:  # it was gone before we could ask
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def hold(run: Run, until: Callable[[JobStatus], bool], *, timeout_s: float = 60.0) -> JobStatus:

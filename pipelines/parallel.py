@@ -106,6 +106,12 @@ def join(device: str | None = None) -> World:
     return World(state.process_index, state.num_processes, state.local_process_index)
 
 
+def line_command(root: Path, device: str = "") -> list[str]:
+    """How the worker of a data root's line is started."""
+    on = ["--device", device] if device else []
+    return [sys.executable, "-m", "pipelines", "worker", str(root), "--line", *on]
+
+
 def command(processes: int, run: Path) -> list[str]:
     """How a worker of so many processes is started."""
     worker = ["-m", "pipelines", "worker", str(run)]

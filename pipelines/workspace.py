@@ -26,6 +26,7 @@ from pipelines.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 
 MARKER = "run.json"  # a folder without it is none of ours and is never removed
 MARKER_SCHEMA = 1
+DRAWING = "drawing"
 FORGOTTEN = ".likeness-forgotten-"  # prefix of a run on its way out
 FULL = "The disk is full, so this could not be saved. Free some space or delete a run, then try again."
 _FULL_CODES = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
@@ -215,13 +216,28 @@ def _lock_file(file: BinaryIO) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One person's folder: everything that is known or was made of them lies in it, and nowhere else."""
+    """One person's folder: everything that is known or was made of them lies in it, and nowhere else.
+
+    Its job's files (spec, status, events, ...) lie in the folder itself; `drawing` is the same run with the files of a
+    second job, so that pictures can be drawn while a training goes on.
+    """
 
     folder: Path
+    slot: str = ""  # "" | "drawing": whose job files the properties name
 
     @property
     def id(self) -> str:
         return self.folder.name
+
+    @property
+    def drawing(self) -> Run:
+        """This run with the files of the job that draws."""
+        return Run(self.folder, DRAWING)
+
+    @property
+    def job_folder(self) -> Path:
+        """Where the job's own files lie."""
+        return self.folder / self.slot
 
     @property
     def photos(self) -> Path:
@@ -236,33 +252,37 @@ class Run:
     @property
     def spec(self) -> Path:
         """What the worker is to do (`jobs.JobSpec`)."""
-        return self.folder / "spec.json"
+        return self.job_folder / "spec.json"
 
     @property
     def status(self) -> Path:
-        return self.folder / "status.json"
+        return self.job_folder / "status.json"
 
     @property
     def worker(self) -> Path:
         """Which process works here: pid and start time."""
-        return self.folder / "worker.json"
+        return self.job_folder / "worker.json"
 
     @property
     def events(self) -> Path:
-        return self.folder / "events.jsonl"
+        return self.job_folder / "events.jsonl"
 
     @property
     def log(self) -> Path:
         """The worker's own output and tracebacks; for whoever runs the machine."""
-        return self.folder / "worker.log"
+        return self.job_folder / "worker.log"
 
     @property
     def stop_flag(self) -> Path:
-        return self.folder / "stop"
+        return self.job_folder / "stop"
+
+    def leave_flag(self, method: str) -> Path:
+        """Where it is, the training goes on without this method."""
+        return self.job_folder / f"stop-{_plain_name(method)}"
 
     @property
     def lock(self) -> Path:
-        return self.folder / ".lock"
+        return self.job_folder / ".lock"
 
     @property
     def scores(self) -> Path:
@@ -482,21 +502,25 @@ def forget(run_folder: Path | Run) -> dict[str, Any]:
     if given.is_symlink():
         raise UserError(f"{given.name} is a link. Give the run's own folder.")
     run = open_run(given)
-    lock = Lock(run.lock)
-    if not lock.acquire():
+    locks = [Lock(slot.lock) for slot in (run, run.drawing) if slot.job_folder.is_dir()]
+    if not all(lock.acquire() for lock in locks):
+        for lock in locks:
+            lock.release()
         raise UserError("This run is still being worked on. Stop it first, then delete it.")
     files = sorted(_files(run.folder))
     shared = [name for name, _, links in files if links > 1]
     doomed = run.folder.with_name(f"{FORGOTTEN}{run.id}-{secrets.token_hex(4)}")
     try:
         if os.name == "nt":
-            lock.release()  # an open file can't be moved there
+            for lock in locks:
+                lock.release()  # an open file can't be moved there
         os.replace(run.folder, doomed)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise UserError(f"The run could not be removed ({reason}). Nothing was deleted.") from error
     finally:
-        lock.release()
+        for lock in locks:
+            lock.release()
     shutil.rmtree(doomed, ignore_errors=True)
     left = [name for name, _, _ in _files(doomed)] if doomed.exists() else []
     if doomed.exists() or run.folder.exists():

@@ -17,9 +17,10 @@ import pytest
 
 from pipelines import jobs, workspace
 from pipelines.comparison import JobSpec, perform, spec_from_json
-from pipelines.jobs import JobStatus, explain, follow, hold, start, status, stop
+from pipelines.jobs import JobStatus, follow, hold, start, status, stop
 from pipelines.schema import METHODS, Event, Sampling, UserError
 from pipelines.training import load_subject
+from pipelines.worker import MEMORY, explain, short
 from pipelines.workspace import Lock
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
@@ -75,7 +76,7 @@ def test_killed_continued_stopped_and_continued_again_is_equal_to_never_having_s
     asked = time.monotonic()
     stop(run)
     found = hold(run, lambda each: not each.busy)
-    assert found.state == "stopped" and "kept" in str(found.reason)
+    assert found.state == "cancelled" and "kept" in str(found.reason)
     assert time.monotonic() - asked < 60
     kept = load_subject(run.method("lora"))
     last = [event for event in of_this_job(run) if event.kind == "step"][-1].step
@@ -173,7 +174,7 @@ def test_jobs_of_the_app_take_turns_and_a_waiting_one_can_be_stopped(tmp_path, m
         found = hold(run, lambda each: "another job" in str(each.phase))
         assert found.state == "queued"
         stop(run)
-        assert hold(run, lambda each: not each.busy).state == "stopped"
+        assert hold(run, lambda each: not each.busy).state == "cancelled"
     assert not run.method("lora").exists()
 
 
@@ -207,12 +208,12 @@ def test_a_worker_that_does_not_react_is_ended_by_force(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline().strip() == "deaf"
     workspace.write_json(run.status, JobStatus("running", "train", job="j1"))
-    workspace.write_json(run.worker, {"job": "j1", "pid": process.pid, "born": jobs._born(process.pid)})
+    workspace.write_json(run.worker, {"job": "j1", "pid": process.pid, "born": jobs.birth(process.pid)})
     assert status(run).busy
     stop(run, patience_s=0.2)
     assert process.wait(20) == -signal.SIGKILL
     found = hold(run, lambda each: not each.busy)
-    assert found.state == "stopped" and "by force" in str(found.reason)
+    assert found.state == "cancelled" and "by force" in str(found.reason)
 
 
 def test_a_number_that_another_process_has_now_is_not_our_worker(tmp_path):
@@ -220,15 +221,15 @@ def test_a_number_that_another_process_has_now_is_not_our_worker(tmp_path):
     workspace.write_json(run.status, JobStatus("running", "train", job="j1"))
     workspace.write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": "another boot:1"})
     assert status(run).state == "interrupted"
-    workspace.write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": jobs._born(os.getpid())})
+    workspace.write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": jobs.birth(os.getpid())})
     assert status(run).state == "running"
     # a dead child that nobody has looked after yet still has its number
     child = subprocess.Popen([sys.executable, "-c", "pass"])
-    born = jobs._born(child.pid)
+    born = jobs.birth(child.pid)
     deadline = time.monotonic() + 20
-    while jobs._born(child.pid) is not None and time.monotonic() < deadline:
+    while jobs.birth(child.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert jobs._born(child.pid) is None
+    assert jobs.birth(child.pid) is None
     child.wait()
     workspace.write_json(run.worker, {"job": "j1", "pid": child.pid, "born": born})
     assert status(run).state == "interrupted"
@@ -296,8 +297,8 @@ def test_every_error_becomes_one_sentence():
         (UserError("Add photos."), "Add photos."),
         (OSError(errno.ENOSPC, "No space left on device"), workspace.FULL),
         (RuntimeError("safetensors: No space left on device (os error 28)"), workspace.FULL),
-        (MemoryError(), jobs.MEMORY),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), jobs.MEMORY),
+        (MemoryError(), MEMORY),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), MEMORY),
         (ZeroDivisionError("division by zero"), jobs.OURS),
     ):
         assert explain(error) == said
@@ -307,7 +308,7 @@ def test_events_keep_their_order_and_their_numbers(tmp_path):
     run = make_run(tmp_path / "run")
     told = [Event("step", "lora", step, 9, loss=0.5, seconds=0.25 * step, data={"norm": 1.0}) for step in range(4)]
     for event in told:
-        workspace.append_line(run.events, jobs._short(event))
+        workspace.append_line(run.events, short(event))
     assert jobs.events(run) == told and jobs.events(run, 3) == told[3:]
     assert "path" not in json.loads(run.events.read_text().splitlines()[1])
     assert Path(run.events).stat().st_size < 600

@@ -13,13 +13,23 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("schema",),
     # The registry is rows of data and knows schema only; presets refer to its rows.
-    ("runtime", "workspace", "presets", "parallel", "attributes", "checkpoints", "calibration", "bases.registry"),
-    ("bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
+    (
+        "runtime",
+        "workspace",
+        "ledger",
+        "presets",
+        "parallel",
+        "attributes",
+        "checkpoints",
+        "calibration",
+        "bases.registry",
+    ),
+    ("ledger", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
     ("training", "generation", "scoring", "metrics", "clip_text", "refining"),
     ("selection",),
     ("comparison", "report", "figures"),
-    ("jobs", "replay", "study", "study_report", "__main__"),
+    ("jobs", "worker", "replay", "study", "study_report", "__main__"),
 )
 HEAVY = (
     "torch",
