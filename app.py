@@ -28,6 +28,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.wiring import Show, wire_page
 
     services = Services()
+    services.resume()
     keep_s = 3600 * keep_hours()
     threading.Thread(target=_janitor, args=(services, keep_s), daemon=True, name="likeness-janitor").start()
     with gr.Blocks(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:

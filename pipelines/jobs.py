@@ -121,7 +121,8 @@ def enqueue(run: Run, spec: JobSpec | None = None, *, owner: str, estimate_s: fl
     """
     root = run.folder.parent
     line = Ledger(root)
-    if sum(entry.owner == owner for entry in line.unfinished()) >= PER_VISITOR:
+    mine = [Run(root / entry.run, entry.slot) for entry in line.unfinished() if entry.owner == owner]
+    if sum(status(one).busy for one in mine) >= PER_VISITOR:  # the folders are the truth
         raise UserError(
             "One job of yours is being worked on and one is waiting already. Wait until one is done, or stop it."
         )

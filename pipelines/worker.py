@@ -168,6 +168,10 @@ class _Desk:
         self._looked = -LOOK_EVERY_S
 
     def work(self, idle_s: float) -> int:
+        with self.turn:
+            return self._work(idle_s)
+
+    def _work(self, idle_s: float) -> int:
         since = time.monotonic()
         while True:
             self.look()

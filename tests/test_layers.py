@@ -24,7 +24,7 @@ LAYERS = (
         "calibration",
         "bases.registry",
     ),
-    ("ledger", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
+    ("ledger", "estimates", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
     ("training", "generation", "scoring", "metrics", "clip_text", "refining"),
     ("selection",),

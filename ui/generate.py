@@ -19,7 +19,7 @@ from ui import photobox, views
 from ui.errors import told
 from ui.state import Services, View
 from ui.theme import METHOD_NAMES
-from ui.wiring import Show, Updates, refused_while_busy
+from ui.wiring import Show, Updates
 
 OWN = "own"
 MAX_SEED = 2**31 - 1
@@ -60,11 +60,11 @@ class GenerateTab:
     ranked_box: gr.Accordion
 
     def show(self, view: View) -> Updates:
-        busy, closed = view.progress.busy, view.generate_blocked
+        busy, closed = view.drawing.busy, view.generate_blocked
         return {
             self.blocked: gr.update(value=views.note(closed or "", "warn"), visible=closed is not None),
             self.start: gr.update(interactive=closed is None and not busy),
-            self.stop: gr.update(visible=busy and view.progress.kind == "generate"),
+            self.stop: gr.update(visible=busy),
             self.status: gr.update(value=_status(view)),
             self.grid: gr.update(value=views.side_by_side(view.latest_shots, view.drawn_columns)),
             self.ranked_box: gr.update(visible=bool(view.shots)),
@@ -164,8 +164,9 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
     @told
     def start(kept: object, style: str, columns: list[str], **dials: Any) -> Updates:
         session = services.sessions.need(kept)
-        refused_while_busy(services, session)
         view = services.view(kept)
+        if view.drawing.busy:
+            raise UserError("Pictures are being drawn already. Wait until they are there, or press Stop first.")
         if view.generate_blocked:
             raise UserError(view.generate_blocked)
         chosen = [column for column in view.columns if column in (columns or [])]
@@ -184,7 +185,7 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
 
     @told
     def stop(kept: object) -> Updates:
-        services.stop(services.sessions.need(kept).run)
+        services.stop(services.sessions.need(kept).run.drawing)
         return show(kept)
 
     @told
@@ -351,11 +352,14 @@ def style_choices(row: BaseRow) -> tuple[list[tuple[str, str]], str]:
 
 
 def _status(view: View) -> str:
-    progress = view.progress
-    if progress.kind == "generate" and progress.problem:
-        return views.note(progress.problem, "bad")
-    if progress.busy and progress.kind == "generate":
-        return views.note(f"{progress.text or 'Starting ...'} {view.drawn_text} It is safe to close this tab.")
+    drawing = view.drawing
+    if drawing.problem:
+        return views.note(drawing.problem, "bad")
+    if drawing.busy:
+        return views.note(
+            f"{views.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or 'Starting ...'} {view.drawn_text} "
+            "It is safe to close this tab."
+        )
     if not view.shots and view.generate_blocked is None:
         return views.note("Pick a style and press Generate.")
     return ""

@@ -60,6 +60,9 @@ class Progress:
     kind: str = ""
     text: str = ""
     problem: str | None = None
+    ahead: int = 0  # jobs before this one, while it waits
+    starts_in_s: float | None = None
+    left: tuple[str, ...] = ()  # methods that were asked to stop
     methods: tuple[str, ...] = ()  # of the last training
     latest: dict[str, Event] = field(default_factory=dict)  # method -> last "step" event
     preview: dict[str, str] = field(default_factory=dict)  # method -> path inside the run
@@ -91,7 +94,8 @@ class View:
     row: BaseRow
     base_problem: str | None
     box: Box
-    progress: Progress
+    progress: Progress  # of the training
+    drawing: Progress  # of the pictures: they are drawn between a training's steps
     trained: dict[str, Trained]
     stale: bool  # something is trained, but on other photos or another base
     pictures: tuple[Shot, ...]  # with the chosen judge's scores
@@ -122,8 +126,8 @@ class View:
     def generate_blocked(self) -> str | None:
         if self.train_blocked:
             return self.train_blocked
-        if self.progress.busy and self.progress.kind != "generate":
-            return "Training is still under way. Pictures can be drawn when it is done."
+        if not self.trained and self.progress.busy:
+            return "Training is under way. Pictures can be drawn as soon as the first method is done."
         if self.stale:
             return "The photos or the base have changed since training. Train again first."
         if not self.trained:
@@ -157,7 +161,7 @@ class View:
 
     @property
     def drawn_text(self) -> str:
-        return f"{self.progress.drawn} of {self.progress.to_draw} are there." if self.progress.drawn else ""
+        return f"{self.drawing.drawn} of {self.drawing.to_draw} are there." if self.drawing.drawn else ""
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -180,7 +184,7 @@ class View:
             return None
         preview = progress.preview.get(method)
         link = self.services.link(self.session.run, preview) if preview and self.session else None
-        training = progress.busy and progress.kind != "generate" and method in progress.methods
+        training = progress.busy and method in progress.methods
         state = progress.ended.get(method) or ("training" if training and step else "waiting" if training else "")
         if not state:
             state = "done" if card and card.complete else "stopped"
@@ -269,7 +273,7 @@ class View:
     def steps_html(self) -> str:
         """The line under the title: where the person stands, and what opens the next step."""
         good = len(self.box.photo_set.photos) if self.box.photo_set else self.box.good
-        training = self.progress.busy and self.progress.kind != "generate"
+        training = self.progress.busy
         scored = sum(len(values) for values in next(iter(self.scores.values()), {}).values())
         trained = ", ".join(METHOD_NAMES[m] for m in self.trained)
         done = (
@@ -298,8 +302,14 @@ class Services:
         self.sessions = Sessions(root)
         self.media = Media(self.sessions.root)
         self.bases, self.default_base = offered_bases()
-        self._events: dict[str, tuple[int, list[Event]]] = {}
+        self._events: dict[tuple[str, str], tuple[int, list[Event]]] = {}
         self._guard = threading.Lock()
+
+    def resume(self) -> None:
+        """At the start of the app: the line of jobs as the runs' folders say, and a worker for those that wait."""
+        if self.sessions.root.is_dir():
+            jobs.recover(self.sessions.root)
+            jobs.watch(self.sessions.root)
 
     # ------------------------------------------------------------------ looking
 
@@ -316,7 +326,8 @@ class Services:
         name = chosen if chosen in self.bases else self.default_base
         if session is None:
             return View(
-                self, None, self.bases[name], self.problem(name), Box(), Progress(), {}, False, (), frozenset(), {}, {}
+                self, None, self.bases[name], self.problem(name), Box(), Progress(), Progress(), {}, False, (),
+                frozenset(), {}, {},
             )
         run = session.run
         box = photobox.load(run)
@@ -326,7 +337,7 @@ class Services:
         fits = {m: card for m, card in everything.items() if (card.photo_digest, card.base) == (digest, name)}
         return self._with_pictures(
             View(
-                self, session, self.bases[name], self.problem(name), box, progress, fits,
+                self, session, self.bases[name], self.problem(name), box, progress, self.progress(run.drawing), fits,
                 bool(everything) and not fits, (), frozenset(), marks(run), {},
             )
         )  # fmt: skip
@@ -358,19 +369,20 @@ class Services:
         )
 
     def busy(self, run: workspace.Run) -> bool:
-        return jobs.status(run).busy
+        """Whether anything is being done in the run: a training, or drawing."""
+        return jobs.status(run).busy or jobs.status(run.drawing).busy
 
     def events(self, run: workspace.Run) -> list[Event]:
         """All events of the run; only new lines are parsed."""
         with self._guard:
-            count, known = self._events.pop(run.id, (0, []))
+            count, known = self._events.pop((run.id, run.slot), (0, []))
             if not run.events.exists():
                 return []
             fresh = jobs.events(run, count)
-            self._events[run.id] = (count + len(fresh), [*known, *fresh])
+            self._events[run.id, run.slot] = (count + len(fresh), [*known, *fresh])
             while len(self._events) > 50:
                 self._events.pop(next(iter(self._events)))
-            return self._events[run.id][1]
+            return self._events[run.id, run.slot][1]
 
     def progress(self, run: workspace.Run) -> Progress:
         status = jobs.status(run)
@@ -406,7 +418,11 @@ class Services:
         methods = tuple(m for m in METHODS if m in latest or m in preview or m in ended)
         if status.busy and status.kind != "generate":
             methods = tuple(m for m in METHODS if m in spec.get("methods", ()))
+        place = jobs.place(run) if status.waits else None
         return Progress(
+            ahead=place.ahead if place else 0,
+            starts_in_s=place.seconds if place else None,
+            left=tuple(m for m in methods if status.busy and jobs.leave_asked(run, m)),
             state=status.state,
             kind=status.kind,
             text=f"{status.phase}." if status.phase and not status.phase.endswith(".") else status.phase or "",
@@ -505,10 +521,12 @@ class Services:
         jobs.stop(run)
 
     def stop_and_wait(self, run: workspace.Run, *, timeout_s: float = 60.0) -> None:
-        """Stop the run's job and wait until its process is gone. Raises UserError when it does not end."""
-        jobs.stop(run, patience_s=3.0)
-        if jobs.hold(run, lambda status: not status.busy, timeout_s=timeout_s).busy:
-            raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
+        """Stop the run's jobs and wait until they have ended. Raises UserError when they do not."""
+        for slot in (run, run.drawing):
+            jobs.stop(slot, patience_s=3.0)
+        for slot in (run, run.drawing):
+            if jobs.hold(slot, lambda status: not status.busy, timeout_s=timeout_s).busy:
+                raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
 
     def package(self, run: workspace.Run) -> list[tuple[str, str]]:
         """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
@@ -560,7 +578,7 @@ class Services:
                 scores.setdefault(name, {}).setdefault(column, []).append(line.get("similarity"))
         view = replace(view, scores=scores)
         judge = view.judge()
-        this_job = self.events(run)[jobs.status(run).first_event :]
+        this_job = self.events(run.drawing)[jobs.status(run.drawing).first_event :]
         fresh = {_inside(run, event.path) for event in this_job if event.kind == "render" and event.path}
         shots, latest = [], set()
         for column, file, about in files:
@@ -576,7 +594,7 @@ class Services:
             )  # fmt: skip
             if path in fresh:
                 latest.add(link)
-        drawings = workspace.read_json(run.figures) if scores and not view.progress.busy else None
+        drawings = workspace.read_json(run.figures) if scores and not view.drawing.busy else None
         drawings = drawings if isinstance(drawings, dict) else {}
         worst = [seen for path in drawings.get("worst", ()) if (seen := self.link(run, str(path)))]
         return replace(view, pictures=tuple(shots), latest=frozenset(latest), drawings=drawings, worst=tuple(worst))

@@ -123,6 +123,14 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def waiting(ahead: int, seconds: float | None) -> str:
+    """Where a waiting job stands, in words; "" when none is before it."""
+    if not ahead:
+        return ""
+    when = f" Its turn comes in about {duration(seconds)}." if seconds is not None else ""
+    return f"Waiting: {ahead} job{'s are' if ahead > 1 else ' is'} before yours.{when}"
+
+
 def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 

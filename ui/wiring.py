@@ -102,6 +102,6 @@ def _digest(update: Any) -> str:
 
 
 def refused_while_busy(services: Services, session: Session) -> None:
-    """Raise UserError when a job of this run is under way."""
+    """Raise UserError when anything is being done in this run."""
     if services.busy(session.run):
         raise UserError("This run is still working. Wait until it is done, or press Stop first.")

@@ -1,0 +1,99 @@
+"""How long a training will take and how much memory it needs, before anything starts.
+
+In: a base and how many steps each method takes. Out: an `Estimate` that says what it rests on: what this machine took
+before, else what a reference machine took (`presets/paces.json`, written by `benchmarks/measure_paces.py`), scaled by
+how fast both multiply matrices; memory on a GPU comes from the registry's arithmetic. Never guessed. Light: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipelines.bases.registry import BaseRow
+from pipelines.presets import PRESETS
+from pipelines.schema import Recipe
+
+REFERENCE = PRESETS / "paces.json"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one method took on one base."""
+
+    step_s: float
+    batch: int
+    memory_mb: float | None = None  # peak of the process that trained
+
+
+@dataclass(frozen=True)
+class Estimate:
+    seconds: float | None  # None: nothing to go by
+    memory_mb: float | None
+    basis: str  # one clause: what it rests on
+
+
+def key(row: BaseRow, method: str) -> str:
+    return f"{row.name}/{method}"
+
+
+def pace_of(saved: object) -> Pace | None:
+    """A pace as `paces.json` holds it; None for anything else."""
+    try:
+        pace = Pace(**saved)  # type: ignore[arg-type]
+        return pace if pace.step_s > 0 and pace.batch >= 1 else None
+    except TypeError:
+        return None
+
+
+def estimate(row: BaseRow, recipes: Mapping[str, Recipe], here: Mapping[str, object]) -> Estimate:
+    """For teaching `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine."""
+    own = {method: pace_of(here.get(key(row, method))) for method in recipes}
+    known = {method: pace for method, pace in own.items() if pace is not None}
+    if recipes and len(known) == len(recipes):
+        return Estimate(_total(recipes, known, 1.0), _memory(row, known), "as measured on this machine")
+    reference = _reference()
+    there = {m: pace for m in recipes if (pace := pace_of(reference.get("paces", {}).get(key(row, m)))) is not None}
+    if recipes and len(there) == len(recipes) and row.folder is not None:
+        slower = float(reference["gflops"]) / gflops()
+        basis = f"reckoned from {reference['machine']}; nothing was timed on this machine yet"
+        return Estimate(_total(recipes, there, slower), _memory(row, there), basis)
+    return Estimate(None, 1e3 * row.vram_gb, "memory from arithmetic; seconds left appear with the first steps")
+
+
+def _total(recipes: Mapping[str, Recipe], paces: Mapping[str, Pace], slower: float) -> float:
+    return slower * sum(
+        recipe.steps * paces[method].step_s * recipe.batch / paces[method].batch for method, recipe in recipes.items()
+    )
+
+
+def _memory(row: BaseRow, paces: Mapping[str, Pace]) -> float | None:
+    return max((pace.memory_mb for pace in paces.values() if pace.memory_mb), default=1e3 * row.vram_gb)
+
+
+def _reference() -> dict[str, Any]:
+    try:
+        saved = json.loads(Path(REFERENCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return saved if isinstance(saved, dict) and saved.get("gflops", 0) > 0 else {}
+
+
+@lru_cache(maxsize=1)
+def gflops() -> float:
+    """How many billion float32 operations a second this machine's matrix product does, all cores; takes 0.1 s."""
+    import numpy as np
+
+    side = 768
+    left = np.random.default_rng(0).random((side, side), dtype=np.float32)
+    best = float("inf")
+    for _ in range(6):
+        since = time.perf_counter()
+        left @ left
+        best = min(best, time.perf_counter() - since)
+    return 2 * side**3 / best / 1e9

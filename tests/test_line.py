@@ -1,0 +1,238 @@
+"""Laws of the app's line of jobs: one worker, pictures between training steps, nobody lost, nobody twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import jobs, worker, workspace
+from pipelines.comparison import JobSpec, perform
+from pipelines.jobs import enqueue, events, hold, place, status, stop
+from pipelines.ledger import FILE, Ledger
+from pipelines.schema import METHODS, Event, Sampling, UserError
+from pipelines.training import load_subject
+from tests.runs import make_run, train_spec
+from tests.tiny import tiny_folder
+
+BASE = "portrait"
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes by signal")
+
+
+def draw_spec(pictures: int = 2) -> JobSpec:
+    plan = tuple(Sampling("portrait of {subject}", steps=4, seed=seed) for seed in range(pictures))
+    return JobSpec("generate", str(tiny_folder(BASE)), "man", ("none",), samplings=plan)
+
+
+def pictures(run: workspace.Run) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(run.renders("none").glob("*.png"))}
+
+
+def until(run: workspace.Run, kind: str, count: int, *, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if sum(event.kind == kind for event in events(run, status(run).first_event)) >= count:
+            return
+        assert status(run).busy, status(run)
+        time.sleep(0.02)
+    raise AssertionError(f"{count} x {kind} did not come: {status(run)}")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKENESS_HOME", str(tmp_path))
+    yield tmp_path
+    for run in workspace.runs(tmp_path):
+        for slot in (run, run.drawing):
+            stop(slot, patience_s=1.0)
+    for run in workspace.runs(tmp_path):
+        for slot in (run, run.drawing):
+            hold(slot, lambda found: not found.busy)
+
+
+def test_one_worker_draws_between_the_steps_of_a_training_and_changes_neither(root):
+    """One long story, because every chapter costs the start of a process."""
+    spec = train_spec(tiny_folder(BASE), steps=150, checkpoint_every=10)
+    learning, drawing, waiting = (make_run(root / name) for name in ("learning", "drawing", "waiting"))
+    drawing.photo_set.unlink()  # nobody to compare with: its pictures are drawn and not judged
+    enqueue(learning, spec, owner="anna")
+    until(learning, "step", 3)
+    enqueue(waiting, train_spec(tiny_folder(BASE), steps=5000), owner="ben", estimate_s=5.0)
+    enqueue(drawing.drawing, draw_spec(), owner="cleo")
+
+    # a place in the line, and an estimate that knows what the first one still needs
+    assert hold(learning, lambda now: now.left_s is not None).state == "running"
+    found = place(waiting)
+    assert found is not None and found.ahead == 1 and found.seconds is not None and found.seconds > 0
+    assert place(learning) is None
+    with pytest.raises(UserError, match="already being worked on"):
+        enqueue(waiting, spec, owner="ben")
+
+    # the pictures come while the training goes on, from the same process
+    assert hold(drawing.drawing, lambda now: not now.busy).state == "done"
+    now = status(learning)
+    assert now.state == "running", "the training was over before the pictures were: make it longer"
+    pids = {workspace.read_json(run.worker)["pid"] for run in (learning, drawing.drawing)}
+    assert len(pids) == 1
+    with pytest.raises(UserError, match="Stop it first"):
+        workspace.forget(learning.folder)
+
+    # neither knows of the other
+    assert hold(learning, lambda now: not now.busy).state == "done"
+    alone = make_run(root / "alone")
+    list(perform(alone, spec))
+    assert load_subject(alone.method("lora")).sha256 == load_subject(learning.method("lora")).sha256
+    other = make_run(root / "other")
+    other.photo_set.unlink()
+    list(perform(other, draw_spec()))
+    assert pictures(other) == pictures(drawing) and len(pictures(other)) == 2
+
+    # kill -9: who was being worked on is interrupted, who waits is done by a fresh process
+    until(waiting, "step", 12)
+    enqueue(learning, train_spec(tiny_folder(BASE), steps=5001), owner="anna")
+    assert status(learning).waits
+    os.kill(workspace.read_json(waiting.worker)["pid"], signal.SIGKILL)
+    assert hold(waiting, lambda now: not now.busy).state == "interrupted"
+    until(learning, "step", 2)
+    assert workspace.read_json(learning.worker)["pid"] not in pids
+
+    # one who still waits can leave, and who is at work stops within a step
+    enqueue(waiting, owner="ben")
+    stop(waiting)
+    assert status(waiting).state == "cancelled" and "before its turn" in str(status(waiting).reason)
+    stop(learning)
+    assert hold(learning, lambda now: not now.busy).state == "cancelled"
+    deadline = time.monotonic() + 10
+    while Ledger(root).unfinished() and time.monotonic() < deadline:  # the folder says it first
+        time.sleep(0.05)
+    assert Ledger(root).unfinished() == []
+
+
+def test_after_a_restart_the_line_is_what_the_folders_say(root, monkeypatch):
+    monkeypatch.setattr(jobs, "watch", lambda root: None)  # nobody serves
+    runs = [make_run(root / name) for name in ("first", "second", "dead")]
+    for run in runs:
+        enqueue(run, train_spec(tiny_folder(BASE), steps=2), owner=run.id)
+    workspace.write_json(runs[2].status, replace(status(runs[2]), state="running"))
+    workspace.write_json(runs[2].worker, {"job": status(runs[2]).job, "pid": 2**22 + 1, "born": "before"})
+    for file in root.glob(FILE + "*"):
+        file.unlink()
+    jobs.recover(root)
+    assert [entry.run for entry in Ledger(root).unfinished()] == ["first", "second"]
+    assert status(runs[2]).state == "interrupted"
+    assert workspace.read_json(runs[2].status)["state"] == "interrupted"
+    monkeypatch.undo()
+    monkeypatch.setenv("LIKENESS_HOME", str(root))
+    jobs.watch(root)
+    for run in runs[:2]:
+        assert hold(run, lambda now: not now.busy, timeout_s=90).state == "done"
+
+
+def test_one_visitor_has_one_job_at_work_and_one_waiting(root, monkeypatch):
+    monkeypatch.setattr(jobs, "watch", lambda root: None)
+    first, second = make_run(root / "first"), make_run(root / "second")
+    enqueue(first, train_spec(tiny_folder(BASE)), owner="anna")
+    enqueue(first.drawing, draw_spec(), owner="anna")
+    with pytest.raises(UserError, match="one is waiting already"):
+        enqueue(second, train_spec(tiny_folder(BASE)), owner="anna")
+    enqueue(second, train_spec(tiny_folder(BASE)), owner="ben")
+    monkeypatch.setenv(jobs.LINE_ENV, "3")
+    third = make_run(root / "third")
+    with pytest.raises(UserError, match="takes no more"):
+        enqueue(third, train_spec(tiny_folder(BASE)), owner="cleo")
+    assert status(third).state == "none"
+    assert place(second) == jobs.Place(1, None)  # pictures don't stand in a training's way
+    assert place(first.drawing) == jobs.Place(0, 0.0)
+
+
+class Desk:
+    """A desk whose jobs are told by a script."""
+
+    def __init__(self, root: Path, monkeypatch, script) -> None:
+        monkeypatch.setattr(jobs, "watch", lambda root: None)
+        monkeypatch.setattr(worker, "perform", lambda run, spec, **_: script(run, spec))
+        self.desk = worker._Desk(root, "", worker._Ended())
+
+    def work(self) -> None:
+        assert self.desk.work(idle_s=0.0) == 0
+
+
+def test_when_memory_runs_out_that_job_fails_with_advice_and_the_next_gets_a_fresh_process(root, monkeypatch):
+    def script(run, spec):
+        yield Event("phase", text="Loading")
+        if run.id == "huge":
+            raise MemoryError
+        yield Event("done", text="Done")
+
+    desk = Desk(root, monkeypatch, script)
+    huge, small = make_run(root / "huge"), make_run(root / "small")
+    enqueue(huge, train_spec(tiny_folder(BASE)), owner="a")
+    enqueue(small, train_spec(tiny_folder(BASE)), owner="b")
+    desk.work()
+    assert status(huge).state == "failed" and status(huge).reason == worker.MEMORY
+    assert status(small).waits  # this process takes no more ...
+    Desk(root, monkeypatch, script).work()
+    assert status(small).state == "done"  # ... and the next one does
+
+
+def test_pictures_and_training_share_the_time_and_a_flood_of_pictures_does_not_starve_it(root, monkeypatch):
+    spent = {"train": 0.0, "generate": 0.0}
+
+    def script(run, spec):
+        for step in range(1, 13):
+            cost = 0.004 if spec.kind == "train" else 0.03
+            time.sleep(cost)
+            spent[spec.kind] += cost
+            yield Event("step", "lora", step, 12, seconds_left=1.0)
+            if spec.kind == "train":
+                order.append("train")
+        yield Event("done", text="Done")
+
+    order: list[str] = []
+    desk = Desk(root, monkeypatch, script)
+    learning, drawing = make_run(root / "learning"), make_run(root / "drawing")
+    enqueue(learning, train_spec(tiny_folder(BASE)), owner="a")
+    enqueue(drawing.drawing, draw_spec(), owner="b")
+    desk.work()
+    first_picture_done = events(drawing.drawing)
+    assert status(learning).state == status(drawing.drawing).state == "done"
+    assert len(order) == 12 and len(first_picture_done) == 13
+    # while the twelve short steps went on, only two of the long drawings were made: half of the time each
+    times = learning.events.stat().st_mtime, drawing.drawing.events.stat().st_mtime
+    assert times[0] < times[1]
+
+
+def test_one_method_can_be_stopped_and_the_others_go_on(tmp_path):
+    run = make_run(tmp_path / "run")
+    spec = train_spec(tiny_folder(BASE), steps=6)
+    spec = replace(spec, methods=METHODS, settings={name: spec.settings["lora"] for name in METHODS})
+    steps: dict[str, int] = {}
+    told = []
+    for event in perform(run, spec, leave=lambda name: name == "lora" and steps.get("lora", 0) >= 2):
+        told.append(event)
+        if event.kind == "step" and event.method:
+            steps[event.method] = event.step
+    assert steps == {"textual_inversion": 6, "dreambooth": 6, "lora": 2}
+    assert told[-1].kind == "done" and "LoRA was stopped at step 2 of 6" in str(told[-1].text)
+    assert not load_subject(run.method("lora")).complete
+    # asked for again it continues where it was left
+    again = list(perform(run, spec))
+    assert [event.step for event in again if event.kind == "step" and event.method == "lora"] == [3, 4, 5, 6]
+    assert {event.method for event in again if event.kind == "step"} == {"lora"}
+
+
+def test_a_flag_to_leave_one_method_belongs_to_one_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "watch", lambda root: None)
+    run = make_run(tmp_path / "run")
+    enqueue(run, train_spec(tiny_folder(BASE)), owner="a")
+    jobs.leave(run, "dreambooth")  # is not taught
+    assert not jobs.leave_asked(run, "dreambooth")
+    jobs.leave(run, "lora")
+    assert jobs.leave_asked(run, "lora")
+    stop(run)
+    enqueue(run, train_spec(tiny_folder(BASE)), owner="a")
+    assert not jobs.leave_asked(run, "lora")
