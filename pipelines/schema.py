@@ -149,6 +149,7 @@ class Recipe:
     seed: int = 0
     watch_every: int = 0  # look at validation pictures every so many steps and keep the best checkpoint; 0 = the last
     patience: int = 0  # stop once so many looks brought nothing better; 0 = never
+    start_from: str = ""  # sha256 of what this method learned before, in the same folder; "" = from the base
     choose_strength: bool = False  # LoRA: scale the learned change to what looks best on validation prompts
     checkpoint_every: int = 50
     preview_every_s: float = 10.0

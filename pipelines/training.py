@@ -192,6 +192,8 @@ def _run(
     # what learns, and where it stands
     method = find_method(name)
     learner = method.learner(family, recipe, identity=identity)
+    if recipe.start_from and not (out / CHECKPOINT).is_file():
+        _start_from(learner, out, recipe, family)
     groups = learner.groups()
     parameters = trained(groups)
     optimizer = torch.optim.AdamW(
@@ -781,6 +783,14 @@ def _resume(
         watched.best = {key[5:]: value for key, value in tensors.items() if key.startswith("best.")}
     clock.before += float(meta["seconds"])
     return int(meta["step"]), f"Continuing at step {meta['step']}"
+
+
+def _start_from(learner: Learner, out: Path, recipe: Recipe, family: Family) -> None:
+    """Begin where an earlier training of this method ended. Raises UserError when that is not there any more."""
+    before, row = load_subject(out), family.row
+    if (before.sha256, before.base, before.base_revision) != (recipe.start_from, row.name, row.revision):
+        raise UserError(f"What {_title(recipe)} learned before is not there any more. Train it afresh.")
+    learner.start_from(out)
 
 
 def _finished(out: Path, recipe: Recipe, photo_digest: str) -> Subject | None:

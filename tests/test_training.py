@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,43 @@ def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
         assert same.sha256 == subject.sha256 and same.complete
     assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
+    family, rich = tiny_family("portrait"), RICH[name] | {"prior_weight": 0.0}
+    recipe = tiny_recipe("portrait", name, steps=3, checkpoint_every=2, **rich)
+    list(train(recipe, tiny_data("portrait"), tmp_path / "one", photo_digest="d", family=family))
+    expected, before = learned(tmp_path / "one")
+    for folder in ("still", "other", "killed"):
+        shutil.copytree(tmp_path / "one", tmp_path / folder)
+
+    # nothing more to learn: it is what it was
+    still = recipe.replaced(
+        start_from=before.sha256, learning_rate=0.0, text_learning_rate=1e-30 * recipe.text_learning_rate, ema=0.0,
+        weight_decay=0.0,
+    )  # fmt: skip
+    list(train(still, tiny_data("portrait"), tmp_path / "still", photo_digest="new", family=family))
+    tensors, _ = learned(tmp_path / "still")
+    assert all(torch.allclose(tensors[key], expected[key], atol=1e-6) for key in expected)
+
+    # more photos: it moves on, and a killed training goes on to the same end
+    more, data = recipe.replaced(start_from=before.sha256, steps=4), tiny_data("portrait", photos=6)
+    list(train(more, data, tmp_path / "other", photo_digest="new", family=family))
+    tensors, after = learned(tmp_path / "other")
+    assert after.sha256 != before.sha256 and after.photo_digest == "new"
+    killed = train(more, data, tmp_path / "killed", photo_digest="new", family=family)
+    for event in killed:
+        if event.kind == "step" and event.step == 3:
+            break
+    killed.close()
+    list(train(more, data, tmp_path / "killed", photo_digest="new", family=family))
+    assert learned(tmp_path / "killed")[1].sha256 == after.sha256
+
+    # what it should start from is not there any more
+    with pytest.raises(UserError, match="Train it afresh"):
+        list(train(more.replaced(seed=9), data, tmp_path / "other", photo_digest="new", family=family))
+    assert learned(tmp_path / "other")[1] == after
 
 
 def _stopped_after(recipe, data, out, family, *, steps):

@@ -326,8 +326,19 @@ class Services:
         name = chosen if chosen in self.bases else self.default_base
         if session is None:
             return View(
-                self, None, self.bases[name], self.problem(name), Box(), Progress(), Progress(), {}, False, (),
-                frozenset(), {}, {},
+                self,
+                None,
+                self.bases[name],
+                self.problem(name),
+                Box(),
+                Progress(),
+                Progress(),
+                {},
+                False,
+                (),
+                frozenset(),
+                {},
+                {},
             )
         run = session.run
         box = photobox.load(run)

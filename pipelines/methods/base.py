@@ -53,6 +53,9 @@ class Learner(Protocol):
     def scales(self) -> tuple[str, ...]:
         """Names of the tensors that the learned change is proportional to; () where there are none."""
 
+    def start_from(self, folder: Path) -> None:
+        """Begin where the artefact in `folder` ended, instead of at the base. Raises UserError when it does not fit."""
+
     def after_step(self) -> None: ...
 
     def export(self, folder: Path) -> Artifact: ...

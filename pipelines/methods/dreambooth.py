@@ -89,6 +89,11 @@ class DreamBoothLearner:
     def scales(self) -> tuple[str, ...]:
         return ()
 
+    def start_from(self, folder: Path) -> None:
+        _load(self.modules.unet, folder / "unet", "diffusion_pytorch_model.safetensors", self._family)
+        for (_, name), encoder in zip(self._family.architecture.text_parts, self._encoders(), strict=False):
+            _load(encoder, folder / name, "model.safetensors", self._family)
+
     def after_step(self) -> None:
         pass
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
@@ -103,6 +104,24 @@ class LoRALearner:
     def scales(self) -> tuple[str, ...]:
         """The change is B @ A: scaling one factor scales it."""
         return tuple(name for name in self.tensors() if ".lora_B." in name)
+
+    @torch.no_grad()
+    def start_from(self, folder: Path) -> None:
+        parts = {"unet": "unet"} | {
+            f"encoder_{k}": name for k, (_, name) in enumerate(self._family.architecture.text_parts)
+        }
+        try:
+            saved = load_file(str(folder / FILE))
+            for name, parameter in self.tensors().items():
+                part, _, rest = name.partition(".")
+                wanted = rest.replace(".default.", ".")
+                named = (f"{parts[part]}.{wanted}", f"{parts[part]}.text_model.{wanted}")
+                parameter.copy_(saved[next(each for each in named if each in saved)])
+        except (OSError, SafetensorError, StopIteration, RuntimeError) as error:
+            raise UserError(
+                "What LoRA learned before does not fit: it has another rank, or other layers learned. Choose the same, "
+                "or train afresh."
+            ) from error
 
     def after_step(self) -> None:
         pass

@@ -56,27 +56,32 @@ class TextualInversion:
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """`strength` has no meaning here: the words are there or not."""
-        rows = []
-        for index, encoder in enumerate(family.text.encoders):
-            try:
-                saved = load_file(str(folder / embedding_file(index)))
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{embedding_file(index)} is missing or damaged. Train again.") from error
-            width = _table(encoder).shape[1]
-            row = saved.get(TOKEN)
-            if row is None or row.ndim != 2 or row.shape[1] != width:
-                raise UserError(
-                    f"{embedding_file(index)} was not learned on {family.row.title}. Choose the base it belongs to."
-                )
-            rows.append(row.to(family.device.name, torch.float32))
-        return _modules(family, tuple(rows))
+        return _modules(family, tuple(_saved_rows(family, folder)))
+
+
+def _saved_rows(family: Family, folder: Path) -> list[torch.Tensor]:
+    """The learned vectors of each text encoder, (n, d). Raises UserError when they are not there or do not fit."""
+    rows = []
+    for index, encoder in enumerate(family.text.encoders):
+        try:
+            saved = load_file(str(folder / embedding_file(index)))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{embedding_file(index)} is missing or damaged. Train again.") from error
+        width = _table(encoder).shape[1]
+        row = saved.get(TOKEN)
+        if row is None or row.ndim != 2 or row.shape[1] != width:
+            raise UserError(
+                f"{embedding_file(index)} was not learned on {family.row.title}. Choose the base it belongs to."
+            )
+        rows.append(row.to(family.device.name, torch.float32))
+    return rows
 
 
 class TextualInversionLearner:
     live_text = True
 
     def __init__(self, family: Family, recipe: Recipe, identity: np.ndarray | None) -> None:
-        self._recipe = recipe
+        self._family, self._recipe = family, recipe
         starts = [
             _start(family, encoder, index, recipe, identity) for index, encoder in enumerate(family.text.encoders)
         ]
@@ -96,6 +101,16 @@ class TextualInversionLearner:
 
     def scales(self) -> tuple[str, ...]:
         return ()
+
+    @torch.no_grad()
+    def start_from(self, folder: Path) -> None:
+        for rows, saved in zip(self._rows, _saved_rows(self._family, folder), strict=True):
+            if saved.shape != rows.shape:
+                raise UserError(
+                    f"Textual inversion learned {len(saved)} vectors before, not {len(rows)}. Choose as many, or train "
+                    "afresh."
+                )
+            rows.copy_(saved)
 
     @torch.no_grad()
     def after_step(self) -> None:
