@@ -907,28 +907,35 @@ def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
     take_in(session.run)
     session = services.sessions.choose(session, class_word="man", consent_at="now")
     asked = []
-    monkeypatch.setattr(jobs, "start", lambda run, spec: asked.append((run, spec)))
+    monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **who: asked.append((run, spec)))
     services.start_training(session, methods=("lora",), quality="draft")
     from ui.generate import samplings
 
     plan = samplings(services.view(capability).row, **DIALS)
     services.start_generation(session, columns=("none", "lora"), samplings=plan)
     (run, train), (_, generate) = asked
-    assert run == session.run and (train.kind, train.methods, train.class_word) == ("train", ("lora",), "man")
+    assert (
+        run == session.run
+        and asked[1][0] == session.run.drawing
+        and (train.kind, train.methods, train.class_word) == ("train", ("lora",), "man")
+    )
     assert (generate.kind, generate.methods, generate.samplings) == ("generate", ("none", "lora"), plan)
     train.check()
     generate.check()
 
 
 def test_estimates_are_measured_or_not_given(services, base):
+    from ui import views
+
     capability, session = services.sessions.create()
     found = take_in(session.run)
     view = services.view(capability)
-    assert "Nothing was timed on this machine yet" in view.estimate("draft", ["lora"])
+    assert "nothing was timed on this machine yet" in view.estimate("draft", ["lora"])
     assert "Choose at least one" in view.estimate("draft", ["nonsense"])
     teach(session.run, view.row.name, found.digest)
     steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
-    assert f"about {steps // 2 // 60} min" in services.view(capability).estimate("draft", ["lora"])
+    told = services.view(capability).estimate("draft", ["lora"])
+    assert f"about {views.duration(views.rounded(steps / 2))}" in told and "as measured on this machine" in told
 
 
 def test_what_people_typed_is_escaped():

@@ -56,18 +56,20 @@ def address(tmp_path_factory):
     from pipelines import jobs
 
     base = make_tiny_sd(tmp_path_factory.mktemp("bases") / "tiny", "portrait")
-    real_start = jobs.start
+    real_enqueue = jobs.enqueue
 
-    def short(run, spec=None):
-        changes = {name: LENGTH | {"preview_every_s": 0.5, "batch": 2} for name in spec.methods if name != "none"}
-        real_start(run, spec if spec.kind == "generate" else replace(spec, settings=changes))
+    def short(run, spec=None, **who):
+        if spec is not None and spec.kind != "generate":
+            changes = {name: LENGTH | {"preview_every_s": 0.5, "batch": 2} for name in spec.methods}
+            spec = replace(spec, settings=changes)
+        real_enqueue(run, spec, **who)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("LIKENESS_HOME", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         patch.setenv("LIKENESS_BASE", str(base))
-        patch.setattr(jobs, "start", short)
+        patch.setattr(jobs, "enqueue", short)
         import app
 
         with socket.socket() as free:

@@ -6,6 +6,7 @@ An upload is decoded as soon as it arrives; a metadata-free copy is kept in the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from pipelines.schema import Photo, PhotoSet, SetReport, UserError
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
 FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small run
 STAGED, RECORD, CROPS = "incoming", "incoming.json", "crops"
+LEARNED = "learned.json"  # which photos a training of this run has seen
 PINS = ("trained", "held_out")
 
 
@@ -154,6 +156,7 @@ def clear(run: workspace.Run) -> Box:
     from pipelines import photos
 
     photos.forget_measures(run.folder)
+    (run.folder / LEARNED).unlink(missing_ok=True)
     for folder in (STAGED, CROPS):
         shutil.rmtree(run.folder / folder, ignore_errors=True)
     return _save(run, Box())
@@ -223,6 +226,12 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box
         staged = tuple(replace(one, file=None) if one.file in gone else one for one in staged)
         if sum(one.used for one in staged) >= MIN_PHOTOS:
             learn, judge = ([one.file for one in staged if one.file and one.pin == pin] for pin in PINS)
+            seen = _seen(run)  # a photo that was learned from judges nobody, unless the person insists
+            learn += [
+                one.file
+                for one in staged
+                if one.file and not one.pin and seen and _digest(run.folder / STAGED / one.file) in seen
+            ]
             try:
                 made = photos.intake(
                     files,
@@ -237,6 +246,35 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box
             except UserError as error:
                 problem = _named(str(error), names)
     return _save(run, Box(staged, photo_set, problem, report))
+
+
+def note_learned(run: workspace.Run, *, afresh: bool) -> None:
+    """Remember which photos the training that starts now will see; `afresh`: earlier ones are forgotten with it."""
+    box = load(run)
+    assert box.photo_set is not None
+    used = {photo.name for photo in (*box.photo_set.train, *box.photo_set.validation)}
+    now = {_digest(run.folder / STAGED / one.file) for one in box.staged if one.file and one.name in used}
+    workspace.write_json(run.folder / LEARNED, {"sha256": sorted(now if afresh else now | _seen(run))})
+
+
+def can_go_on(run: workspace.Run, box: Box) -> bool:
+    """Whether what was learned may be learned on: no photo that judges now was ever learned from."""
+    if box.photo_set is None:
+        return False
+    judging, seen = {photo.name for photo in box.photo_set.held_out}, _seen(run)
+    return bool(seen) and not any(
+        _digest(run.folder / STAGED / one.file) in seen for one in box.staged if one.file and one.name in judging
+    )
+
+
+def _seen(run: workspace.Run) -> frozenset[str]:
+    saved = workspace.read_json(run.folder / LEARNED)
+    return frozenset(map(str, saved["sha256"])) if isinstance(saved, dict) else frozenset()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:

@@ -11,10 +11,12 @@ import hashlib
 import re
 import secrets
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines import workspace
+from pipelines.ledger import Ledger
 from pipelines.schema import CLASS_WORDS, QUALITIES, UserError
 
 CAPABILITY = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 random bits, as secrets.token_urlsafe(32) writes them
@@ -32,6 +34,7 @@ class Choices:
     sample: bool = False  # the photos are the synthetic sample person
     quality: str = QUALITIES[0]  # of the last training
     judge: str | None = None  # whose scores are shown; None = the first
+    asked: dict[str, Any] = field(default_factory=dict)  # what the last training was asked for
     keep: int = 0  # of all pictures only so many, the most alike; 0 = show them all
 
 
@@ -102,6 +105,7 @@ class Sessions:
         if "pipelines.photos" in sys.modules:  # never imported: nothing was measured
             sys.modules["pipelines.photos"].forget_measures(run.folder)
         receipt = workspace.forget(run.folder)
+        Ledger(self.root).forget(run.id)
         (self.folder / f"{key}.json").unlink(missing_ok=True)
         return dict(receipt)
 
@@ -128,6 +132,6 @@ def _key(capability: str) -> str:
 def _choices(saved: object) -> Choices:
     if not isinstance(saved, dict):
         return Choices()
-    known = {field.name: saved[field.name] for field in fields(Choices) if field.name in saved}
+    known = {each.name: saved[each.name] for each in fields(Choices) if each.name in saved}
     choices = Choices(**known)
     return choices if choices.class_word in CLASS_WORDS else replace(choices, class_word=CLASS_WORDS[0])

@@ -19,11 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines import jobs, presets, workspace
+from pipelines import estimates, jobs, presets, workspace
 from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec, Setting
-from pipelines.schema import COLUMNS, METHODS, Event, Sampling, UserError
+from pipelines.estimates import Pace
+from pipelines.schema import COLUMNS, METHODS, Event, Recipe, Sampling, UserError
 from ui import photobox, views
 from ui.media import Media
 from ui.photobox import Box
@@ -32,8 +33,10 @@ from ui.theme import METHOD_NAMES
 from ui.views import Lane, Mark, MethodRow, Shot, StripData
 
 log = logging.getLogger("likeness.ui")
+Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe
 STRIP = 6  # earlier previews in a lane
 LOOKS = 5  # at validation pictures in a training of the app
+GO_ON_SHARE = 0.5  # of the steps, where a training starts from what was learned before
 BASE_ENV = "LIKENESS_BASE"  # a folder or checkpoint the operator adds to the list and makes the default
 
 
@@ -50,6 +53,9 @@ class Trained:
     artifact_bytes: int
     trainable_params: int
     photo_digest: str
+    sha256: str = ""
+    peak_mem_mb: float | None = None
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class View:
     marks: dict[str, dict[str, Any]]
     scores: dict[str, dict[str, list[float | None]]]  # judge -> method -> similarities; photographs of the person only
     drawings: dict[str, Any] = field(default_factory=dict)  # the report's figures.json; {} before there is a report
+    older: tuple[str, ...] = ()  # methods that can be learned on with the photos as they are now
     worst: tuple[str, ...] = ()  # links of the pictures least like the person
 
     @property
@@ -206,8 +213,9 @@ class View:
         links = (self.services.link(run, path) for path in earlier[::every]) if run else ()
         return tuple(link for link in links if link)
 
-    def estimate(self, quality: str, methods: Sequence[str]) -> str:
-        return self.services.estimate(self.row, quality, [m for m in self.row.methods if m in methods])
+    def estimate(self, quality: str, methods: Sequence[str], settings: Settings | None = None) -> str:
+        wanted = [m for m in self.row.methods if m in methods]
+        return self.services.estimate(self.row, quality, wanted, settings or {})
 
     def judge_facts(self, judge: str) -> str:
         from pipelines import faces
@@ -350,8 +358,16 @@ class Services:
             View(
                 self, session, self.bases[name], self.problem(name), box, progress, self.progress(run.drawing), fits,
                 bool(everything) and not fits, (), frozenset(), marks(run), {},
+                older=self._older(run, box, name, everything, fits),
             )
         )  # fmt: skip
+
+    def _older(
+        self, run: workspace.Run, box: Box, base: str, everything: dict[str, Trained], fits: dict[str, Trained]
+    ) -> tuple[str, ...]:
+        """Methods that learned this base from other photos and may go on with these."""
+        older = tuple(m for m, card in everything.items() if m not in fits and card.base == base and card.complete)
+        return older if older and photobox.can_go_on(run, box) else ()
 
     def link(self, run: workspace.Run, path: str) -> str | None:
         """A signed link for a file of the run, named relative to it."""
@@ -458,62 +474,108 @@ class Services:
                 begin[event.method] = index
         return [event for index, event in enumerate(events) if event.method and index >= begin.get(event.method, 0)]
 
-    def estimate(self, row: BaseRow, quality: str, methods: Sequence[str]) -> str:
-        """How long training will take, from what it took on this machine before; never guessed."""
+    def recipes(self, row: BaseRow, quality: str, methods: Sequence[str], settings: Settings) -> dict[str, Recipe]:
+        """What would be taught. Raises UserError for a setting that makes no sense."""
+        spec = JobSpec(kind="train", base=row.name, methods=tuple(methods), quality=quality, settings=settings)
+        spec.check()
+        return {
+            m: presets.recipe(row.name, m, quality, class_word="person").replaced(**settings.get(m, {}))
+            for m in methods
+        }
+
+    def estimate(self, row: BaseRow, quality: str, methods: Sequence[str], settings: Settings) -> str:
+        """How long training will take and how much memory it needs; never guessed, see `pipelines.estimates`."""
         if not methods:
             return views.note("Choose at least one method.")
-        steps = {m: presets.recipe(row.name, m, quality, class_word="person").steps for m in methods}
-        listed = ", ".join(f"{METHOD_NAMES[m]} {count}" for m, count in steps.items())
-        pace = workspace.read_json(self._paces) or {}
-        known = [float(pace[f"{row.name}/{m}"]) for m in methods if f"{row.name}/{m}" in pace]
-        if len(known) == len(methods):
-            total = sum(count * each for count, each in zip(steps.values(), known, strict=True))
-            return views.note(
-                f"Steps: {listed}. Training takes about {views.duration(total)}, as measured on this machine."
-            )
-        return views.note(
-            f"Steps: {listed}. Nothing was timed on this machine yet: seconds left appear with the first steps."
-        )
+        recipes = self.recipes(row, quality, methods, settings)
+        found = estimates.estimate(row, recipes, workspace.read_json(self._paces) or {})
+        listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
+        parts = []
+        if found.seconds is not None:
+            parts.append(f"about {views.duration(views.rounded(found.seconds))}")
+        if found.memory_mb is not None:
+            parts.append(f"{found.memory_mb / 1e3:.1f} GB of memory")
+        return views.note(f"Takes {' and '.join(parts)} ({found.basis}). Steps: {listed}.")
+
+    def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
+        return estimates.estimate(row, recipes, workspace.read_json(self._paces) or {}).seconds
 
     @property
     def _paces(self) -> Path:
         return self.sessions.folder / "paces.json"
 
     def _remember_pace(self, row: BaseRow, cards: dict[str, Trained]) -> None:
-        """Seconds a step took, per base and method: nothing about anybody."""
-        pace = workspace.read_json(self._paces) or {}
-        fresh = {f"{row.name}/{m}": round(c.train_s / c.steps, 4) for m, c in cards.items() if c.steps and c.complete}
-        if any(name not in pace or pace[name] != value for name, value in fresh.items()):
-            workspace.write_json(self._paces, pace | fresh)
+        """Seconds a step took and peak memory, per base and method: nothing about anybody."""
+        known = workspace.read_json(self._paces) or {}
+        fresh = {
+            estimates.key(row, m): Pace(round(c.train_s / c.steps, 4), c.batch, c.peak_mem_mb)
+            for m, c in cards.items()
+            if c.steps and c.train_s > 0 and c.complete
+        }
+        plain = {name: workspace.plain(pace) for name, pace in fresh.items()}
+        if any(known.get(name) != pace for name, pace in plain.items()):
+            workspace.write_json(self._paces, known | plain)
 
     # ------------------------------------------------------------------ doing
 
-    def start_training(self, session: Session, *, methods: tuple[str, ...], quality: str) -> None:
-        choices = session.choices
-        jobs.start(
-            session.run,
-            JobSpec(
-                kind="train", base=choices.base or self.default_base, class_word=choices.class_word, methods=methods,
-                quality=quality, settings=self._watching(choices.base or self.default_base, methods, quality),
-            ),
-        )  # fmt: skip
+    def start_training(
+        self,
+        session: Session,
+        *,
+        methods: tuple[str, ...],
+        quality: str,
+        settings: Settings | None = None,
+        go_on: bool = False,
+    ) -> None:
+        """Put a training in the line, or continue the last one where it is the same and did not come to its end.
 
-    def _watching(self, base: str, methods: Sequence[str], quality: str) -> dict[str, dict[str, Setting]]:
-        """The app looks at validation pictures now and then, so that a person sees the likeness grow; the best
-        checkpoint is kept. Recipes that look by themselves are left alone.
+        With `go_on`, methods that learned from other photos start from what they know.
+
+        Raises UserError for settings that make no sense, and when the line or the disk is full.
         """
-        recipes = {m: presets.recipe(base, m, quality, class_word="person") for m in methods}
-        return {m: {"watch_every": max(10, each.steps // LOOKS)} for m, each in recipes.items() if not each.watch_every}
+        settings = {m: dict(each) for m, each in (settings or {}).items() if each and m in methods}
+        base = session.choices.base or self.default_base
+        row = self.bases[base]
+        asked = {"quality": quality, "methods": list(methods), "settings": settings, "go_on": go_on}
+        if self._continues(session, asked, base):
+            jobs.enqueue(session.run, owner=session.key)
+            return
+        changes = {m: dict(settings.get(m, {})) for m in methods}
+        for method, recipe in self.recipes(row, quality, methods, settings).items():
+            if not recipe.watch_every:
+                # a look at validation pictures now and then: a person sees the likeness grow, the best is kept
+                changes[method]["watch_every"] = max(10, recipe.steps // LOOKS)
+        known = trained(session.run)
+        going_on = [m for m in methods if go_on and m in known and known[m].complete and known[m].base == base]
+        if going_on and not photobox.can_go_on(session.run, photobox.load(session.run)):
+            raise UserError("A photo that was learned from is kept for judging now. Train afresh.")
+        for method in going_on:
+            steps = self.recipes(row, quality, (method,), changes)[method].steps
+            changes[method] |= {"start_from": known[method].sha256, "steps": max(10, round(steps * GO_ON_SHARE))}
+        spec = JobSpec(
+            kind="train", base=base, class_word=session.choices.class_word, methods=methods, quality=quality,
+            settings=changes,
+        )  # fmt: skip
+        estimate = self.estimated_s(row, self.recipes(row, quality, methods, changes))
+        jobs.enqueue(session.run, spec, owner=session.key, estimate_s=estimate)
+        photobox.note_learned(session.run, afresh=not going_on)
+        self.sessions.choose(session, quality=quality, asked=asked)
+
+    def _continues(self, session: Session, asked: dict[str, Any], base: str) -> bool:
+        """Whether this is what the last training was asked for, and that one did not come to its end."""
+        now = jobs.status(session.run)
+        if now.state not in ("cancelled", "interrupted", "failed") or session.choices.asked != asked:
+            return False
+        before = jobs.load_spec(session.run)
+        return (before.kind, before.base, before.class_word) == ("train", base, session.choices.class_word)
 
     def start_generation(self, session: Session, *, columns: tuple[str, ...], samplings: tuple[Sampling, ...]) -> None:
         choices = session.choices
-        jobs.start(
-            session.run,
-            JobSpec(
-                kind="generate", base=choices.base or self.default_base, class_word=choices.class_word, methods=columns,
-                samplings=samplings,
-            ),
+        spec = JobSpec(
+            kind="generate", base=choices.base or self.default_base, class_word=choices.class_word, methods=columns,
+            samplings=samplings,
         )  # fmt: skip
+        jobs.enqueue(session.run.drawing, spec, owner=session.key)
 
     def sweep(self, *, older_than_s: float) -> int:
         """Delete runs that nobody has touched for so long and that are not being worked on; returns how many went."""
@@ -530,6 +592,10 @@ class Services:
 
     def stop(self, run: workspace.Run) -> None:
         jobs.stop(run)
+
+    def leave(self, run: workspace.Run, method: str) -> None:
+        """Stop one method of a training; the others go on."""
+        jobs.leave(run, method)
 
     def stop_and_wait(self, run: workspace.Run, *, timeout_s: float = 60.0) -> None:
         """Stop the run's jobs and wait until they have ended. Raises UserError when they do not."""
@@ -630,6 +696,7 @@ def trained(run: workspace.Run) -> dict[str, Trained]:
                 method, str(saved["id"]), str(saved["base"]), bool(saved.get("complete")),
                 int(saved["steps"]), float(saved["train_s"]),
                 int(saved["artifact_bytes"]), int(saved["trainable_params"]), str(saved["photo_digest"]),
+                str(saved.get("sha256", "")), saved.get("peak_mem_mb"), int(saved.get("recipe", {}).get("batch", 1)),
             )  # fmt: skip
     return found
 

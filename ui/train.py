@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -10,13 +11,41 @@ import gradio as gr
 from pipelines.schema import METHODS, QUALITIES, UserError
 from ui import views
 from ui.errors import told
-from ui.state import Services, View
+from ui.state import Services, Settings, View
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
-from ui.wiring import Show, Updates, refused_while_busy
+from ui.wiring import Show, Updates
 
 QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging", "best": "best - patience"}
 SMOOTHING = 0.9
 PLOT_POINTS = 160
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One setting of one method's recipe that people may change; `high` is the app's own limit."""
+
+    method: str
+    setting: str
+    label: str
+    low: float
+    high: float
+    step: float
+    info: str = ""
+
+
+RATE = "How far each step goes. Too high spoils the face, too low learns little."
+DIALS = (
+    Dial("textual_inversion", "steps", "Steps", 10, 3000, 10),
+    Dial("textual_inversion", "learning_rate", "Learning rate", 0.0, 0.1, 0.0, RATE),
+    Dial("textual_inversion", "vectors", "Word vectors", 1, 8, 1, "How many invented words describe the face."),
+    Dial("dreambooth", "steps", "Steps", 10, 3000, 10),
+    Dial("dreambooth", "learning_rate", "Learning rate", 0.0, 0.1, 0.0, RATE),
+    Dial("dreambooth", "prior_weight", "Prior preservation", 0.0, 2.0, 0.05, "Keeps other faces from becoming yours."),
+    Dial("lora", "steps", "Steps", 10, 3000, 10),
+    Dial("lora", "learning_rate", "Learning rate", 0.0, 0.1, 0.0, RATE),
+    Dial("lora", "rank", "Rank", 1, 128, 1, "How much it can change: higher learns more, and copies more."),
+)
+BATCH = Dial("", "batch", "Photos per step, all methods", 1, 32, 1, "More is steadier, and takes longer.")
 
 
 @dataclass
@@ -24,44 +53,77 @@ class TrainTab:
     quality: gr.Radio
     methods: gr.CheckboxGroup
     estimate: gr.HTML
+    go_on: gr.Checkbox
     start: gr.Button
     stop: gr.Button
     status: gr.HTML
+    dials: dict[str, Any]  # "lora_steps", ..., "batch"
     columns: dict[str, gr.Column]
     lanes: dict[str, gr.HTML]
     plots: dict[str, gr.LinePlot]
+    leave: dict[str, gr.Button]
 
     def show(self, view: View) -> Updates:
-        busy = view.progress.busy
+        progress = view.progress
         updates: Updates = {
-            self.start: gr.update(interactive=view.train_blocked is None and not busy, value=_start_text(view)),
-            self.stop: gr.update(visible=busy and view.progress.kind != "generate"),
+            self.start: gr.update(
+                interactive=view.train_blocked is None and not progress.busy, value=_start_text(view)
+            ),
+            self.stop: gr.update(visible=progress.busy),
             self.status: gr.update(value=_status(view)),
+            self.go_on: gr.update(visible=bool(view.older) and not progress.busy),
         }
+        going = [m for m in progress.methods if progress.busy and m not in progress.ended]
         for method in METHODS:
             lane = view.lane(method)
             updates[self.columns[method]] = gr.update(visible=lane is not None)
             updates[self.lanes[method]] = gr.update(value=views.lane(lane) if lane else "")
-            curve = view.progress.losses.get(method, ())
+            asked = method in progress.left
+            updates[self.leave[method]] = gr.update(
+                visible=method in going and (len(going) > 1 or asked),
+                interactive=not asked,
+                value="Stopping ..." if asked else f"Stop {METHOD_NAMES[method]} alone",
+            )
+            curve = progress.losses.get(method, ())
             updates[self.plots[method]] = gr.update(value=loss_frame(curve), visible=len(curve) > 1)
         return updates
 
     def restore(self, view: View) -> Updates:
+        asked = view.choices.asked
+        same = asked.get("quality") == view.choices.quality
+        settings = asked.get("settings", {}) if same else {}
+        methods = [m for m in view.row.methods if m in (view.progress.methods or view.row.methods)]
         return {
-            self.methods: gr.update(
-                choices=[(METHOD_NAMES[m], m) for m in view.row.methods],
-                value=list(view.progress.methods or view.row.methods),
-            ),
+            self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=methods),
             self.quality: gr.update(value=view.choices.quality),
-            self.estimate: gr.update(value=view.estimate(view.choices.quality, view.row.methods)),
+            self.estimate: gr.update(value=view.estimate(view.choices.quality, methods, settings)),
+            self.go_on: gr.update(value=True),
+            **self.fill(view, view.choices.quality, settings),
         }
 
     def news(self, view: View) -> Updates:
         return {}
 
+    def fill(self, view: View, quality: str, settings: Settings) -> Updates:
+        """The dials as the recipes have them, with what the person changed."""
+        recipes = view.services.recipes(view.row, quality, view.row.methods, settings)
+        updates: Updates = {}
+        for dial in DIALS:
+            recipe = recipes.get(dial.method)
+            value = getattr(recipe, dial.setting) if recipe else None
+            updates[self.dials[_name(dial)]] = gr.update(value=value, visible=recipe is not None)
+        batch = max((recipe.batch for recipe in recipes.values()), default=1)
+        updates[self.dials[BATCH.setting]] = gr.update(value=batch)
+        return updates
+
+
+def _name(dial: Dial) -> str:
+    return f"{dial.method}_{dial.setting}" if dial.method else dial.setting
+
 
 def build(services: Services) -> TrainTab:
     row = services.bases[services.default_base]
+    dials: dict[str, Any] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             quality = gr.Radio(
@@ -73,12 +135,28 @@ def build(services: Services) -> TrainTab:
                 label="Methods",
                 elem_id="lk-methods",
             )
+            with gr.Accordion("Advanced", open=False, elem_id="lk-train-advanced"):
+                with gr.Row(equal_height=False):
+                    for method in METHODS:
+                        with gr.Column(min_width=200):
+                            gr.HTML(f'<h3 class="lk-lane-name">{METHOD_NAMES[method]}</h3>')
+                            for dial in DIALS:
+                                if dial.method == method:
+                                    dials[_name(dial)] = _dial(dial)
+                dials[BATCH.setting] = _dial(BATCH)
         with gr.Column(scale=2, min_width=260):
             estimate = gr.HTML(elem_id="lk-estimate")
+            go_on = gr.Checkbox(
+                value=True,
+                visible=False,
+                label="Go on from what was learned before",
+                info="The photos have changed since. Half of the steps are enough; switch it off to begin afresh.",
+                elem_id="lk-go-on",
+            )
             start = gr.Button("Train", variant="primary", size="lg", elem_id="lk-train")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lk-stop")
     status = gr.HTML(elem_id="lk-train-status")
-    columns, lanes, plots = {}, {}, {}
+    columns, lanes, plots, leave = {}, {}, {}, {}
     with gr.Row(equal_height=False):
         for method in METHODS:
             with gr.Column(min_width=260, visible=False) as column:
@@ -88,25 +166,42 @@ def build(services: Services) -> TrainTab:
                     color_map={"smoothed": METHOD_COLOURS[method], "each step": "rgba(148,163,184,0.5)"},
                     x_title="step", y_title="loss", buttons=[], elem_id=f"lk-loss-{method}",
                 )  # fmt: skip
+                leave[method] = gr.Button(
+                    f"Stop {METHOD_NAMES[method]} alone", size="sm", visible=False, elem_id=f"lk-leave-{method}"
+                )
             columns[method] = column
-    return TrainTab(quality, methods, estimate, start, stop, status, columns, lanes, plots)
+    return TrainTab(quality, methods, estimate, go_on, start, stop, status, dials, columns, lanes, plots, leave)
+
+
+def _dial(dial: Dial) -> gr.Slider | gr.Number:
+    common: dict[str, Any] = {
+        "minimum": dial.low, "maximum": dial.high, "label": dial.label, "info": dial.info or None,
+        "elem_id": f"lk-{_name(dial).replace('_', '-')}",
+    }  # fmt: skip
+    if dial.setting == "learning_rate":  # spans decades: a slider can't be aimed
+        return gr.Number(**common)
+    return gr.Slider(value=dial.low, step=dial.step, **common)
 
 
 def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
     @told
-    def start(kept: object, quality: str, methods: list[str]) -> Updates:
+    def start(kept: object, quality: str, methods: list[str], go_on: bool, **dials: Any) -> Updates:
         session = services.sessions.need(kept)
         view = services.view(kept)
-        refused_while_busy(services, session)
+        if view.progress.busy:
+            raise UserError("This run is still working. Wait until it is done, or press Stop first.")
         if view.train_blocked:
             raise UserError(view.train_blocked)
-        if quality not in QUALITIES:
-            raise UserError(f"There is no quality {quality}. Choose one of: {', '.join(QUALITIES)}.")
-        chosen = [method for method in view.row.methods if method in (methods or [])]
+        chosen = _chosen(view, quality, methods)
         if not chosen:
             raise UserError("Choose at least one method to train.")
-        session = services.sessions.choose(session, quality=quality)
-        services.start_training(session, methods=tuple(chosen), quality=quality)
+        services.start_training(
+            session,
+            methods=tuple(chosen),
+            quality=quality,
+            settings=requested(view, quality, chosen, dials),
+            go_on=go_on is True and bool(view.older),
+        )
         return show(kept)
 
     @told
@@ -115,17 +210,72 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
         return show(kept)
 
     @told
-    def estimate(kept: object, quality: str, methods: list[str]) -> str:
-        return services.view(kept).estimate(quality, methods or [])
+    def estimate(kept: object, quality: str, methods: list[str], **dials: Any) -> str:
+        view = services.view(kept)
+        chosen = _chosen(view, quality, methods)
+        return view.estimate(quality, chosen, requested(view, quality, chosen, dials))
+
+    @told
+    def change_quality(kept: object, quality: str, methods: list[str]) -> Updates:
+        view = services.view(kept)
+        chosen = _chosen(view, quality, methods)
+        return {tab.estimate: view.estimate(quality, chosen), **tab.fill(view, quality, {})}
+
+    def leaving(method: str) -> Any:
+        @told
+        def leave(kept: object) -> Updates:
+            services.leave(services.sessions.need(kept).run, method)
+            return show(kept)
+
+        return leave
 
     outputs: dict[str, Any] = {"outputs": show.outputs, "api_visibility": "private", "show_progress": "hidden"}
-    tab.start.click(start, [capability, tab.quality, tab.methods], **outputs, trigger_mode="once")
+    tab.start.click(
+        start, [capability, tab.quality, tab.methods, tab.go_on], inputs_kwargs=tab.dials, **outputs,
+        trigger_mode="once",
+    )  # fmt: skip
     tab.stop.click(stop, [capability], **outputs, queue=False)
-    for control in (tab.quality, tab.methods):
+    for method, button in tab.leave.items():
+        button.click(leaving(method), [capability], **outputs, queue=False)
+    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    known = [capability, tab.quality, tab.methods]
+    tab.quality.input(change_quality, known, [tab.estimate, *tab.dials.values()], **quiet)
+    for control in (tab.methods, *tab.dials.values()):
         control.input(
-            estimate, [capability, tab.quality, tab.methods], tab.estimate, api_visibility="private", queue=False,
-            show_progress="hidden",
+            estimate, known, tab.estimate, inputs_kwargs=tab.dials, trigger_mode="always_last", **quiet
         )  # fmt: skip
+
+
+def _chosen(view: View, quality: str, methods: object) -> list[str]:
+    """The methods this base has among those named. Raises UserError for a quality that does not exist."""
+    if quality not in QUALITIES:
+        raise UserError(f"There is no quality {quality}. Choose one of: {', '.join(QUALITIES)}.")
+    return [method for method in view.row.methods if isinstance(methods, list) and method in methods]
+
+
+def requested(view: View, quality: str, methods: list[str], dials: dict[str, Any]) -> Settings:
+    """What differs from the recipes. Every value comes from a browser; raises UserError naming a wrong one."""
+    plain = view.services.recipes(view.row, quality, view.row.methods, {})
+    usual_batch = max((recipe.batch for recipe in plain.values()), default=1)
+    found: Settings = {}
+    for method, recipe in ((m, plain[m]) for m in methods):
+        for dial in (*(each for each in DIALS if each.method == method), replace(BATCH, method=method)):
+            value = dials.get(BATCH.setting if dial.setting == BATCH.setting else _name(dial))
+            own = getattr(recipe, dial.setting)
+            if value is None or value == (usual_batch if dial.setting == BATCH.setting else own):
+                continue
+            name = f"{METHOD_NAMES[method]}: {dial.label}"
+            number = _number(name, value, dial, whole=isinstance(own, int))
+            found.setdefault(method, {})[dial.setting] = number
+    return found
+
+
+def _number(name: str, value: object, dial: Dial, *, whole: bool) -> int | float:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or not dial.low <= value <= dial.high or (whole and int(value) != value):  # type: ignore[operator, call-overload]
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"{name} must be {kind} from {dial.low:g} to {dial.high:g}. Correct it and try again.")
+    return int(value) if whole else float(value)  # type: ignore[call-overload, arg-type]
 
 
 def loss_frame(curve: Any) -> Any:
@@ -157,7 +307,7 @@ def _start_text(view: View) -> str:
     progress = view.progress
     if progress.busy:
         return "Working ..."
-    if progress.kind != "generate" and progress.state in ("stopped", "interrupted", "failed"):
+    if progress.state in ("cancelled", "interrupted", "failed"):
         return "Continue training"
     return "Train again" if view.trained else "Train"
 
@@ -165,19 +315,20 @@ def _start_text(view: View) -> str:
 def _status(view: View) -> str:
     progress = view.progress
     if progress.busy:
+        now = views.waiting(progress.ahead, progress.starts_in_s) or progress.text or "Starting ..."
         return views.note(
-            f"{progress.text or 'Starting ...'} It is safe to close this tab: the work goes on, and this page shows it "
-            "again when you come back."
+            f"{now} It is safe to close this tab: the work goes on, and this page shows it again when you come back."
         )
     if view.train_blocked:
         return views.note(view.train_blocked, "warn")
-    if progress.kind != "generate" and progress.problem:
+    if progress.problem:
         return views.note(progress.problem, "bad")
-    if progress.kind != "generate" and progress.state == "stopped":
+    if progress.state == "cancelled":
         return views.note("Stopped. What was learned so far is kept; training continues from there.")
     if view.stale:
+        again = "go on learning from where it was" if view.older else "train again"
         return views.note(
-            "The photos or the base have changed since training. Train again, so that the pictures fit.", "warn"
+            f"The photos or the base have changed since training. Please {again}, so that the pictures fit.", "warn"
         )
     if view.trained:
         return views.note("Trained. Draw pictures in the Generate tab; the Score tab shows which are most alike.", "ok")

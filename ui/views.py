@@ -131,6 +131,12 @@ def waiting(ahead: int, seconds: float | None) -> str:
     return f"Waiting: {ahead} job{'s are' if ahead > 1 else ' is'} before yours.{when}"
 
 
+def rounded(seconds: float) -> float:
+    """An estimate as exact as it deserves: to 10 seconds below 5 minutes, else to the minute."""
+    grain = 10 if seconds < 300 else 60
+    return max(grain, grain * round(seconds / grain))
+
+
 def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
