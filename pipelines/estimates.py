@@ -20,6 +20,7 @@ from pipelines.presets import PRESETS
 from pipelines.schema import Recipe
 
 REFERENCE = PRESETS / "paces.json"
+UNTIMED = "from arithmetic; nothing was timed on this machine yet, seconds left appear with the first steps"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ def estimate(row: BaseRow, recipes: Mapping[str, Recipe], here: Mapping[str, obj
         slower = float(reference["gflops"]) / gflops()
         basis = f"reckoned from {reference['machine']}; nothing was timed on this machine yet"
         return Estimate(_total(recipes, there, slower), _memory(row, there), basis)
-    return Estimate(None, 1e3 * row.vram_gb, "memory from arithmetic; seconds left appear with the first steps")
+    return Estimate(
+        None,
+        1e3 * row.vram_gb,
+        UNTIMED,
+    )
 
 
 def _total(recipes: Mapping[str, Recipe], paces: Mapping[str, Pace], slower: float) -> float:

@@ -107,7 +107,7 @@ def teach(run: workspace.Run, base_name: str, digest: str, method: str = "lora")
     workspace.write_json(
         folder / "subject.json",
         {"id": f"{method}-1", "method": method, "base": base_name, "complete": True, "steps": 100, "train_s": 50.0,
-         "artifact_bytes": 7, "trainable_params": 1234, "photo_digest": digest},
+         "artifact_bytes": 7, "trainable_params": 1234, "photo_digest": digest, "recipe": {"batch": 8}},
     )  # fmt: skip
 
 

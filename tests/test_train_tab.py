@@ -1,0 +1,173 @@
+"""Laws of the Train tab: what the dials ask for is what is taught, and nothing else; an earlier training goes on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipelines import jobs, presets, workspace
+from pipelines.schema import METHODS, UserError
+from tests.test_app import base, services, take_in, teach  # noqa: F401  (fixtures)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What reaches the line, with the run's own files as `enqueue` leaves them."""
+    found = []
+
+    def enqueue(run, spec=None, *, owner, estimate_s=None):
+        found.append(spec)
+        if spec is not None:
+            workspace.write_json(run.spec, spec)
+
+    monkeypatch.setattr(jobs, "enqueue", enqueue)
+    return found
+
+
+def ready(services):  # noqa: F811
+    capability, session = services.sessions.create()
+    found = take_in(session.run)
+    return capability, services.sessions.choose(session, class_word="man", consent_at="now"), found
+
+
+def usual(view, quality="draft"):
+    """The dials as the page shows them."""
+    from ui.train import BATCH, DIALS, _name
+
+    recipes = view.services.recipes(view.row, quality, view.row.methods, {})
+    dials = {_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
+    return dials | {BATCH.setting: max(recipe.batch for recipe in recipes.values())}
+
+
+def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(services):  # noqa: F811
+    from ui.train import requested
+
+    capability, _, _ = ready(services)
+    view = services.view(capability)
+    dials = usual(view)
+    assert requested(view, "draft", list(METHODS), dials) == {}
+    assert requested(view, "draft", list(METHODS), dials | {"lora_rank": 4}) == {"lora": {"rank": 4}}
+    assert requested(view, "draft", ["dreambooth"], dials | {"lora_rank": 4}) == {}
+    changed = requested(view, "draft", list(METHODS), dials | {"batch": dials["batch"] + 1})
+    assert changed == {method: {"batch": dials["batch"] + 1} for method in METHODS}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e9, "many", True, [3], 2.5])
+def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
+    from ui.train import requested
+
+    capability, _, _ = ready(services)
+    view = services.view(capability)
+    with pytest.raises(UserError, match="LoRA: Rank must be a whole number from 1 to 128"):
+        requested(view, "draft", list(METHODS), usual(view) | {"lora_rank": value})
+
+
+def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
+    from dataclasses import fields
+
+    from pipelines.comparison import SETTING_LIMITS
+    from pipelines.schema import Recipe
+    from ui.train import BATCH, DIALS
+
+    known = {each.name for each in fields(Recipe)}
+    assert len(DIALS) + 1 == 10
+    for dial in (*DIALS, BATCH):
+        low, high = SETTING_LIMITS[dial.setting]
+        assert dial.setting in known and low <= dial.low < dial.high <= high
+    for family in ("portrait-128", "sd15", "sdxl"):  # and no recipe lies outside
+        for dial in DIALS:
+            for quality in ("draft", "good", "best"):
+                try:
+                    recipe = presets.recipe(family, dial.method, quality, class_word="man")
+                except UserError:
+                    continue  # this base does not offer the method
+                assert dial.low <= getattr(recipe, dial.setting) <= dial.high, (family, dial, quality)
+
+
+def test_the_estimate_follows_the_dials(services):  # noqa: F811
+    capability, session, found = ready(services)
+    view = services.view(capability)
+    teach(session.run, view.row.name, found.digest)
+    view = services.view(capability)
+    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
+    from ui import views
+
+    twice = view.estimate("draft", ["lora"], {"lora": {"steps": 2 * steps}})
+    assert f"about {views.duration(views.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
+
+
+def test_what_was_stopped_continues_unless_something_else_is_asked_for(services, asked):  # noqa: F811
+    capability, session, _ = ready(services)
+    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    assert asked[-1].settings["lora"]["rank"] == 4 and asked[-1].settings["lora"]["watch_every"] >= 10
+    workspace.write_json(session.run.status, jobs.JobStatus("cancelled", "train"))
+    session = services.sessions.find(capability)
+    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    assert asked[-1] is None, "the same again: the run's own spec is continued"
+    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 8}})
+    assert asked[-1].settings["lora"]["rank"] == 8
+
+
+def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked):  # noqa: F811
+    from ui import photobox
+
+    capability, session, found = ready(services)
+    services.start_training(session, methods=("lora",), quality="draft")
+    full = asked[-1]
+    assert "start_from" not in full.settings["lora"]
+    row = services.view(capability).row
+    teach(session.run, row.name, found.digest)
+    card = workspace.read_json(session.run.method("lora") / "subject.json") | {"sha256": "abc"}
+    workspace.write_json(session.run.method("lora") / "subject.json", card)
+    assert services.view(capability).older == (), "the photos are the same"
+
+    # the judging photos stay, one more to learn from
+    box = photobox.load(session.run)
+    more = photobox.Staged("new.jpg", "099.png")
+    (session.run.folder / photobox.STAGED / "099.png").write_bytes(b"another picture")
+    wider = workspace.load_photo_set(session.run)
+    from dataclasses import replace
+
+    extra = replace(wider.train[0], name="new.jpg", sha256="f" * 64)
+    photobox._save(
+        session.run, replace(box, staged=(*box.staged, more), photo_set=replace(wider, train=(*wider.train, extra)))
+    )
+    view = services.view(capability)
+    assert view.older == ("lora",) and view.stale
+    session = services.sessions.find(capability)
+    services.start_training(session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
+    spec = asked[-1]
+    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps
+    assert spec.settings["lora"]["start_from"] == "abc" and spec.settings["lora"]["steps"] == round(whole / 2)
+    assert "start_from" not in spec.settings["dreambooth"]
+
+    # a photo that was learned from judges now: only a fresh start is honest
+    learned, judging = wider.train[0], wider.held_out
+    photobox._save(
+        session.run, replace(box, photo_set=replace(wider, train=wider.train[1:], held_out=(*judging, learned)))
+    )
+    assert services.view(capability).older == ()
+    with pytest.raises(UserError, match="kept for judging"):
+        services.start_training(session, methods=("lora",), quality="draft", go_on=True)
+
+
+def test_a_photo_that_was_learned_from_stays_out_of_judging(services, monkeypatch):  # noqa: F811
+    """Whatever the new split would like: `_settle` hands `intake` the names of what was seen."""
+    from pipelines import photos
+    from ui import photobox
+
+    capability, session, found = ready(services)
+    photobox.note_learned(session.run, afresh=True)
+    box = photobox.load(session.run)
+    seen = {}
+
+    def intake(files, folder, **options):
+        seen.update(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr(photos, "intake", intake)
+    monkeypatch.setattr(photos, "check", lambda files, **_: ([], None))
+    photobox._settle(session.run, box.staged, services.view(capability).row)
+    learned = {photo.name for photo in found.train}
+    assert set(seen["trained"]) == {one.file for one in box.staged if one.name in learned} and seen["held_out"] == []
