@@ -62,11 +62,11 @@ def build() -> tuple[Any, dict[str, Any]]:
 
         show = Show(services, [uploading, training, generating, scoring], around)
         upload.wire(uploading, services, capability, show)
-        train.wire(training, services, capability, show)
-        generate.wire(generating, services, capability, show)
+        starts = train.wire(training, services, capability, show)
+        starts += generate.wire(generating, services, capability, show)
         score.wire(scoring, services, capability, show)
 
-        wire_page(demo, services, capability, steps, show)
+        wire_page(demo, services, capability, steps, show, starts=starts)
 
     demo.queue(max_size=32, api_open=False)
     launch = {

@@ -270,14 +270,16 @@ def perform(
     *,
     stop: Callable[[], bool] = lambda: False,
     leave: Callable[[str], bool] = lambda method: False,
+    pause: Callable[[], bool] = lambda: False,
     resident: Resident | None = None,
 ) -> Iterator[Event]:
     """Do one job in a run. The last event is "done" or "stopped" with no method; see `compare` for errors.
 
-    `leave(method)` says whether to go on without that method: what it learned so far is kept.
+    `leave(method)` says whether to go on without that method: what it learned so far is kept. `pause()` is like
+    `stop()` but quicker, for whoever continues soon: only checkpoints are saved.
     """
     spec.check()
-    flow = _Flow(run, spec, stop, leave, resident or Resident())
+    flow = _Flow(run, spec, stop, leave, pause, resident or Resident())
     jobs = {"compare": flow.compare, "train": flow.train_only, "generate": flow.generate_only}
     try:
         yield from jobs[spec.kind]()
@@ -348,9 +350,16 @@ class _Flow:
     """One job's stages. Each is a generator of events that returns what the next one needs."""
 
     def __init__(
-        self, run: Run, spec: JobSpec, stop: Callable[[], bool], leave: Callable[[str], bool], resident: Resident
+        self,
+        run: Run,
+        spec: JobSpec,
+        stop: Callable[[], bool],
+        leave: Callable[[str], bool],
+        pause: Callable[[], bool],
+        resident: Resident,
     ) -> None:
-        self.run, self.spec, self.stop, self.leave, self.resident = run, spec, stop, leave, resident
+        self.run, self.spec, self.resident = run, spec, resident
+        self.stop, self.leave, self.pause = stop, leave, pause
         self.row = find_base(spec.base)
         self.clock = _Clock(run.job_folder / "clock.json", _sha(workspace.plain(spec)))
         self.started = workspace.timestamp()
@@ -541,6 +550,7 @@ class _Flow:
                 photo_digest=photos.digest,
                 device=device,
                 stop=partial(self._stops, name),
+                pause=self.pause,
                 family=family,
                 identity=identity,
                 watch=watch,
@@ -554,7 +564,7 @@ class _Flow:
             if event.kind == "stopped" and event.method and self.leave(event.method) and not self.stop():
                 self.left.append(f"{_title(event.method)} was stopped at step {event.step} of {event.steps}")
             else:
-                stopped |= event.kind == "stopped"
+                stopped |= event.kind in ("stopped", "paused")
             if self.world.first:
                 self.clock.save(every_s=3.0)
             yield event
@@ -567,6 +577,9 @@ class _Flow:
         if not subjects:
             raise UserError(" ".join(self.problems) or "Nothing could be trained. Try again.")
         return subjects
+
+    def _ends(self) -> bool:
+        return self.stop() or self.pause()
 
     def _stops(self, method: str) -> bool:
         return self.stop() or self.leave(method)
@@ -614,7 +627,7 @@ class _Flow:
             folder = self.run.method(column) if subject else None
             paths = {each: self.run.renders(column) / render_name(each) for each in samplings}
             missing = [each for each in samplings if _settings_in(paths[each]) is None]
-            fresh = generator.render(missing, folder, class_word=self.spec.class_word, stop=self.stop, batch=batch)
+            fresh = generator.render(missing, folder, class_word=self.spec.class_word, stop=self._ends, batch=batch)
             for sampling, image in fresh:
                 save_render(
                     image,
@@ -1038,11 +1051,11 @@ class _Flow:
 
     def _stop_together(self) -> None:
         """`_stop_here` where all processes that teach together come by: they stop as one."""
-        if self.world.any(self.stop()):
+        if self.pause() or self.world.any(self.stop()):
             raise _Stopped(STOPPED)
 
     def _stop_here(self) -> None:
-        if self.stop():
+        if self.stop() or self.pause():
             raise _Stopped(STOPPED)
 
 

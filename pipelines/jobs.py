@@ -113,11 +113,14 @@ def start(run: Run, spec: JobSpec | None = None) -> None:
         workspace.write_json(run.worker, {"job": job, "pid": pid, "born": birth(pid)})
 
 
-def enqueue(run: Run, spec: JobSpec | None = None, *, owner: str, estimate_s: float | None = None) -> None:
+def enqueue(
+    run: Run, spec: JobSpec | None = None, *, owner: str, estimate_s: float | None = None, serve: bool = True
+) -> None:
     """Put a job at the end of its data root's line and return at once; like `start` otherwise.
 
     Raises UserError too when `owner` has `PER_VISITOR` unfinished jobs, and when too many jobs wait. The job waits
-    until a process that watches the line (`watch`) has a worker for it; this process does from now on.
+    until a process that watches the line (`watch`) has a worker for it; this process does from now on, unless `serve`
+    is off: then somebody calls `worker.work_slice`.
     """
     root = run.folder.parent
     line = Ledger(root)
@@ -133,7 +136,8 @@ def enqueue(run: Run, spec: JobSpec | None = None, *, owner: str, estimate_s: fl
         except (UserError, OSError, sqlite3.Error):
             save_status(run, before)
             raise
-    watch(root)
+    if serve:
+        watch(root)
 
 
 @contextlib.contextmanager

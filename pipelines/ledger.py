@@ -122,6 +122,14 @@ class Ledger:
             ).fetchone()
             return Entry(*found) if found else None
 
+    def take_own(self, job: str, worker: str) -> bool:
+        """Take this very job out of its turn; False when it does not wait."""
+        with self._connected() as line:
+            found = line.execute(
+                "UPDATE jobs SET state = ?, worker = ? WHERE job = ? AND state = ?", (WORKING, worker, job, WAITING)
+            )
+            return found.rowcount > 0
+
     def put(self, job: str, state: str) -> None:
         """Note how a job stands now."""
         with self._connected() as line:

@@ -237,7 +237,8 @@ class Score:
 class Event:
     """One thing that happened, as the app, the command line and the tests see it. JSON-able."""
 
-    kind: str  # "start", "step", "preview", "watch", "note", "phase", "render", "score", "done", "stopped", "failed"
+    # "start", "step", "preview", "watch", "note", "phase", "render", "score", "done", "stopped", "paused", "failed"
+    kind: str
     method: str | None = None
     step: int = 0
     steps: int = 0

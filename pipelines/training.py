@@ -91,10 +91,12 @@ def train(
     identity: np.ndarray | None = None,
     watch: Watch | None = None,
     world: World = ALONE,
+    pause: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Train one method; resumes from `out/checkpoint.safetensors` where that belongs to the same recipe and photos.
 
-    The last event is "done", or "stopped" (within one step of `stop()`; what was learned is saved all the same).
+    The last event is "done", or "stopped" (within one step of `stop()`; what was learned is saved all the same), or
+    "paused" (within one step of `pause()`: a checkpoint and nothing else, for whoever continues soon).
     `seconds` count this method's own time only, whoever else runs in between. `identity` are dlib descriptors of the
     photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten. With `watch`, the
     recipe's `watch_every`, `patience` and `choose_strength` hold: the best checkpoint is kept, not the last;
@@ -103,7 +105,7 @@ def train(
     artefact that does not draw the same picture after reloading. The last checkpoint is kept in each case.
     """
     clock = _Clock()
-    run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, world, clock)
+    run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, world, pause, clock)
     while True:
         clock.start()
         try:
@@ -172,6 +174,7 @@ def _run(
     identity: np.ndarray | None,
     watch: Watch | None,
     world: World,
+    pause: Callable[[], bool],
     clock: _Clock,
 ) -> Iterator[Event]:
     name, steps = recipe.method, recipe.steps
@@ -239,7 +242,7 @@ def _run(
     read_every = READ_LOSS_EVERY.get(family.device.kind, READ_LOSS_DEFAULT)
     shown_at, session = time.monotonic(), clock.seconds
     step = first
-    while step < steps and not world.any(stop()) and not (watched and watched.is_enough(recipe.patience)):
+    while step < steps and not (pause() or world.any(stop()) or (watched and watched.is_enough(recipe.patience))):
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
             parameter_group["lr"] = group.learning_rate * _learning_rate_factor(step, recipe)
         loss = batches.loss(learner, step, world)
@@ -282,6 +285,11 @@ def _run(
             yield Event("preview", name, step, steps, seconds=clock.seconds, path=str(path))
     if losses:
         _read(losses, recipe)
+    if step < steps and pause() and not stop():
+        _check_numbers(learner, step, recipe)
+        _save_checkpoint(out, fingerprint, learner, optimizer, average, watched, step, clock)
+        yield Event("paused", name, step, steps, seconds=clock.seconds)
+        return
 
     # keep it, and prove it
     if not world.first:

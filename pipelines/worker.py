@@ -151,6 +151,26 @@ def serve(root: Path, *, device: str = "", idle_s: float = IDLE_S) -> int:
         return _Desk(root, device, ended).work(idle_s) if own.acquire() else 0
 
 
+def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
+    """Do this run's waiting job in this process until it ends or the slice is `over`; the rest waits for the next one.
+
+    For hosts that lend a GPU for a short request at a time (ZeroGPU): checkpoints carry a training over, and pictures
+    that are there are not drawn again.
+    """
+    line, found = Ledger(run.folder.parent), read_status(run)
+    if not found.waits or not line.take_own(found.job, f"{os.getpid()}@{birth(os.getpid())}"):
+        return
+    with Lock(run.lock) as lock:
+        if not lock.acquire():
+            line.put(found.job, "queued")
+            return
+        one = _Worker(run, found, lambda: False, pause=over, resident=Resident())
+        if one.begin():
+            while not one.advance():
+                pass
+    line.put(one.status.job, one.status.state)
+
+
 class _Desk:
     """What one device is busy with: at most one long job, and in turn with it at most one short one.
 
@@ -158,7 +178,7 @@ class _Desk:
     training loses at most half of its pace to pictures.
     """
 
-    def __init__(self, root: Path, device: str, ended: _Ended) -> None:
+    def __init__(self, root: Path, device: str, ended: Callable[[], bool]) -> None:
         self.root, self.device, self.ended = root, device, ended
         self.line = Ledger(root)
         self.resident = Resident()
@@ -232,15 +252,16 @@ class _Worker:
         self,
         run: Run,
         found: JobStatus,
-        ended: _Ended,
+        ended: Callable[[], bool],
         *,
+        pause: Callable[[], bool] = lambda: False,
         resident: Resident | None = None,
         device: str | None = None,
     ) -> None:
         self.run, self.status = run, found
         self.asked = _Asked(run, found.job, ended)
         self.code, self.spoiled, self.spent_s = 0, False, 0.0
-        self._resident, self._device = resident, device
+        self._pause, self._resident, self._device = pause, resident, device
         self._since = self._written = self._event_at = time.monotonic()
         self._last: Event | None = None
         self._left: dict[str, float] = {}  # seconds that a method still needs
@@ -257,7 +278,12 @@ class _Worker:
             if self._device and spec.device is None:
                 spec = replace(spec, device=self._device)
             self._events = perform(
-                self.run, spec, stop=self.asked, leave=lambda name: leave_asked(self.run, name), resident=self._resident
+                self.run,
+                spec,
+                stop=self.asked,
+                leave=lambda name: leave_asked(self.run, name),
+                pause=self._pause,
+                resident=self._resident,
             )
         except Exception as error:
             self._fail(error)
@@ -287,6 +313,8 @@ class _Worker:
         last = self._last
         if last is not None and last.kind == "done":
             self.save(state="done", phase=None, left_s=None, ended=workspace.timestamp())
+        elif self._pause() and not self.asked():
+            self.save(state="queued", phase="Waiting for the next slice of the GPU")
         elif self.asked.ended() and not self.asked.by_person:
             reason = "The app was closed. Start again; it continues where it was."
             if parallel.launched() and not _orphaned():

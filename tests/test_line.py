@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +206,32 @@ def test_pictures_and_training_share_the_time_and_a_flood_of_pictures_does_not_s
     # while the twelve short steps went on, only two of the long drawings were made: half of the time each
     times = learning.events.stat().st_mtime, drawing.drawing.events.stat().st_mtime
     assert times[0] < times[1]
+
+
+def test_a_training_in_slices_is_equal_to_one_in_one_go(root):
+    """As on hosts that lend a GPU for a minute at a time: every slice is a process of its own."""
+    spec = train_spec(tiny_folder(BASE), steps=60, checkpoint_every=1000)
+    whole, sliced = make_run(root / "whole"), make_run(root / "sliced")
+    list(perform(whole, spec))
+    enqueue(sliced, spec, owner="anna", serve=False)
+    code = (
+        "import sys; from pathlib import Path; from pipelines import jobs, worker, workspace\n"
+        "run = workspace.open_run(Path(sys.argv[1]))\n"
+        "worker.work_slice(run, over=lambda: len(jobs.events(run)) >= int(sys.argv[2]))"
+    )
+    first_step = []
+    for told_in_all in (3, 25, 45, 1000):  # the first slice is over before anything was taught
+        before = len(events(sliced))
+        subprocess.run([sys.executable, "-c", code, str(sliced.folder), str(told_in_all)], check=True, timeout=300)
+        first_step += [event.step for event in events(sliced)[before:] if event.kind == "step"][:1]
+        if not status(sliced).busy:
+            break
+        assert status(sliced).waits and "next slice" in str(status(sliced).phase)
+    assert len(first_step) == 3
+    assert status(sliced).state == "done" and Ledger(root).unfinished() == []
+    assert load_subject(sliced.method("lora")).sha256 == load_subject(whole.method("lora")).sha256
+    told = [event.step for event in events(sliced) if event.kind == "step"]
+    assert told == list(range(1, 61)), "no step is lost and none is done twice"
 
 
 def test_one_method_can_be_stopped_and_the_others_go_on(tmp_path):

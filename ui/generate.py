@@ -154,7 +154,8 @@ def build(services: Services) -> GenerateTab:
     )  # fmt: skip
 
 
-def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
+def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show: Show) -> list[Any]:
+    """Connects the tab's handlers; returns the events that put a job in the line."""
     named: dict[str, Any] = {
         "prompt": tab.prompt, "negative_prompt": tab.negative, "number": tab.number, "seed": tab.seed,
         "steps": tab.steps, "guidance": tab.guidance, "scheduler": tab.scheduler, "width": tab.width,
@@ -223,7 +224,9 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
         }
 
     outputs: dict[str, Any] = {"outputs": show.outputs, "api_visibility": "private", "show_progress": "hidden"}
-    tab.start.click(start, [capability, tab.style, tab.columns], inputs_kwargs=named, **outputs, trigger_mode="once")
+    started = tab.start.click(
+        start, [capability, tab.style, tab.columns], inputs_kwargs=named, **outputs, trigger_mode="once"
+    )
     tab.stop.click(stop, [capability], **outputs, queue=False)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     # `input`, not `release`: the arrow keys and the number box count too
@@ -245,6 +248,7 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
         tab.number,
     ]
     tab.reuse.upload(reuse, [capability, tab.reuse], reused, **quiet)
+    return [started]
 
 
 def samplings(
@@ -358,7 +362,7 @@ def _status(view: View) -> str:
     if drawing.busy:
         return views.note(
             f"{views.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or 'Starting ...'} {view.drawn_text} "
-            "It is safe to close this tab."
+            f"{view.safe_to_leave}"
         )
     if not view.shots and view.generate_blocked is None:
         return views.note("Pick a style and press Generate.")

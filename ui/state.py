@@ -25,7 +25,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec, Setting
 from pipelines.estimates import Pace
 from pipelines.schema import COLUMNS, METHODS, Event, Recipe, Sampling, UserError
-from ui import photobox, views
+from ui import gpu, photobox, views
 from ui.media import Media
 from ui.photobox import Box
 from ui.sessions import Choices, Session, Sessions
@@ -111,6 +111,13 @@ class View:
     drawings: dict[str, Any] = field(default_factory=dict)  # the report's figures.json; {} before there is a report
     older: tuple[str, ...] = ()  # methods that can be learned on with the photos as they are now
     worst: tuple[str, ...] = ()  # links of the pictures least like the person
+
+    @property
+    def safe_to_leave(self) -> str:
+        """What happens to the work when the page is closed."""
+        if self.services.slice is not None:
+            return "Keep this page open: here the work goes on only while it is. Nothing is lost when you close it."
+        return "It is safe to close this tab: the work goes on, and this page shows it again when you come back."
 
     @property
     def choices(self) -> Choices:
@@ -310,6 +317,7 @@ class Services:
         self.sessions = Sessions(root)
         self.media = Media(self.sessions.root)
         self.bases, self.default_base = offered_bases()
+        self.slice = gpu.slicer()  # None: a worker process does the jobs
         self._events: dict[tuple[str, str], tuple[int, list[Event]]] = {}
         self._guard = threading.Lock()
 
@@ -317,7 +325,8 @@ class Services:
         """At the start of the app: the line of jobs as the runs' folders say, and a worker for those that wait."""
         if self.sessions.root.is_dir():
             jobs.recover(self.sessions.root)
-            jobs.watch(self.sessions.root)
+            if self.slice is None:
+                jobs.watch(self.sessions.root)
 
     # ------------------------------------------------------------------ looking
 
@@ -538,7 +547,7 @@ class Services:
         row = self.bases[base]
         asked = {"quality": quality, "methods": list(methods), "settings": settings, "go_on": go_on}
         if self._continues(session, asked, base):
-            jobs.enqueue(session.run, owner=session.key)
+            self._enqueue(session, session.run)
             return
         changes = {m: dict(settings.get(m, {})) for m in methods}
         for method, recipe in self.recipes(row, quality, methods, settings).items():
@@ -557,7 +566,7 @@ class Services:
             settings=changes,
         )  # fmt: skip
         estimate = self.estimated_s(row, self.recipes(row, quality, methods, changes))
-        jobs.enqueue(session.run, spec, owner=session.key, estimate_s=estimate)
+        self._enqueue(session, session.run, spec, estimate_s=estimate)
         photobox.note_learned(session.run, afresh=not going_on)
         self.sessions.choose(session, quality=quality, asked=asked)
 
@@ -575,7 +584,12 @@ class Services:
             kind="generate", base=choices.base or self.default_base, class_word=choices.class_word, methods=columns,
             samplings=samplings,
         )  # fmt: skip
-        jobs.enqueue(session.run.drawing, spec, owner=session.key)
+        self._enqueue(session, session.run.drawing, spec)
+
+    def _enqueue(
+        self, session: Session, run: workspace.Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
+    ) -> None:
+        jobs.enqueue(run, spec, owner=session.key, estimate_s=estimate_s, serve=self.slice is None)
 
     def sweep(self, *, older_than_s: float) -> int:
         """Delete runs that nobody has touched for so long and that are not being worked on; returns how many went."""

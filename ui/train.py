@@ -183,7 +183,9 @@ def _dial(dial: Dial) -> gr.Slider | gr.Number:
     return gr.Slider(value=dial.low, step=dial.step, **common)
 
 
-def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
+def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: Show) -> list[Any]:
+    """Connects the tab's handlers; returns the events that put a job in the line."""
+
     @told
     def start(kept: object, quality: str, methods: list[str], go_on: bool, **dials: Any) -> Updates:
         session = services.sessions.need(kept)
@@ -230,7 +232,7 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
         return leave
 
     outputs: dict[str, Any] = {"outputs": show.outputs, "api_visibility": "private", "show_progress": "hidden"}
-    tab.start.click(
+    started = tab.start.click(
         start, [capability, tab.quality, tab.methods, tab.go_on], inputs_kwargs=tab.dials, **outputs,
         trigger_mode="once",
     )  # fmt: skip
@@ -244,6 +246,7 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
         control.input(
             estimate, known, tab.estimate, inputs_kwargs=tab.dials, trigger_mode="always_last", **quiet
         )  # fmt: skip
+    return [started]
 
 
 def _chosen(view: View, quality: str, methods: object) -> list[str]:
@@ -316,9 +319,7 @@ def _status(view: View) -> str:
     progress = view.progress
     if progress.busy:
         now = views.waiting(progress.ahead, progress.starts_in_s) or progress.text or "Starting ..."
-        return views.note(
-            f"{now} It is safe to close this tab: the work goes on, and this page shows it again when you come back."
-        )
+        return views.note(f"{now} {view.safe_to_leave}")
     if view.train_blocked:
         return views.note(view.train_blocked, "warn")
     if progress.problem:

@@ -6,13 +6,14 @@ is as it was, so that an idle page gets nothing and a running plot does not flic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, Protocol
 
 import gradio as gr
 from gradio.components import Component
 
+from pipelines import jobs
 from pipelines.schema import UserError
 from ui import views
 from ui.errors import sentence, told
@@ -66,8 +67,18 @@ class Show:
         return updates
 
 
-def wire_page(demo: gr.Blocks, services: Services, capability: gr.BrowserState, steps: gr.HTML, show: Show) -> None:
-    """What happens when the page opens, and once a second while it is open."""
+def wire_page(
+    demo: gr.Blocks,
+    services: Services,
+    capability: gr.BrowserState,
+    steps: gr.HTML,
+    show: Show,
+    *,
+    starts: Sequence[Any] = (),
+) -> None:
+    """What happens when the page opens, and once a second while it is open. `starts` are the events that put a job in
+    the line: where no worker does the jobs, the page that asked for one drives it.
+    """
     seen = gr.State({})
 
     def admit(kept: object, request: gr.Request) -> bool:
@@ -90,8 +101,29 @@ def wire_page(demo: gr.Blocks, services: Services, capability: gr.BrowserState, 
         return {**fresh, seen: now} if fresh else {seen: gr.skip()}
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    demo.load(load, [capability], [*show.outputs, capability], **quiet)
+    loaded = demo.load(load, [capability], [*show.outputs, capability], **quiet)
+    if services.slice is not None:
+        wire_slices([loaded, *starts], services, capability, show)
     gr.Timer(1).tick(poll, [capability, seen], [*show.outputs, seen], **quiet)
+
+
+def wire_slices(events: Sequence[Any], services: Services, capability: gr.BrowserState, show: Show) -> None:
+    """After each of these events: slice after slice of the GPU, until this run's jobs are done."""
+
+    @told
+    def drive(kept: object) -> Iterator[Updates]:
+        session = services.sessions.find(kept)
+        if session is None or services.slice is None:
+            return
+        while (slot := next((s for s in (session.run.drawing, session.run) if jobs.status(s).waits), None)) is not None:
+            services.slice(str(slot.folder), slot.slot)
+            yield show(kept)
+
+    for event in events:
+        event.then(
+            drive, [capability], show.outputs, concurrency_id="gpu", concurrency_limit=1, show_progress="hidden",
+            api_visibility="private",
+        )  # fmt: skip
 
 
 def _digest(update: Any) -> str:
