@@ -1,0 +1,71 @@
+"""What a training step of the embedded base takes here, for estimates on machines that have not timed one yet.
+
+    python benchmarks/measure_paces.py [PHOTOS] [--class-word woman] [--steps 40]
+
+In: photos of one person (the sample person). Out: `presets/paces.json` - seconds a step, batch and peak memory of each
+method with the draft recipe, how fast this machine multiplies matrices, its name and the date. Run it alone on a quiet
+machine. The methods learn side by side, as in the app: the memory is that of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines import estimates, jobs, runtime, workspace
+from pipelines.bases.registry import find_base
+from pipelines.comparison import JobSpec
+from pipelines.photos import photo_files
+from pipelines.training import load_subject
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("photos", nargs="?", type=Path, default=ROOT / "presets" / "sample_person")
+    ask.add_argument("--class-word", default="woman")
+    ask.add_argument("--steps", type=int, default=40)
+    ask.add_argument("--base", default="portrait-128")
+    asked = ask.parse_args()
+    row, paces = find_base(asked.base), {}
+    speed = estimates.gflops()
+    with tempfile.TemporaryDirectory() as folder:
+        run = workspace.run_at(Path(folder) / "run")
+        workspace.record_consent(run, means="benchmark", statement="Synthetic pictures, or photos with consent.")
+        files = tuple(str(path.resolve()) for path in photo_files(asked.photos))
+        changes = {"steps": asked.steps, "preview_every_s": 0.0, "checkpoint_every": 1000, "watch_every": 0}
+        jobs.start(
+            run,
+            JobSpec(
+                "train", asked.base, asked.class_word, row.methods, "draft", photos=files,
+                settings={method: dict(changes) for method in row.methods},
+            ),
+        )  # fmt: skip
+        steps = [event for event in jobs.follow(run) if event.kind == "step"]
+        if jobs.status(run).state != "done":
+            print(jobs.status(run).reason, file=sys.stderr)
+            return 1
+        for method in row.methods:
+            own, subject = [event for event in steps if event.method == method], load_subject(run.method(method))
+            half = own[len(own) // 2]  # the first steps carry the start of everything
+            step_s = (own[-1].seconds - half.seconds) / (own[-1].step - half.step)
+            pace = estimates.Pace(round(step_s, 4), subject.recipe.batch, subject.peak_mem_mb)
+            paces[estimates.key(row, method)] = workspace.plain(pace)
+            print(f"{method}: {step_s:.3f} s a step of {pace.batch}", file=sys.stderr)
+    measured = {
+        "machine": runtime.machine(), "date": time.strftime("%Y-%m-%d"), "gflops": round(speed, 1), "paces": paces,
+    }  # fmt: skip
+    estimates.REFERENCE.write_text(json.dumps(measured, indent=2) + "\n")
+    print(json.dumps(measured, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
