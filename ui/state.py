@@ -554,7 +554,7 @@ class Services:
         for column, file, about in files:
             for name in by_render.get(_inside(run, str(file)), {}):  # a judge that has seen drawings only is one too
                 scores.setdefault(name, {})
-            if about.prompt in drawn or "{subject}" not in about.prompt:
+            if about.prompt in drawn or "{subject}" not in about.prompt or about.variation:
                 continue
             for name, line in by_render.get(_inside(run, str(file)), {}).items():
                 scores.setdefault(name, {}).setdefault(column, []).append(line.get("similarity"))
@@ -619,6 +619,7 @@ class _Picture:
     seed: int
     base: str
     subject: str | None
+    variation: bool = False  # of another picture: counts for no column's figures
 
 
 @lru_cache(maxsize=4096)
@@ -630,7 +631,11 @@ def _picture(file: str, _stamp: int) -> _Picture | None:
         with Image.open(file) as image:
             saved = json.loads(str(image.info.get("likeness")))
         return _Picture(
-            str(saved["sampling"]["prompt"]), int(saved["sampling"]["seed"]), str(saved["base"]), saved["subject"]
+            str(saved["sampling"]["prompt"]),
+            int(saved["sampling"]["seed"]),
+            str(saved["base"]),
+            saved["subject"],
+            bool(saved["sampling"].get("source")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
