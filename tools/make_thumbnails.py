@@ -27,11 +27,13 @@ sys.path.insert(0, str(ROOT))
 BASE, METHOD = "portrait-128", "textual_inversion"
 SIZE_PX, MAX_BYTES = 128, 6000
 SHEET_COLUMNS = 6
+# Of 0 to 7 those whose faces came out whole in the most styles, by eye: no measure here sees half a pair of glasses.
+SEEDS = (4, 5, 6)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8, help="pictures to choose from, per style (8)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="to choose from, per style (4 5 6)")
     parser.add_argument("--sheet", type=Path, help="also write all of them into one PNG, to look at")
     options = parser.parse_args()
     from PIL import Image
@@ -63,7 +65,7 @@ def main() -> int:
             if presets.style_problem(style, row) is not None:
                 continue
             first = Sampling(style.prompt, style.negative_prompt, steps=style.steps, guidance=style.guidance)
-            asked = [replace(first, seed=seed) for seed in range(options.seeds)]
+            asked = [replace(first, seed=seed) for seed in options.seeds]
             drawn = list(generator.render(asked, run.method(METHOD), class_word=class_word, batch=8))
             worth = [_worth(image, sampling, alike) for sampling, image in drawn]
             best = max(range(len(drawn)), key=lambda index: worth[index])
@@ -75,8 +77,8 @@ def main() -> int:
             made.append(picture)
             one_face, shows, sharp, likeness = worth[best]
             print(
-                f"{style.id}: seed {best}, {len(blob)} bytes; one face {one_face}, words {shows:.2f}, sharp {sharp}, "
-                f"likeness {likeness:.2f}",
+                f"{style.id}: seed {asked[best].seed}, {len(blob)} bytes; one face {one_face}, "
+                f"words {shows:.2f}, sharp {sharp}, likeness {likeness:.2f}",
                 flush=True,
             )
     if options.sheet:
