@@ -22,7 +22,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from ui import generate, score, theme, train, upload
+    from ui import api, generate, score, theme, train, upload
     from ui.guard import Guard
     from ui.state import Services, View
     from ui.wiring import Show, wire_page
@@ -61,6 +61,7 @@ def build() -> tuple[Any, dict[str, Any]]:
             }
 
         show = Show(services, [uploading, training, generating, scoring], around)
+        api.build(services)  # before the pages' private handlers, some of which bear the same names
         upload.wire(uploading, services, capability, show)
         starts = train.wire(training, services, capability, show)
         starts += generate.wire(generating, services, capability, show)

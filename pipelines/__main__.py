@@ -166,6 +166,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--negative", default=None, help="what not to draw")
     generate.add_argument("--scheduler", default="default", help="name of a sampler (default: the base's own)")
     generate.add_argument("--strength", type=_real, default=1.0, help="of LoRA (1)")
+    generate.add_argument("--source", metavar="RENDER", help="vary this picture of the run: renders/COLUMN/NAME.png")
+    generate.add_argument("--change", type=_real, help="how much of it, above 0 up to 1 (with --source 0.5)")
     generate.add_argument("--width", type=_whole, help="pixels (the base's own)")
     generate.add_argument("--height", type=_whole, help="pixels (the base's own)")
     generate.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
@@ -464,7 +466,9 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
         "height_px": asked.height,
     }
     chosen = {key: value for key, value in changes.items() if value is not None}
-    chosen |= {"scheduler": asked.scheduler, "strength": asked.strength}
+    chosen |= {"scheduler": asked.scheduler, "strength": asked.strength, "source": asked.source}
+    change = 0.5 if asked.source else 1.0
+    chosen["change"] = change if asked.change is None else asked.change
     return tuple(_replaced(look, seed=asked.seed + n, **chosen) for look in looks for n in range(max(1, asked.number)))
 
 

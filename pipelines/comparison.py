@@ -42,6 +42,8 @@ from pipelines.schema import (
     Score,
     Subject,
     UserError,
+    check_variation,
+    sampling_fields,
 )
 from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE, Run
 
@@ -131,6 +133,9 @@ class JobSpec:
             for label, number in (("Guidance", each.guidance), ("Strength", each.strength), ("Steps", each.steps)):
                 _number(label, number, 0, 1000)
             _number("The seed", each.seed, 0, 2**53, whole=True)
+            check_variation(each)
+            if each.source is not None and self.kind != "generate":
+                raise UserError("A comparison draws from noise only. Vary its pictures afterwards: generate does that.")
         for name, files in self.images.items():
             if name in COLUMNS or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
                 raise UserError(
@@ -626,8 +631,15 @@ class _Flow:
             subject = self._subject(column)
             folder = self.run.method(column) if subject else None
             paths = {each: self.run.renders(column) / render_name(each) for each in samplings}
-            missing = [each for each in samplings if _settings_in(paths[each]) is None]
-            fresh = generator.render(missing, folder, class_word=self.spec.class_word, stop=self._ends, batch=batch)
+            missing = [each for each in samplings if not self._is_drawn(each, paths[each])]
+            fresh = generator.render(
+                missing,
+                folder,
+                class_word=self.spec.class_word,
+                sources=self.run.folder,
+                stop=self._ends,
+                batch=batch,
+            )
             for sampling, image in fresh:
                 save_render(
                     image,
@@ -636,6 +648,7 @@ class _Flow:
                     method=column,
                     base=self.row.name,
                     subject_id=subject.id if subject else None,
+                    source_sha256=_file_sha256(self.run.folder / sampling.source) if sampling.source else None,
                 )
                 yield self._rendered(column, sampling, paths[sampling], len(drawn), total)
                 drawn.append((column, sampling, paths[sampling]))
@@ -647,6 +660,14 @@ class _Flow:
                     drawn.append((column, sampling, paths[sampling]))
         order = {sampling: index for index, sampling in enumerate(samplings)}
         return sorted(drawn, key=lambda each: (list(columns).index(each[0]), order[each[1]]))
+
+    def _is_drawn(self, sampling: Sampling, path: Path) -> bool:
+        """Whether the picture is there. A variation whose source was drawn anew meanwhile is out of date."""
+        saved = _settings_in(path)
+        if saved is None or sampling.source is None:
+            return saved is not None
+        source = self.run.folder / sampling.source
+        return not source.is_file() or saved.source_sha256 == _file_sha256(source)
 
     def brought(self) -> list[Drawn]:
         """Pictures made elsewhere, copied into the run so that its report stays whole. A damaged one keeps its place:
@@ -737,10 +758,12 @@ class _Flow:
         self._save_scores(scores, photos)
 
         rebuilt = family.decode(family.encode_images(frames(photos.held_out, self.row)).latents(None))
-        floor_of = self.run.renders("none")
+        drawn = {path: _settings_in(path) for path in scores if path.parent == self.run.renders("none")}
+        # a variation by the untrained base shows whoever its source shows: that is no floor
+        untrained = {path for path, saved in drawn.items() if saved is None or saved.sampling.source is None}
         marks: dict[str, Marks] = {}
         for judge in self.judges:
-            floor = [each for path, found in scores.items() if path.parent == floor_of for each in found]
+            floor = [each for path, found in scores.items() if path in untrained for each in found]
             marks[judge.name] = scoring.marks(
                 judge,
                 photos,
@@ -1024,7 +1047,7 @@ class _Flow:
                        "sha256": card.sha256, "steps": card.steps, "train_s": card.train_s, "phrase": card.phrase}
                 for name, card in findings.subjects.items()
             },
-            "samplings": [asdict(each) for each in samplings],
+            "samplings": [sampling_fields(each) for each in samplings],
             "renders": {cell.path: _file_sha256(self.run.folder / cell.path) for cell in findings.cells},
             "judges": {
                 judge.name: {"weights_sha256": judge.weights_sha256, "licence": judge.licence,
@@ -1078,7 +1101,7 @@ def _complete(run: Run, key: str) -> bool:
 
 def render_name(sampling: Sampling) -> str:
     """The file name of a picture: its seed, and a hash of everything else that determines it."""
-    return f"seed{sampling.seed}-{_sha(asdict(sampling))[:10]}.png"
+    return f"seed{sampling.seed}-{_sha(sampling_fields(sampling))[:10]}.png"
 
 
 @dataclass(frozen=True)
@@ -1088,6 +1111,7 @@ class _Saved:
     sampling: Sampling
     base: str
     subject: str | None
+    source_sha256: str | None = None  # of the picture that was varied
 
 
 def _settings_in(path: Path) -> _Saved | None:
@@ -1098,7 +1122,7 @@ def _settings_in(path: Path) -> _Saved | None:
         with Image.open(path) as image:
             saved = json.loads(image.info["likeness"])
             image.load()
-        return _Saved(Sampling(**saved["sampling"]), str(saved["base"]), saved["subject"])
+        return _Saved(Sampling(**saved["sampling"]), str(saved["base"]), saved["subject"], saved.get("source_sha256"))
     except (OSError, ValueError, KeyError, TypeError, SyntaxError):
         return None
 

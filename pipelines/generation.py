@@ -2,6 +2,7 @@
 
 In: samplings and a subject's folder (None = the base itself). Out: pictures one by one, saved with their settings
 inside. The same seed is the same noise for every method: columns of a comparison differ by what was learned only.
+A sampling with a `source` varies one of the run's own pictures instead of starting from noise alone.
 Try it: `Generator(find_base("portrait-128")).render([Sampling("portrait of {subject}")], None, class_word="man")`.
 """
 
@@ -10,10 +11,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import PIL.PngImagePlugin
 
 from pipelines.bases import sampling as sampler
@@ -22,7 +25,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.methods import method as find_method
 from pipelines.methods.base import digest, write_file
 from pipelines.runtime import Device
-from pipelines.schema import Render, Sampling, Subject, UserError
+from pipelines.schema import Render, Sampling, Subject, UserError, check_variation, sampling_fields
 from pipelines.training import load_subject
 
 SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
@@ -51,15 +54,19 @@ class Generator:
         subject_folder: Path | None,
         *,
         class_word: str,
+        sources: Path | None = None,
         stop: Callable[[], bool] = lambda: False,
         batch: int = 4,
     ) -> Iterator[tuple[Sampling, PIL.Image.Image]]:
-        """Draw in order, up to `batch` at once where steps, size, scheduler and strength agree; ends early on `stop`.
+        """Draw in order, up to `batch` at once where steps, size, scheduler, strength and change agree; ends early on
+        `stop`. `sources` is the run's folder, in which the samplings' `source`s lie.
 
-        Raises UserError for settings out of range, or a subject that is missing, damaged or of another base.
+        Raises UserError for settings out of range, a subject that is missing, damaged or of another base, or a source
+        that is none of the run's pictures.
         """
         for each in samplings:
             check(each)
+        varied = {each.source: _picture(each.source, sources) for each in samplings if each.source is not None}
         subject = load_subject(subject_folder) if subject_folder is not None else None
         phrase = subject.phrase if subject else class_word
         start = 0
@@ -83,6 +90,8 @@ class Generator:
                 scheduler_name=first.scheduler,
                 height_px=first.height_px,
                 width_px=first.width_px,
+                sources=self._frames(part, varied) if first.change < 1 else None,
+                change=first.change,
                 stop=stop,
             )
             if frames is None:
@@ -90,6 +99,14 @@ class Generator:
             for each, frame in zip(part, frames, strict=True):
                 yield each, PIL.Image.fromarray(frame)
             start = end
+
+    def _frames(self, part: Sequence[Sampling], varied: dict[str, PIL.Image.Image]) -> np.ndarray:
+        """The sources of samplings of one size, (b, H, W, 3) uint8 of that size; another shape is cropped to fit."""
+        _, height, width = self.family.latent_shape(part[0].height_px, part[0].width_px)
+        scale = self.family.pixels_per_latent
+        size = (width * scale, height * scale)
+        lanczos = PIL.Image.Resampling.LANCZOS
+        return np.stack([np.asarray(PIL.ImageOps.fit(varied[str(each.source)], size, lanczos)) for each in part])
 
     def _modules(self, subject: Subject | None, folder: Path | None, strength: float) -> Modules:
         if subject is None or folder is None:
@@ -105,7 +122,28 @@ class Generator:
 
 
 def _key(each: Sampling) -> tuple[object, ...]:
-    return each.steps, each.scheduler, each.height_px, each.width_px, each.strength
+    return each.steps, each.scheduler, each.height_px, each.width_px, each.strength, each.change
+
+
+def _picture(source: str, sources: Path | None) -> PIL.Image.Image:
+    """One of the run's own pictures, RGB. No link is followed: what lies outside the run is not ours to show."""
+    if sources is None:
+        raise UserError("Without a run there are no pictures to vary. Name the run's folder, or draw without a source.")
+    folder = sources.resolve()
+    path = folder / source
+    if path.resolve() != path:
+        raise UserError("The picture to vary does not lie in this run. Choose one of its pictures.")
+    if not path.is_file():
+        raise UserError("The picture to vary is not there any more. Choose another one of this run.")
+    if read_settings(path) is None:
+        raise UserError("The picture to vary is not one that was drawn here. Choose one of the run's renders.")
+    try:
+        with PIL.Image.open(path) as image:
+            if max(image.size) > LIMITS["width_px"][1]:
+                raise UserError("The picture to vary is too large. Choose one of the run's renders.")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError("The picture to vary is damaged. Choose another one of this run.") from error
 
 
 def _check_subject(subject: Subject, folder: Path, row: BaseRow) -> None:
@@ -137,6 +175,7 @@ def check(sampling: Sampling) -> None:
             kind = "a whole number" if whole else "a number"
             label = name.removesuffix("_px").capitalize()
             raise UserError(f"{label} must be {kind} from {low:g} to {high:g}, not {value}.")
+    check_variation(sampling)
     if sampling.scheduler not in SCHEDULERS:
         raise UserError(f"There is no scheduler {sampling.scheduler}. Choose one of: {', '.join(SCHEDULERS)}.")
     if not sampling.prompt.strip():
@@ -151,9 +190,13 @@ def save_render(
     method: str,
     base: str,
     subject_id: str | None = None,
+    source_sha256: str | None = None,
 ) -> Render:
     """Write a PNG whose text chunk "likeness" holds its settings as JSON; nobody meets half a file."""
-    settings = {"schema": 1, "method": method, "base": base, "subject": subject_id, "sampling": asdict(sampling)}
+    settings: dict[str, object] = {"schema": 1, "method": method, "base": base, "subject": subject_id}
+    settings["sampling"] = sampling_fields(sampling)
+    if source_sha256 is not None:  # of the picture that was varied
+        settings["source_sha256"] = source_sha256
     chunks = PIL.PngImagePlugin.PngInfo()
     chunks.add_text(TEXT_CHUNK, json.dumps(settings))
     path.parent.mkdir(parents=True, exist_ok=True)

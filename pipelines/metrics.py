@@ -169,8 +169,11 @@ def is_subject(sampling: Sampling) -> bool:
 
 
 def is_counted(sampling: Sampling, stylised: Collection[str] = ()) -> bool:
-    """Whether a picture counts for the identity figures: it shows the person, and as a photograph would."""
-    return is_subject(sampling) and sampling.prompt not in stylised
+    """Whether a picture counts for the identity figures: it shows the person, as a photograph would, and comes from
+    noise. A variation owes its face to the picture it was made from, which somebody chose and another method may have
+    drawn: it has a score of its own and says nothing about its column.
+    """
+    return sampling.source is None and is_subject(sampling) and sampling.prompt not in stylised
 
 
 def worth(
@@ -223,7 +226,7 @@ def _class_only(
     pictures: Sequence[tuple[Sampling, Facts, Sequence[Score]]],
     base: Sequence[tuple[Sampling, Facts, Sequence[Score]]],
 ) -> tuple[float | None, float | None]:
-    untrained = {s: (f, scores) for s, f, scores in base if not is_subject(s)}
+    untrained = {s: (f, scores) for s, f, scores in base if not is_subject(s) and s.source is None}
     drifts, kept = [], []
     for s, f, scores in pictures:
         if is_subject(s) or s not in untrained:

@@ -298,7 +298,8 @@ def _rows(cells: Sequence[Cell]) -> list[tuple[Sampling, dict[str, Cell]]]:
 
 def _spoken(findings: Findings, asked: Sampling) -> str:
     """The prompt as a person reads it."""
-    return asked.prompt.replace("{subject}", f"the {findings.class_word}")
+    said = asked.prompt.replace("{subject}", f"the {findings.class_word}")
+    return said if asked.source is None else f"{said} (a variation, {asked.change:.0%} drawn anew)"
 
 
 def _said(score: Score | None) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -187,6 +188,36 @@ class Sampling:
     height_px: int | None = None
     scheduler: str = "default"
     strength: float = 1.0  # LoRA strength
+    source: str | None = None  # a picture of the same run to vary, relative to the run's folder; None: from noise alone
+    change: float = 1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
+
+
+# What samplings did not have from the beginning.
+_ADDED: dict[str, Any] = {"source": None, "change": 1.0}
+CHANGE_LIMITS = (0.05, 1.0)
+SOURCE_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.png")
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """A sampling as it is written and hashed: what came later is left out where it says nothing, so that the names,
+    settings and keys of pictures from noise stay what they always were.
+    """
+    return {name: value for name, value in vars(sampling).items() if name not in _ADDED or value != _ADDED[name]}
+
+
+def check_variation(sampling: Sampling) -> None:
+    """Raises UserError for a `source` that is no plain path of a PNG inside the run, or a `change` that can't be.
+
+    Looks at no disk: whether the picture is there is found out where it is read.
+    """
+    source, change = sampling.source, sampling.change
+    low, high = CHANGE_LIMITS
+    if isinstance(change, bool) or not isinstance(change, int | float) or not low <= change <= high:
+        raise UserError(f"Change must be a number from {low:g} to {high:g}, not {change}.")
+    if source is not None and not (isinstance(source, str) and SOURCE_NAME.fullmatch(source)):
+        raise UserError("The picture to vary must be a PNG of this run, such as renders/lora/seed3-0123456789.png.")
+    if source is None and change != 1:
+        raise UserError("There is no picture to change. Choose one of the run's pictures, or set change to 1.")
 
 
 @dataclass(frozen=True)

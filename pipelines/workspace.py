@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
+from pipelines.schema import Photo, PhotoCheck, PhotoSet, Sampling, SetReport, UserError, sampling_fields
 
 MARKER = "run.json"  # a folder without it is none of ours and is never removed
 MARKER_SCHEMA = 1
@@ -61,6 +61,8 @@ def told_when_full() -> Iterator[None]:
 
 def plain(value: Any) -> Any:
     """`value` as JSON knows it: records become objects, paths strings; NaN and infinities, which JSON lacks, null."""
+    if isinstance(value, Sampling):
+        return {name: plain(each) for name, each in sampling_fields(value).items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines import comparison, jobs, replay, report, workspace
 from pipelines.bases.registry import BASES, find_base
@@ -217,6 +218,40 @@ def test_pictures_of_an_earlier_training_are_kept_apart(finished, tmp_path, monk
     assert rows["none"]["renders"] == 3 and rows["lora"]["renders"] == 1 and rows["lora"]["steps"] == 3
     scored = {line["render"] for line in workspace.read_lines(run.scores)}
     assert f"renders/lora/{render_name(asked)}" in scored
+
+
+@needs_people
+def test_variations_are_scored_and_count_for_no_column(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path))
+    run = Run(shutil.copytree(finished[0].folder, tmp_path / "run"))
+    base = str(tiny_folder("portrait"))
+    source = sorted(run.renders("lora").glob("*.png"))[0]
+    before = workspace.read_json(run.marks)
+    run.manifest.unlink()  # so that the report is written anew
+    asked = Sampling("portrait of {subject}", seed=5, steps=4, source=run.relative(source), change=0.5)
+    spec = JobSpec("generate", base, "man", ("none", "lora"), samplings=(asked,))
+    counts = {name: json.loads(run.report.read_text())["methods"][name]["renders"] for name in ("none", "lora")}
+    assert list(perform(run, spec))[-1].kind == "done"
+    drawn = run.renders("none") / render_name(asked)
+    scored = {line["render"] for line in workspace.read_lines(run.scores)}
+    assert {f"renders/{column}/{render_name(asked)}" for column in ("none", "lora")} <= scored
+    after = workspace.read_json(run.marks)
+    assert {judge: found["floor"] for judge, found in after.items()} == {j: f["floor"] for j, f in before.items()}
+    rows = json.loads(run.report.read_text())["methods"]
+    assert {name: rows[name]["renders"] for name in counts} == counts
+    saved = [each for each in json.loads(run.manifest.read_text())["samplings"] if "source" in each]
+    assert saved == [workspace.plain(asked)] and saved[0]["change"] == 0.5
+    # it is not drawn twice; it is drawn again when its source was
+    first = drawn.stat().st_mtime_ns
+    assert list(perform(run, spec))[-1].kind == "done" and drawn.stat().st_mtime_ns == first
+    with Image.open(source) as image:
+        settings = PngInfo()
+        settings.add_text("likeness", image.info["likeness"])
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(source, pnginfo=settings)
+    assert list(perform(run, spec))[-1].kind == "done" and drawn.stat().st_mtime_ns != first
+    source.unlink()
+    with pytest.raises(UserError, match="not there any more"):
+        list(perform(run, replace(spec, samplings=(replace(asked, seed=6),))))
 
 
 @needs_people

@@ -122,3 +122,23 @@ def test_older_tools_find_the_names_and_files_they_expect():
     assert (BASE / "tokenizer" / "merges.txt").read_text().startswith("#version")
     added = json.loads((BASE / "tokenizer" / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     assert "<subject>" in {token["content"] for token in added.values()}
+
+
+def test_a_variation_stays_as_near_to_its_source_as_asked(tmp_path):
+    from pipelines.bases.registry import find_base
+    from pipelines.generation import Generator, save_render
+    from pipelines.runtime import Device
+    from pipelines.schema import Sampling
+
+    generator = Generator(find_base("portrait-128"), Device("cpu", "float32", "exact in tests"))
+    first = Sampling("portrait of {subject}, navy background", seed=7, steps=12)
+    ((_, source),) = generator.render([first], None, class_word="woman")
+    save_render(source, first, tmp_path / "renders" / "a.png", method="none", base="portrait-128")
+    distances = []
+    for change in (0.1, 0.5, 0.9):
+        asked = Sampling(
+            "portrait of {subject}, teal background", seed=2, steps=12, source="renders/a.png", change=change
+        )
+        ((_, image),) = generator.render([asked], None, class_word="woman", sources=tmp_path)
+        distances.append(np.abs(np.asarray(image, np.float32) - np.asarray(source, np.float32)).mean())
+    assert distances[0] < 6 and 2 * distances[0] < distances[1] and 2 * distances[1] < distances[2]

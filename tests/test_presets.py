@@ -91,3 +91,22 @@ def test_a_wrong_style_file_is_named(tmp_path, change, said):
     with pytest.raises(UserError, match=said) as caught:
         presets.styles(tmp_path)
     assert "a.json" in str(caught.value)
+
+
+def test_every_style_the_embedded_base_can_draw_shows_what_it_looks_like():
+    """128 pixels, at most 6 kB each; the other styles' bases are not in this repository, so they have none."""
+    from PIL import Image
+
+    row, named = BASES["portrait-128"], set()
+    for style in presets.styles().values():
+        if presets.style_problem(style, row) is not None:
+            assert style.thumbnail is None, style.id
+            continue
+        assert style.thumbnail == f"thumbnails/{style.id}.jpg"
+        file = presets.PRESETS / style.thumbnail
+        assert file.stat().st_size <= 6000, style.id
+        with Image.open(file) as picture:
+            assert picture.size == (128, 128) and picture.format == "JPEG" and not picture.getexif()
+            assert max(high - low for low, high in picture.convert("RGB").getextrema()) > 100, "it shows something"
+        named.add(file.name)
+    assert {file.name for file in (presets.PRESETS / "thumbnails").iterdir()} == named, "no thumbnail is left over"

@@ -16,7 +16,7 @@ import secrets
 import time
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 PREFIX = "/media/"
 LIFETIME_S = 2 * 3600  # a link's expiry is rounded up to this grid, so that polling a page keeps the same address
@@ -53,6 +53,10 @@ class Media:
         stamp = int(path.stat().st_mtime * 1000) if path.exists() else 0
         query = f"?v={stamp}" + (f"&name={quote(name)}" if name else "")
         return f"{PREFIX.lstrip('/')}{expires}/{self._sign(expires, relative)}/{quote(relative)}{query}"
+
+    def path_of(self, link: str) -> Path | None:
+        """The file behind a link that `link` made, or None when it has expired."""
+        return self.resolve(unquote(link.partition("?")[0]).removeprefix(PREFIX.lstrip("/")))
 
     def _sign(self, expires: int, relative: str) -> str:
         digest = hmac.new(self._secret, f"{expires}|{relative}".encode(), sha256).digest()

@@ -66,6 +66,7 @@ class Progress:
     kind: str = ""
     text: str = ""
     problem: str | None = None
+    asked_at: float = 0.0  # seconds since the epoch
     ahead: int = 0  # jobs before this one, while it waits
     starts_in_s: float | None = None
     left: tuple[str, ...] = ()  # methods that were asked to stop
@@ -456,6 +457,7 @@ class Services:
             methods = tuple(m for m in METHODS if m in spec.get("methods", ()))
         place = jobs.place(run) if status.waits else None
         return Progress(
+            asked_at=status.queued_at,
             ahead=place.ahead if place else 0,
             starts_in_s=place.seconds if place else None,
             left=tuple(m for m in methods if status.busy and jobs.leave_asked(run, m)),
@@ -663,7 +665,7 @@ class Services:
         for column, file, about in files:
             for name in by_render.get(_inside(run, str(file)), {}):  # a judge that has seen drawings only is one too
                 scores.setdefault(name, {})
-            if about.prompt in drawn or "{subject}" not in about.prompt:
+            if about.prompt in drawn or "{subject}" not in about.prompt or about.variation:
                 continue
             for name, line in by_render.get(_inside(run, str(file)), {}).items():
                 scores.setdefault(name, {}).setdefault(column, []).append(line.get("similarity"))
@@ -729,6 +731,7 @@ class _Picture:
     seed: int
     base: str
     subject: str | None
+    variation: bool = False  # of another picture: counts for no column's figures
 
 
 @lru_cache(maxsize=4096)
@@ -740,7 +743,11 @@ def _picture(file: str, _stamp: int) -> _Picture | None:
         with Image.open(file) as image:
             saved = json.loads(str(image.info.get("likeness")))
         return _Picture(
-            str(saved["sampling"]["prompt"]), int(saved["sampling"]["seed"]), str(saved["base"]), saved["subject"]
+            str(saved["sampling"]["prompt"]),
+            int(saved["sampling"]["seed"]),
+            str(saved["base"]),
+            saved["subject"],
+            bool(saved["sampling"].get("source")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

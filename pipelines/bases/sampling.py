@@ -1,7 +1,8 @@
-"""From noise to pictures: one sampler for previews, verification, class images and renders.
+"""From noise to pictures: one sampler for previews, verification, class images, renders and variations of renders.
 
-In: modules, prompts, seeds. Out: uint8 RGB frames. The same seed is the same noise for every method, device and batch.
-Row by row it does what the stock pipeline does (a test compares them), but each row has its own guidance and seed.
+In: modules, prompts, seeds; for variations the pictures to start from. Out: uint8 RGB frames.
+The same seed is the same noise for every method, device and batch. Row by row it does what the stock pipeline does (a
+test compares them), but each row has its own guidance and seed.
 """
 
 from __future__ import annotations
@@ -64,14 +65,28 @@ def sample_latents(
     scheduler_name: str = "default",
     height_px: int | None = None,
     width_px: int | None = None,
+    sources: np.ndarray | None = None,
+    change: float = 1.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> torch.Tensor | None:
-    """Draw `rows` as one batch; latents (b, c, h, w), or None when `stop` said so in between."""
+    """Draw `rows` as one batch; latents (b, c, h, w), or None when `stop` said so in between.
+
+    With `sources`, uint8 RGB frames (b, H, W, 3) of the size that is drawn, each row varies its own: the picture is
+    noised as far as the last `change` (0..1] of the schedule expects it, and that part is run (SDEdit, Meng et al.
+    2022). With `change` 1 nothing of the source is left: it is what is drawn without one, to the bit.
+    """
     shape = family.latent_shape(height_px, width_px)
     device = torch.device(family.device.name)
     sampler = scheduler(family, scheduler_name)
     sampler.set_timesteps(steps, device=device)
-    latents = torch.cat([noise(row.seed, (1, *shape), device=device) for row in rows]) * sampler.init_noise_sigma
+    latents = torch.cat([noise(row.seed, (1, *shape), device=device) for row in rows])
+    timesteps = sampler.timesteps
+    if sources is None or change >= 1:
+        latents = latents * sampler.init_noise_sigma
+    else:
+        timesteps = _last_part(sampler, steps, max(1, round(steps * change)))
+        pictures = family.encode_images(sources).latents(None).to(device)
+        latents = sampler.add_noise(pictures, latents, timesteps[:1].repeat(len(rows)))
     guided = any(row.guidance > 1 for row in rows)
     told = modules.text.encode(modules.text.ids([row.prompt for row in rows]))
     if guided:
@@ -83,7 +98,7 @@ def sample_latents(
         extra["eta"] = 0.0
     if "generator" in accepted:  # only ancestral samplers draw from it: per row, on the CPU, from the row's seed
         extra["generator"] = [torch.Generator().manual_seed(derived_seed(row.seed, 1)) for row in rows]
-    for timestep in sampler.timesteps:
+    for timestep in timesteps:
         if stop():
             return None
         noisy = sampler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
@@ -93,6 +108,18 @@ def sample_latents(
             predicted = without + strength * (with_prompt - without)
         latents = sampler.step(predicted, timestep, latents, **extra).prev_sample
     return latents
+
+
+def _last_part(sampler: Any, steps: int, kept: int) -> torch.Tensor:
+    """The timesteps of the last `kept` of `steps` levels; the sampler knows that it begins there."""
+    timesteps: torch.Tensor = sampler.timesteps
+    if len(timesteps) == steps + 1:  # PNDM's warm-up takes its second level twice, wherever it begins
+        levels = torch.cat([timesteps[:1], timesteps[2:]])[steps - kept :]
+        return torch.cat([levels[:2], levels[1:]])
+    begin = (steps - kept) * getattr(sampler, "order", 1)
+    if hasattr(sampler, "set_begin_index"):
+        sampler.set_begin_index(begin)
+    return timesteps[begin:]
 
 
 def sample(family: Family, modules: Modules, rows: Sequence[Row], **options: Any) -> np.ndarray | None:
