@@ -1,8 +1,9 @@
-"""Blocks that leave alone what a handler did not mention.
+"""Blocks that leave alone what a handler did not mention, and say in words what they can't read.
 
-In: a handler's dict of updates. Out: the same answer as Gradio's own, without its cost. Gradio 6.31 rebuilds every
-output component that a dict leaves out, twice over, on the event loop: 56 of them for every tick of an idle page's
-timer, which thirty open pages feel.
+In: what a browser sent, and a handler's dict of updates. Out: the same answer as Gradio's own, without its cost and
+without its tracebacks. Gradio 6.31 rebuilds every output component that a dict leaves out, twice over, on the event
+loop: 56 of them for every tick of an idle page's timer, which thirty open pages feel. And data that no page sends ends
+there in a traceback with the data in it, and an error without a text.
 """
 
 from __future__ import annotations
@@ -14,10 +15,23 @@ import gradio as gr
 from gradio.blocks import BlockFunction
 from gradio.state_holder import SessionState
 
+from pipelines import workspace
+from ui.errors import CHECK, CONFUSED, DISK_FULL
+
 SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
 
 
 class Page(gr.Blocks):
+    async def preprocess_data(
+        self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False
+    ) -> list[Any]:
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except Exception as error:
+            cause = error.__cause__ or error
+            full = workspace.is_full(cause)
+            raise gr.Error(DISK_FULL if full else CONFUSED, title=CHECK, duration=15, print_exception=False) from None
+
     async def postprocess_data(
         self, block_fn: BlockFunction, predictions: list | dict, state: SessionState | None
     ) -> list[Any]:

@@ -196,11 +196,13 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
 
     @told
     def choose(kept: object, class_word: str, base: str, agreed: bool) -> Updates:
-        kept, session = services.sessions.ensure(kept)
         if class_word not in CLASS_WORDS:
             raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
         if base not in services.bases:
             raise UserError("That base model is not offered here. Choose one from the list.")
+        if not isinstance(agreed, bool):
+            raise UserError("The consent box is either ticked or not. Reload the page.")
+        kept, session = services.sessions.ensure(kept)
         consent_at = session.choices.consent_at
         if agreed and consent_at is None and not session.choices.sample:
             consent_at = workspace.timestamp()
