@@ -115,7 +115,7 @@ class Guard:
         route = local.removeprefix(API).rstrip("/") if local.startswith(API) else ""
         visitor = (browser, scope["client"][0] if scope.get("client") else "")
         page = (parse_qs(scope["query_string"].decode("latin-1")).get("session_hash") or [""])[0]
-        started = False
+        started, ticket = False, ""
         held: Message | None = None  # the start of an answer that may have to be put into words first
 
         async def strict(message: Message) -> None:
@@ -148,7 +148,7 @@ class Guard:
             elif route == "queue/join":
                 answer = parsed(message.get("body", b""))
                 if isinstance(answer, dict) and isinstance(answer.get("event_id"), str):
-                    self.limits.asked(visitor, answer["event_id"], page)
+                    self.limits.asked(visitor, ticket, answer["event_id"], page)
             await send(message)
 
         async def refuse(why: str, status: int = 403, *, seconds: int | None = None) -> None:
@@ -159,7 +159,9 @@ class Guard:
                 answer = PlainTextResponse(why, status_code=status, headers=extra)
             await answer(scope, receive, strict)
 
-        if local.startswith(CLOSED) or (local.startswith(API) and not OPEN.fullmatch(route)):
+        if not addressable(local):
+            await refuse("Not served.", 404)
+        elif local.startswith(CLOSED) or (local.startswith(API) and not OPEN.fullmatch(route)):
             await refuse("Not served.")
         elif scope["method"] not in ("GET", "HEAD", "OPTIONS") and not same_origin(headers):
             await refuse("Requests from other sites are refused.")
@@ -190,7 +192,8 @@ class Guard:
                             await refuse("This belongs to another page.")
                             return
                         if route == "queue/join":
-                            self.limits.spend_event(visitor)
+                            ticket = self.limits.spend_event(visitor, page)
+                            stack.callback(self.limits.answered, visitor, event=ticket)  # unless it became an event
                         await self.app(scope, replay(body, receive), strict)
                     elif STREAMS.fullmatch(route):
                         stack.enter_context(self.limits.hold("streams", visitor))
@@ -207,6 +210,9 @@ class Guard:
                 if not started:
                     await refuse(SLOW, 408)
             except Exception as error:
+                if started and STREAMS.fullmatch(route):  # Gradio knows no such page, and finds out too late to say so
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    return
                 if started or not (uploading or route in EVENTS):
                     raise
                 log.error("Gradio could not take a request: %s", type(error).__name__)
@@ -233,6 +239,11 @@ class Guard:
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         file = FileResponse(path, media_type=kind, filename=download, headers={"cache-control": "private, no-store"})
         await file(scope, receive, send)
+
+
+def addressable(path: str) -> bool:
+    """Whether a file system could have a file of this name: the question alone is an error otherwise."""
+    return "\0" not in path and len(path) < 2000 and all(len(os.fsencode(part)) < 256 for part in path.split("/"))
 
 
 def cookie(headers: dict[str, str]) -> str:

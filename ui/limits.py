@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -91,14 +92,14 @@ class Limits:
         allowed = self.allowance.upload_mb_per_hour
         self._spend("upload", visitor, size, allowed * 1_000_000, 3600.0, f"{allowed:,} MB of photos an hour")
 
-    def spend_event(self, visitor: tuple[str, str]) -> None:
-        """Count a queued event before it is let in."""
+    def spend_event(self, visitor: tuple[str, str], page: str = "") -> str:
+        """Count a queued event before it is let in. Returns the name it has until `asked` gives it its own."""
         allowed = self.allowance.events_per_minute
         self._spend("event", visitor, 1, allowed, 60.0, f"{allowed} clicks a minute")
         most = self.allowance.max_waiting
+        now, ticket = time.monotonic(), secrets.token_hex(8)
         with self._lock:
             for who, factor in _parties(visitor):
-                now = time.monotonic()
                 waiting = self._waiting.get(who, {})
                 for event in [event for event, (since, _) in waiting.items() if now - since > EVENT_KEPT_S]:
                     del waiting[event]
@@ -108,15 +109,22 @@ class Limits:
                         "try again.",
                         seconds=5,
                     )
+            self._wait(visitor, ticket, now, page)
+        return ticket
 
-    def asked(self, visitor: tuple[str, str], event: str, page: str) -> None:
-        """An event was let in."""
+    def asked(self, visitor: tuple[str, str], ticket: str, event: str, page: str) -> None:
+        """An event was let in, under this id."""
         with self._lock:
             for who, _ in _parties(visitor):
-                self._waiting.setdefault(who, {})[event] = (time.monotonic(), page)
-                self._waiting.move_to_end(who)
-            while len(self._waiting) > REMEMBERED:
-                self._waiting.popitem(last=False)
+                self._waiting.get(who, {}).pop(ticket, None)
+            self._wait(visitor, event, time.monotonic(), page)
+
+    def _wait(self, visitor: tuple[str, str], event: str, since: float, page: str) -> None:
+        for who, _ in _parties(visitor):
+            self._waiting.setdefault(who, {})[event] = (since, page)
+            self._waiting.move_to_end(who)
+        while len(self._waiting) > REMEMBERED:
+            self._waiting.popitem(last=False)
 
     def answered(self, visitor: tuple[str, str], *, event: str | None = None, page: str | None = None) -> None:
         """An event has its answer, or its page is gone and Gradio has dropped what it waited for."""

@@ -9,6 +9,7 @@ there in a traceback with the data in it, and an error without a text.
 from __future__ import annotations
 
 import copy
+import html
 from typing import Any
 
 import gradio as gr
@@ -28,9 +29,10 @@ class Page(gr.Blocks):
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:
-            cause = error.__cause__ or error
-            full = workspace.is_full(cause)
-            raise gr.Error(DISK_FULL if full else CONFUSED, title=CHECK, duration=15, print_exception=False) from None
+            said = DISK_FULL if workspace.is_full(error.__cause__ or error) else CONFUSED
+            if isinstance(error, gr.Error) and "file type" in str(error.message):
+                said = html.escape(str(error.message)[:300])  # somebody chose a file of another kind
+            raise gr.Error(said, title=CHECK, duration=15, print_exception=False) from None
 
     async def postprocess_data(
         self, block_fn: BlockFunction, predictions: list | dict, state: SessionState | None

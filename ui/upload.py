@@ -186,7 +186,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
     def press(kept: object, event: gr.EventData) -> Updates:
         session = services.sessions.need(kept)
         refused_while_busy(services, session)
-        pressed = getattr(event, "_data", {})
+        pressed = getattr(event, "_data", None)
+        pressed = pressed if isinstance(pressed, dict) else {}
         row = services.view(kept).row
         if pressed.get("action") == "remove":
             photobox.remove(session.run, pressed.get("photo"), row)
