@@ -321,6 +321,23 @@ def test_hostile_files_are_named_and_the_server_stays_small(app, stranger):
     assert server.memory_info().rss - before < 300 << 20
 
 
+def test_two_people_who_send_the_same_photo_at_once_are_both_answered(app):
+    """Gradio keeps equal bytes in one folder, which whoever is done first tidies away."""
+    told: list[dict] = []
+
+    def one() -> None:
+        visitor = Visitor(app.address).open()
+        told.append(visitor.add_photos(sample_photos(3)))
+        visitor.close()
+
+    people = [threading.Thread(target=one) for _ in range(3)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    assert [each["success"] for each in told] == [True] * 3, told
+
+
 @pytest.mark.parametrize("name", [
     "x" * 300 + ".png", "🙂" * 120 + ".png", "a\x00b.png", "\u202egnp.exe.png", "../../etc/passwd.png",
     "/etc/cron.d/x.png", "..", ".", "con.png",
