@@ -25,6 +25,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec, Setting
 from pipelines.schema import COLUMNS, METHODS, Event, Sampling, UserError
 from ui import photobox, views
+from ui.limits import require_room
 from ui.media import Media
 from ui.photobox import Box
 from ui.sessions import Choices, Session, Sessions
@@ -463,6 +464,7 @@ class Services:
 
     def start_training(self, session: Session, *, methods: tuple[str, ...], quality: str) -> None:
         choices = session.choices
+        require_room(session.run.folder)
         jobs.start(
             session.run,
             JobSpec(
@@ -480,6 +482,7 @@ class Services:
 
     def start_generation(self, session: Session, *, columns: tuple[str, ...], samplings: tuple[Sampling, ...]) -> None:
         choices = session.choices
+        require_room(session.run.folder)
         jobs.start(
             session.run,
             JobSpec(
