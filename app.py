@@ -24,6 +24,7 @@ def build() -> tuple[Any, dict[str, Any]]:
 
     from ui import api, generate, score, theme, train, upload
     from ui.guard import Guard
+    from ui.page import Page
     from ui.state import Services, View
     from ui.wiring import Show, wire_page
 
@@ -31,7 +32,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     services.resume()
     keep_s = 3600 * keep_hours()
     threading.Thread(target=_janitor, args=(services, keep_s), daemon=True, name="likeness-janitor").start()
-    with gr.Blocks(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    with Page(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
         capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
         gr.HTML(

@@ -19,6 +19,7 @@ import contextlib
 import os
 import queue
 import secrets
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -44,6 +45,7 @@ PER_VISITOR = 2  # unfinished jobs: one being worked on and one waiting
 LINE_ENV = "LIKENESS_QUEUE"  # how many jobs may wait in all
 LINE_LIMIT = 50
 DEVICES_ENV = "LIKENESS_DEVICES"  # "cuda:0,cuda:1": one worker process each; empty: one, on the best device here
+FULL_BYTES = 100_000  # with less a disk counts as full
 START_GRACE_S = 20.0  # a job whose process is not known after this long never started
 BROKEN_STARTS = 3  # worker processes in a row that end without taking a job
 OURS = "Something went wrong on our side; the details are in the run's worker.log. Photos and results so far are kept."
@@ -221,7 +223,8 @@ def status(run: Run) -> JobStatus:
         return found
     if stop_asked(run, found.job):
         return replace(found, state="cancelled", reason=FORCED)
-    return replace(found, state="interrupted", reason=INTERRUPTED)
+    full = shutil.disk_usage(run.folder).free < FULL_BYTES  # a worker can't say so where nothing can be written
+    return replace(found, state="interrupted", reason=workspace.FULL if full else INTERRUPTED)
 
 
 def events(run: Run, after: int = 0) -> list[Event]:

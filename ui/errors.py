@@ -19,6 +19,8 @@ import gradio as gr
 from pipelines.schema import UserError
 
 log = logging.getLogger("likeness.ui")
+CHECK = "Please check"  # the title of what a person can put right
+NOT_DONE = "Not done"  # ... and of what is our fault or the machine's
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -26,6 +28,7 @@ OURS = (
     "Something went wrong on our side and was written to the log. Your photos and results are kept; please try again."
 )
 DISK_FULL = "The disk is full, so nothing more could be saved. Free some space or delete a run, then try again."
+CONFUSED = "The page sent something that this app can't read. Reload the page and try again."
 MEMORY = "This machine ran out of memory. Choose fewer pictures or a smaller base, then try again."
 
 
@@ -69,5 +72,5 @@ def told(handler: Callable[P, R]) -> Callable[P, R]:
 def _toast(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
-    title = "Please check" if isinstance(error, UserError) else "Not done"
+    title = CHECK if isinstance(error, UserError) else NOT_DONE
     return gr.Error(html.escape(sentence(error)), title=title, duration=15, print_exception=False)

@@ -26,6 +26,7 @@ from pipelines.comparison import JobSpec, Setting
 from pipelines.estimates import Pace
 from pipelines.schema import COLUMNS, METHODS, Event, Recipe, Sampling, UserError
 from ui import gpu, photobox, views
+from ui.limits import require_room
 from ui.media import Media
 from ui.photobox import Box
 from ui.sessions import Choices, Session, Sessions
@@ -547,7 +548,9 @@ class Services:
         settings = {m: dict(each) for m, each in (settings or {}).items() if each and m in methods}
         base = session.choices.base or self.default_base
         row = self.bases[base]
-        asked = {"quality": quality, "methods": list(methods), "settings": settings, "go_on": go_on}
+        photos = photobox.load(session.run)
+        digest = photos.photo_set.digest if photos.photo_set else ""
+        asked = {"quality": quality, "methods": list(methods), "settings": settings, "photos": digest}
         if self._continues(session, asked, base):
             self._enqueue(session, session.run)
             return
@@ -558,7 +561,7 @@ class Services:
                 changes[method]["watch_every"] = max(10, recipe.steps // LOOKS)
         known = trained(session.run)
         going_on = [m for m in methods if go_on and m in known and known[m].complete and known[m].base == base]
-        if going_on and not photobox.can_go_on(session.run, photobox.load(session.run)):
+        if going_on and not photobox.can_go_on(session.run, photos):
             raise UserError("A photo that was learned from is kept for judging now. Train afresh.")
         for method in going_on:
             steps = self.recipes(row, quality, (method,), changes)[method].steps
@@ -591,6 +594,7 @@ class Services:
     def _enqueue(
         self, session: Session, run: workspace.Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
     ) -> None:
+        require_room(run.folder)
         jobs.enqueue(run, spec, owner=session.key, estimate_s=estimate_s, serve=self.slice is None)
 
     def sweep(self, *, older_than_s: float) -> int:

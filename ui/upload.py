@@ -186,7 +186,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
     def press(kept: object, event: gr.EventData) -> Updates:
         session = services.sessions.need(kept)
         refused_while_busy(services, session)
-        pressed = getattr(event, "_data", {})
+        pressed = getattr(event, "_data", None)
+        pressed = pressed if isinstance(pressed, dict) else {}
         row = services.view(kept).row
         if pressed.get("action") == "remove":
             photobox.remove(session.run, pressed.get("photo"), row)
@@ -196,11 +197,13 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
 
     @told
     def choose(kept: object, class_word: str, base: str, agreed: bool) -> Updates:
-        kept, session = services.sessions.ensure(kept)
         if class_word not in CLASS_WORDS:
             raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
         if base not in services.bases:
             raise UserError("That base model is not offered here. Choose one from the list.")
+        if not isinstance(agreed, bool):
+            raise UserError("The consent box is either ticked or not. Reload the page.")
+        kept, session = services.sessions.ensure(kept)
         consent_at = session.choices.consent_at
         if agreed and consent_at is None and not session.choices.sample:
             consent_at = workspace.timestamp()

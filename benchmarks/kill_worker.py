@@ -1,0 +1,202 @@
+"""Does a training survive kill -9? Kills the worker, or the process that started it, at a random step, twenty times.
+
+In: nothing (the sample person, a tiny random base; `--base portrait-128` for the embedded one). Out: a table and JSON.
+Every round: start a training, kill, look at what lies there, continue to the end, compare with a run nobody killed.
+
+    python benchmarks/kill_worker.py --rounds 20 --json kill.json
+
+Exit code 1 when a law does not hold: the state is "interrupted", no file is torn, no process is left, at most one
+checkpoint interval is lost, and the artefact equals the uninterrupted one to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, so that results can be equal to the bit
+
+from visits import conditions, sample_photos, table
+
+from pipelines import jobs, workspace
+from pipelines.comparison import JobSpec
+from pipelines.workspace import Run
+
+EVERY = 5  # steps between checkpoints
+STARTER = (
+    "import sys, time; from pathlib import Path; from pipelines import jobs, workspace\n"
+    "run = workspace.open_run(Path(sys.argv[1])); jobs.start(run); print('started', flush=True); time.sleep(3600)"
+)
+
+
+def take_in(folder: Path, base: str) -> Run:
+    """A run with the sample person's photos."""
+    from pipelines import photos
+    from pipelines.bases.registry import find_base
+
+    run = workspace.run_at(folder)
+    found = photos.intake(sample_photos(), run.photos, min_eye_distance_px=find_base(base).min_eye_distance_px)
+    workspace.save_photo_set(run, found)
+    return run
+
+
+def torn(run: Run) -> list[str]:
+    """Files that can't be read whole. A last line without its end is cut off at the next start and no damage."""
+    from PIL import Image
+    from safetensors import safe_open
+
+    bad = []
+    for file in run.folder.rglob("*"):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text())
+            elif file.suffix == ".jsonl":
+                [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+            elif file.suffix == ".safetensors" and not file.name.startswith("."):
+                with safe_open(str(file), "pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118 - not a dict
+                        tensors.get_tensor(name)
+            elif file.suffix == ".png" and not file.name.startswith("."):
+                with Image.open(file) as image:
+                    image.load()
+        except Exception as error:
+            bad.append(f"{file.relative_to(run.folder)}: {type(error).__name__}")
+    return bad
+
+
+def last_step(run: Run) -> int:
+    told = jobs.events(run, jobs.status(run).first_event)
+    return max((event.step for event in told if event.kind == "step"), default=0)
+
+
+def artefact(run: Run, method: str) -> str:
+    from pipelines.training import load_subject
+
+    subject = load_subject(run.method(method))
+    assert subject.complete, "the training said that it was done"
+    return str(subject.sha256)
+
+
+def gone(pid: int, timeout_s: float = 30.0) -> bool:
+    """Whether the process ended. One that is dead but not buried yet counts as ended."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, expected: str, chance: random.Random):
+    victim = "server" if number % 2 else "worker"
+    run = take_in(folder / f"run{number}", base)
+    starter: subprocess.Popen[str] | None = None
+    if victim == "worker":
+        jobs.start(run, spec)
+    else:
+        workspace.write_json(run.spec, spec)
+        starter = subprocess.Popen(
+            [sys.executable, "-c", STARTER, str(run.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert starter.stdout is not None and starter.stdout.readline().strip() == "started"
+    steps = int(spec.settings[method]["steps"] or 0)
+    # Anywhere: while it loads (step 0), between two steps, in the middle of a checkpoint.
+    at = chance.choice([0, *range(1, steps - EVERY)])
+    jobs.hold(run, lambda found: not found.busy or last_step(run) >= at, timeout_s=300)
+    time.sleep(chance.uniform(0, 0.2))
+    pid = int(workspace.read_json(run.worker)["pid"])
+    killed_at = time.monotonic()
+    if starter is None:
+        os.kill(pid, signal.SIGKILL)
+    else:
+        starter.kill()
+        starter.communicate()
+    found = jobs.hold(run, lambda each: not each.busy, timeout_s=60)
+    noticed_s = time.monotonic() - killed_at
+    no_orphan = gone(pid)
+    reached, damage = last_step(run), torn(run)
+    restart = time.monotonic()
+    jobs.start(run)
+    jobs.hold(run, lambda each: not each.busy or any(
+        event.kind == "step" for event in jobs.events(run, each.first_event)), timeout_s=300)  # fmt: skip
+    ready_s = time.monotonic() - restart
+    list(jobs.follow(run))
+    told = jobs.events(run, jobs.status(run).first_event)
+    resumed = next((event.step for event in told if event.kind == "start"), steps)
+    ended = jobs.status(run)
+    same = ended.state == "done" and artefact(run, method) == expected
+    row = {
+        "round": number, "killed": victim, "at_step": reached, "state": found.state, "noticed_s": round(noticed_s, 2),
+        "torn": damage, "no_orphan": no_orphan, "resumed_at": resumed, "lost_steps": max(0, reached - resumed),
+        "learning_again_s": round(ready_s, 2), "end": ended.state, "equal_to_the_bit": same,
+    }  # fmt: skip
+    row["ok"] = (
+        found.state == "interrupted" and not damage and no_orphan and row["lost_steps"] <= EVERY and same
+        and not torn(run)
+    )  # fmt: skip
+    workspace.forget(run.folder)
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--base", help="a base of the registry or a folder; without it a tiny random one")
+    parser.add_argument("--method", default="lora", choices=("lora", "dreambooth", "textual_inversion"))
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    options = parser.parse_args()
+    found: dict[str, Any] = {"conditions": conditions(), "rounds": []}
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["LIKENESS_HOME"] = str(folder)
+        base = options.base
+        if base is None:
+            from tests.tiny import make_tiny_sd
+
+            base = str(make_tiny_sd(folder / "tiny", "portrait"))
+        settings = {options.method: {"steps": options.steps, "batch": 2, "checkpoint_every": EVERY}}
+        spec = JobSpec("train", base, "person", (options.method,), "draft", settings=settings)
+        whole = take_in(folder / "whole", base)
+        jobs.start(whole, spec)
+        list(jobs.follow(whole))
+        if jobs.status(whole).state != "done":
+            raise SystemExit(f"the uninterrupted run did not finish: {jobs.status(whole).reason}")
+        expected = artefact(whole, options.method)
+        for number in range(options.rounds):
+            row = one_round(number, folder, base, options.method, spec, expected, chance)
+            found["rounds"].append(row)
+            print(json.dumps(row), flush=True)
+    rows = found["rounds"]
+    head = ["round", "killed", "at_step", "state", "resumed_at", "lost_steps", "learning_again_s", "equal_to_the_bit"]
+    print(table(head, [[row[name] for name in head] for row in rows]))
+    found["base"], found["checkpoint_every"] = options.base or "tiny random base", EVERY
+    found["passed"] = sum(row["ok"] for row in rows)
+    found["most_steps_lost"] = max(row["lost_steps"] for row in rows)
+    found["slowest_restart_s"] = max(row["learning_again_s"] for row in rows)
+    print(json.dumps({key: value for key, value in found.items() if key != "rounds"}, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if found["passed"] == len(rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""Does the server stay the size it is? Visitors come, upload, train, draw, delete and close the page, for half an hour.
+
+In: nothing (the sample person, a tiny random base; the trainings are short because the base is tiny). Out: a table of
+memory, threads, descriptors and files over time, their slopes with a 95% interval, and whether each is flat. JSON too.
+
+    python benchmarks/soak_app.py --minutes 30 --visitors 3 --json soak.json
+
+By hand only. "Flat": the interval of the slope contains 0, or the growth per hour is below what the table names. The
+first fifth is left out: there the modules are loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from visits import App, Visitor, conditions, sample_photos, table
+
+PER_HOUR = {"rss_mb": 20.0, "threads": 2.0, "descriptors": 4.0, "files_in_runs": 10.0, "files_in_uploads": 10.0}
+METHODS = ("textual_inversion", "dreambooth", "lora")
+
+
+def stay(visitor: Visitor, until: float, *, longest_s: float = 240.0) -> None:
+    """Look at the page once a second until its work has ended."""
+    leave = min(until, time.monotonic() + longest_s)
+    stop = visitor.event("#lk-stop", "click")["id"]
+    while time.monotonic() < leave:
+        visitor.poll()
+        time.sleep(1.0)
+        told = visitor.call(visitor.event("", "load")["id"], [visitor.capability]).text
+        if "Working ..." not in told:
+            return
+    visitor.call(stop, [visitor.capability])
+
+
+def visit(app: App, base: str, chance: random.Random, count: dict[str, int], until: float) -> None:
+    """One whole visit; some close the page in the middle, whatever is under way."""
+    visitor = Visitor(app.address).open()
+    try:
+        steps: list[tuple[str, Any]] = [
+            ("upload", lambda: visitor.add_photos(chance.sample(sample_photos(15), 6))),
+            ("consent", lambda: visitor.consent(base)),
+            ("train", lambda: visitor.train([chance.choice(METHODS)])),
+            ("wait", lambda: stay(visitor, until)),
+            ("draw", lambda: draw(visitor)),
+            ("wait", lambda: stay(visitor, until)),
+        ]
+        for name, step in steps:
+            if time.monotonic() > until or chance.random() < 0.08:
+                count["left"] = count.get("left", 0) + 1
+                break
+            done = step()
+            good = done is None or done["success"]
+            key = name if good else f"{name} refused: {str((done.get('output') or {}).get('error'))[:60]}"
+            count[key] = count.get(key, 0) + 1
+            if not good:
+                break
+        if visitor.capability and chance.random() < 0.9:  # the others leave it to the hours runs are kept
+            done = visitor.delete()
+            count["delete" if done["success"] else "delete refused"] = count.get("delete", 0) + 1
+    finally:
+        visitor.close()
+
+
+def draw(visitor: Visitor) -> dict[str, Any]:
+    event = visitor.event("#lk-generate", "click")
+    shown = {each["id"]: each["props"] for each in visitor.config["components"]}
+    values: list[Any] = []
+    for name in event["inputs"]:
+        props = shown[name]
+        known = {"lk-columns": ["none"], "lk-prompt": "portrait of {subject}, grey background", "lk-style": "own"}
+        values.append(known.get(props.get("elem_id"), props.get("value")))
+    values[0] = visitor.capability
+    answer = visitor.join(event["id"], values)
+    return visitor.stream()[-1] if answer.status_code == 200 else {"success": False, "output": {"error": answer.text}}
+
+
+def slope(samples: list[tuple[float, float]]) -> tuple[float, float]:
+    """(growth per hour, half of its 95% interval) by least squares."""
+    n = len(samples)
+    if n < 3:
+        return math.nan, math.nan
+    mean_x, mean_y = (sum(each) / n for each in zip(*samples))
+    spread = sum((x - mean_x) ** 2 for x, _ in samples)
+    growth = sum((x - mean_x) * (y - mean_y) for x, y in samples) / spread
+    rest = sum((y - mean_y - growth * (x - mean_x)) ** 2 for x, y in samples)
+    return 3600 * growth, 3600 * 1.96 * math.sqrt(rest / (n - 2) / spread)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--visitors", type=int, default=3)
+    parser.add_argument("--every", type=float, default=10, help="seconds between two samples")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    options = parser.parse_args()
+    found: dict[str, Any] = {"conditions": conditions(), "minutes": options.minutes, "visitors": options.visitors}
+    counts: dict[str, int] = {}
+    samples: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        from tests.tiny import make_tiny_sd
+
+        base = str(make_tiny_sd(Path(name) / "tiny", "portrait"))
+        app = App(Path(name) / "app", LIKENESS_BASE=base, OMP_NUM_THREADS="1", LIKENESS_UPLOAD_MB_PER_HOUR="0")
+        app.start()
+        began = time.monotonic()
+        until = began + 60 * options.minutes
+
+        def one(number: int) -> None:
+            chance = random.Random(number)
+            offered = Visitor(app.address).open()
+            ids = (c["props"] for c in offered.config["components"])
+            default = next(props["value"] for props in ids if props.get("elem_id") == "lk-base")
+            offered.close()
+            while time.monotonic() < until:
+                try:
+                    visit(app, default, chance, counts, until)
+                except Exception as error:
+                    key = f"broken: {type(error).__name__} {str(error)[:80]}"
+                    counts[key] = counts.get(key, 0) + 1
+
+        people = [threading.Thread(target=one, args=(number,)) for number in range(options.visitors)]
+        for person in people:
+            person.start()
+        while time.monotonic() < until:
+            samples.append({"s": round(time.monotonic() - began, 1), **app.size()})
+            print(json.dumps(samples[-1]), flush=True)
+            time.sleep(options.every)
+        for person in people:
+            person.join()
+        found["tracebacks_in_the_log"] = app.log.read_text().count("Traceback")
+        app.end()
+    kept = [each for each in samples if each["s"] > samples[-1]["s"] / 5]
+    found["slopes"] = {}
+    for what, allowed in PER_HOUR.items():
+        growth, half = slope([(each["s"], each[what]) for each in kept])
+        found["slopes"][what] = {
+            "first": kept[0][what], "last": kept[-1][what], "per_hour": round(growth, 1), "plus_minus": round(half, 1),
+            "flat": growth - half <= 0 or growth + half < allowed,
+        }  # fmt: skip
+    found["visits"], found["samples"] = counts, samples
+    head = ["what", "after the first fifth", "at the end", "per hour", "±", "flat"]
+    print(table(head, [[what, *figures.values()] for what, figures in found["slopes"].items()]))
+    print(json.dumps({key: found[key] for key in ("visits", "tracebacks_in_the_log", "conditions")}, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if all(each["flat"] for each in found["slopes"].values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

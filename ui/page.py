@@ -1,0 +1,55 @@
+"""Blocks that leave alone what a handler did not mention, and say in words what they can't read.
+
+In: what a browser sent, and a handler's dict of updates. Out: the same answer as Gradio's own, without its cost and
+without its tracebacks. Gradio 6.31 rebuilds every output component that a dict leaves out, twice over, on the event
+loop: 56 of them for every tick of an idle page's timer, which thirty open pages feel. And data that no page sends ends
+there in a traceback with the data in it, and an error without a text.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import BlockFunction
+from gradio.state_holder import SessionState
+
+from pipelines import workspace
+from ui.errors import CHECK, CONFUSED, DISK_FULL
+
+SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
+
+
+class Page(gr.Blocks):
+    async def preprocess_data(
+        self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False
+    ) -> list[Any]:
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except Exception as error:
+            said = DISK_FULL if workspace.is_full(error.__cause__ or error) else CONFUSED
+            if isinstance(error, gr.Error) and "file type" in str(error.message):
+                said = html.escape(str(error.message)[:300])  # somebody chose a file of another kind
+            raise gr.Error(said, title=CHECK, duration=15, print_exception=False) from None
+
+    async def postprocess_data(
+        self, block_fn: BlockFunction, predictions: list | dict, state: SessionState | None
+    ) -> list[Any]:
+        if not isinstance(predictions, dict) or block_fn.batch or len(block_fn.outputs) < 2:
+            return await super().postprocess_data(block_fn, predictions, state)
+        if predictions != SKIPPED and not all(key in block_fn.outputs for key in predictions):
+            return await super().postprocess_data(block_fn, predictions, state)  # it says what is wrong
+        said = [block for block in block_fn.outputs if predictions.get(block, SKIPPED) != SKIPPED]
+        done: list[Any] = []
+        if said:
+            part = copy.copy(block_fn)
+            part.outputs = said
+            values = [predictions[block] for block in said]
+            done = await super().postprocess_data(part, values if len(said) > 1 else values[0], state)
+        told = dict(zip((block._id for block in said), done))
+        return [
+            told[block._id] if block._id in told else None if block.stateful else dict(SKIPPED)
+            for block in block_fn.outputs
+        ]
