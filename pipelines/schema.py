@@ -186,6 +186,8 @@ class Sampling:
     height_px: int | None = None
     scheduler: str = "default"
     strength: float = 1.0  # LoRA strength
+    source: str | None = None  # a picture of the run to start from (path inside it); None = start from noise
+    change: float = 1.0  # 0.05..1: how much of the source may change
 
 
 @dataclass(frozen=True)

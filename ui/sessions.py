@@ -33,6 +33,9 @@ class Choices:
     quality: str = QUALITIES[0]  # of the last training
     judge: str | None = None  # whose scores are shown; None = the first
     keep: int = 0  # of all pictures only so many, the most alike; 0 = show them all
+    only_favourites: bool = False  # of all pictures
+    shown: int | None = None  # number of the generation job whose pictures are shown; None = the last one
+    picked: str = ""  # id of the picture to vary
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,21 @@ def unknown_words(row: BaseRow, prompt: str) -> list[str]:
     return row.unknown_words(prompt)
 
 
+def completions(row: BaseRow, text: str, limit: int = 8) -> tuple[str, ...]:
+    """What could be written next: words this base knows that complete the half-typed last one, else words not said yet.
+
+    () for an open vocabulary: there is nothing that could be listed.
+    """
+    known = vocabulary(row)
+    if known is None:
+        return ()
+    said = re.findall(r"[^\W_]+(?:['’][^\W_]+)?", re.sub(r"\{\w*\}", " ", text.lower()))
+    half = said[-1] if said and text[-1:].isalnum() else ""
+    if half and half not in known:
+        return tuple(sorted(word for word in known if word.startswith(half)))[:limit]
+    return tuple(sorted(known - set(said)))[:limit]
+
+
 def _facts(folder: Path) -> dict[str, object]:
     """`likeness.json` of a folder, {} where there is none."""
     file = folder / "likeness.json"
