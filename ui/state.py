@@ -536,9 +536,8 @@ class Services:
                     for file in _packed(run):
                         archive.write(file, file.relative_to(run.folder).as_posix())
                     for place, file in enumerate(liked, start=1):
-                        archive.write(
-                            file, f"favourites/{place:02d}-{file.relative_to(run.folder).parts[1]}-{file.name}"
-                        )
+                        column = file.relative_to(run.folder).parts[1]
+                        archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
                 os.replace(partial, target)
             finally:
                 partial.unlink(missing_ok=True)

@@ -532,7 +532,7 @@ def before_after(left: Shot, right: Shot) -> str:
     return (
         f'<figure class="lk-ba"><div class="lk-ba-pair" style="--at:50%"><img src="{escape(left.link)}" '
         f'alt="{escape(f"Left: {one}, seed {left.seed}")}"><img class="lk-ba-top" src="{escape(right.link)}" '
-        f'alt="{escape(f"Right: {other}, seed {right.seed}")}"><input type="range" min="0" max="100" value="50" step="1" '
+        f'alt="{escape(f"Right: {other}, seed {right.seed}")}"><input type="range" min="0" max="100" value="50" '
         f'aria-label="{escape(f"Border between {one} and {other}")}"><i></i><span class="lk-ba-one">{one}</span>'
         f'<span class="lk-ba-two">{other}</span></div><figcaption>{scores}</figcaption></figure>'
     )
