@@ -20,7 +20,7 @@ from typing import Any
 import gradio as gr
 
 from pipelines import presets
-from pipelines.bases.registry import BASES, BaseRow, completions, unknown_words
+from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.comparison import COMPARED_STYLES
 from pipelines.schema import COLUMNS, Sampling, Style, UserError
 from ui import photobox, pictures, views
@@ -33,6 +33,7 @@ from ui.wiring import Show, Updates, refused_while_busy
 
 OWN = "own"
 MAX_SEED = 2**31 - 1
+NEW_SEEDS = 1_000_000  # new ones are drawn below this: short enough to read out and write down
 MAX_NUMBER = 24
 MAX_KEPT = 24
 MAX_VARIATIONS = 12
@@ -334,7 +335,7 @@ def build(services: Services) -> GenerateTab:
                         value=False, label="Keep this seed", elem_id="lk-keep-seed", container=False,
                         info="Off: every Generate draws new ones.",
                     )  # fmt: skip
-                    dice = gr.Button("🎲 New seed", size="sm", min_width=100, elem_id="lk-dice")
+                    dice = gr.Button("New seed", size="sm", min_width=100, elem_id="lk-dice")
             with gr.Accordion("Advanced", open=False, elem_id="lk-advanced"):
                 negative = gr.Textbox(label="Negative prompt", lines=2)
                 steps = gr.Slider(1, 60, value=20, step=1, label="Steps")
@@ -348,10 +349,10 @@ def build(services: Services) -> GenerateTab:
                     height = gr.Dropdown([("the base's own", 0)], value=0, label="Height", min_width=120)
                 reuse = gr.UploadButton("Reuse the settings of a picture (PNG)", file_types=[".png"], size="sm")
             start = gr.Button("Generate", variant="primary", size="lg", elem_id="lk-generate")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lk-generate-stop")
             best = gr.Button(
                 f"Make {BEST_NUMBER} per method, keep the {BEST_KEPT} most like me", size="sm", elem_id="lk-best"
             )
-            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lk-generate-stop")
             with gr.Accordion("Sweep: steps × guidance", open=False, elem_id="lk-sweep"):
                 gr.HTML(
                     '<p class="lk-note">One prompt, one seed: how many steps, and how closely to follow the prompt? '
@@ -454,7 +455,7 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
         told(act.check), [capability, tab.prompt], [tab.style, tab.unknown, tab.chips], queue=False,
         trigger_mode="always_last", **quiet,
     )  # fmt: skip
-    tab.dice.click(lambda: secrets.randbelow(MAX_SEED), None, tab.seed, queue=False, **quiet)
+    tab.dice.click(lambda: secrets.randbelow(NEW_SEEDS), None, tab.seed, queue=False, **quiet)
     tab.reuse.upload(told(act.reuse), [capability, tab.reuse], list(tab.used), **quiet)
 
 
@@ -628,7 +629,7 @@ class Actions:
         sent = getattr(event, "_data", None)
         phrase = sent.get("phrase") if isinstance(sent, dict) else None
         row = self.services.view(kept).row
-        text = continued(str(prompt or ""), phrase[:PROMPT_LIMIT] if isinstance(phrase, str) else "")
+        text = completed(str(prompt or ""), phrase[:PROMPT_LIMIT]) if isinstance(phrase, str) else str(prompt or "")
         return {self.tab.prompt: text, **self._said(row, text)}
 
     def check(self, kept: object, prompt: object) -> Updates:
@@ -663,7 +664,7 @@ def _chosen(view: View, columns: object) -> tuple[str, ...]:
 
 def first_seed(keep: object, seed: object) -> object:
     """The seed as it stands when it is to be kept (unchecked: `samplings` does that), else a new one."""
-    return seed if keep is True else secrets.randbelow(MAX_SEED)
+    return seed if keep is True else secrets.randbelow(NEW_SEEDS)
 
 
 def swept(one: Sampling, *, steps: object, guidance: object) -> tuple[Sampling, ...]:
@@ -685,24 +686,6 @@ def numbers(label: str, text: object) -> list[float]:
     if not 1 <= len(found) <= SWEPT:
         raise UserError(f"Write 1 to {SWEPT} different values of {label.lower()}, not {len(found)}.")
     return found
-
-
-def continued(prompt: str, phrase: str) -> str:
-    """`prompt` with a suggestion: it completes a half-typed last word, or follows after a comma.
-
-    A phrase that brings its own comma or space is put there as it is.
-    """
-    if not phrase.strip():
-        return prompt
-    if phrase[0] in ", ":
-        return f"{prompt.rstrip()}{phrase}"
-    last = re.search(r"[^\W_](?:[^\W_]|['’-])*$", prompt)
-    if last and phrase.lower().startswith(last.group().lower()):
-        return prompt[: last.start()] + phrase
-    left = prompt.rstrip()
-    if not left or left.endswith(","):
-        return f"{left} {phrase}".lstrip()
-    return f"{left}, {phrase}"
 
 
 def samplings(

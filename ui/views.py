@@ -417,8 +417,9 @@ def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
     heads = "".join(
         f'<div class="lk-col" style="border-color:{METHOD_COLOURS[m]}">{METHOD_NAMES[m]}</div>' for m in columns
     )
-    cells = []
+    rows = []
     for row in table:
+        cells = []
         best = _best(tuple(row.values()))
         for method in columns:
             found = row.get(method)
@@ -426,11 +427,13 @@ def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
                 cells.append('<div class="lk-shot"><div class="lk-none">not drawn</div></div>')
                 continue
             cells.append(_cell(found, winner=best is not None and found.similarity == best, tag=_settings(found)))
+        rows.append("".join(cells))
+    shape = f'style="grid-template-columns:repeat({len(columns)},minmax(0,260px))"'
+    if len(columns) == 2:  # pairs flow beside each other, instead of leaving half the page empty
+        pairs = "".join(f'<div class="lk-grid" {shape}>{heads}{row}</div>' for row in rows)
+        return f'<div class="lk-pairs">{pairs}</div>'
     wide = " wide" if len(columns) > 2 else ""
-    return (
-        f'<div class="lk-scroll"><div class="lk-grid{wide}" style="grid-template-columns:repeat({len(columns)},'
-        f'minmax(0,260px))">{heads}{"".join(cells)}</div></div>'
-    )
+    return f'<div class="lk-scroll"><div class="lk-grid{wide}" {shape}>{heads}{"".join(rows)}</div></div>'
 
 
 def _sweep(shots: Sequence[Shot]) -> str:

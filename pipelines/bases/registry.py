@@ -214,6 +214,15 @@ def completions(row: BaseRow, text: str, limit: int = 8) -> tuple[str, ...]:
     return tuple(sorted(known - set(said)))[:limit]
 
 
+def completed(text: str, completion: str) -> str:
+    """`text` with one of its `completions` said: what was half typed is finished, anything else follows a comma."""
+    last = re.search(r"[^\W_](?:[^\W_]|['’-])*$", text)
+    if last and completion.lower().startswith(last.group().lower()):
+        return text[: last.start()] + completion
+    kept = text.rstrip().rstrip(",").rstrip()
+    return f"{kept}, {completion}" if kept else completion
+
+
 def _facts(folder: Path) -> dict[str, object]:
     """`likeness.json` of a folder, {} where there is none."""
     file = folder / "likeness.json"
