@@ -170,7 +170,7 @@ class GenerateTab:
     status: gr.HTML
     history_box: gr.Accordion
     history: gr.HTML
-    vary_box: gr.Group
+    vary_box: gr.Column
     vary_picture: gr.HTML
     vary_change: gr.Slider
     vary_number: gr.Slider
@@ -323,6 +323,16 @@ def build(services: Services) -> GenerateTab:
             )
             chips = gr.HTML(elem_id="lk-chips", js_on_load=ON_CHIP)
             unknown = gr.HTML(elem_id="lk-unknown")
+            with gr.Accordion("Sweep: steps × guidance", open=False, elem_id="lk-sweep"):
+                gr.HTML(
+                    '<p class="lk-note lk-small">One prompt, one seed: how many steps, and how closely to follow the '
+                    f"prompt? Up to {SWEPT} values each, with commas between them.</p>"
+                )
+                sweep_method = gr.Dropdown([], label="Draw with", elem_id="lk-sweep-method")
+                with gr.Row():
+                    sweep_steps = gr.Textbox("10, 20, 40", label="Steps", elem_id="lk-sweep-steps", min_width=110)
+                    sweep_guidance = gr.Textbox("1, 3, 5", label="Guidance", elem_id="lk-sweep-guidance", min_width=110)
+                sweep = gr.Button("Draw the sweep", size="sm", elem_id="lk-sweep-start")
         with gr.Column(scale=2, min_width=280):
             columns = gr.CheckboxGroup([], label="Draw with", elem_id="lk-columns")
             number = gr.Slider(1, MAX_NUMBER, value=4, step=1, label="Pictures per method", elem_id="lk-number")
@@ -353,20 +363,10 @@ def build(services: Services) -> GenerateTab:
             best = gr.Button(
                 f"Make {BEST_NUMBER} per method, keep the {BEST_KEPT} most like me", size="sm", elem_id="lk-best"
             )
-            with gr.Accordion("Sweep: steps × guidance", open=False, elem_id="lk-sweep"):
-                gr.HTML(
-                    '<p class="lk-note">One prompt, one seed: how many steps, and how closely to follow the prompt? '
-                    f"Up to {SWEPT} values each, with commas between them.</p>"
-                )
-                sweep_method = gr.Dropdown([], label="Draw with", elem_id="lk-sweep-method")
-                with gr.Row():
-                    sweep_steps = gr.Textbox("10, 20, 40", label="Steps", elem_id="lk-sweep-steps", min_width=110)
-                    sweep_guidance = gr.Textbox("1, 3, 5", label="Guidance", elem_id="lk-sweep-guidance", min_width=110)
-                sweep = gr.Button("Draw the sweep", size="sm", elem_id="lk-sweep-start")
     status = gr.HTML(elem_id="lk-generate-status")
-    with gr.Accordion("Earlier in this run", open=False, visible=False, elem_id="lk-history-box") as history_box:
+    with gr.Accordion("Drawn in this run", open=False, visible=False, elem_id="lk-history-box") as history_box:
         history = gr.HTML(elem_id="lk-history", js_on_load=ON_JOB)
-    with gr.Group(visible=False, elem_id="lk-vary") as vary_box, gr.Row(equal_height=False):
+    with gr.Column(visible=False, elem_id="lk-vary") as vary_box, gr.Row(equal_height=False):
         with gr.Column(min_width=150, scale=1):
             vary_picture = gr.HTML(elem_id="lk-vary-picture")
         with gr.Column(min_width=260, scale=3):
@@ -419,7 +419,17 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
     act = Actions(tab, services, show)
 
     wide: dict[str, Any] = {
-        "outputs": show.outputs | tab.used | {tab.keep, tab.compare_box, tab.vary_method, tab.vary_change, tab.columns},
+        "outputs": show.outputs
+        | tab.used
+        | {
+            tab.keep,
+            tab.compare_box,
+            tab.vary_method,
+            tab.vary_change,
+            tab.columns,
+            tab.sweep_steps,
+            tab.sweep_guidance,
+        },
         "api_visibility": "private",
         "show_progress": "hidden",
     }
@@ -610,6 +620,10 @@ class Actions:
         seeds = {sampling.seed for sampling in job.samplings}
         filled = self._use(kept, view, job.samplings[0], number=len(seeds))
         columns = [method for method in job.methods if method in view.columns]
+        pairs = [(each.steps, each.guidance) for each in job.samplings]
+        if len(set(pairs)) > 1:
+            for box, values in zip((self.tab.sweep_steps, self.tab.sweep_guidance), zip(*pairs)):
+                filled[box] = ", ".join(f"{value:g}" for value in sorted(set(values)))
         return {**self.show(kept), **filled, self.tab.columns: gr.update(value=columns)}
 
     # -- words
