@@ -238,7 +238,8 @@ class GenerateTab:
         return {
             self.columns: gr.update(choices=[(METHOD_NAMES[c], c) for c in view.columns], value=list(view.columns)),
             **self._methods(view),
-            **self.compare(view, _pair(view)),
+            # not while pictures are being drawn and scored: whoever compares meanwhile keeps what they look at
+            **({} if view.progress.busy else self.compare(view, _pair(view))),
         }
 
     def _methods(self, view: View) -> Updates:
@@ -393,12 +394,11 @@ def build(services: Services) -> GenerateTab:
             right = gr.Dropdown([], label="Right", elem_id="lk-right", min_width=140)
         compared = gr.HTML(elem_id="lk-compared", js_on_load=ON_SLIDE)
     with gr.Accordion("All pictures, best score first", open=True, visible=False) as ranked_box:
-        with gr.Row():
-            keep = gr.Slider(
-                0, MAX_KEPT, value=0, step=1, label="Keep the best", elem_id="lk-keep", scale=3,
-                info="Of all pictures so many stay, the most alike; each says why. 0 keeps them all.",
-            )  # fmt: skip
-            only = gr.Checkbox(value=False, label="Favourites only", elem_id="lk-only", min_width=140, scale=1)
+        keep = gr.Slider(
+            0, MAX_KEPT, value=0, step=1, label="Keep the best", elem_id="lk-keep",
+            info="Of all pictures so many stay, the most alike; each says why. 0 keeps them all.",
+        )  # fmt: skip
+        only = gr.Checkbox(value=False, label="Favourites only", elem_id="lk-only", container=False)
         ranked = gr.HTML(elem_id="lk-ranked", js_on_load=ON_SHOT)
     return GenerateTab(
         blocked, style, undrawable, prompt, chips, unknown, columns, number, seed, keep_seed, dice, negative, steps,
