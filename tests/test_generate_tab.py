@@ -102,7 +102,8 @@ def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
     row = find_base(str(base))
     cards, marked = look_cards(row)
     assert [(card.name, card.id) for card in cards] == style_choices(row)[0] and cards[-1].id == "own"
-    html = views.look_cards(cards)
+    html = views.look_cards(cards, cards[0].id)
+    assert html.count('aria-checked="true"') == html.count('tabindex="0"') == 1
     assert html.count('role="radio"') == len(cards) and 'role="radiogroup"' in html
     assert "Astronaut" in marked and "Astronaut" not in html
 

@@ -47,7 +47,8 @@ SCHEDULERS = ("default", "ddim", "dpm++", "unipc", "euler", "euler ancestral")
 PROMPT_LIMIT = 500
 THUMBNAIL_LIMIT = 40_000  # bytes; they travel inside the page
 
-# A radio group: one card can be tabbed to, arrows move the choice, which is sent once the keys rest.
+# A radio group: one card can be tabbed to, arrows move the choice, which is sent once the keys rest. The first choice
+# stands in the HTML: a tab that was never opened knows no property yet.
 ON_STYLE = """
 const cards = () => [...element.querySelectorAll('[role=radio]')];
 const mark = (id) => {
@@ -76,8 +77,7 @@ element.addEventListener('keydown', (event) => {
   event.preventDefault();
   choose(all.at(to % all.length), 250);
 });
-watch(['value', 'selected'], () => mark(props.selected));
-mark(props.selected);
+watch('selected', () => mark(props.selected));
 """
 ON_CHIP = """
 element.addEventListener('click', (event) => {
@@ -220,7 +220,7 @@ class GenerateTab:
         portrait = not SIZES.get(view.row.family)
         style = presets.styles().get(cards[0].id)
         return {
-            self.style: gr.update(value=views.look_cards(cards), selected=cards[0].id),
+            self.style: gr.update(value=views.look_cards(cards, cards[0].id), selected=cards[0].id),
             self.undrawable: gr.update(value=marked),
             self.columns: gr.update(choices=[(METHOD_NAMES[c], c) for c in view.columns], value=list(view.columns)),
             self.size_row: gr.update(visible=not portrait),

@@ -467,14 +467,15 @@ def _sweep(shots: Sequence[Shot]) -> str:
     )
 
 
-def look_cards(cards: Sequence[LookCard]) -> str:
-    """A radio group of looks; a script marks the chosen one and gives it the keyboard's place."""
+def look_cards(cards: Sequence[LookCard], chosen: str = "") -> str:
+    """A radio group of looks; the chosen one has the keyboard's place."""
     parts = []
     for card in cards:
         alt = escape(f"Example of {card.name}")
         picture = f'<img src="{escape(card.thumbnail)}" alt="{alt}">' if card.thumbnail else ""
         parts.append(
-            f'<button type="button" role="radio" aria-checked="false" tabindex="-1" data-style="{escape(card.id)}" '
+            f'<button type="button" role="radio" aria-checked="{"true" if card.id == chosen else "false"}" '
+            f'tabindex="{0 if card.id == chosen else -1}" data-style="{escape(card.id)}" '
             f'class="lk-look{" lk-pictured" if picture else ""}" aria-label="{escape(card.name)}" '
             f'title="{escape(card.prompt or card.name)}">'
             f"{picture}<span>{escape(card.name)}</span></button>"
