@@ -325,6 +325,11 @@ class Run:
         return self.folder / "manifest.json"
 
     @property
+    def favourites(self) -> Path:
+        """The pictures a person liked."""
+        return self.folder / "favourites.json"
+
+    @property
     def consent(self) -> Path:
         return self.folder / "consent.json"
 

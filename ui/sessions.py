@@ -36,6 +36,9 @@ class Choices:
     judge: str | None = None  # whose scores are shown; None = the first
     asked: dict[str, Any] = field(default_factory=dict)  # what the last training was asked for
     keep: int = 0  # of all pictures only so many, the most alike; 0 = show them all
+    only_favourites: bool = False  # of all pictures
+    shown: int | None = None  # number of the generation job whose pictures are shown; None = the last one
+    picked: str = ""  # id of the picture to vary
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ a tab is still closed. Everything is read from the run's folder, so a reload, a 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,7 +14,6 @@ import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,11 @@ from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec, Setting
 from pipelines.estimates import Pace
 from pipelines.schema import COLUMNS, METHODS, Event, Recipe, Sampling, UserError
-from ui import gpu, photobox, views
+from ui import gpu, photobox, pictures, views
 from ui.limits import require_room
 from ui.media import Media
 from ui.photobox import Box
+from ui.pictures import Drawing
 from ui.sessions import Choices, Session, Sessions
 from ui.theme import METHOD_NAMES
 from ui.views import Lane, Mark, MethodRow, Shot, StripData
@@ -107,12 +106,12 @@ class View:
     trained: dict[str, Trained]
     stale: bool  # something is trained, but on other photos or another base
     pictures: tuple[Shot, ...]  # with the chosen judge's scores
-    latest: frozenset[str]  # links of the last job's pictures
     marks: dict[str, dict[str, Any]]
     scores: dict[str, dict[str, list[float | None]]]  # judge -> method -> similarities; photographs of the person only
     drawings: dict[str, Any] = field(default_factory=dict)  # the report's figures.json; {} before there is a report
     older: tuple[str, ...] = ()  # methods that can be learned on with the photos as they are now
     worst: tuple[str, ...] = ()  # links of the pictures least like the person
+    history: tuple[Drawing, ...] = ()  # the run's generation jobs, oldest first
 
     @property
     def safe_to_leave(self) -> str:
@@ -167,8 +166,19 @@ class View:
         return self.pictures
 
     @property
+    def shown_job(self) -> Drawing | None:
+        """The job the person asked to see again, else the last one."""
+        last = self.history[-1] if self.history else None
+        return next((job for job in self.history if job.number == self.choices.shown), last)
+
+    @property
     def latest_shots(self) -> tuple[Shot, ...]:
-        return tuple(shot for shot in self.pictures if shot.link in self.latest) or self.pictures
+        return self.shown_job.shots if self.shown_job else self.pictures
+
+    @property
+    def picked(self) -> Shot | None:
+        """The picture to vary."""
+        return next((shot for shot in self.pictures if shot.id and shot.id == self.choices.picked), None)
 
     @property
     def drawn_columns(self) -> tuple[str, ...]:
@@ -345,20 +355,8 @@ class Services:
         name = chosen if chosen in self.bases else self.default_base
         if session is None:
             return View(
-                self,
-                None,
-                self.bases[name],
-                self.problem(name),
-                Box(),
-                Progress(),
-                Progress(),
-                {},
-                False,
-                (),
-                frozenset(),
-                {},
-                {},
-            )
+                self, None, self.bases[name], self.problem(name), Box(), Progress(), Progress(), {}, False, (), {}, {}
+            )  # fmt: skip
         run = session.run
         box = photobox.load(run)
         progress = self.progress(run)
@@ -368,7 +366,7 @@ class Services:
         return self._with_pictures(
             View(
                 self, session, self.bases[name], self.problem(name), box, progress, self.progress(run.drawing), fits,
-                bool(everything) and not fits, (), frozenset(), marks(run), {},
+                bool(everything) and not fits, (), marks(run), {},
                 older=self._older(run, box, name, everything, fits),
             )
         )  # fmt: skip
@@ -597,6 +595,11 @@ class Services:
         require_room(run.folder)
         jobs.enqueue(run, spec, owner=session.key, estimate_s=estimate_s, serve=self.slice is None)
 
+    def like(self, run: workspace.Run, shot: Shot, wanted: bool) -> None:
+        """Remember, or forget, that a picture is liked; two clicks at once don't lose one another."""
+        with self._guard:
+            pictures.like(run, shot, wanted)
+
     def sweep(self, *, older_than_s: float) -> int:
         """Delete runs that nobody has touched for so long and that are not being worked on; returns how many went."""
         gone = 0
@@ -629,12 +632,17 @@ class Services:
         """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
         target = run.folder / "likeness.zip"
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-        workspace.require_space(run.folder, 2 * sum(f.stat().st_size for f in _packed(run)), purpose="The download")
+        liked = pictures.favourite_files(run)
+        size = sum(file.stat().st_size for file in (*_packed(run), *liked))
+        workspace.require_space(run.folder, 2 * size, purpose="The download")
         with workspace.told_when_full():
             try:
                 with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
                     for file in _packed(run):
                         archive.write(file, file.relative_to(run.folder).as_posix())
+                    for place, file in enumerate(liked, start=1):
+                        column = file.relative_to(run.folder).parts[1]
+                        archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
                 os.replace(partial, target)
             finally:
                 partial.unlink(missing_ok=True)
@@ -662,39 +670,39 @@ class Services:
         files = []
         for column, subject in known.items():
             for file in sorted(run.renders(column).glob("*.png"), key=lambda f: (f.stat().st_mtime_ns, f.name)):
-                about = _picture(str(file), file.stat().st_mtime_ns)
+                about = pictures.about(str(file), file.stat().st_mtime_ns)
                 if about is not None and (about.base, about.subject) == (view.row.name, subject):
                     files.append((column, file, about))
         drawn = set(presets.stylised())
         for column, file, about in files:
             for name in by_render.get(_inside(run, str(file)), {}):  # a judge that has seen drawings only is one too
                 scores.setdefault(name, {})
-            if about.prompt in drawn or "{subject}" not in about.prompt or about.variation:
+            if about.prompt in drawn or "{subject}" not in about.prompt or about.sampling.source:
                 continue
             for name, line in by_render.get(_inside(run, str(file)), {}).items():
                 scores.setdefault(name, {}).setdefault(column, []).append(line.get("similarity"))
         view = replace(view, scores=scores)
         judge = view.judge()
-        this_job = self.events(run.drawing)[jobs.status(run.drawing).first_event :]
-        fresh = {_inside(run, event.path) for event in this_job if event.kind == "render" and event.path}
-        shots, latest = [], set()
+        liked = set(pictures.favourites(run))
+        shots = []
         for column, file, about in files:
             path = _inside(run, str(file))
             found = by_render.get(path, {})
             said = found.get(judge or "", {})
             told = {key: said.get(key) for key in ("similarity", "reason", "verdict", "note", "words")}
-            link = self.media.link(file)
             shots.append(
                 Shot(
-                    column, about.seed, link, about.prompt, **told, scored=judge in found, drawing=about.prompt in drawn
+                    column, about.seed, self.media.link(file), about.prompt, **told, scored=judge in found,
+                    drawing=about.prompt in drawn, id=pictures.picture_id(path, about.base, about.subject), path=path,
+                    base=about.base, subject=about.subject, sampling=about.sampling, when_s=file.stat().st_mtime,
+                    favourite=(path, about.base, about.subject) in liked,
                 )
             )  # fmt: skip
-            if path in fresh:
-                latest.add(link)
         drawings = workspace.read_json(run.figures) if scores and not view.drawing.busy else None
         drawings = drawings if isinstance(drawings, dict) else {}
         worst = [seen for path in drawings.get("worst", ()) if (seen := self.link(run, str(path)))]
-        return replace(view, pictures=tuple(shots), latest=frozenset(latest), drawings=drawings, worst=tuple(worst))
+        history = pictures.drawings(self.events(run.drawing), shots, lambda path: _inside(run, path))
+        return replace(view, pictures=tuple(shots), history=history, drawings=drawings, worst=tuple(worst))
 
 
 def offered_bases() -> tuple[dict[str, BaseRow], str]:
@@ -725,36 +733,6 @@ def marks(run: workspace.Run) -> dict[str, dict[str, Any]]:
     """Judge -> the figures of its strip."""
     saved = workspace.read_json(run.marks)
     return {str(judge): dict(figures) for judge, figures in saved.items()} if isinstance(saved, dict) else {}
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """What a PNG of ours says about itself, as far as the pages show it."""
-
-    prompt: str
-    seed: int
-    base: str
-    subject: str | None
-    variation: bool = False  # of another picture: counts for no column's figures
-
-
-@lru_cache(maxsize=4096)
-def _picture(file: str, _stamp: int) -> _Picture | None:
-    """None for a picture that is none of ours. `generation.read_settings` would bring torch into this process."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            saved = json.loads(str(image.info.get("likeness")))
-        return _Picture(
-            str(saved["sampling"]["prompt"]),
-            int(saved["sampling"]["seed"]),
-            str(saved["base"]),
-            saved["subject"],
-            bool(saved["sampling"].get("source")),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _inside(run: workspace.Run, path: str) -> str:

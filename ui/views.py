@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from html import escape
 
-from pipelines.schema import LOW_CEILING, SetReport
+from pipelines.schema import LOW_CEILING, Sampling, SetReport
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
 
 MARK_LETTERS = "ABCD"
@@ -74,6 +75,35 @@ class Shot:
     words: str | None = None  # the similarity as people read it
     scored: bool = False  # False: not judged yet
     drawing: bool = False  # a painting or a cartoon: no recogniser can judge it
+    id: str = ""  # what its buttons send back; "" = it has none
+    path: str = ""  # inside the run; never on a page
+    base: str = ""
+    subject: str | None = None  # id of what was learned; None = the untrained base
+    sampling: Sampling | None = None
+    when_s: float = 0.0  # when it was drawn, in seconds since 1970
+    favourite: bool = False
+
+
+@dataclass(frozen=True)
+class LookCard:
+    """One look to pick."""
+
+    id: str
+    name: str
+    thumbnail: str | None = None  # a data: address; None = words only
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class JobCard:
+    """One generation job in the list of what was drawn."""
+
+    number: int
+    title: str
+    detail: str  # methods, how many
+    when_s: float
+    link: str
+    shown: bool = False
 
 
 @dataclass(frozen=True)
@@ -323,36 +353,206 @@ def _score_line(shot: Shot, *, winner: bool) -> str:
     return f"<span>{escape(shot.reason or ('not scored' if shot.scored else 'scoring …'))}</span>"
 
 
+def _cell(
+    shot: Shot, *, winner: bool = False, kept: bool = True, why: str = "", tag: str | None = None, below: str = ""
+) -> str:
+    """One picture with its score and its buttons. `why` and `tag` are plain text, `below` is HTML."""
+    alt = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}: {shot.prompt}"
+    reason = f'<div class="lk-why">{escape(why)}</div>' if why else ""
+    tag = f"seed {shot.seed}" if tag is None else tag
+    return (
+        f'<div class="lk-shot{"" if kept else " lk-dropped"}"><a href="{escape(shot.link)}" target="_blank" '
+        f'rel="noopener"><img src="{escape(shot.link)}" alt="{escape(alt)}" title="{escape(shot.prompt)}" '
+        f'loading="lazy"></a>{reason}<div class="lk-score">{_score_line(shot, winner=winner)}'
+        f"<span>{escape(tag)}</span></div>{below}{_shot_buttons(shot)}</div>"
+    )
+
+
+SHOT_ACTS = (
+    ("like", "Favourite"),
+    ("use", "Use these settings"),
+    ("vary", "Make variations of it"),
+    ("compare", "Before and after"),
+)
+
+
+def _shot_buttons(shot: Shot) -> str:
+    if not shot.id:
+        return ""
+    name = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}"
+    parts = []
+    for kind, word in SHOT_ACTS:
+        liked = kind == "like" and shot.favourite
+        pressed = f' aria-pressed="{"true" if liked else "false"}"' if kind == "like" else ""
+        parts.append(
+            f'<button type="button" class="lk-act lk-{kind}" data-picture="{escape(shot.id)}" data-kind="{kind}" '
+            f'data-action="{"unlike" if liked else kind}"{pressed} title="{word}" '
+            f'aria-label="{escape(f"{word}: {name}")}"></button>'
+        )
+    return f'<div class="lk-tools">{"".join(parts)}</div>'
+
+
+def _best(shots: Sequence[Shot]) -> float | None:
+    """The best similarity, where there is something to compare."""
+    known = [shot.similarity for shot in shots if shot.similarity is not None]
+    return max(known) if len(known) > 1 else None
+
+
+def rows_of(shots: Sequence[Shot]) -> list[dict[str, Shot]]:
+    """Pictures by method, one dict for all that share prompt, seed and every other setting: the same noise."""
+    table: dict[object, dict[str, Shot]] = {}
+    for shot in shots:
+        table.setdefault(shot.sampling or (shot.prompt, shot.seed), {})[shot.method] = shot
+    return list(table.values())
+
+
+def _settings(shot: Shot, *, seed: bool = True) -> str:
+    """What else than the seed tells this picture from its neighbours."""
+    words = [f"seed {shot.seed}"] if seed else []
+    if shot.sampling and shot.sampling.source:
+        words.append(f"change {shot.sampling.change:g}")
+    return ", ".join(words)
+
+
 def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
     """Rows are (prompt, seed), columns are methods; every column of a row started from the same noise."""
     if not shots:
         return ""
-    table: dict[tuple[str, int], dict[str, Shot]] = {}
-    for shot in shots:
-        table.setdefault((shot.prompt, shot.seed), {})[shot.method] = shot
+    if sweep := _sweep(shots):
+        return sweep
+    table = rows_of(shots)
+    if len(columns) == 1 and len(table) > 1:  # one method: its pictures flow, instead of filling the page's width
+        best = _best(shots)
+        cells = [
+            _cell(shot, winner=best is not None and shot.similarity == best, tag=_settings(shot)) for shot in shots
+        ]
+        head = f'<h3 class="lk-col" style="border-color:{METHOD_COLOURS[columns[0]]}">{METHOD_NAMES[columns[0]]}</h3>'
+        return f'{head}<div class="lk-gallery">{"".join(cells)}</div>'
     heads = "".join(
         f'<div class="lk-col" style="border-color:{METHOD_COLOURS[m]}">{METHOD_NAMES[m]}</div>' for m in columns
     )
-    cells = []
-    for (prompt, seed), row in table.items():
-        known = [s.similarity for s in row.values() if s.similarity is not None]
-        best = max(known) if len(known) > 1 else None
+    rows = []
+    for row in table:
+        cells = []
+        best = _best(tuple(row.values()))
         for method in columns:
             found = row.get(method)
             if found is None:
                 cells.append('<div class="lk-shot"><div class="lk-none">not drawn</div></div>')
                 continue
-            alt = f"{METHOD_NAMES[method]}, seed {seed}: {prompt}"
-            line = _score_line(found, winner=best is not None and found.similarity == best)
-            cells.append(
-                f'<div class="lk-shot"><a href="{escape(found.link)}" target="_blank" rel="noopener">'
-                f'<img src="{escape(found.link)}" alt="{escape(alt)}" title="{escape(prompt)}" loading="lazy"></a>'
-                f'<div class="lk-score">{line}<span>seed {seed}</span></div></div>'
-            )
+            cells.append(_cell(found, winner=best is not None and found.similarity == best, tag=_settings(found)))
+        rows.append("".join(cells))
+    shape = f'style="grid-template-columns:repeat({len(columns)},minmax(0,260px))"'
+    if len(columns) == 2:  # pairs flow beside each other, instead of leaving half the page empty
+        pairs = "".join(f'<div class="lk-grid" {shape}>{heads}{row}</div>' for row in rows)
+        return f'<div class="lk-pairs">{pairs}</div>'
     wide = " wide" if len(columns) > 2 else ""
+    return f'<div class="lk-scroll"><div class="lk-grid{wide}" {shape}>{heads}{"".join(rows)}</div></div>'
+
+
+def _sweep(shots: Sequence[Shot]) -> str:
+    """A table steps x guidance where one method drew one prompt and seed at several of them; else ""."""
+    settings = [shot.sampling for shot in shots if shot.sampling is not None]
+    cells = {(s.sampling.steps, s.sampling.guidance): s for s in shots if s.sampling is not None}
+    same = {(s.prompt, s.negative_prompt, s.seed, s.scheduler, s.strength, s.source, s.change) for s in settings}
+    if (
+        len(settings) < len(shots)
+        or len(cells) < max(2, len(shots))
+        or len(same) != 1
+        or len({s.method for s in shots}) != 1
+    ):
+        return ""
+    all_steps, all_guidance = (sorted(set(values)) for values in zip(*cells))
+    best = _best(shots)
+    name, seed = METHOD_NAMES[shots[0].method], shots[0].seed
+    heads = "".join(f'<th scope="col">guidance {value:g}</th>' for value in all_guidance)
+    rows = []
+    for steps in all_steps:
+        row = "".join(
+            f"<td>{_cell(found, winner=best is not None and found.similarity == best, tag='')}</td>"
+            if (found := cells.get((steps, guidance)))
+            else '<td><div class="lk-shot"><div class="lk-none">not drawn</div></div></td>'
+            for guidance in all_guidance
+        )
+        rows.append(f'<tr><th scope="row">{steps} steps</th>{row}</tr>')
     return (
-        f'<div class="lk-scroll"><div class="lk-grid{wide}" style="grid-template-columns:repeat({len(columns)},'
-        f'minmax(0,1fr))">{heads}{"".join(cells)}</div></div>'
+        f'<div class="lk-scroll"><table class="lk-sweep"><caption>{name}, seed {seed}: steps × guidance</caption>'
+        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def look_cards(cards: Sequence[LookCard], chosen: str = "") -> str:
+    """A radio group of looks; the chosen one has the keyboard's place."""
+    parts = []
+    for card in cards:
+        alt = escape(f"Example of {card.name}")
+        picture = f'<img src="{escape(card.thumbnail)}" alt="{alt}">' if card.thumbnail else ""
+        parts.append(
+            f'<button type="button" role="radio" aria-checked="{"true" if card.id == chosen else "false"}" '
+            f'tabindex="{0 if card.id == chosen else -1}" data-style="{escape(card.id)}" '
+            f'class="lk-look{" lk-pictured" if picture else ""}" aria-label="{escape(card.name)}" '
+            f'title="{escape(card.prompt or card.name)}">'
+            f"{picture}<span>{escape(card.name)}</span></button>"
+        )
+    return f'<div class="lk-looks" role="radiogroup" aria-label="Style">{"".join(parts)}</div>'
+
+
+def chips(phrases: Sequence[str]) -> str:
+    """Suggestions to go on with, as buttons."""
+    if not phrases:
+        return ""
+    buttons = "".join(
+        f'<button type="button" class="lk-chip" data-phrase="{escape(phrase)}" '
+        f'aria-label="{escape(f"Add to the prompt: {phrase}")}">{escape(phrase)}</button>'
+        for phrase in phrases
+    )
+    return f'<div class="lk-chips" role="group" aria-label="Words this base knows">{buttons}</div>'
+
+
+def history(jobs: Sequence[JobCard]) -> str:
+    """What was drawn in this run, the last job first; a button shows its pictures again."""
+    items = []
+    for job in jobs:
+        stamp = datetime.fromtimestamp(job.when_s, UTC)
+        shown = ' aria-current="true"' if job.shown else ""
+        items.append(
+            f'<li><button type="button" class="lk-job" data-job="{job.number}"{shown}><img src="{escape(job.link)}" '
+            f'alt="" loading="lazy"><span><b>{escape(job.title)}</b><small>{escape(job.detail)}</small></span>'
+            f'<time datetime="{stamp:%Y-%m-%dT%H:%M:%SZ}">{stamp:%H:%M} UTC</time></button></li>'
+        )
+    return f'<ol class="lk-jobs">{"".join(items)}</ol>' if items else ""
+
+
+def picked(shot: Shot) -> str:
+    """The picture that is to be varied."""
+    name = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}"
+    return (
+        f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(f"Picked: {name}")}"><figcaption>'
+        f"<b>{name}</b><span>{escape(look(shot.prompt))}</span></figcaption></figure>"
+    )
+
+
+def _side(shot: Shot, beside: Shot) -> str:
+    """A picture's name beside another's."""
+    name = METHOD_NAMES[shot.method]
+    if shot.method != beside.method:
+        return name
+    varied = " variation" if shot.sampling and shot.sampling.source else ""
+    return f"{name}{varied}, seed {shot.seed}"
+
+
+def before_after(left: Shot, right: Shot) -> str:
+    """Two pictures over each other; a slider (a real one: keys and screen readers work) moves the border."""
+    one, other = _side(left, right), _side(right, left)
+    scores = "".join(
+        f"<span>{name}: {_score_line(shot, winner=False)}</span>" for name, shot in ((one, left), (other, right))
+    )
+    return (
+        f'<figure class="lk-ba"><div class="lk-ba-pair" style="--at:50%"><img src="{escape(left.link)}" '
+        f'alt="{escape(f"Left: {one}, seed {left.seed}")}"><img class="lk-ba-top" src="{escape(right.link)}" '
+        f'alt="{escape(f"Right: {other}, seed {right.seed}")}"><input type="range" min="0" max="100" value="50" '
+        f'aria-label="{escape(f"Border between {one} and {other}")}"><i></i><span class="lk-ba-one">{one}</span>'
+        f'<span class="lk-ba-two">{other}</span></div><figcaption>{scores}</figcaption></figure>'
     )
 
 
@@ -388,25 +588,23 @@ def best_of(shots: Sequence[Shot], keep: int) -> list[tuple[Shot, bool, str]]:
     return told
 
 
-def gallery(shots: Sequence[Shot], keep: int = 0) -> str:
-    """Every picture, best score first; pictures without a face come last and say so. With `keep`, only so many stay
-    bright, and each picture says why it was kept or dropped.
+def gallery(shots: Sequence[Shot], keep: int = 0, *, only_favourites: bool = False) -> str:
+    """Every picture: favourites first, then by score; pictures without a face come last and say so. With `keep`, only
+    so many stay bright, and each picture says why it was kept or dropped.
     """
     ordered = sorted(shots, key=lambda s: (s.similarity is None, -(s.similarity or 0.0)))
     chosen = best_of(shots, keep) if keep else [(shot, True, "") for shot in ordered]
     cells = []
-    for shot, kept, why in chosen:
-        name = METHOD_NAMES[shot.method]
-        note = f'<div class="lk-why">{escape(why)}</div>' if why else ""
-        cells.append(
-            f'<div class="lk-shot{"" if kept else " lk-dropped"}"><a href="{escape(shot.link)}" target="_blank" '
-            f'rel="noopener"><img src="{escape(shot.link)}" '
-            f'alt="{escape(f"{name}, seed {shot.seed}: {shot.prompt}")}" loading="lazy"></a>{note}'
-            f'<div class="lk-score">{_score_line(shot, winner=False)}<span>seed {shot.seed}</span></div>'
-            f'<div><span style="color:{METHOD_COLOURS[shot.method]}">■</span> {name}</div>'
-            f'<div title="{escape(shot.prompt)}" style="overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
-            f"{escape(look(shot.prompt))}</div></div>"
+    for shot, kept, why in sorted(chosen, key=lambda each: not each[0].favourite):
+        if only_favourites and not shot.favourite:
+            continue
+        below = (
+            f'<div><span style="color:{METHOD_COLOURS[shot.method]}">■</span> {METHOD_NAMES[shot.method]}</div>'
+            f'<div class="lk-look-of" title="{escape(shot.prompt)}">{escape(look(shot.prompt))}</div>'
         )
+        cells.append(_cell(shot, kept=kept or shot.favourite, why=why, below=below))
+    if shots and not cells:
+        return note("No favourites yet. Press the heart below a picture.")
     return f'<div class="lk-gallery">{"".join(cells)}</div>' if cells else ""
 
 
