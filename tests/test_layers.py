@@ -16,9 +16,9 @@ LAYERS = (
     ("runtime", "workspace", "presets", "parallel", "attributes", "checkpoints", "calibration", "bases.registry"),
     ("bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
-    ("training", "generation", "scoring", "metrics", "clip_text", "refining"),
+    ("training", "generation", "scoring", "lookalike", "votes", "metrics", "clip_text", "refining"),
     ("selection",),
-    ("comparison", "report", "figures"),
+    ("comparison", "report", "figures", "packing"),
     ("jobs", "replay", "study", "study_report", "__main__"),
 )
 HEAVY = (

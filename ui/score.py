@@ -10,7 +10,7 @@ import gradio as gr
 
 from pipelines import figures as drawings
 from pipelines.schema import UserError
-from ui import views
+from ui import look, views, vote
 from ui.errors import told
 from ui.state import Services, View
 from ui.wiring import Show, Updates
@@ -36,6 +36,8 @@ class ScoreTab:
     warnings: gr.HTML
     package: gr.Button
     downloads: gr.HTML
+    looking: look.LookSection
+    voting: vote.VoteSection
 
     def show(self, view: View) -> Updates:
         judge = view.judge()
@@ -48,14 +50,22 @@ class ScoreTab:
             self.judge: gr.update(choices=list(view.judges), value=judge, visible=len(view.judges) > 1),
             self.spoke: gr.update(value=_spoke(view, judge) if ready and judge else ""),
             self.strip: gr.update(value=views.strip(view.axis(judge)) if ready and judge else ""),
-            self.table: gr.update(value=views.table(view.rows(judge)) + HOW_TO_READ if ready and judge else ""),
+            self.table: gr.update(
+                value=views.table(view.rows(judge), vote.friends(view)) + HOW_TO_READ if ready and judge else ""
+            ),
             self.figures: gr.update(value=_figures(view) if ready else ""),
             self.warnings: gr.update(value=_warnings(view) if ready else ""),
             self.package: gr.update(visible=bool(view.trained), interactive=not view.progress.busy),
+            **self.looking.show(view),
+            **self.voting.show(view),
         }
 
     def restore(self, view: View) -> Updates:
-        return {self.judge: gr.update(value=view.judge()), self.downloads: gr.update(value="")}
+        return {
+            self.judge: gr.update(value=view.judge()),
+            self.downloads: gr.update(value=""),
+            **self.looking.restore(view),
+        }
 
     def news(self, view: View) -> Updates:
         return {}
@@ -67,6 +77,8 @@ def build(services: Services) -> ScoreTab:
     spoke = gr.HTML(elem_id="lk-spoke")
     strip = gr.HTML(elem_id="lk-strip")
     table = gr.HTML(elem_id="lk-table")
+    voting = vote.build(services)
+    looking = look.build(services)
     figures = gr.HTML(elem_id="lk-figures")
     warnings = gr.HTML()
     with gr.Row():
@@ -74,10 +86,13 @@ def build(services: Services) -> ScoreTab:
             "Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
         )
         downloads = gr.HTML(elem_id="lk-downloads")
-    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads)
+    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
 
 
 def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
+    look.wire(tab.looking, services, capability, show)
+    vote.wire(tab.voting, services, capability, show)
+
     @told
     def listen(kept: object, judge: str | None) -> Updates:
         session = services.sessions.need(kept)
