@@ -408,8 +408,6 @@ def _train(asked: argparse.Namespace) -> int:
 def _generate(asked: argparse.Namespace) -> int:
     from pipelines import jobs, workspace
     from pipelines.comparison import JobSpec
-    from pipelines.faces import Judge
-    from pipelines.lookalike import Opinion
 
     _face_models(asked)
     run = _run_of(asked.folder)
@@ -658,8 +656,6 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     from pipelines import workspace
     from pipelines.bases.registry import default_base, find_base
     from pipelines.comparison import JobSpec
-    from pipelines.faces import Judge
-    from pipelines.lookalike import Opinion
     from pipelines.photos import photo_files
 
     _face_models(asked)

@@ -30,7 +30,7 @@ SENTENCES = {
     PERHAPS: "It may be this person: 1 in 100 strangers gets as near.",
     SAMPLE: "It looks like the sample person, who does not exist, and not like this person.",
     BASE: "It looks like a face that the untrained base drew, and not like this person.",
-    NONE: "It looks like none of them.",
+    NONE: "It looks like none of those it was compared with.",
 }
 THE_PHOTO_ITSELF = 0.995  # two copies of one photo; two photos of one moment stay below
 KNOWN_AT_MOST = 16  # people whose photos are remembered
@@ -83,7 +83,8 @@ class Opinion:
         """The verdict as people read it."""
         if self.verdict == UNKNOWN:
             return self.score.words or f"{self.score.reason or 'This judge sees no face here'}."
-        return SENTENCES[self.verdict]
+        alone = self.verdict == NONE and len(self.nearest) < 2
+        return "It does not look like this person." if alone else SENTENCES[self.verdict]
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,8 @@ def known(
     if not photo_set.held_out:
         raise UserError("No photo is held out to compare with. Add photos until some are kept for judging.")
     wanted = len(photo_set.held_out)
-    pictures: list[tuple[str, Photo | Path]] = [("held_out", photo) for photo in photo_set.held_out] + [
-        ("train", photo) for photo in photo_set.train
-    ]
+    parts = (("held_out", photo_set.held_out), ("train", photo_set.train))
+    pictures: list[tuple[str, Photo | Path]] = [(part, photo) for part, photos in parts for photo in photos]
     others: list[tuple[str, Photo | Path]] = [
         (who, path) for who, paths in ((SAMPLE, sample), (BASE, base)) for path in paths[:wanted]
     ]
@@ -155,14 +155,14 @@ def known(
         on_photo(number, len(pictures) + len(others))
     out = []
     for judge in judges:
-        parts = seen[judge.name]
-        held_out = parts.get("held_out", [])
+        of = seen[judge.name]
+        held_out = of.get("held_out", [])
         own = [vector for vector in held_out if vector is not None]
         if judge.name in broken or not own:
             notes.append(broken.get(judge.name) or f"{judge.name} finds no face in the held-out photos.")
             continue
-        train = [vector for vector in parts.get("train", []) if vector is not None]
-        who = {PERSON: own} | {name: [v for v in parts.get(name, []) if v is not None] for name in (SAMPLE, BASE)}
+        train = [vector for vector in of.get("train", []) if vector is not None]
+        who = {PERSON: own} | {name: [v for v in of.get(name, []) if v is not None] for name in (SAMPLE, BASE)}
         out.append(
             Known(
                 Reference(judge, scoring.mean_vector(own), len(own)),

@@ -66,6 +66,10 @@ def build(services: Services) -> LookSection:
 def wire(section: LookSection, services: Services, capability: gr.BrowserState, show: Show) -> None:
     @told
     def look(kept: object, file: str | None) -> Iterator[Updates]:
+        from pipelines import lookalike
+        from pipelines.photos import decode
+
+        yield {section.drop: None, section.answer: views.note("Looking ...")}
         try:
             session = services.sessions.need(kept)
             view = services.view(kept)
@@ -73,24 +77,22 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
                 raise UserError(view.look_blocked)
             if not file:
                 raise UserError("No picture arrived. Drop one picture.")
-            yield {section.drop: None, section.answer: views.note("Looking ...")}
-            from pipelines import lookalike
-            from pipelines.photos import decode
-
             image = decode(Path(file))
-            photobox.drop_upload(Path(file))
+        except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
+            yield {section.answer: views.note(str(problem), "bad")}
+            return
+        finally:
+            if file:
+                photobox.drop_upload(Path(file))
+        try:
             assert view.box.photo_set is not None
             knowing, notes = lookalike.known_of(
                 session.run.folder, view.box.photo_set, sample=sample_pictures(view), base=base_pictures(view)
             )
             answer = lookalike.look_at_any(image, knowing)
             yield {section.answer: answer_html(view, answer, image) + views.notes(notes)}
-        except Exception as error:
-            yield {section.drop: None, section.answer: ""}
-            raise error
-        finally:
-            if file:
-                photobox.drop_upload(Path(file))
+        except UserError as problem:
+            yield {section.answer: views.note(str(problem), "bad")}
 
     # Two at a time: a look takes a second of one core. Not the photos' slots: intake may take a minute.
     section.drop.upload(
@@ -127,7 +129,7 @@ def answer_html(view: View, answer: Answer, image: np.ndarray) -> str:
 
 
 def axis(view: View, answer: Answer, judge: str) -> StripData:
-    """The run's strip with the dropped faces on it; before anything was scored, with the marks that photos alone give."""
+    """The run's strip with the dropped faces on it; before anything was scored, with the marks of the photos alone."""
     found = answer.marks[judge]
     measured = {name: getattr(found, name) for name in ("impostor", "ceiling", "ceiling_low", "ceiling_high")}
     data = view.axis(judge, measured)

@@ -557,7 +557,7 @@ def _opinion(one: Opinion, answer: Answer, best: Mapping[str, tuple[str, float] 
 def _nearest(opinions: Sequence[Opinion]) -> str:
     """The most alike single picture of each of the three, by every judge."""
     known = [one for one in opinions if one.nearest]
-    if not known:
+    if not known or len(known[0].nearest) < 2:  # nobody else to compare with yet
         return ""
     who = [each.who for each in known[0].nearest]
     rows = []

@@ -38,6 +38,7 @@ class VoteSection:
     about: gr.HTML
     with_base: gr.Checkbox
     start: gr.Button
+    row: gr.Row
     links: gr.HTML
     said: gr.HTML
 
@@ -54,8 +55,8 @@ class VoteSection:
             why = views.note("A vote can be started when the work on this run is done.") if visible else ""
         return {
             self.about: gr.update(value=ABOUT + why if visible else "", visible=visible),
-            self.with_base: gr.update(visible=any_two, interactive=two),
-            self.start: gr.update(visible=any_two),
+            self.row: gr.update(visible=any_two),
+            self.with_base: gr.update(interactive=two),
             self.links: gr.update(value=_links(view) if run else "", visible=visible),
             self.said: gr.update(value=_outcome(view) if run else "", visible=visible),
         }
@@ -69,14 +70,12 @@ class VoteSection:
 
 def build(services: Services) -> VoteSection:
     about = gr.HTML(visible=False, elem_id="lk-vote")
-    with gr.Row():
-        with_base = gr.Checkbox(
-            label="The untrained base takes part, as a check", value=False, visible=False, elem_id="lk-vote-base"
-        )
-        start = gr.Button("Start a vote", visible=False, elem_id="lk-vote-start", scale=0, min_width=200, size="md")
+    with gr.Row(visible=False) as row:
+        with_base = gr.Checkbox(label="The untrained base takes part, as a check", value=False, elem_id="lk-vote-base")
+        start = gr.Button("Start a vote", elem_id="lk-vote-start", scale=0, min_width=200, size="md")
     links = gr.HTML(visible=False, elem_id="lk-vote-links", js_on_load=ON_COPY)
     said = gr.HTML(visible=False, elem_id="lk-votes")
-    return VoteSection(about, with_base, start, links, said)
+    return VoteSection(about, with_base, start, row, links, said)
 
 
 def wire(section: VoteSection, services: Services, capability: gr.BrowserState, show: Show) -> None:
