@@ -6,6 +6,7 @@ An upload is decoded as soon as it arrives; a metadata-free copy is kept in the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -358,5 +359,6 @@ def drop_upload(path: Path) -> None:
     root = os.environ.get("GRADIO_TEMP_DIR")
     if root and path.resolve().is_relative_to(Path(root).resolve()):
         path.unlink(missing_ok=True)
-        if path.parent.resolve() != Path(root).resolve() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        if path.parent.resolve() != Path(root).resolve():
+            with contextlib.suppress(OSError):  # it holds other uploads, or is gone already
+                path.parent.rmdir()
