@@ -20,6 +20,11 @@ TITLES = {"textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", 
 SENTENCES = (
     ("methods/textual_inversion/learned_embeds.safetensors",
      "the learned words. diffusers: pipe.load_textual_inversion(FOLDER)."),
+    ("methods/textual_inversion/learned_embeds_2.safetensors", "the same for SDXL's second text encoder."),
+    ("methods/textual_inversion/likeness.safetensors", "the learned words for A1111, ComfyUI and InvokeAI."),
+    ("methods/dreambooth/unet/diffusion_pytorch_model.safetensors",
+     "the whole network that draws, taught. diffusers: UNet2DConditionModel.from_pretrained(FOLDER/unet)."),
+    ("config.json", "describes the weights beside it."),
     ("methods/lora/pytorch_lora_weights.safetensors",
      "the LoRA. diffusers: pipe.load_lora_weights(FOLDER)."),
     ("subject.json", "a method's card: base, phrase that stands for the person, recipe, time, checksum."),
@@ -52,16 +57,22 @@ def settings(run: Run) -> dict[str, Any]:
     photos = workspace.load_photo_set(run)
     return {
         "schema": 1,
-        "base": next((card.get("base") for card in cards.values()), None),
+        "base": next((_base(card.get("base")) for card in cards.values()), None),
         "photos": {
             "learned_from": len(photos.train), "watched": len(photos.validation), "held_out": len(photos.held_out)
         } if photos else None,
         "methods": {
-            m: {name: card.get(name) for name in ("phrase", "class_word", "steps", "train_s", "recipe", "artifact")}
+            m: {name: card.get(name) for name in ("phrase", "class_word", "steps", "train_s", "artifact")}
+            | {"recipe": {k: _base(v) if k == "base" else v for k, v in (card.get("recipe") or {}).items()}}
             for m, card in cards.items()
         },
         "pictures": pictures,
     }  # fmt: skip
+
+
+def _base(name: object) -> str | None:
+    """A base as others may read it: of a local one its folder's name, never its path."""
+    return None if name is None else Path(str(name)).name
 
 
 def _inside(path: Path) -> dict[str, Any] | None:
@@ -83,7 +94,7 @@ def readme(run: Run, files: Sequence[Path]) -> str:
         "",
         "No photo as it was uploaded is in here. The report and the grid show the person as the base sees them,",
         "so treat this archive like photos of them, and what was learned like a portrait: share it only as they wish.",
-        "Every picture is generated; each PNG says so inside, with the settings that made it.",
+        "Every picture in renders/ is generated; its PNG says so inside, with the settings that made it.",
         "",
         "settings.json: base, recipes, and prompt, seed and dials of every picture, in one place.",
     ]

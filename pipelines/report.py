@@ -327,7 +327,8 @@ th,td{text-align:right;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}.scroll{overflow-x:auto}.soft{color:var(--soft)}
 .grid{display:grid;gap:.7rem;min-width:640px}.grid figure{margin:0}
 .grid img{width:100%;height:auto;display:block;border-radius:4px}
-figcaption{font-size:.82rem;color:var(--soft)}svg{width:100%;height:auto}ul{padding-left:1.2rem}
+figcaption{font-size:.82rem;color:var(--soft)}svg{width:100%;height:auto}
+.scroll svg{min-width:520px}ul{padding-left:1.2rem}
 """
 
 

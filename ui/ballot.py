@@ -35,13 +35,14 @@ STYLE = """
 --main:#5eead4}}
 *{box-sizing:border-box}
 body{font:17px/1.5 system-ui,sans-serif;margin:0;background:var(--page);color:var(--ink)}
-main{max-width:900px;margin:0 auto;padding:16px}
+main{max-width:1080px;margin:0 auto;padding:16px}
 h1{font-size:1.3rem;line-height:1.25;margin:.2rem 0 .6rem}p{margin:.2rem 0 .8rem;color:var(--soft)}
 .bar{height:7px;border-radius:9px;background:var(--line);overflow:hidden;margin-bottom:14px}
 .bar b{display:block;height:100%;background:var(--main)}
-figure{margin:0 0 14px;max-width:220px}figure img{border-radius:12px}figcaption{font-size:.86rem;color:var(--soft)}
+.sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,3fr);gap:22px;align-items:start}
+figure{margin:0}figure img{border-radius:12px}figcaption{padding:7px 0;text-align:center;color:var(--soft)}
 img{width:100%;aspect-ratio:1;object-fit:cover;display:block}
-.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px}
+.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px}
 button{font:inherit;color:inherit;background:var(--card);border:2px solid var(--line);border-radius:12px;padding:0;
 cursor:pointer;overflow:hidden}
 button:hover,button:focus-visible{border-color:var(--main);outline:3px solid var(--main);outline-offset:1px}
@@ -49,7 +50,9 @@ button span{display:block;padding:7px}.others{display:flex;flex-wrap:wrap;gap:10
 .others button{padding:9px 16px}
 .said{background:var(--card);border:1px solid var(--line);border-left:3px solid var(--main);border-radius:8px;
 padding:12px 14px}
-@media (max-width:560px){.row{grid-template-columns:1fr 1fr}figure{max-width:150px}}
+.row button{max-width:300px}
+@media (max-width:700px){.row{grid-template-columns:1fr 1fr}.sides{grid-template-columns:1fr;gap:12px}
+figure{max-width:46vw;margin:0 auto}figcaption{padding:2px 0}}
 """
 # The number keys pick too; everything works without this.
 KEYS = """
@@ -146,11 +149,11 @@ def _round(run: workspace.Run, shown: votes.Round, number: int, rounds: int) -> 
         "not by beauty, light or background. Number keys work too.</p>"
         f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="{rounds}" aria-valuenow="{number}" '
         f'aria-label="Rounds answered"><b style="width:{number / rounds:.1%}"></b></div>'
-        f'<figure><img src="{photo(run, shown.photo)}" alt="A photo of the person"><figcaption>A photo of the person'
-        f'</figcaption></figure><form method="post"><input type="hidden" name="round" value="{number}">'
+        f'<div class="sides"><figure><img src="{photo(run, shown.photo)}" alt="A photo of the person">'
+        f'<figcaption>A photo of the person</figcaption></figure><form method="post"><input type="hidden" name="round" value="{number}">'
         f'<div class="row">{buttons}</div><div class="others">'
         f'<button name="pick" value="{votes.NONE_OF_THEM}" data-key="0">None of them looks like this person</button>'
-        f'<button name="pick" value="{votes.CANT_SAY}" data-key="?">I can\'t say</button></div></form>'
+        f'<button name="pick" value="{votes.CANT_SAY}" data-key="?">I can\'t say</button></div></form></div>'
     )
 
 

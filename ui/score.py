@@ -84,11 +84,8 @@ def build(services: Services) -> ScoreTab:
     looking = look.build(services)
     figures = gr.HTML(visible=False, elem_id="lk-figures")
     warnings = gr.HTML(visible=False)
-    with gr.Row():
-        package = gr.Button(
-            "Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
-        )
-        downloads = gr.HTML(elem_id="lk-downloads")
+    package = gr.Button("Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md")
+    downloads = gr.HTML(elem_id="lk-downloads")
     return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
 
 

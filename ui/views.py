@@ -583,12 +583,12 @@ def vote_links(started: Sequence[tuple[str, int, int]]) -> str:
     """Items: (address, rounds answered, rounds in all), newest first."""
     items = []
     for count, (address, done, of) in enumerate(started):
-        state = "finished" if done == of else f"{done} of {of} answered"
+        state = f"of {of} rounds: finished" if done == of else f"{done} of {of} answered"
         open_it = (
             f'<a href="{escape(address)}" target="_blank" rel="noopener">Open the vote</a> '
             '<button type="button" class="lk-link" data-copy="1">Copy its link</button>'
             if done < of
-            else "Vote"
+            else "A vote"
         )
         newest = " (newest)" if count == 0 and len(started) > 1 else ""
         items.append(f"<li>{open_it} <span>{state}{newest}</span></li>")
