@@ -372,7 +372,7 @@ def in_words(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -
     """The outcome in two or three sentences; no more certain than the intervals are."""
     if not found.rounds:
         return "Nobody has voted yet."
-    who = "1 friend" if found.voters == 1 else f"{found.voters} friends"
+    who = "1 voter" if found.voters == 1 else f"{found.voters} voters"
     text = f"{who} answered {found.rounds} round{'s' if found.rounds != 1 else ''}"
     if found.none_of_them:
         text += f", {found.none_of_them} of them with 'none of them'"

@@ -84,10 +84,10 @@ def test_a_friend_votes_blind_and_the_tally_stands_beside_the_judge(chromium, ad
     vote.reload()
     vote.wait_for_function("document.body.innerText.includes('Thank you')")
     vote.close()
-    visit.wait("#lk-votes", "1 friend answered 2 rounds")
+    visit.wait("#lk-votes", "1 voter answered 2 rounds")
     assert "Friends' picks" in visit.text("#lk-table") and "finished" in visit.text("#lk-vote-links")
     page.reload()
     page.wait_for_selector("#lk-steps li")
     visit.tab("Score")
-    visit.wait("#lk-votes", "1 friend answered 2 rounds")
+    visit.wait("#lk-votes", "1 voter answered 2 rounds")
     assert visit.foreign == [] and visit.errors == []

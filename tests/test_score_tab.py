@@ -382,7 +382,7 @@ def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  #
     assert "Friends&#x27; picks" in shown[tab.table]["value"] or "Friends' picks" in shown[tab.table]["value"]
     assert "100% (44% to 100%)" in shown[tab.table]["value"] and "0% (0% to 56%)" in shown[tab.table]["value"]
     said = shown[tab.voting.said]["value"]
-    assert "1 friend answered 3 rounds" in said and "order of the methods is that of dlib" in said
+    assert "1 voter answered 3 rounds" in said and "order of the methods is that of dlib" in said
     assert "3 of 3" in said and "In 3 of 3 rounds" in said
     links = shown[tab.voting.links]["value"]
     assert f"vote/{run.id}/{second.voter}" in links and asked.voter not in links, "a finished vote has no link"

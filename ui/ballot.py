@@ -42,7 +42,7 @@ h1{font-size:1.3rem;line-height:1.25;margin:.2rem 0 .6rem}p{margin:.2rem 0 .8rem
 .sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,3fr);gap:22px;align-items:start}
 figure{margin:0}figure img{border-radius:12px}figcaption{padding:7px 0;text-align:center;color:var(--soft)}
 img{width:100%;aspect-ratio:1;object-fit:cover;display:block}
-.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px}
+.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,240px));gap:12px}
 button{font:inherit;color:inherit;background:var(--card);border:2px solid var(--line);border-radius:12px;padding:0;
 cursor:pointer;overflow:hidden}
 button:hover,button:focus-visible{border-color:var(--main);outline:3px solid var(--main);outline-offset:1px}
@@ -50,7 +50,6 @@ button span{display:block;padding:7px}.others{display:flex;flex-wrap:wrap;gap:10
 .others button{padding:9px 16px}
 .said{background:var(--card);border:1px solid var(--line);border-left:3px solid var(--main);border-radius:8px;
 padding:12px 14px}
-.row button{max-width:300px}
 @media (max-width:700px){.row{grid-template-columns:1fr 1fr}.sides{grid-template-columns:1fr;gap:12px}
 figure{max-width:46vw;margin:0 auto}figcaption{padding:2px 0}}
 """
@@ -150,7 +149,8 @@ def _round(run: workspace.Run, shown: votes.Round, number: int, rounds: int) -> 
         f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="{rounds}" aria-valuenow="{number}" '
         f'aria-label="Rounds answered"><b style="width:{number / rounds:.1%}"></b></div>'
         f'<div class="sides"><figure><img src="{photo(run, shown.photo)}" alt="A photo of the person">'
-        f'<figcaption>A photo of the person</figcaption></figure><form method="post"><input type="hidden" name="round" value="{number}">'
+        "<figcaption>A photo of the person</figcaption></figure>"
+        f'<form method="post"><input type="hidden" name="round" value="{number}">'
         f'<div class="row">{buttons}</div><div class="others">'
         f'<button name="pick" value="{votes.NONE_OF_THEM}" data-key="0">None of them looks like this person</button>'
         f'<button name="pick" value="{votes.CANT_SAY}" data-key="?">I can\'t say</button></div></form></div>'

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 SHOWN_PX = 360  # the dropped picture, as it is shown beside the answer
 ABOUT = (
     '<h2>Who does any picture look like?</h2><p class="lk-note">Drop any one picture - a photo, a portrait made '
-    "elsewhere, an old print. Every face in it is compared with this person's held-out photos, and with two others: "
-    "the synthetic sample person and what the untrained base draws. There is no database of other people. "
+    "elsewhere, an old print. Every face in it is compared with this person's held-out photos and, once they are "
+    "there, with two others: the synthetic sample person and what the untrained base draws. There is no database of other people. "
     "The picture is looked at and dropped: it is not kept, not learned from, and not written to a log.</p>"
 )
 
@@ -121,7 +121,8 @@ def answer_html(view: View, answer: Answer, image: np.ndarray) -> str:
             "warn",
         )
     strips = "".join(
-        f"<h3>{views.judge_title(judge, first=number == 0)}</h3>" + views.strip(axis(view, answer, judge))
+        f"<details{' open' if number == 0 else ''}><summary>{views.judge_title(judge, first=number == 0)}</summary>"
+        f"{views.strip(axis(view, answer, judge))}</details>"
         for number, judge in enumerate(answer.judges)
     )
     best = {judge: view.best_score(judge) for judge in answer.judges}
