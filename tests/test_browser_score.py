@@ -23,6 +23,8 @@ METHOD_WORDS = re.compile(r"lora|dreambooth|textual|inversion|untrained|renders"
 def test_any_picture_is_judged_before_anything_is_trained(chromium, address, width):  # noqa: F811
     visit = Visit(chromium, address, width)
     page = visit.page
+    # On a busy machine Gradio measures the tabs before their style is there and folds them away until the next resize.
+    page.set_viewport_size({"width": width, "height": 901})
     assert page.get_by_role("tab", name="Score").is_disabled()
     page.locator("#lk-drop input[type=file]").set_input_files(photos())
     visit.wait("#lk-upload-status", "photos are used")

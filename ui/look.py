@@ -29,8 +29,9 @@ SHOWN_PX = 360  # the dropped picture, as it is shown beside the answer
 ABOUT = (
     '<h2>Who does any picture look like?</h2><p class="lk-note">Drop any one picture - a photo, a portrait made '
     "elsewhere, an old print. Every face in it is compared with this person's held-out photos and, once they are "
-    "there, with two others: the synthetic sample person and what the untrained base draws. There is no database of other people. "
-    "The picture is looked at and dropped: it is not kept, not learned from, and not written to a log.</p>"
+    "there, with two others: the synthetic sample person and what the untrained base draws. There is no database of "
+    "other people. The picture is looked at and dropped: it is not kept, not learned from, not "
+    "written to a log.</p>"
 )
 
 
