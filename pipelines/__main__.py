@@ -190,6 +190,7 @@ def parser() -> argparse.ArgumentParser:
     whom.add_argument("--against", metavar="PHOTO", nargs="+", type=Path, help="photos of the person")
     whom.add_argument(
         "--run",
+        dest="of_run",
         metavar="RUN",
         type=Path,
         help="a run: every face in the pictures is compared with its held-out photos,\n"
@@ -532,7 +533,7 @@ def _score(asked: argparse.Namespace) -> int:
         judges = [faces.judge(name) for name in dict.fromkeys((asked.judge, faces.DlibJudge.name))]
     else:
         judges = faces.available_judges(on_problem=_say)
-    if asked.run:
+    if asked.of_run:
         return _who(asked, judges)
     images: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _short_names(asked.images)}
     references: list[scoring.Reference] = []
@@ -576,7 +577,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     from pipelines import lookalike, presets, workspace
     from pipelines.photos import decode
 
-    run = _run_of(asked.run)
+    run = _run_of(asked.of_run)
     photos = workspace.load_photo_set(run)
     if photos is None:
         raise UserError(f"The run {run.folder.name} holds no photos to compare with.")

@@ -392,7 +392,8 @@ def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  #
         settings = json.loads(archive.read("settings.json"))
         readme = archive.read("README.txt").decode()
         names = set(archive.namelist())
-    assert settings["base"] == row and set(settings["methods"]) == {"lora", "dreambooth"}
+    assert settings["base"] == Path(row).name, "of a local base never the path"
+    assert set(settings["methods"]) == {"lora", "dreambooth"}
     assert settings["pictures"]["renders/lora/seed1.png"]["seed"] == 1 and settings["photos"]["held_out"] == 2
     for name in names - {"README.txt"}:
         assert name in readme or name.startswith("renders/"), f"README.txt is silent about {name}"
@@ -439,3 +440,24 @@ def test_names_on_the_strip_and_in_votes_are_escaped():
     html = views.strip(views.StripData(evil, (), {evil: (0.1,)})) + views.vote_links([(evil, 1, 2)])
     html += views.table([views.MethodRow("lora", *[None] * 8)], {"lora": evil}) + views.judge_title(evil, first=True)
     assert "<script" not in html
+
+
+def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
+    from pipelines import __main__ as command
+
+    monkeypatch.setattr(faces, "available_judges", lambda **_: [JUDGE])
+    run = workspace.run_at(tmp_path / "run")
+    run.photos.mkdir()
+    moved = [photo(run.photos, Path(one.path).name, np.asarray(Image.open(one.path))[0, 0]) for one in red.photos]
+    workspace.save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
+    any_picture = tmp_path / "any.png"
+    Image.fromarray(patches(RED, BLACK, BLUE)).save(any_picture)
+    assert command.main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == command.DONE
+    found = json.loads(capsys.readouterr().out)["images"]["any.png"]["faces"]
+    first, second = (one["judges"]["colour"] for one in found)
+    assert first["looks_like"] == lookalike.PERSON != second["looks_like"]
+    assert set(first["nearest"]) == {lookalike.PERSON, lookalike.SAMPLE}, "nothing was drawn by the base yet"
+    assert command.main(["score", str(any_picture), "--run", str(run.folder)]) == command.DONE
+    assert "face 1, colour: It looks like this person." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(["score", str(any_picture)])
