@@ -162,7 +162,6 @@ def to_json(findings: Findings) -> dict[str, Any]:
         },
         "methods": {column: _method_json(findings, column) for column in findings.columns},
         "clip": findings.clip,
-        "votes": None,  # see `refresh_votes`
     }
 
 
@@ -671,7 +670,8 @@ def refresh_votes(run: Run) -> dict[str, Any] | None:
     means = {column: (method["identity"].get(judge) or {}).get("mean") for column, method in report["methods"].items()}
     found = votes.summary(run, judge, means)
     if report.get("votes") != found:
-        report["votes"] = found
+        report = {name: part for name, part in report.items() if name != "votes"}
+        report |= {"votes": found} if found else {}  # the shape without votes stays what programs know
         page = run.page.read_text(encoding="utf-8") if run.page.is_file() else ""
         before, begin, rest = page.partition(VOTES_BEGIN)
         _, end, after = rest.partition(VOTES_END)

@@ -357,9 +357,9 @@ def test_the_report_is_brought_up_to_date_with_the_votes(run):
     assert report.refresh_votes(run) is None, "no report, nothing to add to"
     means = {"textual_inversion": 0.1, "dreambooth": 0.3, "lora": 0.5}
     saved = {"judges": {"dlib": {}}, "methods": {m: {"identity": {"dlib": {"mean": v}}} for m, v in means.items()}}
-    workspace.write_json(run.report, saved | {"votes": None})
+    workspace.write_json(run.report, saved)
     workspace.write_text(run.page, f"<p>before</p>{report.VOTES_BEGIN}{report.VOTES_END}<p>after</p>")
-    assert report.refresh_votes(run)["votes"] is None
+    assert report.refresh_votes(run) == saved, "without votes nothing is added"
     asked = votes.start(run)
     for number in range(3):
         place = asked.rounds[number].order.index("lora")
@@ -371,3 +371,5 @@ def test_the_report_is_brought_up_to_date_with_the_votes(run):
         assert found["agreement"]["judge"] == "dlib" and found["agreement"]["pairs"] == 2
         page = run.page.read_text()
         assert page.count("Blind votes") == 1 and page.startswith("<p>before</p>") and page.endswith("<p>after</p>")
+    teach(run, "lora", digest=workspace.load_photo_set(run).digest, name="2")
+    assert "votes" not in report.refresh_votes(run) and "Blind votes" not in run.page.read_text(), "of another training"
