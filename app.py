@@ -23,6 +23,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     from starlette.middleware import Middleware
 
     from ui import api, generate, score, theme, train, upload
+    from ui.ballot import Ballots
     from ui.guard import Guard
     from ui.page import Page
     from ui.state import Services, View
@@ -58,7 +59,7 @@ def build() -> tuple[Any, dict[str, Any]]:
                 steps: gr.update(value=view.steps_html()),
                 train_tab: gr.update(interactive=view.train_blocked is None or view.progress.busy),
                 generate_tab: gr.update(interactive=view.generate_blocked is None or bool(view.pictures)),
-                score_tab: gr.update(interactive=view.score_blocked is None),
+                score_tab: gr.update(interactive=view.score_opens),
             }
 
         show = Show(services, [uploading, training, generating, scoring], around)
@@ -84,7 +85,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "pwa": False,
         "share": False,
         "app_kwargs": {
-            "middleware": [Middleware(Guard, media=services.media)],
+            "middleware": [Middleware(Guard, media=services.media), Middleware(Ballots, root=services.sessions.root)],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,

@@ -36,6 +36,8 @@ from pipelines.schema import (
 
 if TYPE_CHECKING:
     from pipelines.comparison import JobSpec
+    from pipelines.faces import Judge
+    from pipelines.lookalike import Opinion
     from pipelines.workspace import Run
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -186,7 +188,16 @@ def parser() -> argparse.ArgumentParser:
 
     score = command("score", "How much do pictures look like the person in some photos?", _score)
     score.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="pictures to judge")
-    score.add_argument("--against", metavar="PHOTO", nargs="+", type=Path, required=True, help="photos of the person")
+    whom = score.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--against", metavar="PHOTO", nargs="+", type=Path, help="photos of the person")
+    whom.add_argument(
+        "--run",
+        dest="of_run",
+        metavar="RUN",
+        type=Path,
+        help="a run: every face in the pictures is compared with its held-out photos,\n"
+        "the sample person and the untrained base's pictures",
+    )
     score.add_argument(
         "--judge",
         metavar="NAME",
@@ -519,7 +530,7 @@ def _check(asked: argparse.Namespace) -> int:
 
 def _score(asked: argparse.Namespace) -> int:
     _face_models(asked)
-    for path in [*asked.images, *asked.against]:
+    for path in [*asked.images, *(asked.against or ())]:
         if not path.is_file():
             raise WrongUse(f"There is no file {path}. Check the path.")
     from pipelines import faces, scoring
@@ -528,6 +539,8 @@ def _score(asked: argparse.Namespace) -> int:
         judges = [faces.judge(name) for name in dict.fromkeys((asked.judge, faces.DlibJudge.name))]
     else:
         judges = faces.available_judges(on_problem=_say)
+    if asked.of_run:
+        return _who(asked, judges)
     images: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _short_names(asked.images)}
     references: list[scoring.Reference] = []
     problems: list[str] = []
@@ -563,6 +576,54 @@ def _score(asked: argparse.Namespace) -> int:
                 words = f" ({one['in_words']})" if one["similarity"] is not None else ""
                 print(f"  {who}: {one['verdict']}{words}.{' ' + one['note'] if one['note'] else ''}")
     return DONE
+
+
+def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
+    """Every face of each picture against the person of a run."""
+    from pipelines import lookalike, presets, workspace
+    from pipelines.photos import decode
+
+    run = _run_of(asked.of_run)
+    photos = workspace.load_photo_set(run)
+    if photos is None:
+        raise UserError(f"The run {run.folder.name} holds no photos to compare with.")
+    own = {photo.name for photo in photos.photos}
+    sample = [path for path in sorted((presets.PRESETS / "sample_person").glob("*.png")) if path.name not in own]
+    knowing, notes = lookalike.known(judges, photos, sample=sample, base=sorted(run.renders("none").glob("*.png")))
+    for sentence in notes:
+        _say(sentence)
+    images: dict[str, Any] = {}
+    for path, name in zip(asked.images, _short_names(asked.images), strict=True):
+        answer = lookalike.look_at_any(decode(path), knowing)
+        images[name] = {
+            "faces": [
+                {"box": face.box, "judges": {one.score.judge: _opinion(one) for one in face.opinions}}
+                for face in answer.faces
+            ]
+        }
+        if not asked.json:
+            print(f"{name}: {'' if answer.faces else 'no face found.'}")
+            for number, face in enumerate(answer.faces, start=1):
+                for one in face.opinions:
+                    words = f" ({one.score.words})" if one.score.words else ""
+                    note = f" {one.score.note}" if one.score.note else ""
+                    print(f"  face {number}, {one.score.judge}: {one.sentence}{words}{note}")
+    if asked.json:
+        _print_json({"images": images})
+    return DONE
+
+
+def _opinion(one: Opinion) -> dict[str, Any]:
+    return {
+        "similarity": one.score.similarity,
+        "verdict": one.score.verdict,
+        "looks_like": one.verdict,
+        "in_words": one.score.words,
+        "note": one.score.note,
+        "reason": one.score.reason,
+        "is_held_out": one.is_held_out,
+        "nearest": {each.who: each.similarity for each in one.nearest},
+    }
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines import calibration
 from pipelines.calibration import Calibration
-from pipelines.faces import NO_FACE, ArcFaceJudge, Face, Seen, around, detect_faces, scrfd_face, sha256_of
+from pipelines.faces import NO_FACE, ArcFaceJudge, Face, Seen, around, detect_faces, scrfd_face, scrfd_faces, sha256_of
 from pipelines.schema import UserError
 
 NAME = "arcface-mini"
@@ -105,11 +105,17 @@ class ArcFaceMini:
         found = self._face(image)
         if found is None:
             return Seen(None, NO_FACE)
-        face, count = found
+        return self._seen(image, *found)
+
+    def look_at_each(self, image: np.ndarray) -> list[Seen]:
+        found = scrfd_faces(self._pack.detection_model(), image) if self._pack else detect_faces(image)
+        return [self._seen(image, face, len(found)) for face in found]
+
+    def _seen(self, image: np.ndarray, face: Face, count: int) -> Seen:
         vector = self.embed_face(image, face)
         if not np.isfinite(vector).all():
             return Seen(None, "the recogniser gave no answer for this face")
-        return Seen(vector, None, face.height_px, count)
+        return Seen(vector, None, face.height_px, count, face.box)
 
     def embed_face(self, image: np.ndarray, face: Face) -> np.ndarray:
         """Unit vector (512,) of one face that was found already; NaN where the network gives no answer."""

@@ -271,6 +271,7 @@ class Seen:
     reason: str | None = None
     face_px: float | None = None  # height of the face in the picture
     faces: int = 0  # how many the detector found
+    box: tuple[float, float, float, float] | None = None  # left, top, right, bottom in the picture
 
 
 class Judge(Protocol):
@@ -289,6 +290,9 @@ class Judge(Protocol):
 
     def look(self, image: np.ndarray) -> Seen:
         """The largest face in an RGB uint8 (H, W, 3) image."""
+
+    def look_at_each(self, image: np.ndarray) -> list[Seen]:
+        """Every face in an RGB uint8 (H, W, 3) image, largest first; [] when there is none."""
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         """How alike two unit vectors are, at most 1."""
@@ -330,8 +334,15 @@ class DlibJudge:
         faces = detect_faces(image)
         if not faces:
             return Seen(None, NO_FACE)
-        vector = dlib_embed(np.ascontiguousarray(image), faces[0])
-        return Seen(vector / np.linalg.norm(vector), None, faces[0].height_px, len(faces))
+        return self._seen(image, faces[0], len(faces))
+
+    def look_at_each(self, image: np.ndarray) -> list[Seen]:
+        faces = detect_faces(image)
+        return [self._seen(image, face, len(faces)) for face in faces]
+
+    def _seen(self, image: np.ndarray, face: Face, count: int) -> Seen:
+        vector = dlib_embed(np.ascontiguousarray(image), face)
+        return Seen(vector / np.linalg.norm(vector), None, face.height_px, count, face.box)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         """Cosine, stretched so that photos of two strangers are 0 on average and the same picture is 1.
@@ -401,19 +412,24 @@ class ArcFaceJudge:
         return self._load()[0]
 
     def look(self, image: np.ndarray) -> Seen:
-        detector, recogniser, face_class = self._load()
         bgr = np.ascontiguousarray(image[:, :, ::-1])
-        found = _largest(detector, bgr)
-        if found is None:
-            return Seen(None, NO_FACE)
-        box, points, count = found
+        found = _largest(self.detection_model(), bgr)
+        return Seen(None, NO_FACE) if found is None else self._seen(bgr, *found)
+
+    def look_at_each(self, image: np.ndarray) -> list[Seen]:
+        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        found = _every(self.detection_model(), bgr)
+        return [self._seen(bgr, box, points, len(found)) for box, points in found]
+
+    def _seen(self, bgr: np.ndarray, box: np.ndarray, points: np.ndarray, count: int) -> Seen:
+        _, recogniser, face_class = self._load()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # insightface 2.1 calls a scikit-image function that is being renamed
             vector = recogniser.get(bgr, face_class(kps=points.astype(np.float32)))
         length = float(np.linalg.norm(vector))
         if not np.isfinite(length) or length == 0.0:
             return Seen(None, "the recogniser gave no answer for this face")
-        return Seen(np.asarray(vector, np.float64) / length, None, float(box[3] - box[1]), count)
+        return Seen(np.asarray(vector, np.float64) / length, None, float(box[3] - box[1]), count, _corners(box))
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         return float(np.dot(a, b))
@@ -483,51 +499,89 @@ def _damaged(pack: Path) -> str | None:
     return None
 
 
+Points = tuple[np.ndarray, np.ndarray]  # a face's box and its five landmarks, in image pixels
+
+
 def _largest(detector, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
     """(box, 5 points, number of faces) of the largest face in a BGR image, or None.
 
-    SCRFD is run at 256 px with a border: at its usual 640 px it misses tight crops. A face that is small in the
-    picture is cut out and found again there, so that its landmarks are as exact as a portrait's.
+    SCRFD is run at 256 px with a border: at its usual 640 px it misses tight crops.
     """
+    found = _found(detector, bgr)
+    return (*_closer(detector, bgr, *found[0]), len(found)) if found else None
+
+
+def _every(detector, bgr: np.ndarray) -> list[Points]:
+    """Every face, largest first: those of `_largest`, and the small ones that only 640 px show."""
+    found = _found(detector, bgr)
+    for box, points in _scrfd(detector, bgr, 640, 32):
+        middle = (box[:2] + box[2:]) / 2
+        if not any((known[:2] <= middle).all() and (middle <= known[2:]).all() for known, _ in found):
+            found.append((box, points))
+    return [_closer(detector, bgr, *face) for face in sorted(found, key=lambda face: -_area(face[0]))]
+
+
+def _found(detector, bgr: np.ndarray) -> list[Points]:
     longest = max(bgr.shape[:2])
     for side_px, margin in ((ARCFACE_DETECT_PX, max(32, longest // 16)), (ARCFACE_DETECT_PX, longest // 2), (640, 32)):
         found = _scrfd(detector, bgr, side_px, margin)
-        if found is not None:
-            break
-    else:
-        return None
-    box, points, count = found
+        if found:
+            return found
+    return []
+
+
+def _closer(detector, bgr: np.ndarray, box: np.ndarray, points: np.ndarray) -> Points:
+    """A face that is small in the picture is cut out and found again there, so that its landmarks are as exact as a
+    portrait's. Of several in the cut it is the one nearest to the middle.
+    """
     face_px = max(box[2] - box[0], box[3] - box[1])
-    if face_px * 5 < longest:
-        middle = points.mean(0)
-        left, top = (max(0, int(v - 1.5 * face_px)) for v in middle)
-        right, bottom = (int(v + 1.5 * face_px) for v in middle)
-        again = _scrfd(detector, np.ascontiguousarray(bgr[top:bottom, left:right]), ARCFACE_DETECT_PX, 32)
-        if again is not None:
-            shift = np.array([left, top], np.float64)
-            return again[0] + np.tile(shift, 2), again[1] + shift, count
-    return box, points, count
+    if face_px * 5 >= max(bgr.shape[:2]):
+        return box, points
+    middle = points.mean(0)
+    left, top = (max(0, int(v - 1.5 * face_px)) for v in middle)
+    right, bottom = (int(v + 1.5 * face_px) for v in middle)
+    again = _scrfd(detector, np.ascontiguousarray(bgr[top:bottom, left:right]), ARCFACE_DETECT_PX, 32)
+    if not again:
+        return box, points
+    shift = np.array([left, top], np.float64)
+    near = min(again, key=lambda face: float(np.linalg.norm(face[1].mean(0) + shift - middle)))
+    return near[0] + np.tile(shift, 2), near[1] + shift
 
 
-def _scrfd(detector, bgr: np.ndarray, side_px: int, margin: int) -> tuple[np.ndarray, np.ndarray, int] | None:
+def _scrfd(detector, bgr: np.ndarray, side_px: int, margin: int) -> list[Points]:
+    """Faces with the image shown at `side_px` with a border, largest first."""
     import cv2
 
     framed = cv2.copyMakeBorder(bgr, margin, margin, margin, margin, cv2.BORDER_CONSTANT, value=(0, 0, 0))
     boxes, points = detector.detect(framed, input_size=(side_px, side_px))
     if len(boxes) == 0 or points is None:
-        return None
-    best = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
-    return boxes[best, :4].astype(np.float64) - margin, points[best].astype(np.float64) - margin, len(boxes)
+        return []
+    order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
+    return [(boxes[k, :4].astype(np.float64) - margin, points[k].astype(np.float64) - margin) for k in order]
+
+
+def _area(box: np.ndarray) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def _corners(box: np.ndarray) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(v) for v in box)
+    return left, top, right, bottom
 
 
 def scrfd_face(detector, image: np.ndarray) -> tuple[Face, int] | None:
     """The largest face in an RGB image by an SCRFD model, and how many there are."""
     found = _largest(detector, np.ascontiguousarray(image[:, :, ::-1]))
-    if found is None:
-        return None
-    box, points, count = found
-    left, top, right, bottom = (float(v) for v in box)
-    return Face((left, top, right, bottom), points, points[:2], points[2], 1.0, "scrfd"), count
+    return (_scrfd_face(found[0], found[1]), found[2]) if found else None
+
+
+def scrfd_faces(detector, image: np.ndarray) -> list[Face]:
+    """Every face in an RGB image by an SCRFD model, largest first."""
+    return [_scrfd_face(*face) for face in _every(detector, np.ascontiguousarray(image[:, :, ::-1]))]
+
+
+def _scrfd_face(box: np.ndarray, points: np.ndarray) -> Face:
+    return Face(_corners(box), points, points[:2], points[2], 1.0, "scrfd")
 
 
 def download_pack(name: str, pack_folder: Path | None = None) -> Path:

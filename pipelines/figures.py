@@ -306,6 +306,8 @@ def sections(found: Mapping[str, Any]) -> str:
     parts = []
     for title, draw, why in SECTIONS:
         picture = draw(found)
+        if picture.startswith("<svg"):  # on a phone it is scrolled, not shrunk until nobody can read it
+            picture = f'<div class="scroll" tabindex="0" role="group" aria-label="{title}">{picture}</div>'
         if picture:
             parts.append(
                 (f"<h2>{title}</h2>" if title else "") + (f'<p class="soft">{why}</p>' if why else "") + picture

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import figures, workspace
+from pipelines import figures, votes, workspace
 from pipelines.calibration import Calibration
 from pipelines.figures import COLOURS, NAMES, OTHER_COLOUR, name_of
 from pipelines.metrics import COPY, Facts, Worth, asked_for, is_counted, usable
@@ -327,7 +327,8 @@ th,td{text-align:right;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}.scroll{overflow-x:auto}.soft{color:var(--soft)}
 .grid{display:grid;gap:.7rem;min-width:640px}.grid figure{margin:0}
 .grid img{width:100%;height:auto;display:block;border-radius:4px}
-figcaption{font-size:.82rem;color:var(--soft)}svg{width:100%;height:auto}ul{padding-left:1.2rem}
+figcaption{font-size:.82rem;color:var(--soft)}svg{width:100%;height:auto}
+.scroll svg{min-width:520px}ul{padding-left:1.2rem}
 """
 
 
@@ -365,6 +366,7 @@ def to_html(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray]
         _side_by_side(findings, run),
         _worst(findings, run),
         _nearest(findings, run, learned_from or {}),
+        VOTES_BEGIN + VOTES_END,  # `refresh_votes` fills it
         "<h2>Photos</h2>",
         _photo_list(findings.photo_set),
         f"<h2>Again</h2><p><code>{escape(findings.command)}</code></p>" if findings.command else "",
@@ -650,4 +652,60 @@ def write(findings: Findings, run: Run, held_out: np.ndarray, learned_from: Mapp
     workspace.write_json(run.figures, drawings(findings))
     workspace.write_text(run.page, to_html(findings, run, learned_from))
     workspace.write_json(run.report, report)
+    return refresh_votes(run) or report
+
+
+# ------------------------------------------------------------------------------------------------- votes
+
+VOTES_BEGIN, VOTES_END = "<!-- votes -->", "<!-- end of votes -->"
+
+
+def refresh_votes(run: Run) -> dict[str, Any] | None:
+    """Bring the votes in report.json and report.html up to date: friends answer after a report is written. Returns
+    what report.json holds; None where there is no report.
+    """
+    report = workspace.read_json(run.report)
+    if not isinstance(report, dict):
+        return None
+    judge = next(iter(report["judges"]), None)
+    means = {column: (method["identity"].get(judge) or {}).get("mean") for column, method in report["methods"].items()}
+    found = votes.summary(run, judge, means)
+    if report.get("votes") != found:
+        report = {name: part for name, part in report.items() if name != "votes"}
+        report |= {"votes": found} if found else {}  # the shape without votes stays what programs know
+        page = run.page.read_text(encoding="utf-8") if run.page.is_file() else ""
+        before, begin, rest = page.partition(VOTES_BEGIN)
+        _, end, after = rest.partition(VOTES_END)
+        if begin and end:
+            workspace.write_text(run.page, before + begin + votes_html(found) + end + after)
+        workspace.write_json(run.report, report)
     return report
+
+
+def votes_html(found: Mapping[str, Any] | None) -> str:
+    """What friends said in blind votes, beside the first judge; "" while nobody has voted."""
+    if found is None:
+        return ""
+    rows = "".join(
+        f"<tr><td>{name_of(column)}</td><td>{one['wins']} of {one['appearances']}</td>"
+        f"<td>{_figure(one['share'])}</td><td>{_figure(one['low'])} to {_figure(one['high'])}</td>"
+        f"<td>{_figure(one['chance'])}</td></tr>"
+        for column, one in found["methods"].items()
+    )
+    heads = "".join(
+        f'<th scope="col">{head}</th>' for head in ("Method", "Picked", "Share", "95% interval", "Picking blindly")
+    )
+    agreed, said = found["agreement"], ""
+    if agreed and agreed["rounds"]:
+        said = (
+            f"<p>{escape(agreed['judge'])} orders {agreed['agreeing']} of {agreed['pairs']} pairs of methods as these "
+            f"people do; in {agreed['same_pick']} of {agreed['rounds']} rounds they picked the picture it finds most "
+            f"alike (by chance {agreed['by_chance']:.1f}).</p>"
+        )
+    return (
+        "<h2>Blind votes</h2>"
+        f'<p class="soft">{found["voters"]} voted, {found["rounds"]} rounds: pictures of one prompt and seed beside a '
+        f"held-out photo, without names, in random order. None of them: {found['none_of_them']}; can't say (not "
+        f"counted): {found['cant_say']}.</p>"
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{said}'
+    )

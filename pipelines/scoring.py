@@ -58,7 +58,7 @@ def reference(judge: Judge, photos: Sequence[Picture]) -> Reference:
         for name, one in seen.items()
         if one.faces > 1 and one.vector is not None
     ]
-    return Reference(judge, _mean(vectors), len(vectors), missing, tuple(notes))
+    return Reference(judge, mean_vector(vectors), len(vectors), missing, tuple(notes))
 
 
 def vectors_of(judge: Judge, photos: PhotoSet, others: Sequence[Path]) -> list[tuple[str, str, np.ndarray]]:
@@ -84,7 +84,7 @@ def _look_at_all(judge: Judge, pictures: Sequence[Picture]) -> dict[str, Seen]:
     out: dict[str, Seen] = {}
     for index, picture in enumerate(pictures, start=1):
         name = _name(picture) or f"picture {index}"
-        out[name if name not in out else f"{name} ({index})"] = judge.look(_pixels(picture))
+        out[name if name not in out else f"{name} ({index})"] = judge.look(pixels(picture))
     return out
 
 
@@ -92,15 +92,17 @@ def _vectors(judge: Judge, pictures: Sequence[Picture]) -> list[np.ndarray]:
     return [seen.vector for seen in _look_at_all(judge, pictures).values() if seen.vector is not None]
 
 
-def _pixels(picture: Picture) -> np.ndarray:
+def pixels(picture: Picture) -> np.ndarray:
+    """A picture as judges see it: upright RGB uint8; of a group photo only what is around the person's face."""
     if isinstance(picture, Photo):
         image = decode(Path(picture.path))
         # judges look at the largest face, and in a group photo that need not be the person
-        return _around_face(image, picture) if REASONS["several_faces"] in "; ".join(picture.notes) else image
+        return around_face(image, picture) if REASONS["several_faces"] in "; ".join(picture.notes) else image
     return decode(picture) if isinstance(picture, Path) else np.asarray(picture)
 
 
-def _around_face(image: np.ndarray, photo: Photo) -> np.ndarray:
+def around_face(image: np.ndarray, photo: Photo) -> np.ndarray:
+    """The part of a photo, as it was decoded, that shows the person's head."""
     left, top, right, bottom = photo.face_box
     reach = 0.6 * max(right - left, bottom - top)
     height, width = image.shape[:2]
@@ -112,7 +114,8 @@ def _name(picture: Picture) -> str | None:
     return picture.name if isinstance(picture, Photo | Path) else None
 
 
-def _mean(vectors: Sequence[np.ndarray]) -> np.ndarray:
+def mean_vector(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """The normalised mean of unit vectors."""
     mean = np.mean(vectors, axis=0)
     return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
@@ -212,11 +215,8 @@ def marks(
     `photo_set.held_out`) in the place of the held-out photos. Floor: the mean of `floor_scores`, failures as 0.
     A mark that can't be measured is None.
     """
-    known = judge.calibration
-    kind = known.kind(len(photo_set.held_out)) if known else None
-    held_out = [judge.look(_pixels(photo)).vector for photo in photo_set.held_out]
+    held_out = [judge.look(pixels(photo)).vector for photo in photo_set.held_out]
     train = _vectors(judge, photo_set.train)
-    real = _real_comparisons(judge, held_out, held_out, train)
     best: float | None = None
     if len(rebuilt_images):
         if len(rebuilt_images) != len(photo_set.held_out):
@@ -225,11 +225,26 @@ def marks(
         rebuilt = _real_comparisons(judge, drawn, held_out, train)
         best = float(np.mean(rebuilt)) if rebuilt else None
     floors = [_zero(score) for score in floor_scores]
+    return marks_of(judge, held_out, train, floor=float(np.mean(floors)) if floors else None, best_possible=best)
+
+
+def marks_of(
+    judge: Judge,
+    held_out: Sequence[np.ndarray | None],
+    train: Sequence[np.ndarray],
+    *,
+    floor: float | None = None,
+    best_possible: float | None = None,
+) -> Marks:
+    """`marks` of photos that were looked at already: their unit vectors, None where there is no face."""
+    known = judge.calibration
+    kind = known.kind(len(held_out)) if known else None
+    real = _real_comparisons(judge, held_out, held_out, train)
     return Marks(
         judge=judge.name,
         impostor=kind.different[calibration.IMPOSTOR_QUANTILE] if kind else None,
-        floor=float(np.mean(floors)) if floors else None,
-        best_possible=best,
+        floor=floor,
+        best_possible=best_possible,
         ceiling=float(np.mean(real)) if real else None,
         ceiling_low=min(real, default=None),
         ceiling_high=max(real, default=None),
@@ -252,7 +267,7 @@ def _real_comparisons(
         others = [vector for i, vector in enumerate(held_out) if i != index and vector is not None]
         for compared in (list(train), others):
             if compared:
-                similarities.append(judge.similarity(probe, _mean(compared)))
+                similarities.append(judge.similarity(probe, mean_vector(compared)))
     return similarities
 
 

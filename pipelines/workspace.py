@@ -320,6 +320,16 @@ class Run:
         return self.folder / "grid.png"
 
     @property
+    def votes(self) -> Path:
+        """One line per answer of a blind vote."""
+        return self.folder / "votes.jsonl"
+
+    @property
+    def ballots(self) -> Path:
+        """Folder of the blind votes that were started: which pictures, in which order."""
+        return self.folder / "ballots"
+
+    @property
     def manifest(self) -> Path:
         """Written last: where it exists, the comparison is complete."""
         return self.folder / "manifest.json"

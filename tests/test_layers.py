@@ -26,9 +26,9 @@ LAYERS = (
     ),
     ("ledger", "estimates", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
-    ("training", "generation", "scoring", "metrics", "clip_text", "refining"),
+    ("training", "generation", "scoring", "lookalike", "votes", "metrics", "clip_text", "refining"),
     ("selection",),
-    ("comparison", "report", "figures"),
+    ("comparison", "report", "figures", "packing"),
     ("jobs", "worker", "replay", "study", "study_report", "__main__"),
 )
 HEAVY = (

@@ -10,7 +10,7 @@ import gradio as gr
 
 from pipelines import figures as drawings
 from pipelines.schema import UserError
-from ui import views
+from ui import look, views, vote
 from ui.errors import told
 from ui.state import Services, View
 from ui.wiring import Show, Updates
@@ -36,6 +36,8 @@ class ScoreTab:
     warnings: gr.HTML
     package: gr.Button
     downloads: gr.HTML
+    looking: look.LookSection
+    voting: vote.VoteSection
 
     def show(self, view: View) -> Updates:
         judge = view.judge()
@@ -43,19 +45,30 @@ class ScoreTab:
         ready = closed is None and judge is not None
         return {
             self.blocked: gr.update(
-                value=views.note(view.score_blocked or "", "warn"), visible=view.score_blocked is not None
+                value=views.note(f"No method has a score yet. {closed or ''}", "warn"), visible=closed is not None
             ),
             self.judge: gr.update(choices=list(view.judges), value=judge, visible=len(view.judges) > 1),
-            self.spoke: gr.update(value=_spoke(view, judge) if ready and judge else ""),
-            self.strip: gr.update(value=views.strip(view.axis(judge)) if ready and judge else ""),
-            self.table: gr.update(value=views.table(view.rows(judge)) + HOW_TO_READ if ready and judge else ""),
-            self.figures: gr.update(value=_figures(view) if ready else ""),
-            self.warnings: gr.update(value=_warnings(view) if ready else ""),
-            self.package: gr.update(visible=bool(view.trained), interactive=not view.progress.busy),
+            **{
+                part: gr.update(value=html, visible=bool(html))
+                for part, html in (
+                    (self.spoke, _spoke(view, judge) if ready and judge else ""),
+                    (self.strip, views.strip(view.axis(judge)) if ready and judge else ""),
+                    (self.table, _table(view, judge) if ready and judge else ""),
+                    (self.figures, _figures(view) if ready else ""),
+                    (self.warnings, _warnings(view) if ready else ""),
+                )
+            },
+            self.package: gr.update(visible=bool(view.trained), interactive=not view.busy),
+            **self.looking.show(view),
+            **self.voting.show(view),
         }
 
     def restore(self, view: View) -> Updates:
-        return {self.judge: gr.update(value=view.judge()), self.downloads: gr.update(value="")}
+        return {
+            self.judge: gr.update(value=view.judge()),
+            self.downloads: gr.update(value=""),
+            **self.looking.restore(view),
+        }
 
     def news(self, view: View) -> Updates:
         return {}
@@ -64,20 +77,22 @@ class ScoreTab:
 def build(services: Services) -> ScoreTab:
     blocked = gr.HTML(visible=False)
     judge = gr.Radio([], label="Judge", visible=False, elem_id="lk-judge")
-    spoke = gr.HTML(elem_id="lk-spoke")
-    strip = gr.HTML(elem_id="lk-strip")
-    table = gr.HTML(elem_id="lk-table")
-    figures = gr.HTML(elem_id="lk-figures")
-    warnings = gr.HTML()
-    with gr.Row():
-        package = gr.Button(
-            "Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
-        )
-        downloads = gr.HTML(elem_id="lk-downloads")
-    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads)
+    spoke = gr.HTML(visible=False, elem_id="lk-spoke")
+    strip = gr.HTML(visible=False, elem_id="lk-strip")
+    table = gr.HTML(visible=False, elem_id="lk-table")
+    voting = vote.build(services)
+    looking = look.build(services)
+    figures = gr.HTML(visible=False, elem_id="lk-figures")
+    warnings = gr.HTML(visible=False)
+    package = gr.Button("Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md")
+    downloads = gr.HTML(elem_id="lk-downloads")
+    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
 
 
 def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
+    look.wire(tab.looking, services, capability, show)
+    vote.wire(tab.voting, services, capability, show)
+
     @told
     def listen(kept: object, judge: str | None) -> Updates:
         session = services.sessions.need(kept)
@@ -102,6 +117,10 @@ def _spoke(view: View, judge: str) -> str:
     compared = f"Compared with {photos} held-out photo{'s' if photos != 1 else ''}." if photos else ""
     weak = " With so few, read the verdict with care." if view.box.photo_set and view.box.photo_set.weak else ""
     return views.note(f"Judge: {judge}. {facts} {compared}{weak}") + _best(view, judge)
+
+
+def _table(view: View, judge: str) -> str:
+    return views.table(view.rows(judge), vote.friends(view)) + HOW_TO_READ
 
 
 def _figures(view: View) -> str:

@@ -107,6 +107,8 @@ class Sessions:
         """`forget` for a run that nobody asks for any more."""
         if "pipelines.photos" in sys.modules:  # never imported: nothing was measured
             sys.modules["pipelines.photos"].forget_measures(run.folder)
+        if "pipelines.lookalike" in sys.modules:
+            sys.modules["pipelines.lookalike"].forget(run.folder)
         receipt = workspace.forget(run.folder)
         Ledger(self.root).forget(run.id)
         (self.folder / f"{key}.json").unlink(missing_ok=True)

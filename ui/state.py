@@ -6,13 +6,14 @@ a tab is still closed. Everything is read from the run's folder, so a reload, a 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,11 @@ class View:
     history: tuple[Drawing, ...] = ()  # the run's generation jobs, oldest first
 
     @property
+    def busy(self) -> bool:
+        """Anything is being done in this run."""
+        return self.progress.busy or self.drawing.busy
+
+    @property
     def safe_to_leave(self) -> str:
         """What happens to the work when the page is closed."""
         if self.services.slice is not None:
@@ -154,6 +160,21 @@ class View:
         if self.generate_blocked and not self.judges:
             return self.generate_blocked
         return None if self.judges else "Generate pictures first: there is nothing to score yet."
+
+    @property
+    def look_blocked(self) -> str | None:
+        """Why no picture can be dropped into the Score tab yet: it needs held-out photos and nothing else."""
+        photos = self.box.photo_set
+        if photos is None or not photos.held_out:
+            return self.train_blocked or "No photo is held out to compare with. Add photos in the Upload tab."
+        if not self.choices.sample and self.choices.consent_at is None:
+            return "Tick the consent box in the Upload tab."
+        return None
+
+    @property
+    def score_opens(self) -> bool:
+        """The Score tab has something to offer from the first photo set on."""
+        return self.score_blocked is None or self.box.photo_set is not None
 
     # ------------------------------------------------------------------ what the tabs show
 
@@ -249,8 +270,19 @@ class View:
             same = f" From {threshold:.2f} on it says 'looks like you': 1 in 1000 pictures of strangers gets there."
         return licence + same
 
-    def axis(self, judge: str) -> StripData:
-        found = self.marks.get(judge, {})
+    def best_score(self, judge: str) -> tuple[str, float] | None:
+        """(method, similarity) of the run's best picture to a judge; the untrained base's count as nobody's."""
+        every = [
+            (value, method)
+            for method, values in self.scores.get(judge, {}).items()
+            for value in values
+            if value is not None and method != "none"
+        ]
+        return (max(every)[1], max(every)[0]) if every else None
+
+    def axis(self, judge: str, measured: Mapping[str, float | None] | None = None) -> StripData:
+        """`measured` are the marks where the run holds none of this judge yet."""
+        found: Mapping[str, Any] = self.marks.get(judge) or measured or {}
 
         def figure(name: str) -> float | None:
             value = found.get(name)
@@ -317,6 +349,8 @@ class View:
         ):
             # Only the first closed step says what is missing; those behind it wait for the same thing.
             reason = text if blocked is None else blocked if first else f"Opens after {names[len(steps) - 1]}"
+            if name == "Score" and blocked is not None and self.look_blocked is None:
+                reason = "Judges any picture now; methods after Generate"
             first = first and blocked is None
             steps.append((name, reason, blocked is None))
         return views.stepper(steps)
@@ -630,6 +664,9 @@ class Services:
 
     def package(self, run: workspace.Run) -> list[tuple[str, str]]:
         """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
+        from pipelines import packing, report
+
+        report.refresh_votes(run)
         target = run.folder / "likeness.zip"
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         liked = pictures.favourite_files(run)
@@ -643,6 +680,8 @@ class Services:
                     for place, file in enumerate(liked, start=1):
                         column = file.relative_to(run.folder).parts[1]
                         archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
+                    archive.writestr("settings.json", json.dumps(workspace.plain(packing.settings(run)), indent=1))
+                    archive.writestr("README.txt", packing.readme(run, _packed(run)))
                 os.replace(partial, target)
             finally:
                 partial.unlink(missing_ok=True)
@@ -751,7 +790,17 @@ def _packed(run: workspace.Run) -> list[Path]:
     ]
     files += [
         f
-        for f in (run.report, run.page, run.cells, run.figures, run.grid, run.scores, run.marks, run.manifest)
+        for f in (
+            run.report,
+            run.page,
+            run.cells,
+            run.figures,
+            run.grid,
+            run.scores,
+            run.marks,
+            run.votes,
+            run.manifest,
+        )
         if f.is_file()
     ]
     return files

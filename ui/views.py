@@ -7,15 +7,21 @@ escaped here. Try it: `print(strip(StripData(...)))`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
+from typing import TYPE_CHECKING
 
 from pipelines.schema import LOW_CEILING, Sampling, SetReport
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
 
+if TYPE_CHECKING:
+    from pipelines.lookalike import Answer, Opinion
+    from pipelines.votes import Share
+
 MARK_LETTERS = "ABCD"
+OTHER_COLOUR = "#7c3aed"  # on the strip: what no method drew
 
 
 @dataclass(frozen=True)
@@ -640,7 +646,7 @@ def strip(data: StripData) -> str:
         placed.append(f'<span class="lk-mark" style="left:{last:.2f}%" title="{escape(mark.name)}">{letter}</span>')
     rows = []
     for method, dots in data.dots.items():
-        colour = METHOD_COLOURS[method]
+        colour = METHOD_COLOURS.get(method, OTHER_COLOUR)
         points = "".join(
             f'<span class="lk-dot" style="left:{at(v)};background:{colour}" title="{v:.2f}"></span>' for v in dots
         )
@@ -650,7 +656,7 @@ def strip(data: StripData) -> str:
                 f'<span class="lk-mean" style="left:{at(mean)};background:{colour}" title="mean {mean:.2f}"></span>'
             )
         rows.append(
-            f'<div class="lk-row"><div class="lk-who">{METHOD_NAMES[method]}</div>'
+            f'<div class="lk-row"><div class="lk-who">{METHOD_NAMES.get(method) or escape(method)}</div>'
             f'<div class="lk-track">{"".join(lines)}{points}</div></div>'
         )
     ticks = "".join(
@@ -666,22 +672,26 @@ def strip(data: StripData) -> str:
     )
 
 
-def table(rows: Sequence[MethodRow]) -> str:
+def table(rows: Sequence[MethodRow], friends: Mapping[str, str] | None = None) -> str:
+    """`friends` is what a blind vote said, per method; its column stands beside the judge's."""
     if not rows:
         return ""
-    heads = ("Method", "Mean", "Best", "Normalised", "Faces found", "Seconds", "Megabytes", "Parameters")
+    heads = ["Method", "Mean", "Best", "Normalised", "Faces found", "Seconds", "Megabytes", "Parameters"]
+    if friends:
+        heads.insert(4, "Friends' picks")
     body = []
     for row in rows:
         found = "–" if row.renders is None else f"{row.faces_found or 0} of {row.renders}"
-        cells = (
+        cells = [
             number(row.mean),
             number(row.best),
             number(row.normalised),
+            *([escape(friends.get(row.method, "–"))] if friends else []),
             found,
             number(row.seconds, 0),
             "–" if row.megabytes is None else f"{row.megabytes:.3g}",
             "–" if row.parameters is None else f"{row.parameters:,}",
-        )
+        ]
         body.append(
             f'<tr><td><i style="background:{METHOD_COLOURS[row.method]}"></i>{METHOD_NAMES[row.method]}</td>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
@@ -712,3 +722,110 @@ def stepper(steps: Sequence[tuple[str, str, bool]]) -> str:
         for number, (name, text, is_open) in enumerate(steps, start=1)
     )
     return f'<ol class="lk-steps" aria-label="Steps">{items}</ol>'
+
+
+def notes(texts: Sequence[str]) -> str:
+    return "".join(note(text) for text in texts)
+
+
+def judge_title(judge: str, *, first: bool) -> str:
+    return f"{escape(judge)}{'' if first else ', the second opinion'}"
+
+
+def looked(answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
+    """What was found in a dropped picture, face by face. `best` is each judge's best render of the run: (method,
+    similarity).
+    """
+    cards = []
+    for count, face in enumerate(answer.faces, start=1):
+        title = f"Face {count} of {len(answer.faces)}, from the left" if len(answer.faces) > 1 else "The face in it"
+        first = next((each for each in face.opinions if each.score.similarity is not None), face.opinions[0])
+        lines = "".join(f"<li>{_opinion(each, answer, best)}</li>" for each in face.opinions)
+        told = note(f"{title}: {first.sentence}", "ok" if first.verdict == "this person" else "")
+        cards.append(f'{told}<ul class="lk-opinions">{lines}</ul>{_nearest(face.opinions)}')
+    return f'<div class="lk-answer">{"".join(cards)}</div>'
+
+
+def _opinion(one: Opinion, answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
+    score = one.score
+    if score.similarity is None:
+        return f"<b>{escape(score.judge)}</b>: {escape(score.reason or 'no face found')}."
+    marks, render = answer.marks[score.judge], best.get(score.judge)
+    parts = [f"<b>{escape(score.judge)}</b>: {escape(score.words or number(score.similarity))}. {one.sentence}"]
+    if marks.ceiling_low is not None and marks.ceiling_high is not None:
+        span = number(marks.ceiling_low)
+        span += f"-{number(marks.ceiling_high)}" if marks.ceiling_low != marks.ceiling_high else ""
+        parts.append(f"This person's own photos agree with each other at {span}.")
+    if render is not None:
+        parts.append(f"The best render of this run reaches {number(render[1])} ({METHOD_NAMES[render[0]]}).")
+    if one.is_held_out:
+        parts.append("It is one of the held-out photos itself, so it is alike by nature.")
+    if score.note:
+        parts.append(escape(score.note))
+    return " ".join(parts)
+
+
+def _nearest(opinions: Sequence[Opinion]) -> str:
+    """The most alike single picture of each of the three, by every judge."""
+    known = [one for one in opinions if one.nearest]
+    if not known or len(known[0].nearest) < 2:  # nobody else to compare with yet
+        return ""
+    who = [each.who for each in known[0].nearest]
+    rows = []
+    for name in who:
+        cells = []
+        for one in known:
+            found = next((each for each in one.nearest if each.who == name), None)
+            leads = found is not None and found is one.nearest[0]
+            cells.append(f"<td>{'<b>' if leads else ''}{number(found.similarity if found else None)}"
+                         f"{' ★</b>' if leads else ''}</td>")  # fmt: skip
+        rows.append(f'<tr><th scope="row">{escape(name.capitalize())}</th>{"".join(cells)}</tr>')
+    heads = "".join(f'<th scope="col">{escape(one.score.judge)}</th>' for one in known)
+    count = known[0].nearest[0].pictures
+    plural = f"{count} pictures" if count > 1 else "one picture"
+    return (
+        f'<div class="lk-scroll"><table class="lk-table"><caption>Nearest of {plural} each; ★ is nearest. Nearest of '
+        f'the three need not be near.</caption><thead><tr><th scope="col">Compared with</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def vote_links(started: Sequence[tuple[str, int, int]]) -> str:
+    """Items: (address, rounds answered, rounds in all), newest first."""
+    items = []
+    for count, (address, done, of) in enumerate(started):
+        state = f"of {of} rounds: finished" if done == of else f"{done} of {of} answered"
+        open_it = (
+            f'<a href="{escape(address)}" target="_blank" rel="noopener">Open the vote</a> '
+            '<button type="button" class="lk-link" data-copy="1">Copy its link</button>'
+            if done < of
+            else "A vote"
+        )
+        newest = " (newest)" if count == 0 and len(started) > 1 else ""
+        items.append(f"<li>{open_it} <span>{state}{newest}</span></li>")
+    return f'<ul class="lk-votes">{"".join(items)}</ul>' if items else ""
+
+
+def vote_table(rows: Sequence[tuple[str, Share]]) -> str:
+    """How often each method was picked, with its interval on a bar from 0 to 100%."""
+    body = []
+    for method, one in rows:
+        if one.share is None or one.low is None or one.high is None:
+            continue
+        colour = METHOD_COLOURS[method]
+        left, wide = one.low * 100, (one.high - one.low) * 100
+        chance = f'<i style="left:{(one.chance or 0) * 100:.1f}%"></i>'
+        bar = (
+            f'<span class="lk-span" aria-hidden="true">{chance}<b style="left:{left:.1f}%;width:{wide:.1f}%;'
+            f'background:{colour}55"></b><u style="left:{one.share * 100:.1f}%;background:{colour}"></u></span>'
+        )
+        body.append(
+            f'<tr><td><i style="background:{colour}"></i>{METHOD_NAMES[method]}</td><td>{one.wins} of '
+            f"{one.appearances}</td><td>{one.share:.0%}</td><td>{one.low:.0%} to {one.high:.0%}</td>"
+            f"<td>{bar}</td></tr>"
+        )
+    heads = "".join(f'<th scope="col">{h}</th>' for h in ("Method", "Picked", "Share", "95% interval", "0 to 100%"))
+    return (
+        f'<div class="lk-scroll"><table class="lk-table"><caption>What friends picked; the dashed line is picking '
+        f"blindly.</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
