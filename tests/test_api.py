@@ -131,6 +131,8 @@ def test_without_consent_nothing_is_kept(client, photos, address):
     [
         ({"class_word": "dog"}, "choose one of these"),
         ({"base": "../models"}, "There is no base"),
+        ({"base": ["sd15"]}, "There is no base"),
+        ({"class_word": ["woman"]}, "choose one of these"),
         ({"files": []}, "No photos arrived"),
         ({"files": [{"path": "/etc/passwd", "meta": {"_type": "not a file"}}]}, None),
         ({"files": ["/etc/passwd"]}, "handle_file"),
@@ -164,6 +166,31 @@ def test_every_endpoint_wants_a_key_and_checks_what_it_is_told(client, key):
     assert "first" in refusal(client, key=key, api_name="/score")
     status = client.predict(key=key, api_name="/status")
     assert status["state"] == "none" and not status["busy"] and status["trained"] == []
+
+
+def test_what_can_not_be_drawn_is_refused():
+    from pipelines.bases.registry import BASES
+    from pipelines.schema import UserError
+    from ui.api import _plan
+
+    row = BASES["portrait-128"]
+    for changes, said in (
+        ({"style": "astronaut"}, "written for"),
+        ({"style": "../styles"}, "There is no style"),
+        ({"style": ["studio-grey"]}, "There is no style"),
+        ({"prompt": "", "style": ""}, "either a prompt"),
+        ({"prompt": "portrait of {subject}", "style": "studio-grey"}, "either a prompt"),
+        ({"prompt": "portrait of nobody"}, "has no {subject}"),
+        ({"prompt": "portrait of {subject}, spaceship"}, "does not know: spaceship"),
+        ({"prompt": "portrait of {subject}", "number": 25}, "number must be a whole number from 1 to 24"),
+        ({"prompt": "portrait of {subject}", "number": True}, "number must be"),
+        ({"prompt": "portrait of {subject}", "seed": float("nan")}, "seed must be"),
+    ):
+        asked = {"prompt": "", "style": "", "number": 1, "seed": 0} | changes
+        with pytest.raises(UserError, match=re.escape(said)):
+            _plan(row, **asked)
+    plan = _plan(row, "", "studio-grey", 3, 7)
+    assert [each.seed for each in plan] == [7, 8, 9] and plan[0].prompt == plan[2].prompt
 
 
 def test_too_few_photos_say_how_many_are_missing_and_more_can_follow(client, photos):

@@ -179,7 +179,7 @@ def build(services: Services) -> None:
                 raise UserError(f"Consent has to be stated: {CONSENT} Send consent=True when that is so.")
             if class_word not in CLASS_WORDS:
                 raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
-            if base and base not in services.bases:
+            if base and (not isinstance(base, str) or base not in services.bases):
                 raise UserError(f"There is no base {base!r} here. Choose one of: {', '.join(services.bases)}.")
             if not paths:
                 raise UserError("No photos arrived. Send 5 to 15 photos of one person.")
@@ -248,7 +248,9 @@ def build(services: Services) -> None:
         chosen = _chosen(methods, view.columns)
         plan = _plan(view.row, prompt, style, number, seed)
         if source:
-            if source not in {_file(services, session, shot.link) for shot in view.pictures}:
+            if not isinstance(source, str) or source not in {
+                _file(services, session, shot.link) for shot in view.pictures
+            }:
                 raise UserError("There is no such picture in this run. `score` lists the files that can be varied.")
             plan = tuple(replace(each, source=source, change=change) for each in plan)
             for each in plan:
@@ -350,10 +352,10 @@ def _plan(row: BaseRow, prompt: object, style: object, number: object, seed: obj
         raise UserError("Give either a prompt with {subject} in it, or the id of a style.")
     known = presets.styles()
     if style:
-        if style not in known:
+        if not isinstance(style, str) or style not in known:
             fitting = [name for name, each in known.items() if presets.style_problem(each, row) is None]
             raise UserError(f"There is no style {str(style)[:80]!r}. This base can draw: {', '.join(fitting)}.")
-        look = known[str(style)]
+        look = known[style]
         if problem := presets.style_problem(look, row):
             raise UserError(f"{problem} Choose another style or base.")
     else:
