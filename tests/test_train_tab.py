@@ -16,7 +16,7 @@ def asked(monkeypatch):
     """What reaches the line, with the run's own files as `enqueue` leaves them."""
     found = []
 
-    def enqueue(run, spec=None, *, owner, estimate_s=None):
+    def enqueue(run, spec=None, *, owner, estimate_s=None, serve=True):
         found.append(spec)
         if spec is not None:
             workspace.write_json(run.spec, spec)

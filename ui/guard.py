@@ -183,17 +183,18 @@ class Guard:
                     elif scope["method"] == "POST":
                         stack.enter_context(self.limits.hold("in_flight", visitor))
                         body = await read(patient(receive))
-                        event = parsed(body)
-                        if not readable(event):
-                            raise TooMuch(CONFUSED, seconds=0, status=400)
-                        assert isinstance(event, dict)
-                        page = str(event.get("session_hash") or "")
-                        if not self._may_send(event, browser):
-                            await refuse("This belongs to another page.")
-                            return
-                        if route == "queue/join":
-                            ticket = self.limits.spend_event(visitor, page)
-                            stack.callback(self.limits.answered, visitor, event=ticket)  # unless it became an event
+                        if local.startswith(API):  # elsewhere a form of ours, which its own page reads
+                            event = parsed(body)
+                            if not readable(event):
+                                raise TooMuch(CONFUSED, seconds=0, status=400)
+                            assert isinstance(event, dict)
+                            page = str(event.get("session_hash") or "")
+                            if not self._may_send(event, browser):
+                                await refuse("This belongs to another page.")
+                                return
+                            if route == "queue/join":
+                                ticket = self.limits.spend_event(visitor, page)
+                                stack.callback(self.limits.answered, visitor, event=ticket)  # unless it became an event
                         await self.app(scope, replay(body, receive), strict)
                     elif STREAMS.fullmatch(route):
                         stack.enter_context(self.limits.hold("streams", visitor))
