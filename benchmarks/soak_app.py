@@ -39,7 +39,7 @@ def stay(visitor: Visitor, until: float, *, longest_s: float = 240.0) -> None:
         visitor.poll()
         time.sleep(1.0)
         told = visitor.call(visitor.event("", "load")["id"], [visitor.capability]).text
-        if "Working ..." not in told:
+        if "safe to close" not in told:
             return
     visitor.call(stop, [visitor.capability])
 
@@ -79,7 +79,7 @@ def draw(visitor: Visitor) -> dict[str, Any]:
     values: list[Any] = []
     for name in event["inputs"]:
         props = shown[name]
-        known = {"lk-columns": ["none"], "lk-prompt": "portrait of {subject}, grey background", "lk-style": "own"}
+        known = {"lk-columns": ["none"], "lk-prompt": "portrait of {subject}, grey background"}
         values.append(known.get(props.get("elem_id"), props.get("value")))
     values[0] = visitor.capability
     answer = visitor.join(event["id"], values)

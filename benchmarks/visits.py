@@ -187,7 +187,12 @@ class Visitor:
         return self.press("#lk-consent", "input", [self.capability, class_word, base, True])
 
     def train(self, methods: list[str], quality: str = "draft") -> dict[str, Any]:
-        return self.press("#lk-train", "click", [self.capability, quality, methods])
+        """With the recipe's own settings: no dial is sent."""
+        event = self.event("#lk-train", "click")
+        names = {each["id"]: each["props"].get("elem_id") for each in self.config["components"]}
+        known = {"lk-quality": quality, "lk-methods": methods, "lk-go-on": True}
+        values = [known.get(names[each]) for each in event["inputs"]]
+        return self.press("#lk-train", "click", [self.capability, *values[1:]])
 
     def delete(self) -> dict[str, Any]:
         done = self.press("#lk-delete-yes", "click", [self.capability])

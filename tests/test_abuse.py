@@ -166,7 +166,7 @@ def test_component_functions_and_unknown_routes_are_closed(stranger):
 
 
 def test_a_strangers_ids_open_nothing(app, victim, stranger):
-    event = victim.join(victim.event("#lk-style", "input")["id"], ["own"]).json()["event_id"]
+    event = victim.join(victim.event("#lk-style", "click")["id"], [None]).json()["event_id"]
     before = everything(app.runs)
     for path in (f"queue/data?session_hash={victim.page}", f"heartbeat/{victim.page}"):
         assert stranger.client.get(f"{API}/{path}").status_code == 403
@@ -397,7 +397,7 @@ def others_are_served(app: App, until: threading.Event) -> dict[str, float]:
         assert other.poll().status_code == 200
         waited.append(time.monotonic() - began)
         time.sleep(0.02)
-    assert other.press("#lk-style", "input", ["own"])["success"], "their click is worked on"
+    assert other.press("#lk-style", "click", [None])["success"], "their click is worked on"
     other.close()
     return quantiles(waited)
 
@@ -431,10 +431,10 @@ def numbers_of(numbers):
 
 
 def test_two_hundred_events_at_once_of_one_visitor_leave_room_for_the_others(app, stranger):
-    package = stranger.event("#lk-style", "input")["id"]
+    package = stranger.event("#lk-style", "click")["id"]
 
     def one(number: int) -> httpx.Response:
-        return stranger.join(package, ["own"])  # and nobody ever reads the answers
+        return stranger.join(package, [None])  # and nobody ever reads the answers
 
     answers, fared = flood(app, one, 200)
     codes = {answer.status_code for answer in answers}
