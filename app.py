@@ -103,12 +103,12 @@ def keep_hours() -> float:
 
 
 def _janitor(services: Any, keep_s: float) -> None:
-    """At the start and every hour: idle runs, and uploads that nobody took in."""
+    """At the start and every ten minutes: idle runs, and uploads that nobody took in."""
     while True:
         if keep_s:
             services.sweep(older_than_s=keep_s)
         sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
-        time.sleep(min(3600.0, keep_s or 3600.0))
+        time.sleep(min(600.0, keep_s or 600.0))
 
 
 def main() -> None:

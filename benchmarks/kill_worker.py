@@ -1,4 +1,4 @@
-"""Does a training survive kill -9? Kills the worker, or the process that started it, at a random step, twenty times.
+"""Does a training survive kill -9? Kills the worker, or the server that started it, at a random step, twenty times.
 
 In: nothing (the sample person, a tiny random base; `--base portrait-128` for the embedded one). Out: a table and JSON.
 Every round: start a training, kill, look at what lies there, continue to the end, compare with a run nobody killed.
@@ -34,10 +34,45 @@ from pipelines.comparison import JobSpec
 from pipelines.workspace import Run
 
 EVERY = 5  # steps between checkpoints
-STARTER = (
-    "import sys, time; from pathlib import Path; from pipelines import jobs, workspace\n"
-    "run = workspace.open_run(Path(sys.argv[1])); jobs.start(run); print('started', flush=True); time.sleep(3600)"
-)
+# What the app does with a root of runs: recover it, see to it that jobs get a worker, and put jobs in its line.
+SERVER = """
+import sys
+from pathlib import Path
+from pipelines import jobs, workspace
+root = Path(sys.argv[1])
+jobs.recover(root)
+jobs.watch(root)
+print("ready", flush=True)
+for line in sys.stdin:
+    jobs.enqueue(workspace.open_run(Path(line.strip())), owner="visitor")
+    print("accepted", flush=True)
+"""
+
+
+class Server:
+    """A process that stands for the app."""
+
+    def __init__(self, root: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(root)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self._said("ready")
+
+    def enqueue(self, run: Run) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{run.folder}\n")
+        self.process.stdin.flush()
+        self._said("accepted")
+
+    def _said(self, word: str) -> None:
+        assert self.process.stdout is not None
+        told = self.process.stdout.readline().strip()
+        assert told == word, told
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def take_in(folder: Path, base: str) -> Run:
@@ -105,34 +140,29 @@ def gone(pid: int, timeout_s: float = 30.0) -> bool:
 def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, expected: str, chance: random.Random):
     victim = "server" if number % 2 else "worker"
     run = take_in(folder / f"run{number}", base)
-    starter: subprocess.Popen[str] | None = None
-    if victim == "worker":
-        jobs.start(run, spec)
-    else:
-        workspace.write_json(run.spec, spec)
-        starter = subprocess.Popen(
-            [sys.executable, "-c", STARTER, str(run.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert starter.stdout is not None and starter.stdout.readline().strip() == "started"
+    workspace.write_json(run.spec, spec)
+    server = Server(folder)
+    server.enqueue(run)
     steps = int(spec.settings[method]["steps"] or 0)
     # Anywhere: while it loads (step 0), between two steps, in the middle of a checkpoint.
     at = chance.choice([0, *range(1, steps - EVERY)])
     jobs.hold(run, lambda found: not found.busy or last_step(run) >= at, timeout_s=300)
     time.sleep(chance.uniform(0, 0.2))
+    jobs.hold(run, lambda found: found.state == "running", timeout_s=60)
     pid = int(workspace.read_json(run.worker)["pid"])
     killed_at = time.monotonic()
-    if starter is None:
+    if victim == "worker":
         os.kill(pid, signal.SIGKILL)
     else:
-        starter.kill()
-        starter.communicate()
+        server.kill()
     found = jobs.hold(run, lambda each: not each.busy, timeout_s=60)
     noticed_s = time.monotonic() - killed_at
     no_orphan = gone(pid)
     reached, damage = last_step(run), torn(run)
     restart = time.monotonic()
-    jobs.start(run)
+    if victim == "server":
+        server = Server(folder)
+    server.enqueue(run)
     jobs.hold(run, lambda each: not each.busy or any(
         event.kind == "step" for event in jobs.events(run, each.first_event)), timeout_s=300)  # fmt: skip
     ready_s = time.monotonic() - restart
@@ -150,6 +180,7 @@ def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, 
         found.state == "interrupted" and not damage and no_orphan and row["lost_steps"] <= EVERY and same
         and not torn(run)
     )  # fmt: skip
+    server.kill()
     workspace.forget(run.folder)
     return row
 

@@ -1,6 +1,6 @@
 """What a training step of the embedded base takes here, for estimates on machines that have not timed one yet.
 
-    python benchmarks/measure_paces.py [PHOTOS] [--class-word woman] [--steps 40]
+    python benchmarks/measure_paces.py [PHOTOS] [--class-word woman]
 
 In: photos of one person (the sample person). Out: `presets/paces.json` - seconds a step, batch and peak memory of each
 method with the draft recipe, how fast this machine multiplies matrices, its name and the date. Run it alone on a quiet
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import estimates, jobs, runtime, workspace
+from pipelines import estimates, jobs, presets, runtime, workspace
 from pipelines.bases.registry import find_base
 from pipelines.comparison import JobSpec
 from pipelines.photos import photo_files
@@ -31,7 +31,6 @@ def main() -> int:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("photos", nargs="?", type=Path, default=ROOT / "presets" / "sample_person")
     ask.add_argument("--class-word", default="woman")
-    ask.add_argument("--steps", type=int, default=40)
     ask.add_argument("--base", default="portrait-128")
     asked = ask.parse_args()
     row, paces = find_base(asked.base), {}
@@ -40,25 +39,26 @@ def main() -> int:
         run = workspace.run_at(Path(folder) / "run")
         workspace.record_consent(run, means="benchmark", statement="Synthetic pictures, or photos with consent.")
         files = tuple(str(path.resolve()) for path in photo_files(asked.photos))
-        changes = {"steps": asked.steps, "preview_every_s": 0.0, "checkpoint_every": 1000, "watch_every": 0}
+        # as the app teaches: five looks at validation pictures
+        recipes = {m: presets.recipe(row.name, m, "draft", class_word=asked.class_word) for m in row.methods}
+        settings = {m: {"watch_every": max(10, recipe.steps // 5)} for m, recipe in recipes.items()}
         jobs.start(
             run,
             JobSpec(
                 "train", asked.base, asked.class_word, row.methods, "draft", photos=files,
-                settings={method: dict(changes) for method in row.methods},
+                settings=settings,
             ),
         )  # fmt: skip
-        steps = [event for event in jobs.follow(run) if event.kind == "step"]
+        for _ in jobs.follow(run):
+            pass
         if jobs.status(run).state != "done":
             print(jobs.status(run).reason, file=sys.stderr)
             return 1
         for method in row.methods:
-            own, subject = [event for event in steps if event.method == method], load_subject(run.method(method))
-            half = own[len(own) // 2]  # the first steps carry the start of everything
-            step_s = (own[-1].seconds - half.seconds) / (own[-1].step - half.step)
-            pace = estimates.Pace(round(step_s, 4), subject.recipe.batch, subject.peak_mem_mb)
+            subject = load_subject(run.method(method))
+            pace = estimates.Pace(round(subject.train_s / subject.steps, 4), subject.recipe.batch, subject.peak_mem_mb)
             paces[estimates.key(row, method)] = workspace.plain(pace)
-            print(f"{method}: {step_s:.3f} s a step of {pace.batch}", file=sys.stderr)
+            print(f"{method}: {pace.step_s:.3f} s a step of {pace.batch}", file=sys.stderr)
     measured = {
         "machine": runtime.machine(), "date": time.strftime("%Y-%m-%d"), "gflops": round(speed, 1), "paces": paces,
     }  # fmt: skip
