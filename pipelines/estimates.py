@@ -19,6 +19,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.presets import PRESETS
 from pipelines.schema import Recipe
 
+SPEED = "gflops"  # among the paces of this machine
 REFERENCE = PRESETS / "paces.json"
 UNTIMED = "from arithmetic; nothing was timed on this machine yet, seconds left appear with the first steps"
 
@@ -61,7 +62,7 @@ def estimate(row: BaseRow, recipes: Mapping[str, Recipe], here: Mapping[str, obj
     reference = _reference()
     there = {m: pace for m in recipes if (pace := pace_of(reference.get("paces", {}).get(key(row, m)))) is not None}
     if recipes and len(there) == len(recipes) and row.folder is not None:
-        slower = float(reference["gflops"]) / gflops()
+        slower = float(reference["gflops"]) / fastest(here)
         basis = f"reckoned from {reference['machine']}; nothing was timed on this machine yet"
         return Estimate(_total(recipes, there, slower), _memory(row, there), basis)
     return Estimate(
@@ -87,6 +88,12 @@ def _reference() -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return saved if isinstance(saved, dict) and saved.get("gflops", 0) > 0 else {}
+
+
+def fastest(here: Mapping[str, object]) -> float:
+    """`gflops`, or what was found on this machine before when it was less busy."""
+    before = here.get(SPEED)
+    return max(gflops(), float(before) if isinstance(before, int | float) else 0.0)
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,6 +24,7 @@ SHARED = ROOT.parent / "shared" / "data" / "people"
 SAMPLE = ROOT / "presets" / "sample_person"
 LENGTH = {"steps": 6}  # of a training; enough to see a curve; the base is random anyway
 PATIENCE_MS = 240_000  # a busy machine
+STARTED: list[Any] = []  # specs of trainings
 
 
 def photos() -> list[str]:
@@ -31,6 +33,14 @@ def photos() -> list[str]:
         if len(found) >= 7:
             return found[:7]
     pytest.skip("neither presets/sample_person nor ../shared/data/people holds photos with faces")
+
+
+def more_photos() -> list[str]:
+    """Ten, of which the first eight are enough for a validation photo."""
+    found = sorted(str(p) for p in SAMPLE.glob("*.png"))[:10]
+    if len(found) < 10:
+        pytest.skip("presets/sample_person holds too few photos")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +70,10 @@ def address(tmp_path_factory):
 
     def short(run, spec=None, **who):
         if spec is not None and spec.kind != "generate":
-            changes = {name: LENGTH | {"preview_every_s": 0.5, "batch": 2} for name in spec.methods}
-            spec = replace(spec, settings=changes)
+            quick = LENGTH | {"preview_every_s": 0.5, "batch": 2}
+            kept = {name: {"start_from": spec.settings.get(name, {}).get("start_from", "")} for name in spec.methods}
+            spec = replace(spec, settings={name: quick | kept[name] for name in spec.methods})
+            STARTED.append(spec)
         real_enqueue(run, spec, **who)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -210,15 +222,45 @@ def test_stop_keeps_what_was_learned(chromium, address, monkeypatch):
     visit.wait("#lk-steps", "Ready")
     visit.tab("Train")
     page.locator("#lk-methods label", has_text="DreamBooth").click()
-    page.locator("#lk-methods label", has_text="LoRA").click()
     page.locator("#lk-train").click()
     visit.wait("#lk-lane-textual_inversion", "training")
+    visit.wait("#lk-lane-lora", "training")
+    page.locator("#lk-leave-lora").click()  # one goes, the other goes on
+    visit.wait("#lk-lane-lora", "stopped")
+    visit.wait("#lk-lane-textual_inversion", "training")
+    assert page.locator("#lk-stop").is_visible() and not page.locator("#lk-leave-textual_inversion").is_visible()
     page.locator("#lk-stop").click()
     visit.wait("#lk-train", "Continue training")
     visit.wait("#lk-train-status", "kept")
     visit.wait("#lk-lane-textual_inversion", "stopped")
     assert not page.locator("#lk-stop").is_visible() and not page.locator("#lk-lane-dreambooth").is_visible()
     assert visit.errors == []
+
+
+def test_more_photos_later_go_on_from_what_was_learned(chromium, address):
+    sent = more_photos()
+    visit = Visit(chromium, address)
+    page = visit.page
+    page.locator("#lk-drop input[type=file]").set_input_files(sent[:8])
+    visit.wait("#lk-upload-status", "photos are used")
+    page.locator("#lk-consent input").check()
+    visit.wait("#lk-steps", "Ready")
+    visit.tab("Train")
+    for method in ("Textual inversion", "DreamBooth"):
+        page.locator("#lk-methods label", has_text=method).click()
+    visit.wait("#lk-estimate", "Takes")
+    page.locator("#lk-train").click()
+    visit.wait("#lk-train-status", "Trained.")
+    assert not page.locator("#lk-go-on").is_visible()
+    visit.tab("Upload")
+    page.locator("#lk-drop input[type=file]").set_input_files(sent[8:])
+    page.wait_for_function("document.querySelectorAll('#lk-cards .lk-card').length === 10")
+    visit.tab("Train")
+    visit.wait("#lk-train-status", "go on learning from where it was")
+    assert page.locator("#lk-go-on input").is_checked()
+    page.locator("#lk-train").click()
+    visit.wait("#lk-train-status", "Trained.")
+    assert STARTED[-1].settings["lora"]["start_from"] and visit.errors == []
 
 
 def test_somebody_elses_browser_sees_nothing(chromium, address):

@@ -532,7 +532,7 @@ class Services:
         if not methods:
             return views.note("Choose at least one method.")
         recipes = self.recipes(row, quality, methods, settings)
-        found = estimates.estimate(row, recipes, workspace.read_json(self._paces) or {})
+        found = estimates.estimate(row, recipes, self._known_paces())
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
         if found.seconds is not None:
@@ -542,7 +542,16 @@ class Services:
         return views.note(f"Takes {' and '.join(parts)} ({found.basis}). Steps: {listed}.")
 
     def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
-        return estimates.estimate(row, recipes, workspace.read_json(self._paces) or {}).seconds
+        return estimates.estimate(row, recipes, self._known_paces()).seconds
+
+    def _known_paces(self) -> dict[str, Any]:
+        """What was timed on this machine. How fast it is at its best is noted: a busy moment is no measure."""
+        known = workspace.read_json(self._paces) or {}
+        speed = round(estimates.fastest(known), 1)
+        if self.sessions.folder.is_dir() and speed > float(known.get(estimates.SPEED) or 0.0):
+            known |= {estimates.SPEED: speed}
+            workspace.write_json(self._paces, known)
+        return dict(known)
 
     @property
     def _paces(self) -> Path:

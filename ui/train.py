@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ui.wiring import Show, Updates
 QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging", "best": "best - patience"}
 SMOOTHING = 0.9
 PLOT_POINTS = 160
+PLOT_UPDATES = 30
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class TrainTab:
                 interactive=not asked,
                 value="Stopping ..." if asked else f"Stop {METHOD_NAMES[method]} alone",
             )
-            curve = progress.losses.get(method, ())
+            curve = steady(progress.losses.get(method, ()), lane.steps if lane else 0)
             updates[self.plots[method]] = gr.update(value=loss_frame(curve), visible=len(curve) > 1)
         return updates
 
@@ -279,6 +281,14 @@ def _number(name: str, value: object, dial: Dial, *, whole: bool) -> int | float
         kind = "a whole number" if whole else "a number"
         raise UserError(f"{name} must be {kind} from {dial.low:g} to {dial.high:g}. Correct it and try again.")
     return int(value) if whole else float(value)  # type: ignore[call-overload, arg-type]
+
+
+def steady(curve: Sequence[Any], steps: int) -> Sequence[Any]:
+    """The curve as it stood at the last of `PLOT_UPDATES` moments: a plot that is drawn anew every second takes the
+    processor that the training needs, where the browser runs on the same machine. The whole curve at the end.
+    """
+    every = max(1, steps // PLOT_UPDATES)
+    return curve if len(curve) >= steps else curve[: max(2, len(curve) - len(curve) % every)]
 
 
 def loss_frame(curve: Any) -> Any:
