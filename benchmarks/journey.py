@@ -151,25 +151,33 @@ class Journey:
             page.wait_for_timeout(20_000)
             self.shot(page, "desktop-5-learning")
 
-            self.says(page, "#lk-lane-textual_inversion", "done")  # the first to end
-            self.tab(page, "Generate")
-            page.locator("#lk-number input[type=number]").first.fill("2")
-            page.locator("#lk-generate").click()
-            page.wait_for_function("() => document.querySelectorAll('#lk-grid img').length >= 4")
-            drawn_beside = self._busy()
-            self.check("pictures are drawn while the others still learn", drawn_beside)
             self.tab(page, "Train")
             self.says(page, "#lk-train-status", "Trained.")
             self.shot(page, "desktop-6-trained")
             self.tab(page, "Generate")
             page.wait_for_function("() => !document.querySelector('#lk-generate').disabled")
+            page.locator("#lk-number input[type=number]").first.fill("4")
             page.locator("#lk-generate").dblclick()
-            page.wait_for_function("() => document.querySelectorAll('#lk-grid img').length >= 8")
+            page.wait_for_function("() => document.querySelectorAll('#lk-grid img').length >= 16")
             page.wait_for_function("() => !document.querySelector('#lk-generate').disabled")
             self.shot(page, "desktop-7-generate")
             self.tab(page, "Score")
             self.says(page, "#lk-table", "LoRA")
             self.shot(page, "desktop-8-score")
+
+            self.tab(page, "Train")
+            page.locator("#lk-quality label", has_text="good").click()
+            page.locator("#lk-train").click()
+            page.wait_for_function("() => /step [1-9]/.test(document.querySelector('#lk-lane-lora').innerText)")
+            self.tab(page, "Generate")
+            page.locator("#lk-number input[type=number]").first.fill("1")
+            page.locator("#lk-generate").click()
+            page.wait_for_selector("#lk-generate-stop", state="visible")
+            page.wait_for_selector("#lk-generate-stop", state="hidden")
+            self.check("pictures are drawn while a training goes on", self._learning() and self._drawn())
+            self.tab(page, "Train")
+            page.locator("#lk-stop").click()
+            self.says(page, "#lk-train", "Continue training")
             storage = page.evaluate("localStorage.getItem('likeness-run')")
             context.close()
 
@@ -205,10 +213,15 @@ class Journey:
         told = [event for run in self._runs() for event in jobs.events(run)]
         return max((event.step for event in told if event.kind == "step" and event.method == "lora"), default=0)
 
-    def _busy(self) -> bool:
+    def _learning(self) -> bool:
         from pipelines import jobs
 
         return any(jobs.status(run).busy for run in self._runs())
+
+    def _drawn(self) -> bool:
+        from pipelines import jobs
+
+        return all(jobs.status(run.drawing).state == "done" for run in self._runs())
 
 
 def main() -> int:
