@@ -28,6 +28,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.page import Page
     from ui.state import Services, View
     from ui.wiring import Show, wire_page
+    from ui.words import languages, say
 
     services = Services()
     services.resume()
@@ -37,20 +38,22 @@ def build() -> tuple[Any, dict[str, Any]]:
         # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
         capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
         gr.HTML(
-            '<div class="lk-head"><h1>Likeness</h1><p>Which way of teaching a diffusion model my face looks most like '
-            "me? "
-            "Textual inversion, DreamBooth and LoRA learn side by side; a face recogniser judges them on photos that "
-            "training never saw.</p></div>"
+            '<div class="lk-head"><h1>Likeness</h1><p>'
+            + say(
+                "Which way of teaching a diffusion model my face looks most like me? Textual inversion, DreamBooth and "
+                "LoRA learn side by side; a face recogniser judges them on photos that training never saw."
+            )
+            + "</p></div>"
         )
         steps = gr.HTML(elem_id="lk-steps")
         with gr.Tabs(elem_id="lk-tabs"):
-            with gr.Tab("Upload", id="upload"):
+            with gr.Tab(say("Upload"), id="upload"):
                 uploading = upload.build(services, keep_hours=keep_hours())
-            with gr.Tab("Train", id="train", interactive=False, render_children=True) as train_tab:
+            with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
                 training = train.build(services)
-            with gr.Tab("Generate", id="generate", interactive=False, render_children=True) as generate_tab:
+            with gr.Tab(say("Generate"), id="generate", interactive=False, render_children=True) as generate_tab:
                 generating = generate.build(services)
-            with gr.Tab("Score", id="score", interactive=False, render_children=True) as score_tab:
+            with gr.Tab(say("Score"), id="score", interactive=False, render_children=True) as score_tab:
                 scoring = score.build(services)
 
         def around(view: View) -> dict[Any, Any]:
@@ -74,6 +77,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     demo.queue(max_size=32, api_open=False)
     launch = {
         "theme": theme.theme(),
+        "i18n": languages(),
         "css_paths": [theme.STYLE],
         "show_error": False,
         "enable_monitoring": False,

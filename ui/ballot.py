@@ -3,7 +3,7 @@
 In: GET /vote/<run>/<voter>, and POST with `round` and `pick` from its buttons. Out: HTML without a script that is
 needed and without anything that tells the methods apart: pictures are shrunk, stripped of what their files say, and
 stand inside the page, so that there is no address, no name and no size to guess from. The link is for whoever was
-given it; it opens the vote and nothing else of the run.
+given it; it opens the vote and nothing else of the run. It speaks the language that the browser asks for, if we do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipelines import votes, workspace
 from pipelines.schema import UserError
 from ui.errors import sentence
 from ui.sessions import RUN_NAME
+from ui.words import ENGLISH, preferred, translate
 
 PREFIX = "/vote/"
 BODY_LIMIT = 1 << 12  # bytes of an answer
@@ -81,11 +82,12 @@ class Ballots:
             await self.app(scope, receive, send)
             return
         address = local.removeprefix(PREFIX)
+        language = preferred(dict(scope["headers"]).get(b"accept-language", b"").decode("latin-1"))
         if scope["method"] in ("GET", "HEAD"):
-            response: Response = await run_in_threadpool(show, self.root, address)
+            response: Response = await run_in_threadpool(show, self.root, address, language=language)
         elif scope["method"] == "POST":
             body = await _body(receive)
-            response = await run_in_threadpool(take, self.root, address, body)
+            response = await run_in_threadpool(take, self.root, address, body, language=language)
         else:
             response = page("<p>Not served.</p>", status=405)
         response.headers["cache-control"] = "private, no-store"
@@ -97,19 +99,20 @@ def link(run: workspace.Run, voter: str) -> str:
     return f"{PREFIX.lstrip('/')}{run.id}/{voter}"
 
 
-def show(root: Path, address: str) -> Response:
+def show(root: Path, address: str, *, language: str = ENGLISH) -> Response:
     """The round that is due, or the end."""
     try:
         run, voter = _run_and_voter(root, address)
         asked, done = votes.ballot(run, voter), votes.answered(run, voter)
         if done < len(asked.rounds):
-            return page(_round(run, asked.rounds[done], done, len(asked.rounds)))
+            return page(_round(run, asked.rounds[done], done, len(asked.rounds), language), language)
     except Exception as error:  # a visitor reads a sentence, whatever it is
-        return page(_said(sentence(error)), status=404 if isinstance(error, UserError) else 500)
-    return page(_said(f"Thank you. Your {done} answers are saved. You can close this page, or hand it back."))
+        return _problem(error, language, status=404)
+    text = translate("Thank you. Your {count} answers are saved. You can close this page, or hand it back.", language)
+    return page(_said(text.format(count=done), language), language)
 
 
-def take(root: Path, address: str, body: bytes) -> Response:
+def take(root: Path, address: str, body: bytes, *, language: str = ENGLISH) -> Response:
     """Save an answer and show what is next. An answer to a round that is over changes nothing."""
     said = parse_qs(body.decode("latin-1")) if len(body) <= BODY_LIMIT else {}
     number, pick = (said.get(name, [""])[0] for name in ("round", "pick"))
@@ -124,7 +127,7 @@ def take(root: Path, address: str, body: bytes) -> Response:
 
             report.refresh_votes(run)
     except Exception as error:
-        return page(_said(sentence(error)), status=400 if isinstance(error, UserError) else 500)
+        return _problem(error, language, status=400)
     return RedirectResponse(voter, status_code=303)  # relative, so that any prefix in front of us stays
 
 
@@ -137,37 +140,56 @@ def _run_and_voter(root: Path, address: str) -> tuple[workspace.Run, str]:
     return workspace.Run(folder), voter
 
 
-def _round(run: workspace.Run, shown: votes.Round, number: int, rounds: int) -> str:
+def _round(run: workspace.Run, shown: votes.Round, number: int, rounds: int, language: str) -> str:
+    def said(text: str, **values: int) -> str:
+        return escape(text.format(**values))
+
+    question = said(translate("Which picture looks most like this person?", language))
+    about = translate(
+        "Round {number} of {rounds}. Go by the face alone, not by beauty, light or background. Number keys work too.",
+        language,
+    )
+    answered = said(translate("Rounds answered", language))
+    person = said(translate("A photo of the person", language))
+    called = translate("Picture {number}", language)
+    none = said(translate("None of them looks like this person", language))
+    unsure = said(translate("I can't say", language))
     buttons = "".join(
         f'<button name="pick" value="{place}" data-key="{place + 1}"><img src="{picture(run.folder / file)}" '
-        f'alt="Picture {place + 1}"><span>Picture {place + 1}</span></button>'
+        f'alt="{said(called, number=place + 1)}"><span>{said(called, number=place + 1)}</span></button>'
         for place, file in enumerate(shown.files)
     )
     return (
-        f"<h1>Which picture looks most like this person?</h1><p>Round {number + 1} of {rounds}. Go by the face alone, "
-        "not by beauty, light or background. Number keys work too.</p>"
+        f"<h1>{question}</h1><p>{said(about, number=number + 1, rounds=rounds)}</p>"
         f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="{rounds}" aria-valuenow="{number}" '
-        f'aria-label="Rounds answered"><b style="width:{number / rounds:.1%}"></b></div>'
-        f'<div class="sides"><figure><img src="{photo(run, shown.photo)}" alt="A photo of the person">'
-        "<figcaption>A photo of the person</figcaption></figure>"
+        f'aria-label="{answered}"><b style="width:{number / rounds:.1%}"></b></div>'
+        f'<div class="sides"><figure><img src="{photo(run, shown.photo)}" alt="{person}">'
+        f"<figcaption>{person}</figcaption></figure>"
         f'<form method="post"><input type="hidden" name="round" value="{number}">'
         f'<div class="row">{buttons}</div><div class="others">'
-        f'<button name="pick" value="{votes.NONE_OF_THEM}" data-key="0">None of them looks like this person</button>'
-        f'<button name="pick" value="{votes.CANT_SAY}" data-key="?">I can\'t say</button></div></form></div>'
+        f'<button name="pick" value="{votes.NONE_OF_THEM}" data-key="0">{none}</button>'
+        f'<button name="pick" value="{votes.CANT_SAY}" data-key="?">{unsure}</button></div></form></div>'
     )
 
 
-def _said(text: str) -> str:
-    return f'<h1>Blind vote</h1><div class="said" role="status">{escape(text)}</div>'
+def _said(text: str, language: str) -> str:
+    title = escape(translate("Blind vote", language))
+    return f'<h1>{title}</h1><div class="said" role="status">{escape(text)}</div>'
 
 
-def page(body: str, *, status: int = 200) -> HTMLResponse:
+def _problem(error: Exception, language: str, *, status: int) -> HTMLResponse:
+    """The sentence about `error`; `status` where it is the visitor's to put right, else 500."""
+    text = translate(sentence(error), language)
+    return page(_said(text, language), language, status=status if isinstance(error, UserError) else 500)
+
+
+def page(body: str, language: str = ENGLISH, *, status: int = 200) -> HTMLResponse:
     # Without its own referrer policy the answer would come from nowhere, and the guard refuses such.
     return HTMLResponse(
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'<!doctype html><html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width,initial-scale=1"><meta name="referrer" content="same-origin">'
-        f"<title>Blind vote</title><style>{STYLE}</style></head><body><main>{body}</main><script>{KEYS}</script></body>"
-        "</html>",
+        f"<title>{escape(translate('Blind vote', language))}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main><script>{KEYS}</script></body></html>",
         status_code=status,
     )
 

@@ -30,6 +30,7 @@ from ui.state import Services, View
 from ui.theme import METHOD_NAMES
 from ui.views import JobCard, LookCard, Shot
 from ui.wiring import Show, Updates
+from ui.words import say
 
 OWN = "own"
 MAX_SEED = 2**31 - 1
@@ -38,8 +39,8 @@ MAX_NUMBER = 24
 MAX_KEPT = 24
 MAX_VARIATIONS = 12
 LEAST_CHANGE = 0.05
-SWEPT = 4  # values of steps, and of guidance, in a sweep
-BEST_NUMBER, BEST_KEPT = 24, 6
+SWEPT = 4  # values of steps, and of guidance, in a sweep; the page says so
+BEST_NUMBER, BEST_KEPT = 24, 6  # and these
 SUGGESTIONS = 8
 SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024)}
 # The generator's own list; it is not imported because it brings torch with it. A test holds the two equal.
@@ -314,91 +315,103 @@ def build(services: Services) -> GenerateTab:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             style = gr.HTML(elem_id="lk-style", js_on_load=ON_STYLE, selected=OWN)
-            with gr.Accordion("Styles this base can't draw, and why", open=False):
+            with gr.Accordion(say("Styles this base can't draw, and why"), open=False):
                 undrawable = gr.HTML()
             prompt = gr.Textbox(
-                label="Prompt",
+                label=say("Prompt"),
                 lines=2,
                 elem_id="lk-prompt",
-                info="{subject} becomes the person, for each method in its own way.",
+                info=say("{subject} becomes the person, for each method in its own way."),
             )
             chips = gr.HTML(elem_id="lk-chips", js_on_load=ON_CHIP)
             unknown = gr.HTML(elem_id="lk-unknown")
-            with gr.Accordion("Sweep: steps × guidance", open=False, elem_id="lk-sweep"):
+            with gr.Accordion(say("Sweep: steps × guidance"), open=False, elem_id="lk-sweep"):
                 gr.HTML(
-                    '<p class="lk-note lk-small">One prompt, one seed: how many steps, and how closely to follow the '
-                    f"prompt? Up to {SWEPT} values each, with commas between them.</p>"
+                    '<p class="lk-note lk-small">'
+                    + say(
+                        "One prompt, one seed: how many steps, and how closely to follow the prompt? Up to 4 values "
+                        "each, with commas between them."
+                    )
+                    + "</p>"
                 )
-                sweep_method = gr.Dropdown([], label="Draw with", elem_id="lk-sweep-method")
+                sweep_method = gr.Dropdown([], label=say("Draw with"), elem_id="lk-sweep-method")
                 with gr.Row():
-                    sweep_steps = gr.Textbox("10, 20, 40", label="Steps", elem_id="lk-sweep-steps", min_width=110)
-                    sweep_guidance = gr.Textbox("1, 3, 5", label="Guidance", elem_id="lk-sweep-guidance", min_width=110)
-                sweep = gr.Button("Draw the sweep", size="sm", elem_id="lk-sweep-start")
+                    sweep_steps = gr.Textbox("10, 20, 40", label=say("Steps"), elem_id="lk-sweep-steps", min_width=110)
+                    sweep_guidance = gr.Textbox(
+                        "1, 3, 5", label=say("Guidance"), elem_id="lk-sweep-guidance", min_width=110
+                    )
+                sweep = gr.Button(say("Draw the sweep"), size="sm", elem_id="lk-sweep-start")
         with gr.Column(scale=2, min_width=280):
-            columns = gr.CheckboxGroup([], label="Draw with", elem_id="lk-columns")
-            number = gr.Slider(1, MAX_NUMBER, value=4, step=1, label="Pictures per method", elem_id="lk-number")
+            columns = gr.CheckboxGroup([], label=say("Draw with"), elem_id="lk-columns")
+            number = gr.Slider(1, MAX_NUMBER, value=4, step=1, label=say("Pictures per method"), elem_id="lk-number")
             with gr.Row(elem_id="lk-seeds"):
                 seed = gr.Number(
-                    value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", elem_id="lk-seed", min_width=110
+                    value=0,
+                    precision=0,
+                    minimum=0,
+                    maximum=MAX_SEED,
+                    label=say("Seed"),
+                    elem_id="lk-seed",
+                    min_width=110,
                 )
                 with gr.Column(min_width=140):
                     keep_seed = gr.Checkbox(
-                        value=False, label="Keep this seed", elem_id="lk-keep-seed", container=False,
-                        info="Off: every Generate draws new ones.",
+                        value=False, label=say("Keep this seed"), elem_id="lk-keep-seed", container=False,
+                        info=say("Off: every Generate draws new ones."),
                     )  # fmt: skip
-                    dice = gr.Button("New seed", size="sm", min_width=100, elem_id="lk-dice")
-            with gr.Accordion("Advanced", open=False, elem_id="lk-advanced"):
-                negative = gr.Textbox(label="Negative prompt", lines=2)
-                steps = gr.Slider(1, 60, value=20, step=1, label="Steps")
+                    dice = gr.Button(say("New seed"), size="sm", min_width=100, elem_id="lk-dice")
+            with gr.Accordion(say("Advanced"), open=False, elem_id="lk-advanced"):
+                negative = gr.Textbox(label=say("Negative prompt"), lines=2)
+                steps = gr.Slider(1, 60, value=20, step=1, label=say("Steps"))
                 guidance = gr.Slider(
-                    0.0, 15.0, value=3.0, step=0.1, label="Guidance", info="How closely to follow the prompt."
+                    0.0, 15.0, value=3.0, step=0.1, label=say("Guidance"), info=say("How closely to follow the prompt.")
                 )
-                strength = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label="LoRA strength")
-                scheduler = gr.Dropdown(list(SCHEDULERS), value="default", label="Scheduler")
+                strength = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label=say("LoRA strength"))
+                scheduler = gr.Dropdown(list(SCHEDULERS), value="default", label=say("Scheduler"))
                 with gr.Row(visible=False) as size_row:
-                    width = gr.Dropdown([("the base's own", 0)], value=0, label="Width", min_width=120)
-                    height = gr.Dropdown([("the base's own", 0)], value=0, label="Height", min_width=120)
-                reuse = gr.UploadButton("Reuse the settings of a picture (PNG)", file_types=[".png"], size="sm")
-            start = gr.Button("Generate", variant="primary", size="lg", elem_id="lk-generate")
-            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lk-generate-stop")
-            best = gr.Button(
-                f"Make {BEST_NUMBER} per method, keep the {BEST_KEPT} most like me", size="sm", elem_id="lk-best"
-            )
+                    width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
+                    height = gr.Dropdown([("the base's own", 0)], value=0, label=say("Height"), min_width=120)
+                reuse = gr.UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
+            start = gr.Button(say("Generate"), variant="primary", size="lg", elem_id="lk-generate")
+            stop = gr.Button(say("Stop"), variant="stop", visible=False, elem_id="lk-generate-stop")
+            best = gr.Button(say("Make 24 per method, keep the 6 most like me"), size="sm", elem_id="lk-best")
     status = gr.HTML(elem_id="lk-generate-status")
-    with gr.Accordion("Drawn in this run", open=False, visible=False, elem_id="lk-history-box") as history_box:
+    with gr.Accordion(say("Drawn in this run"), open=False, visible=False, elem_id="lk-history-box") as history_box:
         history = gr.HTML(elem_id="lk-history", js_on_load=ON_JOB)
     with gr.Column(visible=False, elem_id="lk-vary") as vary_box, gr.Row(equal_height=False):
         with gr.Column(min_width=150, scale=1):
             vary_picture = gr.HTML(elem_id="lk-vary-picture")
         with gr.Column(min_width=260, scale=3):
             vary_change = gr.Slider(
-                LEAST_CHANGE, 1.0, value=0.4, step=0.05, label="How much may change", elem_id="lk-vary-change",
-                info="Little: a touch of it. 1: a new picture.",
+                LEAST_CHANGE, 1.0, value=0.4, step=0.05, label=say("How much may change"), elem_id="lk-vary-change",
+                info=say("Little: a touch of it. 1: a new picture."),
             )  # fmt: skip
-            vary_number = gr.Slider(1, MAX_VARIATIONS, value=4, step=1, label="Variations", elem_id="lk-vary-number")
+            vary_number = gr.Slider(
+                1, MAX_VARIATIONS, value=4, step=1, label=say("Variations"), elem_id="lk-vary-number"
+            )
         with gr.Column(min_width=200, scale=2):
-            vary_method = gr.Dropdown([], label="Draw with", elem_id="lk-vary-method")
+            vary_method = gr.Dropdown([], label=say("Draw with"), elem_id="lk-vary-method")
             vary_prompt = gr.Checkbox(
                 value=False,
-                label="With the prompt above",
-                info="Off: with the picture's own.",
+                label=say("With the prompt above"),
+                info=say("Off: with the picture's own."),
                 elem_id="lk-vary-prompt",
             )
             with gr.Row():
-                vary = gr.Button("Draw variations", variant="primary", size="sm", elem_id="lk-vary-start")
-                vary_close = gr.Button("Close", size="sm", elem_id="lk-vary-close", min_width=70)
+                vary = gr.Button(say("Draw variations"), variant="primary", size="sm", elem_id="lk-vary-start")
+                vary_close = gr.Button(say("Close"), size="sm", elem_id="lk-vary-close", min_width=70)
     grid = gr.HTML(elem_id="lk-grid", js_on_load=ON_SHOT)
-    with gr.Accordion("Before and after", open=False, visible=False, elem_id="lk-compare") as compare_box:
+    with gr.Accordion(say("Before and after"), open=False, visible=False, elem_id="lk-compare") as compare_box:
         with gr.Row():
-            left = gr.Dropdown([], label="Left", elem_id="lk-left", min_width=140)
-            right = gr.Dropdown([], label="Right", elem_id="lk-right", min_width=140)
+            left = gr.Dropdown([], label=say("Left"), elem_id="lk-left", min_width=140)
+            right = gr.Dropdown([], label=say("Right"), elem_id="lk-right", min_width=140)
         compared = gr.HTML(elem_id="lk-compared", js_on_load=ON_SLIDE)
-    with gr.Accordion("All pictures, best score first", open=True, visible=False) as ranked_box:
+    with gr.Accordion(say("All pictures, best score first"), open=True, visible=False) as ranked_box:
         keep = gr.Slider(
-            0, MAX_KEPT, value=0, step=1, label="Keep the best", elem_id="lk-keep",
-            info="Of all pictures so many stay, the most alike; each says why. 0 keeps them all.",
+            0, MAX_KEPT, value=0, step=1, label=say("Keep the best"), elem_id="lk-keep",
+            info=say("Of all pictures so many stay, the most alike; each says why. 0 keeps them all."),
         )  # fmt: skip
-        only = gr.Checkbox(value=False, label="Favourites only", elem_id="lk-only", container=False)
+        only = gr.Checkbox(value=False, label=say("Favourites only"), elem_id="lk-only", container=False)
         ranked = gr.HTML(elem_id="lk-ranked", js_on_load=ON_SHOT)
     return GenerateTab(
         blocked, style, undrawable, prompt, chips, unknown, columns, number, seed, keep_seed, dice, negative, steps,

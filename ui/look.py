@@ -19,6 +19,7 @@ from ui.theme import METHOD_NAMES
 from ui.upload import SAMPLE
 from ui.views import StripData
 from ui.wiring import Show, Updates
+from ui.words import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.lookalike import Answer
 
 SHOWN_PX = 360  # the dropped picture, as it is shown beside the answer
-ABOUT = (
+ABOUT = say(
     '<h2>Who does any picture look like?</h2><p class="lk-note">Drop any one picture - a photo, a portrait made '
     "elsewhere, an old print. Every face in it is compared with this person's held-out photos and, once they are "
     "there, with two others: the synthetic sample person and what the untrained base draws. There is no database of "
@@ -58,7 +59,7 @@ class LookSection:
 def build(services: Services) -> LookSection:
     about = gr.HTML(ABOUT, elem_id="lk-look")
     drop = gr.File(
-        label="Any one picture", file_count="single", file_types=["image", ".heic", ".heif", ".avif"], height=130,
+        label=say("Any one picture"), file_count="single", file_types=["image", ".heic", ".heif", ".avif"], height=130,
         elem_id="lk-any",
     )  # fmt: skip
     return LookSection(about, drop, gr.HTML(elem_id="lk-answer"))

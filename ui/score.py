@@ -14,14 +14,13 @@ from ui import look, views, vote
 from ui.errors import told
 from ui.state import Services, View
 from ui.wiring import Show, Updates
+from ui.words import say
 
-HOW_TO_READ = (
-    '<p class="lk-note">Dots are pictures, a diamond is their mean. A score is how alike a face recogniser finds a '
-    "picture and the photos that training never saw "
-    "(1 is the same picture; strangers lie left of A). It judges the "
-    "face only - not beauty, not the background. "
-    "<b>Normalised</b> puts 0 at the untrained base and 1 at this person's own photos. A picture without a face counts "
-    "as 0. Far above 1 is no triumph but a hint that a photo was copied.</p>"
+HOW_TO_READ = say(
+    "Dots are pictures, a diamond is their mean. A score is how alike a face recogniser finds a picture and the photos "
+    "that training never saw (1 is the same picture; strangers lie left of A). It judges the face only - not beauty, "
+    "not the background. <b>Normalised</b> puts 0 at the untrained base and 1 at this person's own photos. A picture "
+    "without a face counts as 0. Far above 1 is no triumph but a hint that a photo was copied."
 )
 
 
@@ -76,7 +75,7 @@ class ScoreTab:
 
 def build(services: Services) -> ScoreTab:
     blocked = gr.HTML(visible=False)
-    judge = gr.Radio([], label="Judge", visible=False, elem_id="lk-judge")
+    judge = gr.Radio([], label=say("Judge"), visible=False, elem_id="lk-judge")
     spoke = gr.HTML(visible=False, elem_id="lk-spoke")
     strip = gr.HTML(visible=False, elem_id="lk-strip")
     table = gr.HTML(visible=False, elem_id="lk-table")
@@ -84,7 +83,9 @@ def build(services: Services) -> ScoreTab:
     looking = look.build(services)
     figures = gr.HTML(visible=False, elem_id="lk-figures")
     warnings = gr.HTML(visible=False)
-    package = gr.Button("Prepare the download", visible=False, elem_id="lk-package", scale=0, min_width=240, size="md")
+    package = gr.Button(
+        say("Prepare the download"), visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
+    )
     downloads = gr.HTML(elem_id="lk-downloads")
     return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
 
@@ -120,7 +121,7 @@ def _spoke(view: View, judge: str) -> str:
 
 
 def _table(view: View, judge: str) -> str:
-    return views.table(view.rows(judge), vote.friends(view)) + HOW_TO_READ
+    return views.table(view.rows(judge), vote.friends(view)) + f'<p class="lk-note">{HOW_TO_READ}</p>'
 
 
 def _figures(view: View) -> str:

@@ -15,6 +15,7 @@ from ui.errors import told
 from ui.state import Services, Settings, View
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.wiring import Show, Updates
+from ui.words import say
 
 QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging", "best": "best - patience"}
 SMOOTHING = 0.9
@@ -47,6 +48,11 @@ DIALS = (
     Dial("lora", "learning_rate", "Learning rate", 0.0, 0.1, 0.0, RATE),
     Dial("lora", "rank", "Rank", 1, 128, 1, "How much it can change: higher learns more, and copies more."),
 )
+LEAVE = {
+    "textual_inversion": "Stop Textual inversion alone",
+    "dreambooth": "Stop DreamBooth alone",
+    "lora": "Stop LoRA alone",
+}
 BATCH = Dial("", "batch", "Photos per step, all methods", 1, 32, 1, "More is steadier, and takes longer.")
 
 
@@ -84,7 +90,7 @@ class TrainTab:
             updates[self.leave[method]] = gr.update(
                 visible=method in going and (len(going) > 1 or asked),
                 interactive=not asked,
-                value="Stopping ..." if asked else f"Stop {METHOD_NAMES[method]} alone",
+                value=say("Stopping ...") if asked else say(LEAVE[method]),
             )
             curve = steady(progress.losses.get(method, ()), lane.steps if lane else 0)
             updates[self.plots[method]] = gr.update(value=loss_frame(curve), visible=len(curve) > 1)
@@ -129,15 +135,15 @@ def build(services: Services) -> TrainTab:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             quality = gr.Radio(
-                [(QUALITY_MEANS[q], q) for q in QUALITIES], value="draft", label="Quality", elem_id="lk-quality"
+                [(QUALITY_MEANS[q], q) for q in QUALITIES], value="draft", label=say("Quality"), elem_id="lk-quality"
             )
             methods = gr.CheckboxGroup(
                 [(METHOD_NAMES[m], m) for m in row.methods],
                 value=list(row.methods),
-                label="Methods",
+                label=say("Methods"),
                 elem_id="lk-methods",
             )
-            with gr.Accordion("Advanced", open=False, elem_id="lk-train-advanced"):
+            with gr.Accordion(say("Advanced"), open=False, elem_id="lk-train-advanced"):
                 with gr.Row(equal_height=False):
                     for method in METHODS:
                         with gr.Column(min_width=200):
@@ -151,12 +157,12 @@ def build(services: Services) -> TrainTab:
             go_on = gr.Checkbox(
                 value=True,
                 visible=False,
-                label="Go on from what was learned before",
-                info="The photos have changed since. Half of the steps are enough; switch it off to begin afresh.",
+                label=say("Go on from what was learned before"),
+                info=say("The photos have changed since. Half of the steps are enough; switch it off to begin afresh."),
                 elem_id="lk-go-on",
             )
-            start = gr.Button("Train", variant="primary", size="lg", elem_id="lk-train")
-            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lk-stop")
+            start = gr.Button(say("Train"), variant="primary", size="lg", elem_id="lk-train")
+            stop = gr.Button(say("Stop"), variant="stop", visible=False, elem_id="lk-stop")
     status = gr.HTML(elem_id="lk-train-status")
     columns, lanes, plots, leave = {}, {}, {}, {}
     with gr.Row(equal_height=False):
@@ -168,17 +174,15 @@ def build(services: Services) -> TrainTab:
                     color_map={"smoothed": METHOD_COLOURS[method], "each step": "rgba(148,163,184,0.5)"},
                     x_title="step", y_title="loss", buttons=[], elem_id=f"lk-loss-{method}",
                 )  # fmt: skip
-                leave[method] = gr.Button(
-                    f"Stop {METHOD_NAMES[method]} alone", size="sm", visible=False, elem_id=f"lk-leave-{method}"
-                )
+                leave[method] = gr.Button(say(LEAVE[method]), size="sm", visible=False, elem_id=f"lk-leave-{method}")
             columns[method] = column
     return TrainTab(quality, methods, estimate, go_on, start, stop, status, dials, columns, lanes, plots, leave)
 
 
 def _dial(dial: Dial) -> gr.Slider | gr.Number:
     common: dict[str, Any] = {
-        "minimum": dial.low, "maximum": dial.high, "label": dial.label, "info": dial.info or None,
-        "elem_id": f"lk-{_name(dial).replace('_', '-')}",
+        "minimum": dial.low, "maximum": dial.high, "label": say(dial.label),
+        "info": say(dial.info) if dial.info else None, "elem_id": f"lk-{_name(dial).replace('_', '-')}",
     }  # fmt: skip
     if dial.setting == "learning_rate":  # spans decades: a slider can't be aimed
         return gr.Number(**common)
@@ -319,10 +323,10 @@ def loss_frame(curve: Any) -> Any:
 def _start_text(view: View) -> str:
     progress = view.progress
     if progress.busy:
-        return "Working ..."
+        return say("Working ...")
     if progress.state in ("cancelled", "interrupted", "failed"):
-        return "Continue training"
-    return "Train again" if view.trained else "Train"
+        return say("Continue training")
+    return say("Train again") if view.trained else say("Train")
 
 
 def _status(view: View) -> str:

@@ -15,6 +15,7 @@ from ui import photobox, views
 from ui.errors import told
 from ui.state import Services, View
 from ui.wiring import Show, Updates, refused_while_busy
+from ui.words import say
 
 SAMPLE = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
 CONSENT = "I am this person, or I have their permission to do this. Everybody in these photos is 18 or older."
@@ -79,52 +80,57 @@ class UploadTab:
 
 
 def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
-    kept = f"Runs are deleted {keep_hours:g} hours after they were last used." if keep_hours else ""
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             drop = gr.File(
-                label="Photos of one person, or a ZIP of them - 5 to 15 are best",
+                label=say("Photos of one person, or a ZIP of them - 5 to 15 are best"),
                 file_count="multiple",
                 file_types=["image", ".heic", ".heif", ".avif", ".zip"],
                 height=170,
                 elem_id="lk-drop",
             )
-            with gr.Accordion("Or take a photo with this device's camera", open=False):
+            with gr.Accordion(say("Or take a photo with this device's camera"), open=False):
                 camera = gr.Image(
                     sources=["webcam"], type="filepath", format="png", show_label=False, elem_id="lk-camera", height=260
                 )
             status = gr.HTML(elem_id="lk-upload-status")
             cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_PRESS)
-            with gr.Accordion("What training will see: crops and captions", open=False, elem_id="lk-crops"):
+            with gr.Accordion(say("What training will see: crops and captions"), open=False, elem_id="lk-crops"):
                 crops = gr.HTML(js_on_load=ON_PRESS)
         with gr.Column(scale=2, min_width=280):
             class_word = gr.Radio(
-                list(CLASS_WORDS), value=CLASS_WORDS[0], label="The photos show a ...", elem_id="lk-class-word"
+                list(CLASS_WORDS), value=CLASS_WORDS[0], label=say("The photos show a ..."), elem_id="lk-class-word"
             )
-            consent = gr.Checkbox(label=CONSENT, elem_id="lk-consent")
+            consent = gr.Checkbox(label=say(CONSENT), elem_id="lk-consent")
             base = gr.Dropdown(
                 [(row.title, name) for name, row in services.bases.items()],
                 value=services.default_base,
-                label="Base model",
+                label=say("Base model"),
                 elem_id="lk-base",
             )
             about_html = gr.HTML(about(services.bases[services.default_base], services.problem(services.default_base)))
             has_sample = SAMPLE.is_dir() and len(list(SAMPLE.glob("*.png"))) >= photobox.MIN_PHOTOS
-            sample = gr.Button("No photos at hand? Use the sample person", visible=has_sample, elem_id="lk-sample")
-            delete = gr.Button("Delete my data", variant="stop", size="sm", elem_id="lk-delete")
+            sample = gr.Button(say("No photos at hand? Use the sample person"), visible=has_sample, elem_id="lk-sample")
+            delete = gr.Button(say("Delete my data"), variant="stop", size="sm", elem_id="lk-delete")
             with gr.Group(visible=False) as really:
                 gr.Markdown(
-                    "This removes your photos, everything learned from them and every picture. It can't be undone."
+                    say("This removes your photos, everything learned from them and every picture. It can't be undone.")
                 )
                 with gr.Row():
-                    yes = gr.Button("Yes, delete everything", variant="stop", size="sm", elem_id="lk-delete-yes")
-                    no = gr.Button("Keep it", size="sm")
+                    yes = gr.Button(say("Yes, delete everything"), variant="stop", size="sm", elem_id="lk-delete-yes")
+                    no = gr.Button(say("Keep it"), size="sm")
             receipt = gr.HTML(elem_id="lk-receipt")
             gr.HTML(
-                '<p class="lk-note">Photos are stripped of place, time and camera as they arrive, stay on the machine '
-                "that runs this page, and are used for nothing else. Face measurements are never written down. "
-                f"{kept}</p>"
+                '<p class="lk-note">'
+                + say(
+                    "Photos are stripped of place, time and camera as they arrive, stay on the machine that runs this "
+                    "page, and are used for nothing else. Face measurements are never written down."
+                )
+                + "</p>"
             )
+            if keep_hours:
+                unused = say("A run that nobody uses is deleted. Hours until then:")
+                gr.HTML(f'<p class="lk-note">{unused} {keep_hours:g}</p>')
     return UploadTab(
         drop,
         camera,
@@ -263,8 +269,12 @@ def _status(view: View) -> str:
     box = view.box
     if not box.staged:
         return (
-            '<p class="lk-note">Different days, light and angles; one face, sharp, looking towards the camera. '
-            "A few photos are kept apart: training never sees them, and the score compares with them.</p>"
+            '<p class="lk-note">'
+            + say(
+                "Different days, light and angles; one face, sharp, looking towards the camera. A few photos are kept "
+                "apart: training never sees them, and the score compares with them."
+            )
+            + "</p>"
         )
     panel = views.photo_report(box.report)
     if box.problem:

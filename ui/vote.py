@@ -13,8 +13,9 @@ from ui.errors import told
 from ui.state import Services, View
 from ui.theme import METHOD_NAMES
 from ui.wiring import Show, Updates
+from ui.words import say
 
-ABOUT = (
+ABOUT = say(
     '<h2>Ask a friend: a blind vote</h2><p class="lk-note">A recogniser is one opinion, people who know the face are '
     "another. A friend sees a held-out photo and one picture by each method, same prompt and seed, in random order and "
     "without names, and picks the one that looks most like the person. The vote opens on a page of its own that shows "
@@ -71,8 +72,10 @@ class VoteSection:
 def build(services: Services) -> VoteSection:
     about = gr.HTML(visible=False, elem_id="lk-vote")
     with gr.Row(visible=False) as row:
-        with_base = gr.Checkbox(label="The untrained base takes part, as a check", value=False, elem_id="lk-vote-base")
-        start = gr.Button("Start a vote", elem_id="lk-vote-start", scale=0, min_width=200, size="md")
+        with_base = gr.Checkbox(
+            label=say("The untrained base takes part, as a check"), value=False, elem_id="lk-vote-base"
+        )
+        start = gr.Button(say("Start a vote"), elem_id="lk-vote-start", scale=0, min_width=200, size="md")
     links = gr.HTML(visible=False, elem_id="lk-vote-links", js_on_load=ON_COPY)
     said = gr.HTML(visible=False, elem_id="lk-votes")
     return VoteSection(about, with_base, start, row, links, said)

@@ -1,0 +1,74 @@
+"""The pages in the browser's own language, in headless Chromium. Run with `pytest -m browser`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_browser import Visit, address, chromium, photos  # noqa: E402, F401
+
+from ui.upload import CONSENT  # noqa: E402
+from ui.words import translate  # noqa: E402
+
+pytestmark = pytest.mark.browser
+DROP = "Photos of one person, or a ZIP of them - 5 to 15 are best"
+TABS = ("Upload", "Train", "Generate", "Score")
+# Of what a person sees; the page's own script holds the markers.
+SHOWN = "document.querySelector('.gradio-container').innerText"
+
+
+@pytest.mark.parametrize(
+    ("locale", "language"), [("de-DE", "de"), ("es-MX", "es"), ("fr-FR", "en"), ("en-US", "en"), ("zh-CN", "en")]
+)
+def test_the_upload_tab_speaks_the_browsers_language(chromium, address, locale, language):  # noqa: F811
+    visit = Visit(chromium, address, locale=locale)
+    assert translate(DROP, language) in visit.text("#lk-drop")
+    assert translate(CONSENT, language) in visit.text("#lk-consent")
+    tabs = visit.page.get_by_role("tab").all_inner_texts()
+    assert [tab.strip() for tab in tabs] == [translate(name, language) for name in TABS]
+    assert "__i18n__" not in visit.page.evaluate(SHOWN)
+    assert visit.foreign == [] and visit.errors == []
+
+
+@pytest.mark.parametrize(("locale", "language"), [("de-DE", "de"), ("es-ES", "es")])
+def test_what_the_server_sends_anew_is_translated_too(chromium, address, locale, language):  # noqa: F811
+    visit = Visit(chromium, address, locale=locale)
+    page = visit.page
+    page.locator("#lk-drop input[type=file]").set_input_files(photos())
+    visit.wait("#lk-upload-status", "photos are used")  # what is worked out for a run is English
+    page.locator("#lk-consent input").check()
+    visit.wait("#lk-steps", "Ready")
+    visit.tab(translate("Train", language))
+    page.wait_for_selector("#lk-train")  # every answer brings its text
+    assert visit.text("#lk-train").strip() == translate("Train", language)
+    page.locator("#lk-train-advanced").get_by_text(translate("Advanced", language)).click()
+    visit.wait("#lk-lora-rank", translate("Rank", language))
+    visit.tab(translate("Score", language))
+    visit.wait("#lk-any", translate("Any one picture", language))
+    assert "__i18n__" not in page.evaluate(SHOWN)
+    assert visit.foreign == [] and visit.errors == []
+
+
+@pytest.mark.parametrize(("locale", "language"), [("de-DE", "de"), ("es-ES", "es"), ("en-US", "en")])
+def test_every_tab_has_room_on_a_phone(chromium, address, locale, language):  # noqa: F811
+    visit = Visit(chromium, address, 390, locale)
+    # on a busy machine Gradio measures the tabs before their style is there and folds them away until the next resize
+    visit.page.set_viewport_size({"width": 390, "height": 901})
+    visit.page.wait_for_function("document.querySelectorAll('[role=tab]').length === 4")
+    tabs = visit.page.get_by_role("tab").all_inner_texts()
+    assert [tab.strip() for tab in tabs] == [translate(name, language) for name in TABS]
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert visit.errors == []
+
+
+def test_a_friend_is_asked_in_the_friends_language(chromium, address):  # noqa: F811
+    context = chromium.new_context(locale="es-ES")
+    page = context.new_page()
+    page.goto(f"{address}/vote/{'a' * 32}/{'b' * 22}")
+    assert translate("There is no such vote. Ask for a new link.", "es") in page.content()
+    assert page.locator("html").get_attribute("lang") == "es"
+    context.close()

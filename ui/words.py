@@ -1,0 +1,74 @@
+"""The pages' fixed texts in the reader's language: English here in the code, others in `words/<language>.json`.
+
+In: an English text. Out: `say` gives what Gradio's page replaces by the browser's language, `translate` the words
+themselves, for pages that are no Gradio. A language without a file, and a text without a translation, is English. Only
+texts that never change are translated: what the server works out for a run (status sentences, verdicts, errors, the
+reports) stays English, because Gradio translates in the browser, whole texts by their key; and the choices of radio
+groups and check boxes do, because it leaves those alone.
+Try it: `translate("Train", "de")`. Another file named as Gradio names the language adds it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import gradio as gr
+from gradio.i18n import I18nData
+
+FOLDER = Path(__file__).with_suffix("")
+ENGLISH = "en"
+
+
+def say(text: str) -> str:
+    """`text` as a marker that the page translates, alone or inside HTML; of several in one string only the first is
+    replaced. It must not be escaped.
+    """
+    return str(I18nData(_key(text)))
+
+
+def languages() -> gr.I18n:
+    """What `launch(i18n=...)` wants: every text in every language. English holds them all, so that others fall back."""
+    others = {language: words(language) for language in available()}
+    english = {_key(text): text for translations in others.values() for text in translations}
+    keyed = {
+        language: {_key(text): said for text, said in translations.items()} for language, translations in others.items()
+    }
+    return gr.I18n(**{ENGLISH: english, **keyed})
+
+
+def translate(text: str, language: str) -> str:
+    """`text` in this language; itself where there is no translation."""
+    return words(language).get(text, text) if language in available() else text
+
+
+def preferred(accept_language: str) -> str:
+    """The language of ours that a browser's Accept-Language header likes best; English when it names none of them."""
+    liked: list[tuple[float, str]] = []
+    for part in accept_language[:500].split(","):
+        found = re.fullmatch(r"([A-Za-z]{2,3})(?:-[A-Za-z0-9-]+)?(?:;q=([01](?:\.\d{1,3})?))?", part.replace(" ", ""))
+        if found:
+            liked.append((float(found[2] or 1), found[1].lower()))
+    ours = {ENGLISH, *available()}
+    return max(((q, name) for q, name in liked if q and name in ours), key=lambda each: each[0], default=(1, ENGLISH))[
+        1
+    ]
+
+
+@lru_cache(maxsize=1)
+def available() -> tuple[str, ...]:
+    """The languages beside English."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
+
+
+@lru_cache(maxsize=16)
+def words(language: str) -> dict[str, str]:
+    """{English text: translation} of one of the `available` languages."""
+    return dict(json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8")))
+
+
+def _key(text: str) -> str:
+    """The text itself, but for its braces: the page reads a marker up to the first one."""
+    return text.replace("{", "(").replace("}", ")")
