@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from visits import SAMPLE, App
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-PATIENCE_MS = 600_000
+PATIENCE_MS = 420_000
 
 
 class Journey:
@@ -49,7 +49,7 @@ class Journey:
         return context
 
     def open(self, context: Any) -> Any:
-        page = context.new_page()
+        page = self.page = context.new_page()
         page.on("console", lambda said: self._error(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: self._error(f"{error.name} {error}"))
         page.on("request", self._request)
@@ -81,7 +81,9 @@ class Journey:
     def tab(page: Any, name: str) -> None:
         """By its button, or from the menu that Gradio folds tabs into where the screen is narrow."""
         button = page.get_by_role("tab", name=name, exact=True)
-        if not button.first.is_visible():
+        try:
+            button.first.wait_for(state="visible", timeout=10_000)
+        except Exception:
             page.locator("#lk-tabs .overflow-menu button").first.click()
         button.first.click()
 
@@ -239,7 +241,11 @@ def main() -> int:
         try:
             app.start()
             journey = Journey(driver, app, photos, asked.out, asked.class_word)
-            journey.go()
+            try:
+                journey.go()
+            except Exception:
+                journey.page.screenshot(path=str(asked.out / "failure.png"))
+                raise
         finally:
             app.end()
         print(f"{time.monotonic() - began:.0f} s, {len(journey.failed)} of the checks failed")
