@@ -109,6 +109,17 @@ def test_what_was_stopped_continues_unless_something_else_is_asked_for(services,
     assert asked[-1].settings["lora"]["rank"] == 8
 
 
+def test_nobody_keeps_the_machine_for_a_day(services, asked):  # noqa: F811
+    from ui.state import MAX_STEPS
+    from ui.train import BATCH, DIALS
+
+    _, session, _ = ready(services)
+    with pytest.raises(UserError, match="others get their turn"):
+        services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"steps": 100_000}})
+    assert asked == []
+    assert {dial.high for dial in DIALS if dial.setting == "steps"} == {MAX_STEPS} and BATCH.high == 32
+
+
 def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked):  # noqa: F811
     from ui import photobox
 

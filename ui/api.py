@@ -198,10 +198,19 @@ def build(services: Services) -> None:
                 photobox.drop_upload(path)
 
     @spoken
-    def train(key: str, request: gr.Request, methods: list[str] | None = None, quality: str = "draft") -> Status:
+    def train(
+        key: str,
+        request: gr.Request,
+        methods: list[str] | None = None,
+        quality: str = "draft",
+        settings: dict | None = None,
+        go_on: bool = False,
+    ) -> Status:
         """Start training; returns at once. Poll `status` until it is no longer busy.
 
         methods: of textual_inversion, dreambooth, lora; empty for all the base offers. quality: draft, good or best.
+        settings: changes to recipes, such as {"lora": {"rank": 8}}. go_on: after photos were added, start from what
+        was learned before.
         """
         session = admitted(key, request)
         view = services.view(key)
@@ -212,7 +221,14 @@ def build(services: Services) -> None:
         if quality not in QUALITIES:
             raise UserError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
         chosen = _chosen(methods, view.row.methods)
-        services.start_training(session, methods=chosen, quality=quality)
+        wanted = settings or {}
+        if not isinstance(wanted, dict) or not all(isinstance(each, dict) for each in wanted.values()):
+            raise UserError('Settings are one object per method, such as {"lora": {"rank": 8}}.')
+        if strange := sorted(set(map(str, wanted)) - set(chosen)):
+            raise UserError(f"Settings name {', '.join(strange)}, which is not to be trained.")
+        services.start_training(
+            session, methods=chosen, quality=quality, settings=wanted, go_on=go_on is True and bool(view.older)
+        )
         return _status(services.view(key))
 
     @spoken

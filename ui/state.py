@@ -37,6 +37,7 @@ log = logging.getLogger("likeness.ui")
 Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe
 STRIP = 6  # earlier previews in a lane
 LOOKS = 5  # at validation pictures in a training of the app
+MAX_STEPS, MAX_BATCH = 3000, 32
 GO_ON_SHARE = 0.5  # of the steps, where a training starts from what was learned before
 BASE_ENV = "LIKENESS_BASE"  # a folder or checkpoint the operator adds to the list and makes the default
 
@@ -597,6 +598,11 @@ class Services:
             return
         changes = {m: dict(settings.get(m, {})) for m in methods}
         for method, recipe in self.recipes(row, quality, methods, settings).items():
+            if recipe.steps > MAX_STEPS or recipe.batch > MAX_BATCH:
+                raise UserError(
+                    f"At most {MAX_STEPS} steps of at most {MAX_BATCH} photos are taught here, so that others get "
+                    "their turn. The command line takes more."
+                )
             if not recipe.watch_every:
                 # a look at validation pictures now and then: a person sees the likeness grow, the best is kept
                 changes[method]["watch_every"] = max(10, recipe.steps // LOOKS)
