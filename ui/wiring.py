@@ -112,11 +112,7 @@ def wire_slices(events: Sequence[Any], services: Services, capability: gr.Browse
 
     @told
     def drive(kept: object) -> Iterator[Updates]:
-        session = services.sessions.find(kept)
-        if session is None or services.slice is None:
-            return
-        while (slot := next((s for s in (session.run.drawing, session.run) if jobs.status(s).waits), None)) is not None:
-            services.slice(str(slot.folder), slot.slot)
+        for _ in sliced(services, services.sessions.find(kept)):
             yield show(kept)
 
     for event in events:
@@ -124,6 +120,16 @@ def wire_slices(events: Sequence[Any], services: Services, capability: gr.Browse
             drive, [capability], show.outputs, concurrency_id="gpu", concurrency_limit=1, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
+
+
+def sliced(services: Services, session: Session | None) -> Iterator[None]:
+    """One slice after another of what waits in this run, pictures before training; yields after each."""
+    if session is None or services.slice is None:
+        return
+    slots = (session.run.drawing, session.run)
+    while (slot := next((each for each in slots if jobs.status(each).waits), None)) is not None:
+        services.slice(str(slot.folder), slot.slot)
+        yield
 
 
 def _digest(update: Any) -> str:

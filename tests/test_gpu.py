@@ -1,0 +1,75 @@
+"""Laws of hosts that lend a GPU by the slice: no worker is started, the page asks for slice after slice."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines import jobs, worker
+from pipelines.jobs import read_status, save_status, status
+from tests.test_app import base, services, take_in  # noqa: F401  (fixtures)
+
+
+@pytest.fixture
+def zero(monkeypatch, tmp_path):
+    """A host with a stand-in for Hugging Face's `spaces`; the durations that were asked for."""
+    asked: list[int] = []
+
+    def gpu(duration: int):
+        asked.append(duration)
+        return lambda work: work
+
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+    monkeypatch.setattr(jobs, "watch", lambda root: pytest.fail("no worker can use this GPU"))
+    return asked
+
+
+def test_elsewhere_a_worker_does_the_jobs(monkeypatch):
+    from ui.gpu import slicer
+
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert slicer() is None
+    monkeypatch.setenv("SPACES_ZERO_GPU", "0")
+    assert slicer() is None
+
+
+def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  # noqa: F811
+    from ui import gpu
+    from ui.state import Services
+    from ui.wiring import sliced
+
+    lent = Services(services.sessions.root)
+    assert lent.slice is not None and zero[-1] == gpu.SLICE_S and gpu.WORK_S < gpu.SLICE_S
+    lent.resume()
+    capability, session = lent.sessions.create()
+    take_in(session.run)
+    session = lent.sessions.choose(session, consent_at="now")
+    lent.start_training(session, methods=("lora",), quality="draft")
+    assert status(session.run).waits and "Keep this page open" in lent.view(capability).safe_to_leave
+
+    done: list[str] = []
+
+    def work_slice(run, *, over):
+        assert not over()
+        done.append(run.slot)
+        state = "done" if len(done) == 3 else "queued"
+        save_status(run, replace(read_status(run), state=state))
+
+    monkeypatch.setattr(worker, "work_slice", work_slice)
+    assert len(list(sliced(lent, session))) == 3 and done == ["", "", ""]
+    assert status(session.run).state == "done" and list(sliced(lent, session)) == []
+    assert list(sliced(lent, None)) == []
+
+
+def test_the_page_is_wired_to_drive(zero, services):  # noqa: F811
+    import app
+
+    demo, _ = app.build()
+    driven = [each for each in demo.fns.values() if each.name == "drive"]
+    assert len(driven) == 6, "the page's opening, training, and four ways to draw"
+    assert all(each.concurrency_id == "gpu" and each.concurrency_limit == 1 for each in driven)
