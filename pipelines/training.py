@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -292,16 +292,22 @@ def _run(
         return
 
     # keep it, and prove it
-    if not world.first:
-        world.wait()  # until the first process has
-        subject = load_subject(out)
-        yield _end("done" if subject.complete else "stopped", subject, out)
-        return
-    _check_numbers(learner, step, recipe)
     enough = watched is not None and watched.is_enough(recipe.patience)
     complete = step >= steps or enough
+    if not world.first:
+        world.wait()  # until the first process has
+        yield _end("done" if complete else "stopped", load_subject(out), out)
+        return
+    _check_numbers(learner, step, recipe)
     if not complete:
         _save_checkpoint(out, fingerprint, learner, optimizer, average, watched, step, clock)
+        if (before := _trained_before(out, family, photo_digest)) is not None:
+            # half a training is no reason to lose a whole one
+            world.wait()
+            text = f"Stopped after {step} of {steps} steps, to be continued; what was trained before stays"
+            ended = _end("stopped", before, out)
+            yield replace(ended, step=step, steps=steps, seconds=clock.seconds, text=text)
+            return
     if average:
         load_into(learner.tensors(), average)
     if watched and watched.best:
@@ -799,6 +805,17 @@ def _start_from(learner: Learner, out: Path, recipe: Recipe, family: Family) -> 
     if (before.sha256, before.base, before.base_revision) != (recipe.start_from, row.name, row.revision):
         raise UserError(f"What {_title(recipe)} learned before is not there any more. Train it afresh.")
     learner.start_from(out)
+
+
+def _trained_before(out: Path, family: Family, photo_digest: str) -> Subject | None:
+    """What this method learned of the same photos on the same base in an earlier, complete training."""
+    try:
+        before = load_subject(out)
+    except UserError:
+        return None
+    row = family.row
+    same = (before.base, before.base_revision, before.photo_digest) == (row.name, row.revision, photo_digest)
+    return before if same and before.complete and (out / before.artifact).is_file() else None
 
 
 def _finished(out: Path, recipe: Recipe, photo_digest: str) -> Subject | None:

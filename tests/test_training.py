@@ -113,12 +113,16 @@ def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
 
 
 def _stopped_after(recipe, data, out, family, *, steps):
+    yield from _stopped_after_with(recipe, data, out, family, steps=steps, photo_digest="d")
+
+
+def _stopped_after_with(recipe, data, out, family, *, steps, photo_digest):
     done = 0
 
     def stop():
         return done >= steps
 
-    for event in train(recipe, data, out, photo_digest="d", family=family, stop=stop):
+    for event in train(recipe, data, out, photo_digest=photo_digest, family=family, stop=stop):
         done = event.step if event.kind == "step" else done
         yield event
 
@@ -133,6 +137,23 @@ def test_stop_keeps_what_was_learned(name, tmp_path):
     assert (subject.steps, subject.complete) == (3, False)
     method(name).apply(family, tmp_path, subject.recipe)  # and it can be used
     assert (tmp_path / "checkpoint.safetensors").is_file()
+
+
+def test_a_stopped_training_does_not_replace_a_complete_one(tmp_path):
+    family, data = tiny_family("portrait"), tiny_data("portrait")
+    recipe = tiny_recipe("portrait", "lora", steps=3)
+    list(train(recipe, data, tmp_path, photo_digest="d", family=family))
+    tensors, before = learned(tmp_path)
+    longer = recipe.replaced(steps=9)
+    told = list(_stopped_after(longer, data, tmp_path, family, steps=2))
+    assert told[-1].kind == "stopped" and told[-1].step == 2 and "trained before stays" in str(told[-1].text)
+    same, after = learned(tmp_path)
+    assert after == before and all(torch.equal(same[key], tensors[key]) for key in tensors)
+    again = list(train(longer, data, tmp_path, photo_digest="d", family=family))
+    assert again[0].step == 2 and learned(tmp_path)[1].steps == 9, "and it goes on where it was stopped"
+    # of other photos it is no longer the person's: what is learned now takes its place
+    list(_stopped_after_with(longer, data, tmp_path, family, steps=2, photo_digest="other"))
+    assert learned(tmp_path)[1].photo_digest == "other"
 
 
 @pytest.mark.parametrize(("every", "what"), [(1, "the weights left"), (100, "the loss became")])
