@@ -105,6 +105,7 @@ class Visitor:
         self.page = secrets.token_hex(6)
         self.capability: str | None = None
         self.config: dict[str, Any] = {}
+        self.values: dict[int, Any] = {}  # what the page shows in its fields, as far as it was told
         self.media: set[str] = set()
 
     def open(self) -> Visitor:
@@ -132,7 +133,15 @@ class Visitor:
         return self.client.post(f"{API}/run/predict", json=body)
 
     def load(self) -> httpx.Response:
-        return self.learn(self.call(self.event("", "load")["id"], [self.capability]))
+        event = self.event("", "load")
+        answer = self.learn(self.call(event["id"], [self.capability]))
+        told = answer.json().get("data") or []
+        self.values |= {
+            name: update["value"]
+            for name, update in zip(event["outputs"], told)
+            if isinstance(update, dict) and "value" in update
+        }
+        return answer
 
     def poll(self) -> httpx.Response:
         """What the page's timer sends once a second."""
@@ -187,11 +196,11 @@ class Visitor:
         return self.press("#lk-consent", "input", [self.capability, class_word, base, True])
 
     def train(self, methods: list[str], quality: str = "draft") -> dict[str, Any]:
-        """With the recipe's own settings: no dial is sent."""
+        """With the recipe's own settings: the dials as the page shows them."""
         event = self.event("#lk-train", "click")
         names = {each["id"]: each["props"].get("elem_id") for each in self.config["components"]}
         known = {"lk-quality": quality, "lk-methods": methods, "lk-go-on": True}
-        values = [known.get(names[each]) for each in event["inputs"]]
+        values = [known.get(names[each], self.values.get(each)) for each in event["inputs"]]
         return self.press("#lk-train", "click", [self.capability, *values[1:]])
 
     def delete(self) -> dict[str, Any]:
