@@ -72,6 +72,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         starts += generate.wire(generating, services, capability, show)
         score.wire(scoring, services, capability, show)
 
+        show.settle()
         wire_page(demo, services, capability, steps, show, starts=starts)
 
     demo.queue(max_size=32, api_open=False)

@@ -52,3 +52,34 @@ def test_an_output_that_is_none_is_refused_as_gradio_does():
     for kind in (Page, gr.Blocks):
         with pytest.raises(ValueError, match="not specified as output"):
             answers(kind, lambda one, two, kept: {stranger: "x"})
+
+
+def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
+    """Opening it sends next to nothing, so what it was built with has to be what would have been sent."""
+    monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    import app
+    from ui import wiring
+
+    shows = []
+    real = wiring.Show.settle
+    monkeypatch.setattr(wiring.Show, "settle", lambda self: (shows.append(self), real(self)))
+    demo, _ = app.build()
+    (show,) = shows
+    built = {each["id"]: each["props"] for each in demo.get_config_file()["components"]}
+    told = show(None, restore=True)
+    assert len(told) > 60
+    for component, update in told.items():
+        left = show.opening.get(component, {})
+        for name, value in update.items():
+            if name == "__type__" or name in left:
+                continue
+            held = built[component._id].get(name)
+            wanted = None if value is None else component.postprocess(value) if name == "value" else value
+            plain = (
+                [list(each) if isinstance(each, tuple) else each for each in wanted] if name == "choices" else wanted
+            )
+            held = [list(each) for each in held] if name == "choices" else held
+            assert held == plain, (component.elem_id, name)
+    assert len(show.opening) < 5, "what a component can't hold is the exception"
+    assert show.changed(None, show.changed(None, {})[1])[0] == {}

@@ -42,11 +42,31 @@ class Show:
         self.services = services
         self.tabs = tuple(tabs)
         self.extra = extra
+        self.opening: Updates = {}  # what a new visitor's page is told beyond what it was built with
         nothing = services.view(None)
         self.outputs: set[Component] = set(self._all(nothing, restore=True))
 
     def __call__(self, capability: object, *, restore: bool = False) -> Updates:
         return self._all(self.services.view(capability), restore=restore)
+
+    def settle(self) -> None:
+        """Build what a new visitor sees into the page itself: opening it then costs the server next to nothing.
+
+        Called once, while the page is built. What a component can't hold is kept for `opening`.
+        """
+        for component, update in self(None, restore=True).items():
+            left, held = {}, component.get_config()
+            for name, value in update.items():
+                if name == "__type__":
+                    continue
+                if name not in held:
+                    left[name] = value
+                elif name == "value":
+                    component.value = None if value is None else component.postprocess(value)
+                else:
+                    setattr(component, name, value)
+            if left:
+                self.opening[component] = gr.update(**left)
 
     def changed(self, capability: object, seen: dict[int, str]) -> tuple[Updates, dict[int, str]]:
         """The updates whose content differs from `seen`, and the new `seen` (component id -> digest)."""
@@ -79,7 +99,7 @@ def wire_page(
     """What happens when the page opens, and once a second while it is open. `starts` are the events that put a job in
     the line: where no worker does the jobs, the page that asked for one drives it.
     """
-    seen = gr.State({})
+    seen = gr.State(show.changed(None, {})[1])  # the page was built with that
 
     def admit(kept: object, request: gr.Request) -> bool:
         """Whether `kept` is a run's capability; the run's pictures are then this browser's to see."""
@@ -90,7 +110,9 @@ def wire_page(
 
     @told
     def load(kept: object, request: gr.Request) -> Updates:
-        return {capability: kept if admit(kept, request) else None, **show(kept, restore=True)}
+        if not admit(kept, request):  # a new visitor: the page was built for them
+            return {capability: None, **show.opening}
+        return {capability: kept, **show(kept, restore=True)}
 
     def poll(kept: object, before: dict[int, str], request: gr.Request) -> Updates:
         try:
