@@ -70,12 +70,14 @@ class App:
 
     def end(self) -> None:
         if self.process is not None and self.process.poll() is None:
+            workers = psutil.Process(self.process.pid).children(recursive=True)
             self.process.terminate()
             try:
                 self.process.wait(15)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(15)
+            psutil.wait_procs(workers, timeout=60)  # they save what was learned first
 
     def size(self) -> dict[str, float]:
         """Memory, threads and descriptors of the server process, and what lies on its disk."""
@@ -113,6 +115,7 @@ class Visitor:
         html = self.client.get("/").text
         self.assets = sorted(set(re.findall(r'(?:src|href)="(?:\./)?(assets/[^"]+)"', html)))
         self.config = self.client.get("/config").json()
+        self.values = {each["id"]: each["props"].get("value") for each in self.config["components"]}
         self.load()
         return self
 
