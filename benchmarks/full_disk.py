@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from kill_worker import last_step, take_in, torn
 from visits import App, Visitor, conditions, sample_photos, table
 
-from pipelines import comparison, jobs
+from pipelines import comparison, jobs, worker
 from pipelines.comparison import JobSpec
 from pipelines.schema import Sampling, UserError
 
@@ -139,7 +139,7 @@ def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dic
     return {
         "where": f"{'preview' if preview else 'checkpoint'}, {leave_bytes / 1e3:g} kB left",
         "said": f"{found.state}: {found.reason}",
-        "sentence": found.state == "failed" and sentence(found.reason), "kept": intact, "at_step": before,
+        "sentence": found.state in ("failed", "interrupted") and sentence(found.reason), "kept": intact, "at_step": before,
         "recovers": ended.state == "done",
     }  # fmt: skip
 
@@ -161,7 +161,7 @@ def report(home: Path, base: str) -> dict[str, Any]:
                 if event.kind == "render":
                     fill(disk)
         except (UserError, OSError) as error:
-            said = jobs.explain(error)
+            said = worker.explain(error)
         finally:
             comparison.workspace.require_space = real
         intact = not torn(run) and not run.manifest.exists()

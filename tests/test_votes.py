@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines import presets, votes, workspace
 from pipelines.schema import METHODS, UserError
-from runs import make_run
+from tests.runs import make_run
 
 COLUMNS = ("none", *METHODS)
 NOW = votes.Standing("d" * 64, "portrait-128", {m: f"{m}-1" for m in METHODS})
