@@ -139,7 +139,8 @@ def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dic
     return {
         "where": f"{'preview' if preview else 'checkpoint'}, {leave_bytes / 1e3:g} kB left",
         "said": f"{found.state}: {found.reason}",
-        "sentence": found.state in ("failed", "interrupted") and sentence(found.reason), "kept": intact, "at_step": before,
+        "sentence": found.state in ("failed", "interrupted") and sentence(found.reason),
+        "kept": intact, "at_step": before,
         "recovers": ended.state == "done",
     }  # fmt: skip
 
