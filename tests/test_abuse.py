@@ -83,7 +83,7 @@ def everything(folder: Path) -> dict[str, str]:
     return {
         str(file.relative_to(folder)): hashlib.sha256(content(file)).hexdigest()
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != "paces.json"  # how fast this machine is: nothing of anybody
     }
 
 
