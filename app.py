@@ -7,6 +7,7 @@ Face Space.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -110,9 +111,12 @@ def keep_hours() -> float:
 def _janitor(services: Any, keep_s: float) -> None:
     """At the start and every ten minutes: idle runs, and uploads that nobody took in."""
     while True:
-        if keep_s:
-            services.sweep(older_than_s=keep_s)
-        sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+        try:
+            if keep_s:
+                services.sweep(older_than_s=keep_s)
+            sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+        except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
+            logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)
         time.sleep(min(600.0, keep_s or 600.0))
 
 

@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ PER_VISITOR = 2  # unfinished jobs: one being worked on and one waiting
 LINE_ENV = "LIKENESS_QUEUE"  # how many jobs may wait in all
 LINE_LIMIT = 50
 DEVICES_ENV = "LIKENESS_DEVICES"  # "cuda:0,cuda:1": one worker process each; empty: one, on the best device here
+SHARED_PATIENCE_S = 60.0
 FULL_BYTES = 5_000_000  # with less a disk counts as full: checkpoints need more
 START_GRACE_S = 20.0  # a job whose process is not known after this long never started
 BROKEN_STARTS = 3  # worker processes in a row that end without taking a job
@@ -254,7 +255,10 @@ def stop(run: Run, *, patience_s: float = 10.0) -> None:
     found = status(run)
     if not found.busy:
         return
-    if found.waits and Ledger(run.folder.parent).withdraw(found.job, "cancelled"):
+    line = Ledger(run.folder.parent)
+    if found.waits and (
+        line.withdraw(found.job, "cancelled") or all(entry.job != found.job for entry in line.unfinished())
+    ):  # or the line lost it: then nobody will ever take it
         now = workspace.timestamp()
         save_status(run, replace(found, state="cancelled", reason=WITHDRAWN, phase=None, ended=now))
         return
@@ -278,6 +282,8 @@ def load_spec(run: Run) -> JobSpec:
 
 
 def _insist(run: Run, job: str, patience_s: float) -> None:
+    if status(run).in_line:  # others are served by the same process: it is ended only when it surely hangs
+        patience_s = max(patience_s, SHARED_PATIENCE_S)
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         since = time.monotonic()
         while True:
@@ -310,7 +316,9 @@ def leave_asked(run: Run, method: str) -> bool:
 
 def read_status(run: Run) -> JobStatus:
     saved = workspace.read_json(run.status)
-    return JobStatus("none") if saved is None else JobStatus(**saved)
+    if not isinstance(saved, dict) or "state" not in saved:
+        return JobStatus("none")
+    return JobStatus(**{each.name: saved[each.name] for each in fields(JobStatus) if each.name in saved})
 
 
 def save_status(run: Run, value: JobStatus) -> None:
@@ -443,8 +451,9 @@ class _Supervisor(threading.Thread):
         entries = line.unfinished()
         for entry in entries:  # left behind by a worker that died
             if entry.state == WORKING and not _holds(entry):
-                now = status(Run(root / entry.run, entry.slot))
-                line.put(entry.job, WAITING if now.waits and now.job == entry.job else now.state)
+                with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
+                    now = status(Run(root / entry.run, entry.slot))
+                    line.put(entry.job, WAITING if now.waits and now.job == entry.job else now.state)
         waiting = [entry for entry in line.unfinished() if entry.state == WAITING]
         if ended is not None:
             quick = time.monotonic() - post.since < 10 and ended.returncode not in (0, None)

@@ -195,7 +195,8 @@ def _run(
     # what learns, and where it stands
     method = find_method(name)
     learner = method.learner(family, recipe, identity=identity)
-    if recipe.start_from and not (out / CHECKPOINT).is_file():
+    fingerprint = _fingerprint(recipe, data, photo_digest, family)
+    if recipe.start_from and not _has_checkpoint(out, fingerprint):
         _start_from(learner, out, recipe, family)
     groups = learner.groups()
     parameters = trained(groups)
@@ -209,7 +210,6 @@ def _run(
     )
     average = {key: value.detach().clone() for key, value in learner.tensors().items()} if recipe.ema > 0 else {}
     watched = _Watched(watch, out if world.first else None) if watch is not None and recipe.watch_every > 0 else None
-    fingerprint = _fingerprint(recipe, data, photo_digest, family)
     first, note = _resume(out, fingerprint, learner, optimizer, average, watched, clock)
     if first == 0 and world.first:  # what an earlier training chose
         for stale in (WATCH_FILE, STRENGTHS_FILE):
@@ -797,6 +797,14 @@ def _resume(
         watched.best = {key[5:]: value for key, value in tensors.items() if key.startswith("best.")}
     clock.before += float(meta["seconds"])
     return int(meta["step"]), f"Continuing at step {meta['step']}"
+
+
+def _has_checkpoint(out: Path, fingerprint: str) -> bool:
+    """Whether `_resume` will find something of this training."""
+    try:
+        return bool(load_tensors(out / CHECKPOINT)[1].get("fingerprint") == fingerprint)
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 def _start_from(learner: Learner, out: Path, recipe: Recipe, family: Family) -> None:

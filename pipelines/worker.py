@@ -209,11 +209,12 @@ class _Desk:
     def look(self) -> None:
         """Take what waits and fits beside what is being done."""
         now = time.monotonic()
-        if self.ended() or self.spoiled or now - self._looked < LOOK_EVERY_S:
+        if self.ended() or (self.spoiled and not self.busy) or now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
         kinds = {one.status.kind for one, _ in self.busy}
-        free = [each for each in (SHORT, LONG) if not kinds & set(each)]
+        # a spoiled process ends with its long job; until then pictures are drawn all the same
+        free = [each for each in ((SHORT,) if self.spoiled else (SHORT, LONG)) if not kinds & set(each)]
         for wanted in free:
             with contextlib.suppress(sqlite3.Error, OSError, UserError):  # a full disk: look again
                 if any(entry.kind in wanted and entry.state == "queued" for entry in self.line.unfinished()):
@@ -228,8 +229,11 @@ class _Desk:
         run = Run(self.root / entry.run, entry.slot)
         found = read_status(run)
         lock = Lock(run.lock)
-        if not workspace.is_run(run.folder) or found.job != entry.job or not found.waits or not lock.acquire():
-            self.line.put(entry.job, "cancelled" if found.waits else found.state)  # deleted or replaced meanwhile
+        if not workspace.is_run(run.folder) or found.job != entry.job or not found.waits:
+            self.line.put(entry.job, "cancelled")  # deleted or replaced meanwhile
+            return
+        if not lock.acquire():  # its last worker is still saving
+            self.line.put(entry.job, "queued")
             return
         one = _Worker(run, found, self.ended, resident=self.resident, device=self.device or None)
         one.spent_s = min((each.spent_s for each, _ in self.busy), default=0.0)
@@ -315,6 +319,9 @@ class _Worker:
             self.save(state="done", phase=None, left_s=None, ended=workspace.timestamp())
         elif self._pause() and not self.asked():
             self.save(state="queued", phase="Waiting for the next slice of the GPU")
+        elif self.asked.ended() and not self.asked.by_person and self._resident and _parent_lives():
+            # somebody else's job had to be ended by force, and with it this process: the next one goes on
+            self.save(state="queued", phase="Waiting for its turn")
         elif self.asked.ended() and not self.asked.by_person:
             reason = "The app was closed. Start again; it continues where it was."
             if parallel.launched() and not _orphaned():
@@ -330,8 +337,8 @@ class _Worker:
         pace, self._event_at = now - self._event_at, now
         workspace.append_line(self.run.events, short(event))
         changes: dict[str, Any] = {}
+        changes["pace_s"] = round(max(self.status.pace_s, pace), 3)
         if event.kind == "step":
-            changes["pace_s"] = round(max(self.status.pace_s, pace), 3)
             if event.method and event.seconds_left is not None:
                 self._left[event.method] = event.seconds_left
         elif event.kind in ("done", "stopped", "failed") and event.method:
@@ -358,7 +365,7 @@ class _Worker:
     def _fail(self, error: Exception) -> None:
         sentence = explain(error)
         self.code = 1
-        self.spoiled = sentence in (OURS, MEMORY)
+        self.spoiled = sentence in (OURS, MEMORY, workspace.FULL)
         with contextlib.suppress(OSError):
             with self.run.log.open("a", encoding="utf-8") as log:
                 log.write(f"{workspace.timestamp()} job {self.status.job} failed\n")
@@ -367,8 +374,10 @@ class _Worker:
         # on a full disk the event may not fit; the status is tried as well
         with contextlib.suppress(OSError, UserError):
             workspace.append_line(self.run.events, short(Event("failed", text=sentence)))
-        with contextlib.suppress(OSError, UserError):
+        try:
             self.save(state="failed", reason=sentence, phase=None, left_s=None, ended=workspace.timestamp())
+        except (OSError, UserError):
+            self.spoiled = True  # once this process is gone, everybody sees that the job is too
 
 
 def explain(error: BaseException) -> str:
@@ -396,6 +405,11 @@ def _orphaned() -> bool:
     """Whether the process that had this one launched is gone."""
     parent = os.environ.get(PARENT_ENV)
     return parent is not None and parallel.launched() and birth(int(parent)) is None
+
+
+def _parent_lives() -> bool:
+    """Whether the process that started this one is there to start another."""
+    return str(os.getppid()) == os.environ.get(PARENT_ENV)
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import jobs, worker
 from pipelines.jobs import read_status, save_status, status
-from tests.test_app import base, services, take_in  # noqa: F401  (fixtures)
+from tests.test_app import base, own_home, services, take_in  # noqa: F401  (fixtures)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  #
         assert not over()
         done.append(run.slot)
         state = "done" if len(done) == 3 else "queued"
-        save_status(run, replace(read_status(run), state=state))
+        save_status(run, replace(read_status(run), state=state, wall_s=float(len(done))))
 
     monkeypatch.setattr(worker, "work_slice", work_slice)
     assert len(list(sliced(lent, session))) == 3 and done == ["", "", ""]

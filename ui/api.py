@@ -26,6 +26,7 @@ from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
 from ui.guard import cookie
 from ui.sessions import Session
 from ui.state import Services, View
+from ui.train import BATCH, DIALS, checked
 from ui.upload import CONSENT
 from ui.wiring import refused_while_busy
 
@@ -224,6 +225,14 @@ def build(services: Services) -> None:
         wanted = settings or {}
         if not isinstance(wanted, dict) or not all(isinstance(each, dict) for each in wanted.values()):
             raise UserError('Settings are one object per method, such as {"lora": {"rank": 8}}.')
+        for method, changes in wanted.items():
+            for name, value in changes.items():
+                dial = next(
+                    (each for each in (*DIALS, BATCH) if each.setting == name and each.method in ("", method)), None
+                )
+                if dial is None:
+                    raise UserError(f"{name} of {method} can't be set here.")
+                checked(f"{method} {name}", value, dial, whole=name not in ("learning_rate", "prior_weight"))
         if strange := sorted(set(map(str, wanted)) - set(chosen)):
             raise UserError(f"Settings name {', '.join(strange)}, which is not to be trained.")
         services.start_training(

@@ -71,8 +71,8 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
         from pipelines import lookalike
         from pipelines.photos import decode
 
-        yield {section.drop: None, section.answer: views.note("Looking ...")}
         try:
+            yield {section.drop: None, section.answer: views.note("Looking ...")}
             session = services.sessions.need(kept)
             view = services.view(kept)
             if view.look_blocked:

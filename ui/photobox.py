@@ -97,10 +97,26 @@ def add(run: workspace.Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[B
 
     Raises UserError before anything is changed when there are too many, or the disk is nearly full.
     """
+
+    unpacked = run.folder / "unpacked"
+    with taking(run):
+        yield from _unpack_and_add(run, load(run), uploads, row, unpacked)
+
+
+@contextlib.contextmanager
+def taking(run: workspace.Run) -> Iterator[None]:
+    """Nobody else changes this run's photos meanwhile. Raises UserError when somebody does."""
+    with workspace.Lock(run.folder / ".photos") as lock:
+        if not lock.acquire():
+            raise UserError("Photos of this run are being taken in already. Wait until that is done, then try again.")
+        yield
+
+
+def _unpack_and_add(
+    run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path
+) -> Iterator[Box]:
     from pipelines import photos
 
-    box = load(run)
-    unpacked = run.folder / "unpacked"
     try:
         uploads = [
             photo
@@ -135,6 +151,11 @@ def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow) ->
 
 def remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
     """Take the photo with this key out again and split the rest anew. A browser sends the key: it is only compared."""
+    with taking(run):
+        return _remove(run, key, row)
+
+
+def _remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
     box = load(run)
     gone = next((one for one in box.staged if one.key == key), None)
     if gone is None:
@@ -148,8 +169,9 @@ def remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
 
 def judge_again(run: workspace.Run, row: BaseRow) -> Box:
     """The same photos for another base."""
-    box = load(run)
-    return _settle(run, box.staged, row) if box.staged else box
+    with taking(run):
+        box = load(run)
+        return _settle(run, box.staged, row) if box.staged else box
 
 
 def clear(run: workspace.Run) -> Box:
@@ -157,7 +179,6 @@ def clear(run: workspace.Run) -> Box:
     from pipelines import photos
 
     photos.forget_measures(run.folder)
-    (run.folder / LEARNED).unlink(missing_ok=True)
     for folder in (STAGED, CROPS):
         shutil.rmtree(run.folder / folder, ignore_errors=True)
     return _save(run, Box())
@@ -169,6 +190,11 @@ def change(run: workspace.Run, key: object, action: object, row: BaseRow, value:
     "keep" or "leave" what we leave out; pin it to a part ("trained", "held_out") or "unpin" it; frame it "closer" or
     "wider"; give it a "caption" (`value`; empty: ours).
     """
+    with taking(run):
+        return _change(run, key, action, row, value)
+
+
+def _change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object) -> Box:
     from pipelines import photos
 
     box = load(run)
@@ -249,28 +275,42 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box
     return _save(run, Box(staged, photo_set, problem, report))
 
 
-def note_learned(run: workspace.Run, *, afresh: bool) -> None:
-    """Remember which photos the training that starts now will see; `afresh`: earlier ones are forgotten with it."""
+def note_learned(run: workspace.Run, methods: Sequence[str]) -> None:
+    """Remember, before a training starts, which photos it will show these methods. Nothing is ever taken off the list:
+    whether a training got anywhere is not known here.
+    """
     box = load(run)
-    assert box.photo_set is not None
-    used = {photo.name for photo in (*box.photo_set.train, *box.photo_set.validation)}
-    now = {_digest(run.folder / STAGED / one.file) for one in box.staged if one.file and one.name in used}
-    workspace.write_json(run.folder / LEARNED, {"sha256": sorted(now if afresh else now | _seen(run))})
+    now = _learned_from(run, box)
+    seen = {method: sorted(_seen(run, method) | now) for method in methods}
+    workspace.write_json(run.folder / LEARNED, {"schema": 1, "methods": _methods_seen(run) | seen})
 
 
-def can_go_on(run: workspace.Run, box: Box) -> bool:
-    """Whether what was learned may be learned on: no photo that judges now was ever learned from."""
+def can_go_on(run: workspace.Run, box: Box, method: str) -> bool:
+    """Whether what a method learned may be learned on: every photo it ever saw is still learned from, so none judges -
+    not even as a copy under another name.
+    """
+    seen = _seen(run, method)
+    return bool(seen) and seen <= _learned_from(run, box)
+
+
+def _learned_from(run: workspace.Run, box: Box) -> frozenset[str]:
+    """Digests of the photos that a training would see now."""
     if box.photo_set is None:
-        return False
-    judging, seen = {photo.name for photo in box.photo_set.held_out}, _seen(run)
-    return bool(seen) and not any(
-        _digest(run.folder / STAGED / one.file) in seen for one in box.staged if one.file and one.name in judging
-    )
+        return frozenset()
+    used = {photo.name for photo in (*box.photo_set.train, *box.photo_set.validation)}
+    return frozenset(_digest(run.folder / STAGED / one.file) for one in box.staged if one.file and one.name in used)
 
 
-def _seen(run: workspace.Run) -> frozenset[str]:
+def _methods_seen(run: workspace.Run) -> dict[str, list[str]]:
     saved = workspace.read_json(run.folder / LEARNED)
-    return frozenset(map(str, saved["sha256"])) if isinstance(saved, dict) else frozenset()
+    methods = saved.get("methods") if isinstance(saved, dict) else None
+    return methods if isinstance(methods, dict) else {}
+
+
+def _seen(run: workspace.Run, method: str | None = None) -> frozenset[str]:
+    """Digests of the photos that a method (None: any) was shown in this run."""
+    found = _methods_seen(run)
+    return frozenset(str(sha) for name, shas in found.items() if method in (None, name) for sha in shas)
 
 
 def _digest(file: Path) -> str:

@@ -94,8 +94,12 @@ class Sessions:
         return (str(capability), session) if session else self.create()
 
     def choose(self, session: Session, **changes: object) -> Session:
-        """Save changed choices."""
-        changed = replace(session, choices=replace(session.choices, **changes))  # type: ignore[arg-type]
+        """Save changed choices; others that were made meanwhile stay. Raises UserError when the run is gone."""
+        record = workspace.read_json(self.folder / f"{session.key}.json")
+        if not isinstance(record, dict):
+            raise UserError(ENDED)
+        newest = _choices(record.get("choices"))
+        changed = replace(session, choices=replace(newest, **changes))  # type: ignore[arg-type]
         self._write(changed)
         return changed
 
@@ -118,7 +122,10 @@ class Sessions:
         """Every recorded (key, run) whose folder is there."""
         found = []
         for file in sorted(self.folder.glob("*.json")):
-            record = workspace.read_json(file)
+            try:
+                record = workspace.read_json(file)
+            except UserError:  # a damaged record hides its run, not the others
+                continue
             if re.fullmatch(r"[0-9a-f]{40}", file.stem) and isinstance(record, dict):
                 folder = self.root / str(record.get("run"))
                 if RUN_NAME.fullmatch(folder.name) and folder.parent == self.root and workspace.is_run(folder):

@@ -58,6 +58,7 @@ class Trained:
     sha256: str = ""
     peak_mem_mb: float | None = None
     batch: int = 1
+    class_word: str = ""
 
 
 @dataclass(frozen=True)
@@ -365,6 +366,7 @@ class Services:
         self.media = Media(self.sessions.root)
         self.bases, self.default_base = offered_bases()
         self.slice = gpu.slicer()  # None: a worker process does the jobs
+        self._noted: set[str] = set()  # trained methods whose pace is known
         self._events: dict[tuple[str, str], tuple[int, list[Event]]] = {}
         self._guard = threading.Lock()
 
@@ -410,8 +412,8 @@ class Services:
         self, run: workspace.Run, box: Box, base: str, everything: dict[str, Trained], fits: dict[str, Trained]
     ) -> tuple[str, ...]:
         """Methods that learned this base from other photos and may go on with these."""
-        older = tuple(m for m, card in everything.items() if m not in fits and card.base == base and card.complete)
-        return older if older and photobox.can_go_on(run, box) else ()
+        older = [m for m, card in everything.items() if m not in fits and card.base == base and card.complete]
+        return tuple(m for m in older if photobox.can_go_on(run, box, m))
 
     def link(self, run: workspace.Run, path: str) -> str | None:
         """A signed link for a file of the run, named relative to it."""
@@ -560,11 +562,15 @@ class Services:
 
     def _remember_pace(self, row: BaseRow, cards: dict[str, Trained]) -> None:
         """Seconds a step took and peak memory, per base and method: nothing about anybody."""
+        new = {card.id for card in cards.values()} - self._noted
+        if not new:
+            return
+        self._noted |= new
         known = workspace.read_json(self._paces) or {}
         fresh = {
             estimates.key(row, m): Pace(round(c.train_s / c.steps, 4), c.batch, c.peak_mem_mb)
             for m, c in cards.items()
-            if c.steps and c.train_s > 0 and c.complete
+            if c.id in new and c.steps and c.train_s > 0 and c.complete
         }
         plain = {name: workspace.plain(pace) for name, pace in fresh.items()}
         if any(known.get(name) != pace for name, pace in plain.items()):
@@ -592,8 +598,17 @@ class Services:
         row = self.bases[base]
         photos = photobox.load(session.run)
         digest = photos.photo_set.digest if photos.photo_set else ""
-        asked = {"quality": quality, "methods": list(methods), "settings": settings, "photos": digest}
-        if self._continues(session, asked, base):
+        known = trained(session.run)
+        fits = {m: card for m, card in known.items() if (card.photo_digest, card.base) == (digest, base)}
+        older = self._older(session.run, photos, base, known, fits)
+        going_on = [
+            m for m in methods if go_on and m in older and known[m].class_word in ("", session.choices.class_word)
+        ]
+        asked = {
+            "quality": quality, "methods": list(methods), "settings": settings, "photos": digest,
+            "go_on": bool(going_on),
+        }  # fmt: skip
+        if self._continues(session, asked, base, choice=bool(older)):
             self._enqueue(session, session.run)
             return
         changes = {m: dict(settings.get(m, {})) for m in methods}
@@ -606,10 +621,6 @@ class Services:
             if not recipe.watch_every:
                 # a look at validation pictures now and then: a person sees the likeness grow, the best is kept
                 changes[method]["watch_every"] = max(10, recipe.steps // LOOKS)
-        known = trained(session.run)
-        going_on = [m for m in methods if go_on and m in known and known[m].complete and known[m].base == base]
-        if going_on and not photobox.can_go_on(session.run, photos):
-            raise UserError("A photo that was learned from is kept for judging now. Train afresh.")
         for method in going_on:
             steps = self.recipes(row, quality, (method,), changes)[method].steps
             changes[method] |= {"start_from": known[method].sha256, "steps": max(10, round(steps * GO_ON_SHARE))}
@@ -618,14 +629,19 @@ class Services:
             settings=changes,
         )  # fmt: skip
         estimate = self.estimated_s(row, self.recipes(row, quality, methods, changes))
-        self._enqueue(session, session.run, spec, estimate_s=estimate)
-        photobox.note_learned(session.run, afresh=not going_on)
+        with photobox.taking(session.run):  # photos that are still coming in are not part of it
+            photobox.note_learned(session.run, methods)
+            self._enqueue(session, session.run, spec, estimate_s=estimate)
         self.sessions.choose(session, quality=quality, asked=asked)
 
-    def _continues(self, session: Session, asked: dict[str, Any], base: str) -> bool:
-        """Whether this is what the last training was asked for, and that one did not come to its end."""
-        now = jobs.status(session.run)
-        if now.state not in ("cancelled", "interrupted", "failed") or session.choices.asked != asked:
+    def _continues(self, session: Session, asked: dict[str, Any], base: str, *, choice: bool) -> bool:
+        """Whether this is what the last training was asked for, and that one did not come to its end. Without a
+        `choice`, whether to go on from something older is not asked: a training that did is continued.
+        """
+        now, last = jobs.status(session.run), session.choices.asked
+        if not choice:
+            asked = asked | {"go_on": last.get("go_on", False)}
+        if now.state not in ("cancelled", "interrupted", "failed") or last != asked:
             return False
         before = jobs.load_spec(session.run)
         return (before.kind, before.base, before.class_word) == ("train", base, session.choices.class_word)
@@ -779,6 +795,7 @@ def trained(run: workspace.Run) -> dict[str, Trained]:
                 int(saved["steps"]), float(saved["train_s"]),
                 int(saved["artifact_bytes"]), int(saved["trainable_params"]), str(saved["photo_digest"]),
                 str(saved.get("sha256", "")), saved.get("peak_mem_mb"), int(saved.get("recipe", {}).get("batch", 1)),
+                str(saved.get("class_word", "")),
             )  # fmt: skip
     return found
 

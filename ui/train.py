@@ -274,12 +274,12 @@ def requested(view: View, quality: str, methods: list[str], dials: dict[str, Any
             if value is None or value == (usual_batch if dial.setting == BATCH.setting else own):
                 continue
             name = f"{METHOD_NAMES[method]}: {dial.label}"
-            number = _number(name, value, dial, whole=isinstance(own, int))
+            number = checked(name, value, dial, whole=isinstance(own, int))
             found.setdefault(method, {})[dial.setting] = number
     return found
 
 
-def _number(name: str, value: object, dial: Dial, *, whole: bool) -> int | float:
+def checked(name: str, value: object, dial: Dial, *, whole: bool) -> int | float:
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or not dial.low <= value <= dial.high or (whole and int(value) != value):  # type: ignore[operator, call-overload]
         kind = "a whole number" if whole else "a number"

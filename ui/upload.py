@@ -211,13 +211,15 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             raise UserError("The consent box is either ticked or not. Reload the page.")
         kept, session = services.sessions.ensure(kept)
         consent_at = session.choices.consent_at
+        moved = base != services.view(kept).row.name
+        if moved or (consent_at is not None and not agreed):
+            refused_while_busy(services, session)  # what is being learned from stays as it is
         if agreed and consent_at is None and not session.choices.sample:
             consent_at = workspace.timestamp()
             workspace.record_consent(session.run, means="app", statement=CONSENT)
         if not agreed and not session.choices.sample:
             consent_at = None
             session.run.consent.unlink(missing_ok=True)
-        moved = base != services.view(kept).row.name
         session = services.sessions.choose(session, class_word=class_word, base=base, consent_at=consent_at)
         if moved:  # another base learns from smaller faces, or needs larger ones
             photobox.judge_again(session.run, services.bases[base])

@@ -150,8 +150,11 @@ def sliced(services: Services, session: Session | None) -> Iterator[None]:
         return
     slots = (session.run.drawing, session.run)
     while (slot := next((each for each in slots if jobs.status(each).waits), None)) is not None:
+        before = jobs.status(slot)
         services.slice(str(slot.folder), slot.slot)
         yield
+        if jobs.status(slot) == before:  # another page's slice has it, or it can't begin: not over and over
+            return
 
 
 def _digest(update: Any) -> str:
