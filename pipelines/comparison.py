@@ -284,7 +284,7 @@ def perform(
     `stop()` but quicker, for whoever continues soon: only checkpoints are saved.
     """
     spec.check()
-    flow = _Flow(run, spec, stop, leave, pause, resident or Resident())
+    flow = _Flow(run, spec, stop, leave, pause, resident)
     jobs = {"compare": flow.compare, "train": flow.train_only, "generate": flow.generate_only}
     try:
         yield from jobs[spec.kind]()
@@ -359,11 +359,11 @@ class _Flow:
         run: Run,
         spec: JobSpec,
         stop: Callable[[], bool],
-        leave: Callable[[str], bool],
-        pause: Callable[[], bool],
-        resident: Resident,
+        leave: Callable[[str], bool] = lambda method: False,
+        pause: Callable[[], bool] = lambda: False,
+        resident: Resident | None = None,
     ) -> None:
-        self.run, self.spec, self.resident = run, spec, resident
+        self.run, self.spec, self.resident = run, spec, resident or Resident()
         self.stop, self.leave, self.pause = stop, leave, pause
         self.row = find_base(spec.base)
         self.clock = _Clock(run.job_folder / "clock.json", _sha(workspace.plain(spec)))

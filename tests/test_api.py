@@ -162,7 +162,7 @@ def test_every_endpoint_wants_a_key_and_checks_what_it_is_told(client, key):
         ({"methods": [["lora"]]}, "as a list"),
         ({"methods": ["lora"], "settings": {"dreambooth": {"steps": 9}}}, "not to be trained"),
         ({"methods": ["lora"], "settings": {"lora": {"steps": 1e9}}}, "steps must be a whole number"),
-        ({"methods": ["lora"], "settings": {"lora": {"path": "x"}}}, "path of lora can't be set here"),
+        ({"methods": ["lora"], "settings": {"lora": {"colour": "x"}}}, "colour of lora can't be set here"),
         ({"methods": ["lora"], "settings": {"lora": {"start_from": "0" * 64}}}, "can't be set here"),
         ({"methods": ["lora"], "settings": {"lora": 3}}, "one object per method"),
     ):

@@ -225,6 +225,8 @@ def build(services: Services) -> None:
         wanted = settings or {}
         if not isinstance(wanted, dict) or not all(isinstance(each, dict) for each in wanted.values()):
             raise UserError('Settings are one object per method, such as {"lora": {"rank": 8}}.')
+        if strange := sorted(set(map(str, wanted)) - set(chosen)):
+            raise UserError(f"Settings name {', '.join(strange)}, which is not to be trained.")
         for method, changes in wanted.items():
             for name, value in changes.items():
                 dial = next(
@@ -233,8 +235,6 @@ def build(services: Services) -> None:
                 if dial is None:
                     raise UserError(f"{name} of {method} can't be set here.")
                 checked(f"{method} {name}", value, dial, whole=name not in ("learning_rate", "prior_weight"))
-        if strange := sorted(set(map(str, wanted)) - set(chosen)):
-            raise UserError(f"Settings name {', '.join(strange)}, which is not to be trained.")
         services.start_training(
             session, methods=chosen, quality=quality, settings=wanted, go_on=go_on is True and bool(view.older)
         )
