@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gzip
 import hmac
 import json
 import logging
@@ -30,7 +31,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui.errors import CHECK, CONFUSED, DISK_FULL, NOT_DONE
@@ -59,6 +60,11 @@ SLOW = "The upload came in too slowly and was given up. Check the connection, th
 NO_LENGTH = "An upload has to say how long it is. Use the page, or send a Content-Length."
 NAME_LIMIT = 200  # of a page's or an event's id; the ones we know have 11 and 32
 COOKIE = "likeness-browser"
+# The page is the same for everybody who calls it by the same address: what is theirs comes with its load event. Gradio
+# writes its 400 kB anew for each visitor, and thirty at once keep the event loop from the interpreter's lock.
+PAGES = ("/", "/config")
+PAGES_KEPT = 16
+ADDRESSED = ("host", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix", "x-direct-url", "forwarded")
 FULL_CODES = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # Gradio's own scripts are inline and its plots (Vega) compile expressions, hence the two `unsafe-`.
@@ -100,6 +106,8 @@ class Guard:
         self.media = media
         self.owners = Owners()
         self.limits = Limits()
+        self._pages: OrderedDict[tuple[str, ...], Response] = OrderedDict()
+        self._writing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -203,6 +211,8 @@ class Guard:
                         finally:
                             if route == "queue/data":  # Gradio drops what this page still waits for
                                 self.limits.answered(visitor, page=page)
+                    elif local in PAGES and scope["method"] == "GET" and not scope["query_string"]:
+                        await self._page(local, headers, scope, receive, strict)
                     else:
                         await self.app(scope, receive, strict)
             except TooMuch as problem:
@@ -226,6 +236,36 @@ class Guard:
         if page is not None and not self.owners.claim(f"session {page}", browser):
             return False
         return all(self.owners.knows(owned_file(file, browser)) for file in files_in(body))
+
+    async def _page(self, local: str, headers: dict[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+        """The page as it was written for the first visitor who came by this address."""
+        small = "gzip" in headers.get("accept-encoding", "")
+        address = tuple(headers.get(name, "") for name in ADDRESSED)
+        key = (local, str(scope.get("root_path")), str(scope.get("scheme")), str(small), *address)
+        async with self._writing:
+            page = self._pages.get(key) or await self._written(scope, receive, small=small)
+            if page.status_code == 200:
+                self._pages[key] = page
+                self._pages.move_to_end(key)
+                while len(self._pages) > PAGES_KEPT:
+                    self._pages.popitem(last=False)
+        await page(scope, receive, send)
+
+    async def _written(self, scope: Scope, receive: Receive, *, small: bool) -> Response:
+        """What Gradio answers, packed where the browser can unpack it."""
+        pieces: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            pieces.append(message)
+
+        await self.app(scope, receive, keep)
+        start, body = pieces[0], b"".join(piece.get("body", b"") for piece in pieces[1:])
+        told = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
+        told = {name: value for name, value in told.items() if name != "content-length"}
+        if small and "content-encoding" not in told:
+            body = await asyncio.to_thread(gzip.compress, body, 6)
+            told |= {"content-encoding": "gzip"}
+        return Response(body, start["status"], told | {"vary": "accept-encoding"})
 
     async def _serve(self, address: str, browser: str, scope: Scope, receive: Receive, send: Send) -> None:
         path = self.media.resolve(address)
