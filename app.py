@@ -83,6 +83,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "css_paths": [theme.STYLE],
         "show_error": False,
         "enable_monitoring": False,
+        "state_session_capacity": 1000,  # pages, the last used: Gradio never forgets one that was closed
         "run_history": False,
         "footer_links": [],
         "max_file_size": "25mb",

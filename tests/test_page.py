@@ -83,3 +83,21 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
             assert held == plain, (component.elem_id, name)
     assert len(show.opening) < 5, "what a component can't hold is the exception"
     assert show.changed(None, show.changed(None, {})[1])[0] == {}
+
+
+def test_a_visit_costs_no_description_of_the_page():
+    """Gradio describes every component once more for each visitor and never forgets it."""
+
+    def made(kind: type[gr.Blocks]) -> gr.Blocks:
+        with kind() as demo:
+            box = gr.Textbox("b", elem_id="two")
+            gr.Button().click(lambda: None, None, box)
+        return demo
+
+    ours, theirs = made(Page), made(gr.Blocks)
+    visit = SessionState(ours)
+    assert not list(visit.components) and len(list(SessionState(theirs).components)) >= 2
+    assert visit.blocks_config.blocks == ours.blocks and visit.blocks_config.fns == ours.fns
+    for described in zip(ours.config["components"], theirs.config["components"], strict=True):
+        here, there = ({key: each[key] for key in ("type", "props")} for each in described)
+        assert here == there
