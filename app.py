@@ -17,6 +17,8 @@ from typing import Any
 
 from ui.startup import prepare_environment, sweep_uploads
 
+FORGET_S = 600.0  # Gradio itself never forgets a page that was closed
+
 
 def build() -> tuple[Any, dict[str, Any]]:
     """The Blocks and how to launch them."""
@@ -34,7 +36,6 @@ def build() -> tuple[Any, dict[str, Any]]:
     services = Services()
     services.resume()
     keep_s = 3600 * keep_hours()
-    threading.Thread(target=_janitor, args=(services, keep_s), daemon=True, name="likeness-janitor").start()
     with Page(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
         capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
@@ -76,6 +77,8 @@ def build() -> tuple[Any, dict[str, Any]]:
         show.settle()
         wire_page(demo, services, capability, steps, show, starts=starts)
 
+    janitor = threading.Thread(target=_janitor, args=(services, demo, keep_s), daemon=True, name="likeness-janitor")
+    janitor.start()
     demo.queue(max_size=32, api_open=False)
     launch = {
         "theme": theme.theme(),
@@ -83,7 +86,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "css_paths": [theme.STYLE],
         "show_error": False,
         "enable_monitoring": False,
-        "state_session_capacity": 1000,  # pages, the last used: Gradio never forgets one that was closed
+        "state_session_capacity": 1000,  # pages, should so many come within FORGET_S
         "run_history": False,
         "footer_links": [],
         "max_file_size": "25mb",
@@ -109,13 +112,14 @@ def keep_hours() -> float:
         raise SystemExit("LIKENESS_KEEP_HOURS must be a number of hours, such as 24.") from None
 
 
-def _janitor(services: Any, keep_s: float) -> None:
-    """At the start and every ten minutes: idle runs, and uploads that nobody took in."""
+def _janitor(services: Any, page: Any, keep_s: float) -> None:
+    """At the start and every ten minutes: idle runs, uploads that nobody took in, and pages that were closed."""
     while True:
         try:
             if keep_s:
                 services.sweep(older_than_s=keep_s)
             sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+            page.forget_visits(FORGET_S)
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)
         time.sleep(min(600.0, keep_s or 600.0))

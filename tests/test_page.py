@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 
 import gradio as gr
 import pytest
-from gradio.state_holder import SessionState
+from gradio.state_holder import SessionState, StateHolder
 
 from ui.page import Page
 
@@ -101,3 +102,16 @@ def test_a_visit_costs_no_description_of_the_page():
     for described in zip(ours.config["components"], theirs.config["components"], strict=True):
         here, there = ({key: each[key] for key in ("type", "props")} for each in described)
         assert here == there
+
+
+def test_closed_pages_are_forgotten_and_open_ones_kept():
+    with Page() as demo:
+        gr.Textbox("b")
+    demo.forget_visits(0)  # not served yet: nothing to forget
+    holder = StateHolder()
+    holder.set_blocks(demo)
+    open_page, closed = holder["open"], holder["closed"]
+    holder.time_last_used["closed"] -= datetime.timedelta(seconds=700)
+    demo.forget_visits(600)
+    assert list(holder.session_data) == ["open"] and holder["open"] is open_page
+    assert holder["closed"] is not closed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import datetime
 import html
 from typing import Any
 
@@ -47,6 +48,17 @@ class Page(gr.Blocks):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.default_config = Shared(self)
+
+    def forget_visits(self, idle_s: float) -> None:
+        """Drop what Gradio keeps of pages that asked for nothing for so long; an open one asks every second."""
+        holder = getattr(self, "state_holder", None)
+        if holder is None:  # not served yet
+            return
+        before = datetime.datetime.now() - datetime.timedelta(seconds=idle_s)
+        with holder.lock:
+            for page in [page for page, used in holder.time_last_used.items() if used < before]:
+                holder.session_data.pop(page, None)
+                holder.time_last_used.pop(page, None)
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False

@@ -99,7 +99,8 @@ def wire_page(
     """What happens when the page opens, and once a second while it is open. `starts` are the events that put a job in
     the line: where no worker does the jobs, the page that asked for one drives it.
     """
-    seen = gr.State(show.changed(None, {})[1])  # the page was built with that
+    built_with = show.changed(None, {})[1]
+    seen = gr.State({})  # a page that slept so long that it was forgotten is told everything anew
 
     def admit(kept: object, request: gr.Request) -> bool:
         """Whether `kept` is a run's capability; the run's pictures are then this browser's to see."""
@@ -111,8 +112,8 @@ def wire_page(
     @told
     def load(kept: object, request: gr.Request) -> Updates:
         if not admit(kept, request):  # a new visitor: the page was built for them
-            return {capability: None, **show.opening}
-        return {capability: kept, **show(kept, restore=True)}
+            return {capability: None, seen: built_with, **show.opening}
+        return {capability: kept, seen: built_with, **show(kept, restore=True)}
 
     def poll(kept: object, before: dict[int, str], request: gr.Request) -> Updates:
         try:
@@ -123,7 +124,7 @@ def wire_page(
         return {**fresh, seen: now} if fresh else {seen: gr.skip()}
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    loaded = demo.load(load, [capability], [*show.outputs, capability], **quiet)
+    loaded = demo.load(load, [capability], [*show.outputs, capability, seen], **quiet)
     if services.slice is not None:
         wire_slices([loaded, *starts], services, capability, show)
     gr.Timer(1).tick(poll, [capability, seen], [*show.outputs, seen], **quiet)
