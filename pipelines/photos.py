@@ -34,6 +34,7 @@ import numpy as np
 from pipelines import attributes, checks
 from pipelines.checks import Examined, Recogniser, examine
 from pipelines.faces import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Face, align_by_eyes
+from pipelines.safety import check_prompt
 from pipelines.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 
 MAX_PIXELS = 40_000_000
@@ -734,7 +735,7 @@ ZOOMS = (0.8, 1.3)  # farther from the base's own framing it draws nothing well
 def checked_caption(text: str, row: Any) -> str | None:
     """A person's own caption made fit to train with; None for an empty one: what was measured.
 
-    Raises UserError, naming them, for words the base never learned, and for a caption that is too long.
+    Raises UserError, naming them, for words the base never learned, for a caption that is too long, and for sexual content.
     """
     clean = " ".join(text.split())
     if not clean:
@@ -745,6 +746,7 @@ def checked_caption(text: str, row: Any) -> str | None:
         raise UserError("The caption is longer than 300 characters. Say it shorter.")
     if re.sub(r"\{subject\}", "", clean).count("{") or "}" in clean.replace("{subject}", ""):
         raise UserError("A caption may hold {subject} and no other braces.")
+    check_prompt(clean)
     if unknown := row.unknown_words(clean):
         raise UserError(f"{row.title} does not know: {', '.join(unknown)}. Remove or replace these words.")
     return clean

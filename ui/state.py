@@ -82,6 +82,7 @@ class Progress:
     previews: dict[str, tuple[str, ...]] = field(default_factory=dict)  # paths inside the run, oldest first
     drawn: int = 0  # pictures of the current job so far ...
     to_draw: int = 0  # ... and in all
+    refused: int = 0  # of them, by the image filter
 
     @property
     def busy(self) -> bool:
@@ -510,6 +511,7 @@ class Services:
             previews={method: tuple(dict.fromkeys(paths)) for method, paths in previews.items()},
             drawn=max((event.step for event in this_job if event.kind == "render"), default=0),
             to_draw=max((event.steps for event in this_job if event.kind == "render"), default=0),
+            refused=sum(event.kind == "refused" for event in this_job),
         )
 
     @staticmethod
