@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
-from pipelines import presets, safety
+from pipelines import comparison, jobs, presets, safety, workspace
+from pipelines.comparison import JobSpec
 from pipelines.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
-from pipelines.schema import UserError
+from pipelines.schema import Sampling, UserError
+from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 SEXUAL = (
     # English
@@ -148,3 +151,132 @@ def test_every_term_finds_itself():
                 optional = example[end + 1 : end + 2] == "?"
                 example = example[:start] + example[start + 1 : end].split("|")[0] + example[end + 1 + optional :]
             assert problem(f"{{subject}}, {example.strip()}") is not None, (file.name, term)
+
+
+# -- every door ----------------------------------------------------------------------------------------------------
+
+BAD = "a nude portrait of {subject}"
+refused = pytest.raises(UserError, match="asks for sexual content")
+
+
+def job(prompt: str = BAD, negative_prompt: str = "", kind: str = "generate") -> JobSpec:
+    asked = (Sampling(prompt, negative_prompt),)
+    methods = ("none",) if kind == "generate" else ("lora",)
+    return JobSpec(kind, str(tiny_folder("portrait")), "man", methods, "draft", samplings=asked)
+
+
+def test_the_sampler_itself_refuses():
+    """Whatever draws comes past here: previews, class images, renders, variations."""
+    from pipelines.bases.sampling import Row, sample_latents
+
+    family = tiny_family("portrait")
+    for row in (Row("portrait of naked man", 0), Row("portrait of man", 0, "clothes")):
+        with pytest.raises(UserError, match="sexual content"):
+            sample_latents(family, family.shared(), [Row("portrait of man", 1), row], steps=1)
+
+
+def test_the_python_api_refuses(tmp_path):
+    from pipelines.generation import Generator, read_settings, save_render
+
+    family = tiny_family("portrait")
+    generator = Generator(family.row, family=family)
+    with refused:
+        next(generator.render([Sampling(BAD)], None, class_word="man"))
+    with refused:
+        next(comparison.compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
+    with refused:
+        next(comparison.perform(workspace.run_at(tmp_path / "other"), job()))
+    from PIL import Image
+
+    save_render(Image.new("RGB", (8, 8)), Sampling(BAD), tmp_path / "a.png", method="none", base="x")
+    assert read_settings(tmp_path / "a.png") is None, "its settings can't be taken over"
+
+
+@pytest.mark.parametrize("kind", ["generate", "compare"])
+def test_a_job_is_refused_before_it_is_one(kind, tmp_path):
+    run = workspace.run_at(tmp_path / "run")
+    for door in (jobs.start, partial(jobs.enqueue, owner="somebody")):
+        with refused:
+            door(run, job(kind=kind))
+        with pytest.raises(UserError, match="takes the clothes away"):
+            door(run, job("portrait of {subject}", "clothes", kind=kind))
+    assert not run.spec.exists() and jobs.status(run).state == "none"
+
+
+def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
+    """spec.json is all that a worker reads."""
+    run = workspace.run_at(tmp_path / "run")
+    workspace.write_json(run.spec, job())
+    with refused:
+        next(comparison.perform(run, jobs.load_spec(run)))
+
+
+def test_the_command_line_refuses(tmp_path, capsys):
+    from pipelines.__main__ import main
+
+    run = workspace.run_at(tmp_path / "run")
+    workspace.write_json(run.spec, job("portrait of {subject}"))
+    assert main(["generate", str(run.folder), "--prompt", BAD, "--methods", "none"]) != 0
+    said = capsys.readouterr()
+    assert REFUSED in said.err and "nude" not in said.err + said.out
+    assert not list(run.folder.rglob("*.png"))
+
+
+def test_the_page_and_its_programs_refuse(tmp_path):
+    from pipelines.bases.registry import find_base
+    from ui import api, generate
+
+    row = find_base(str(tiny_folder("portrait")))
+    dials = {
+        "number": 1, "seed": 0, "steps": 4, "guidance": 2.0, "scheduler": "default", "width": 0, "height": 0,
+        "strength": 1.0,
+    }  # fmt: skip
+    with refused as said:
+        generate.samplings(row, prompt=BAD, negative_prompt="", **dials)
+    assert "nude" not in str(said.value), "not even as a word that this base does not know"
+    with pytest.raises(UserError, match="takes the clothes away"):
+        generate.samplings(row, prompt="portrait of {subject}", negative_prompt="clothes", **dials)
+    assert generate.samplings(row, prompt="portrait of {subject}", negative_prompt="nsfw, nude", **dials)
+    with refused:
+        api._plan(row, BAD, "", 1, 0)
+    note = generate.unknown_note(row, "a nude portrait of {subject}")
+    assert REFUSED in note and "nude" not in note
+
+
+def test_styles_and_prompt_sets_are_refused(tmp_path):
+    style = {"id": "bad", "name": "Bad", "prompt": BAD}
+    (tmp_path / "bad.json").write_text(json.dumps(style))
+    with pytest.raises(UserError, match="The style bad.json is not offered. This prompt asks for sexual content"):
+        presets.styles(tmp_path)
+    (tmp_path / "bad.json").write_text(json.dumps(style | {"prompt": "a {subject}", "negative_prompt": "clothes"}))
+    with pytest.raises(UserError, match="takes the clothes away"):
+        presets.styles(tmp_path)
+    (tmp_path / "set.json").write_text(json.dumps({"prompts": [{"prompt": BAD, "kind": "x"}]}))
+    with pytest.raises(UserError, match="The prompt set set.json is not used"):
+        presets.prompts(str(tmp_path / "set.json"))
+
+
+def test_a_study_with_such_prompts_does_not_begin(tmp_path):
+    from pipelines import study
+
+    (tmp_path / "set.json").write_text(json.dumps({"prompts": [{"prompt": BAD, "kind": "x"}]}))
+    matrix = {"budgets": [{"name": "one", "steps": 1}], "prompts": [str(tmp_path / "set.json")]}
+    (tmp_path / "matrix.json").write_text(json.dumps(matrix))
+    with refused:
+        study.read_matrix(tmp_path / "matrix.json")
+
+
+def test_captions_of_training_photos_are_refused(tmp_path):
+    from dataclasses import replace
+
+    from pipelines.bases.registry import find_base
+    from pipelines.photos import checked_caption
+    from pipelines.training import train
+
+    with refused as said:
+        checked_caption("naked on a sofa", find_base(str(tiny_folder("portrait"))))
+    assert "naked" not in str(said.value)
+    data = tiny_data("portrait")
+    data = replace(data, captions=(*data.captions[:-1], "photo of naked {subject}"))
+    with refused:
+        next(train(tiny_recipe("portrait", "lora"), data, tmp_path, photo_digest="digest"))

@@ -73,6 +73,7 @@ def load_checker(folder: Path, variant: str | None, dtype: torch.dtype) -> tuple
     random weights would let everything through.
     """
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from safetensors import SafetensorError
     from transformers import CLIPImageProcessor
 
     files = {file.name for file in (folder / CHECKER).glob("*.safetensors")}
@@ -90,7 +91,7 @@ def load_checker(folder: Path, variant: str | None, dtype: torch.dtype) -> tuple
             output_loading_info=True,
         )
         extractor = CLIPImageProcessor.from_pretrained(folder / EXTRACTOR, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The image filter can't be loaded: {reason} Restore its folder {CHECKER}.") from error
     missing = [name for name in (*found["missing_keys"], *found["mismatched_keys"]) if "position_ids" not in str(name)]
