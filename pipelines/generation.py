@@ -161,8 +161,8 @@ def _check_subject(subject: Subject, folder: Path, row: BaseRow) -> None:
 
 
 def check(sampling: Sampling) -> None:
-    """Raises UserError, naming the setting, for anything that is not a number in its range or not a known scheduler, and
-    for a prompt that is not drawn.
+    """Raises UserError, naming the setting, for anything that is not a number in its range or not a known scheduler,
+    and for a prompt that is not drawn.
     """
     for name, (low, high) in LIMITS.items():
         value = getattr(sampling, name)

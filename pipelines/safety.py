@@ -19,7 +19,9 @@ from pathlib import Path
 from pipelines.schema import UserError
 
 WORDS = Path(__file__).resolve().parents[1] / "presets" / "safety"
-REFUSED = "This prompt asks for sexual content, which Likeness does not draw. Describe clothes, light or a place instead."
+REFUSED = (
+    "This prompt asks for sexual content, which Likeness does not draw. Describe clothes, light or a place instead."
+)
 YOUNG = (
     "This prompt shows somebody young in a sexual or suggestive way, which Likeness does not draw. Describe everyday "
     "clothes, light or a place instead."
@@ -99,13 +101,18 @@ def _readings(prompt: str, words: _Words) -> set[str]:
     """How a prompt can be read: as it stands, and with the tricks undone that hide a word from a list."""
     # what stands for the person is no word, and hides none
     plain = fold(re.sub(r"\{\w*\}|<[^<>\s]*>", " ", prompt))
-    spelt = {plain} | {TOKEN.sub(lambda found: found[0].translate(table), plain) for table in DISGUISED}
+    spelt = {plain} | {_undisguised(plain, table) for table in DISGUISED}
     readings = set()
     for text in spelt:
         for joined in (text, _joined(text)):
             readings |= {joined, *(re.sub(r"([a-z])\1{2,}", kept, joined) for kept in (r"\1", r"\1\1"))}
     pieces = [found for reading in list(readings) for found in _put_together(reading, words)]
     return readings | ({" 0 ".join(pieces)} if pieces else set())
+
+
+def _undisguised(text: str, table: dict[int, int]) -> str:
+    """Figures and signs in words as the letters they stand for: "nud3" -> "nude"."""
+    return TOKEN.sub(lambda found: found[0].translate(table), text)
 
 
 def _joined(text: str) -> str:

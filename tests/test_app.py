@@ -670,7 +670,7 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
             box = photobox.change(run, one.key, "held_out", ROW)
     assert len(box.photo_set.train) == 1
     box = photobox.change(run, second.key, "held_out", ROW)
-    assert box.photo_set is None and "none is left to learn from" in str(box.problem)
+    assert box.photo_set is None and "No photo is left to learn from" in str(box.problem)
     assert any(key[0].startswith(str(run.folder.resolve())) for key in photos._known)
     box = photobox.clear(run)
     assert not any(key[0].startswith(str(run.folder.resolve())) for key in photos._known), "no measure outlives them"

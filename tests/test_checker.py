@@ -74,7 +74,6 @@ def test_a_base_brings_its_filter_and_a_passed_picture_is_untouched(tmp_path):
 def test_it_refuses_what_the_stock_pipeline_refuses():
     """At a threshold between the pictures: the same preparation, the same verdicts."""
     import torch
-
     from diffusers import StableDiffusionPipeline
 
     checker, extractor = make_checker(False)

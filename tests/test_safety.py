@@ -24,10 +24,12 @@ SEXUAL = (
     "{subject} nackt am Strand", "nacktes Porträt von {subject}", "{subject} ohne Kleidung", "Aktfoto von {subject}",
     "{subject} zeigt die Brüste", "{subject} zeigt die Brueste", "{subject} oben ohne", "erotisches Foto von {subject}",
     "{subject} völlig entblößt", "{subject} desnuda en la playa", "retrato de {subject} sin ropa",
-    "foto erótica de {subject}", "foto erotica de {subject}", "{subject} en lencería", "{subject} con las tetas al aire",
+    "foto erótica de {subject}", "foto erotica de {subject}", "{subject} en lencería",
+    "{subject} con las tetas al aire",
 )  # fmt: skip
 DISGUISED = (
-    "n u d e {subject}", "n.u.d.e {subject}", "n-u-d-e {subject}", "nu-de {subject}", "n_ude {subject}", "n ude {subject}",
+    "n u d e {subject}", "n.u.d.e {subject}", "n-u-d-e {subject}", "nu-de {subject}", "n_ude {subject}",
+    "n ude {subject}",
     "nud3 {subject}", "n4k3d {subject}", "p0rn {subject}", "t1ts {subject}", "d1ck {subject}", "$exy {subject}",
     "5ex {subject}", "@ss {subject}", "nuuude {subject}", "boooobs {subject}", "NÚDE {subject}", "ＮＵＤＥ {subject}",
     "nudе {subject}",  # the last letter is Cyrillic

@@ -55,8 +55,12 @@ class Architecture:
 
 
 FAMILIES: dict[str, Architecture] = {
-    "portrait": Architecture("StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, False, False, 3.0, filtered=False),
-    "sd15": Architecture("StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, True, False, 7.0, checker=True),
+    "portrait": Architecture(
+        "StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, False, False, 3.0, filtered=False
+    ),
+    "sd15": Architecture(
+        "StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, True, False, 7.0, checker=True
+    ),
     "sdxl": Architecture(
         "StableDiffusionXLPipeline",
         (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")),
