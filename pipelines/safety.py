@@ -167,7 +167,7 @@ def _words() -> _Words:
 
 def _spellings(term: str) -> Iterable[str]:
     """A term as folded text has it; German umlauts as one letter and as two."""
-    two = term.lower().translate(str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"}))
+    two = term.lower().replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")
     return dict.fromkeys((fold(term), fold(two)))
 
 
