@@ -30,6 +30,7 @@ from visits import App, Visitor, conditions, sample_photos, table
 from pipelines import comparison, jobs, worker
 from pipelines.comparison import JobSpec
 from pipelines.schema import Sampling, UserError
+from pipelines.workspace import Run
 
 SKIPPED = 77
 SMALL, LARGE = "2m", "400m"
@@ -63,25 +64,42 @@ def sentence(text: str | None) -> bool:
     return bool(text) and "full" in str(text) and "Free some space" in str(text) and "Traceback" not in str(text)
 
 
+@contextlib.contextmanager
+def visited(home: Path, base: str) -> Iterator[tuple[App, Visitor]]:
+    """The app, and somebody who has its page open."""
+    app = App(home, LIKENESS_BASE=base)
+    app.start()
+    try:
+        yield app, Visitor(app.address).open()
+    finally:
+        app.end()
+
+
+@contextlib.contextmanager
+def run_on_a_small_disk(home: Path, base: str) -> Iterator[tuple[Path, Run]]:
+    """A run with photos, where all that jobs write goes to one small file system."""
+    with small_disk(home / "runs", LARGE) as disk:
+        os.environ["LIKENESS_HOME"] = str(disk)
+        yield disk, take_in(disk / "run", base)
+
+
+def taught(base: str, settings: dict[str, Any]) -> JobSpec:
+    return JobSpec("train", base, "person", ("lora",), "draft", settings={"lora": settings})
+
+
 def upload(home: Path, base: str) -> dict[str, Any]:
     """The folder of uploads is full while somebody sends photos."""
-    with small_disk(home / "uploads", SMALL) as uploads:
-        app = App(home, LIKENESS_BASE=base)
-        app.start()
-        try:
-            visitor = Visitor(app.address).open()
-            photos = sample_photos(6)
-            files = [("files", (photo.name, photo.read_bytes(), "image/png")) for photo in photos]
-            fill(uploads)
-            refused = visitor.client.post("/gradio_api/upload", files=files)
-            left = [file.name for file in uploads.rglob("*") if file.is_file() and file.name != "ballast"]
-            alive = visitor.poll().status_code == 200
-            (uploads / "ballast").unlink(missing_ok=True)
-            grow(uploads, LARGE)
-            done = visitor.add_photos(photos)
-            quiet = "Traceback" not in app.log.read_text()
-        finally:
-            app.end()
+    with small_disk(home / "uploads", SMALL) as uploads, visited(home, base) as (app, visitor):
+        photos = sample_photos(6)
+        files = [("files", (photo.name, photo.read_bytes(), "image/png")) for photo in photos]
+        fill(uploads)
+        refused = visitor.client.post("/gradio_api/upload", files=files)
+        left = [file.name for file in uploads.rglob("*") if file.is_file() and file.name != "ballast"]
+        alive = visitor.poll().status_code == 200
+        (uploads / "ballast").unlink(missing_ok=True)
+        grow(uploads, LARGE)
+        done = visitor.add_photos(photos)
+        quiet = "Traceback" not in app.log.read_text()
     return {
         "where": "upload", "said": f"{refused.status_code} {refused.text}", "sentence": sentence(refused.text),
         "kept": alive and not left and quiet, "recovers": bool(done["success"]),
@@ -90,20 +108,14 @@ def upload(home: Path, base: str) -> dict[str, Any]:
 
 def upload_into_a_full_run(home: Path, base: str) -> dict[str, Any]:
     """The upload arrives, but there is no room for the run."""
-    with small_disk(home / "runs", LARGE) as runs:
-        app = App(home, LIKENESS_BASE=base)
-        app.start()
-        try:
-            visitor = Visitor(app.address).open()
-            first = visitor.add_photos(sample_photos(5))
-            ballast = fill(runs, 1_000_000)
-            told = visitor.add_photos(sample_photos(7)[5:])
-            said = str((told.get("output") or {}).get("error"))
-            shown = visitor.poll().status_code == 200
-            ballast.unlink()
-            again = visitor.add_photos(sample_photos(7)[5:])
-        finally:
-            app.end()
+    with small_disk(home / "runs", LARGE) as runs, visited(home, base) as (_, visitor):
+        first = visitor.add_photos(sample_photos(5))
+        ballast = fill(runs, 1_000_000)
+        told = visitor.add_photos(sample_photos(7)[5:])
+        said = str((told.get("output") or {}).get("error"))
+        shown = visitor.poll().status_code == 200
+        ballast.unlink()
+        again = visitor.add_photos(sample_photos(7)[5:])
     return {
         "where": "photos of a run", "said": said, "sentence": sentence(said), "kept": bool(first["success"]) and shown,
         "recovers": bool(again["success"]),
@@ -112,12 +124,10 @@ def upload_into_a_full_run(home: Path, base: str) -> dict[str, Any]:
 
 def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dict[str, Any]:
     """Training fills the disk: while it writes a checkpoint, or a preview."""
-    with small_disk(home / "runs", LARGE) as disk:
-        os.environ["LIKENESS_HOME"] = str(disk)
-        run = take_in(disk / "run", base)
+    with run_on_a_small_disk(home, base) as (disk, run):
         settings: dict[str, Any] = {"steps": 40_000, "batch": 2, "checkpoint_every": 100_000 if preview else 5}
         settings["preview_every_s"] = 0.2 if preview else 0.0
-        jobs.start(run, JobSpec("train", base, "person", ("lora",), "draft", settings={"lora": settings}))
+        jobs.start(run, taught(base, settings))
         jobs.hold(run, lambda each: not each.busy or last_step(run) >= 12, timeout_s=300)
         saved = run.method("lora") / "checkpoint.safetensors"
         if preview:
@@ -131,7 +141,7 @@ def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dic
         ballast.unlink()
         settings = {"steps": last_step(run) + 10 if not preview else 30, "batch": 2, "checkpoint_every": 5}
         before = last_step(run)
-        jobs.start(run, JobSpec("train", base, "person", ("lora",), "draft", settings={"lora": settings}))
+        jobs.start(run, taught(base, settings))
         list(jobs.follow(run))
         ended = jobs.status(run)
         if ended.state != "done":
@@ -147,11 +157,8 @@ def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dic
 
 def report(home: Path, base: str) -> dict[str, Any]:
     """Pictures and their report are due, and the disk is full."""
-    with small_disk(home / "runs", LARGE) as disk:
-        os.environ["LIKENESS_HOME"] = str(disk)
-        run = take_in(disk / "run", base)
-        settings: dict[str, Any] = {"lora": {"steps": 4, "batch": 2}}
-        list(comparison.perform(run, JobSpec("train", base, "person", ("lora",), "draft", settings=settings)))
+    with run_on_a_small_disk(home, base) as (disk, run):
+        list(comparison.perform(run, taught(base, {"steps": 4, "batch": 2})))
         asked = (Sampling("portrait of {subject}, grey background", steps=2, seed=1),)
         spec = JobSpec("generate", base, "person", ("none", "lora"), "draft", samplings=asked)
         said = None

@@ -788,7 +788,7 @@ class Bar:
     def _is_news(event: Event) -> bool:
         if event.kind == "failed":
             return event.method is not None  # the whole job's failure is said at the end
-        return event.kind in ("phase", "note") and event.data.get("stage") != "photos"
+        return event.kind in ("phase", "note", "refused") and event.data.get("stage") != "photos"
 
     def show(self, text: str, done: int, total: int) -> None:
         share = done / total if total else 0.0

@@ -26,7 +26,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines import parallel, presets, workspace
+from pipelines import parallel, presets, safety, workspace
 from pipelines.bases.registry import BASES, BaseRow, default_base, find_base
 from pipelines.parallel import World
 from pipelines.schema import (
@@ -134,6 +134,7 @@ class JobSpec:
                 _number(label, number, 0, 1000)
             _number("The seed", each.seed, 0, 2**53, whole=True)
             check_variation(each)
+            safety.check_prompt(each.prompt, each.negative_prompt)
             if each.source is not None and self.kind != "generate":
                 raise UserError("A comparison draws from noise only. Vary its pictures afterwards: generate does that.")
         for name, files in self.images.items():
@@ -328,6 +329,7 @@ class _Stopped(Exception):
     """A person asked to stop, and what was learned so far is saved."""
 
 
+REFUSED = "The image filter took this picture for sexual content, so it was not saved. Try another prompt or seed."
 STOPPED = "Stopped. What was learned so far is kept; start again to continue."
 
 
@@ -372,6 +374,7 @@ class _Flow:
         self.problems: list[str] = []  # of single methods; the others went on
         self.left: list[str] = []  # methods that a person stopped; the others went on
         self.notes: list[str] = []
+        self.refused: dict[tuple[str, Sampling], None] = {}  # pictures (column, sampling) the image filter refused
         self.judges: list[Judge] = []
 
     @cached_property
@@ -397,6 +400,8 @@ class _Flow:
             yield Event("done", text="Taught together", seconds=self.clock.seconds)
             return
         drawn = yield from self.draw(("none", *subjects), samplings, family)
+        if not drawn:
+            raise UserError("The image filter refused every picture, so nothing can be compared. Try other prompts.")
         drawn += self.brought()
         scores, marks = yield from self.judge(photos, family, wanted=[path for _, _, path in drawn])
         findings = self._findings(photos, columns, drawn, scores, marks, subjects)
@@ -428,8 +433,7 @@ class _Flow:
         drawn = yield from self.draw(columns, samplings, family)
         if photos is None:
             yield Event("note", text="There are no photos in this run, so the pictures have no score")
-        else:
-            everything = self._current_renders()
+        elif everything := self._current_renders():
             scores, marks = yield from self.judge(
                 photos, family, wanted=[path for _, _, path in drawn], all_of=everything
             )
@@ -441,7 +445,9 @@ class _Flow:
                 yield Event("phase", text="Writing the report")
                 asked = tuple(dict.fromkeys(sampling for _, sampling, _ in everything))
                 self._write(findings, photos, device, asked, _sha(workspace.plain(self.spec), photos.digest))
-        yield Event("done", text=f"{len(drawn)} pictures are ready", seconds=self.clock.seconds)
+        gone = sum(sampling in samplings and column in columns for column, sampling in self.refused)
+        said = f"{len(drawn)} pictures are ready" + (f"; the image filter refused {gone} others" if gone else "")
+        yield Event("done", text=said, seconds=self.clock.seconds)
 
     # -- stages ------------------------------------------------------------------------------------------------
 
@@ -524,6 +530,8 @@ class _Flow:
             )
 
         family = yield from _live(load)
+        if family.unfiltered:
+            self.notes.append(family.unfiltered)
         return device, family
 
     def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
@@ -615,13 +623,18 @@ class _Flow:
     def draw(
         self, columns: Sequence[str], samplings: Sequence[Sampling], family: Family
     ) -> Generator[Event, None, list[Drawn]]:
-        """Every column draws every sampling; returns [(column, sampling, path)] in the order of the report."""
+        """Every column draws every sampling; returns [(column, sampling, path)] in the order of the report.
+
+        A picture that the image filter refuses is not among them: it is noted in `self.refused`, and the others go on.
+        """
         from pipelines.generation import Generator, save_render
 
         self._stop_here()
         for unknown in dict.fromkeys(word for each in samplings for word in self.row.unknown_words(each.prompt)):
             yield Event("note", text=f"{self.row.name} does not know: {unknown}", data={"unknown": unknown})
         self._set_aside_old_renders()
+        workspace.repair_lines(self._refusals_file)
+        self.refused = self._refusals()
         generator = Generator(self.row, family=family)
         drawn: list[Drawn] = []
         total = len(columns) * len(samplings)
@@ -631,7 +644,11 @@ class _Flow:
             subject = self._subject(column)
             folder = self.run.method(column) if subject else None
             paths = {each: self.run.renders(column) / render_name(each) for each in samplings}
-            missing = [each for each in samplings if not self._is_drawn(each, paths[each])]
+            missing = [
+                each
+                for each in samplings
+                if (column, each) not in self.refused and not self._is_drawn(each, paths[each])
+            ]
             fresh = generator.render(
                 missing,
                 folder,
@@ -641,6 +658,9 @@ class _Flow:
                 batch=batch,
             )
             for sampling, image in fresh:
+                if image is None:
+                    self._note_refused(column, sampling, subject.id if subject else None)
+                    continue
                 save_render(
                     image,
                     sampling,
@@ -655,11 +675,36 @@ class _Flow:
                 self.clock.save(every_s=3.0)
             self._stop_here()
             for sampling in samplings:
-                if sampling not in missing:
+                if (column, sampling) in self.refused:
+                    data = {"seed": sampling.seed, "prompt": sampling.prompt}
+                    yield Event("refused", column, len(drawn), total, text=REFUSED, data=data)
+                elif sampling not in missing:
                     yield self._rendered(column, sampling, paths[sampling], len(drawn), total)
                     drawn.append((column, sampling, paths[sampling]))
         order = {sampling: index for index, sampling in enumerate(samplings)}
         return sorted(drawn, key=lambda each: (list(columns).index(each[0]), order[each[1]]))
+
+    @property
+    def _refusals_file(self) -> Path:
+        return self.run.folder / "refused.jsonl"
+
+    def _note_refused(self, column: str, sampling: Sampling, subject: str | None) -> None:
+        """Remember it, or every job that continues would draw the picture again."""
+        self.refused[column, sampling] = None
+        line = {"column": column, "base": self.row.name, "subject": subject, "sampling": sampling_fields(sampling)}
+        workspace.append_line(self._refusals_file, line)
+
+    def _refusals(self) -> dict[tuple[str, Sampling], None]:
+        """Pictures (column, sampling) that were refused with what the columns are now."""
+        subjects = {name: card.id if (card := self._subject(name)) else None for name in COLUMNS if name != "none"}
+        subjects["none"] = None
+        found: dict[tuple[str, Sampling], None] = {}
+        for line in workspace.read_lines(self._refusals_file):
+            with contextlib.suppress(KeyError, TypeError):
+                column, subject = line["column"], line["subject"]
+                if line["base"] == self.row.name and subjects.get(column, "") == subject:
+                    found[column, Sampling(**line["sampling"])] = None
+        return found
 
     def _is_drawn(self, sampling: Sampling, path: Path) -> bool:
         """Whether the picture is there. A variation whose source was drawn anew meanwhile is out of date."""
@@ -971,6 +1016,7 @@ class _Flow:
             subjects=subjects,
             errors=(*self.problems, *self.left),
             stylised=self.stylised,
+            refused=tuple(self.refused),
             curves={
                 name: seen for name in subjects if (seen := workspace.read_json(self.run.method(name) / WATCH_FILE))
             },
@@ -1055,6 +1101,7 @@ class _Flow:
                 for judge in self.judges
             },
             "against_untrained_base": against,
+            "refused": [{"column": name, "seed": each.seed, "prompt": each.prompt} for name, each in self.refused],
             "notes": self.notes,
             "errors": [*self.problems, *self.left],
         }  # fmt: skip

@@ -25,6 +25,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.methods import method as find_method
 from pipelines.methods.base import digest, write_file
 from pipelines.runtime import Device
+from pipelines.safety import check_prompt
 from pipelines.schema import Render, Sampling, Subject, UserError, check_variation, sampling_fields
 from pipelines.training import load_subject
 
@@ -57,10 +58,11 @@ class Generator:
         sources: Path | None = None,
         stop: Callable[[], bool] = lambda: False,
         batch: int = 4,
-    ) -> Iterator[tuple[Sampling, PIL.Image.Image]]:
+    ) -> Iterator[tuple[Sampling, PIL.Image.Image | None]]:
         """Draw in order, up to `batch` at once where steps, size, scheduler, strength and change agree; ends early on
         `stop`. `sources` is the run's folder, in which the samplings' `source`s lie.
 
+        A picture that the base's image filter refuses is None.
         Raises UserError for settings out of range, a subject that is missing, damaged or of another base, or a source
         that is none of the run's pictures.
         """
@@ -96,8 +98,8 @@ class Generator:
             )
             if frames is None:
                 return
-            for each, frame in zip(part, frames, strict=True):
-                yield each, PIL.Image.fromarray(frame)
+            for each, frame, refused in zip(part, frames, self.family.refused(frames), strict=True):
+                yield each, None if refused else PIL.Image.fromarray(frame)
             start = end
 
     def _frames(self, part: Sequence[Sampling], varied: dict[str, PIL.Image.Image]) -> np.ndarray:
@@ -159,7 +161,9 @@ def _check_subject(subject: Subject, folder: Path, row: BaseRow) -> None:
 
 
 def check(sampling: Sampling) -> None:
-    """Raises UserError, naming the setting, for anything that is not a number in its range or not a known scheduler."""
+    """Raises UserError, naming the setting, for anything that is not a number in its range or not a known scheduler,
+    and for a prompt that is not drawn.
+    """
     for name, (low, high) in LIMITS.items():
         value = getattr(sampling, name)
         if value is None and name in ("width_px", "height_px"):
@@ -180,6 +184,7 @@ def check(sampling: Sampling) -> None:
         raise UserError(f"There is no scheduler {sampling.scheduler}. Choose one of: {', '.join(SCHEDULERS)}.")
     if not sampling.prompt.strip():
         raise UserError("The prompt is empty. Describe the picture, or pick a style.")
+    check_prompt(sampling.prompt, sampling.negative_prompt)
 
 
 def save_render(

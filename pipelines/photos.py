@@ -34,6 +34,7 @@ import numpy as np
 from pipelines import attributes, checks
 from pipelines.checks import Examined, Recogniser, examine
 from pipelines.faces import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Face, align_by_eyes
+from pipelines.safety import check_prompt
 from pipelines.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 
 MAX_PIXELS = 40_000_000
@@ -563,7 +564,8 @@ def split(
     """Divide groups of near-duplicates into the three parts; a group is never divided.
 
     The order of the draw is a hash of the seed and the pictures, so neither upload order nor file names matter.
-    Photos named in `held_out` or `trained` are pinned there, and take the photos of their moment with them.
+    Photos named in `held_out` or `trained` (by the person, or because a method has seen them) are pinned there, and
+    take the photos of their moment with them.
     At least 2 groups. `weak` where one photo, or one moment, is all there is to judge with.
     """
     if len(groups) < 2:
@@ -577,9 +579,15 @@ def split(
     judging = _pinned(waiting, held_out)
     learning = _pinned(waiting, trained)
     if not (learning or waiting):
-        raise UserError("Every photo is pinned to be held out, so none is left to learn from. Unpin some.")
+        raise UserError(
+            "No photo is left to learn from: each is pinned to be held out, or shows the moment of one that is. Unpin "
+            "some, or add photos of other moments."
+        )
     if not (judging or waiting):
-        raise UserError("Every photo is pinned to be learned from, so none is left to judge with. Unpin some.")
+        raise UserError(
+            "No photo is left to judge with: each is pinned to be learned from, was learned from before, or shows the "
+            "moment of one that is or was. Add photos of other moments, or pin one to be held out."
+        )
     stay = 0 if learning else 1  # one moment at least is learned from
     judging += _fill(waiting, held_out_size - _count(judging), at_least_one=not judging, stay=stay)
     validation = _fill(waiting, validation_size, at_least_one=False, stay=stay)
@@ -734,7 +742,8 @@ ZOOMS = (0.8, 1.3)  # farther from the base's own framing it draws nothing well
 def checked_caption(text: str, row: Any) -> str | None:
     """A person's own caption made fit to train with; None for an empty one: what was measured.
 
-    Raises UserError, naming them, for words the base never learned, and for a caption that is too long.
+    Raises UserError, naming them, for words the base never learned, for a caption that is too long, and for sexual
+    content.
     """
     clean = " ".join(text.split())
     if not clean:
@@ -745,6 +754,7 @@ def checked_caption(text: str, row: Any) -> str | None:
         raise UserError("The caption is longer than 300 characters. Say it shorter.")
     if re.sub(r"\{subject\}", "", clean).count("{") or "}" in clean.replace("{subject}", ""):
         raise UserError("A caption may hold {subject} and no other braces.")
+    check_prompt(clean)
     if unknown := row.unknown_words(clean):
         raise UserError(f"{row.title} does not know: {', '.join(unknown)}. Remove or replace these words.")
     return clean

@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from pipelines import safety
 from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Recipe, Style, UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
         style = _record(Style, _read(file), file)
         if "{subject}" not in style.prompt:
             raise UserError(f"The style {file.name} has no {{subject}} in its prompt. Add it where the person belongs.")
+        if problem := safety.problem(style.prompt, style.negative_prompt):
+            raise UserError(f"The style {file.name} is not offered. {problem}")
         if style.id in found:
             raise UserError(f"Two style files have the id {style.id}. Rename one of them.")
         found[style.id] = style
@@ -74,6 +77,8 @@ def prompts(name: str, folder: Path = PRESETS / "prompts") -> tuple[Prompt, ...]
     for each in found:
         if "{subject}" not in each.prompt and "{class}" not in each.prompt:
             raise UserError(f"The prompt set {file.name} has a prompt without {{subject}} or {{class}}: {each.prompt}")
+        if problem := safety.problem(each.prompt):
+            raise UserError(f"The prompt set {file.name} is not used. {problem}")
     return found
 
 

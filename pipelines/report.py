@@ -65,6 +65,7 @@ class Findings:
     facts: dict[str, Facts] = field(default_factory=dict)  # by path; {} where nobody looked closer
     worth: dict[str, Worth] = field(default_factory=dict)  # by column
     stylised: tuple[str, ...] = ()  # prompts whose pictures no recogniser can judge: out of the identity figures
+    refused: tuple[tuple[str, Sampling], ...] = ()  # pictures by column that the image filter did not let through
     heat: dict[str, Any] | None = None  # {"photos": [{"name", "part"}], "rows": [{"column", "file", "values"}]}
     curves: dict[str, Any] = field(default_factory=dict)  # by method, its watch.json
     clip: str | None = None  # the backbone behind clip_t
@@ -94,9 +95,14 @@ class Findings:
         return summary(scores, self.marks[judge]) if scores else None
 
     def against_base(self, column: str, judge: str) -> Bootstrap | None:
-        """A method's similarities minus the untrained base's, picture by picture; None where there is no such pair."""
-        one, base = ([_zero(score) for score in self.scores(name, judge)] for name in (column, "none"))
-        asked, basis = ([cell.sampling for cell in self.counted(name)] for name in (column, "none"))
+        """A method's similarities minus the untrained base's, picture by picture; None where there is no such pair.
+
+        Where the image filter refused one of two pictures, the other one has no partner.
+        """
+        alone = {sampling for name, sampling in self.refused if name in (column, "none")}
+        cells = [[each for each in self.counted(name) if each.sampling not in alone] for name in (column, "none")]
+        one, base = ([_zero(score) for each in side if (score := each.score(judge)) is not None] for side in cells)
+        asked, basis = ([each.sampling for each in side] for side in cells)
         if column == "none" or not one or len(one) != len(base) or asked != basis:
             return None
         return paired_bootstrap(one, base, resamples=5000, seed=0)
@@ -177,6 +183,7 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
         "trainable_params": subject.trainable_params if subject else None,
         "renders": len(drawn) if column not in METHODS or subject else None,
         "faces_found": first.faces_found if first else None,
+        "refused": sum(name == column for name, _ in findings.refused),
         "identity": {judge: _identity_json(findings.identity(column, judge)) for judge in findings.marks},
         **_worth_json(findings.worth.get(column)),
     }
@@ -271,7 +278,7 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
                 continue
             if cell is None:
                 draw.rectangle((x, y, x + TILE_PX - 1, y + TILE_PX - 1), outline="#bbbbbb")
-                draw.text((x + 8, y + 8), "not drawn", fill="#666666", font=text)
+                draw.text((x + 8, y + 8), _absent(findings, column, asked), fill="#666666", font=text)
                 continue
             with Image.open(run.folder / cell.path) as drawn:
                 tile = drawn.convert("RGB")
@@ -294,6 +301,10 @@ def _rows(cells: Sequence[Cell]) -> list[tuple[Sampling, dict[str, Cell]]]:
     for cell in (each for each in cells if each.sampling.prompt):
         rows.setdefault(cell.sampling, {})[cell.column] = cell
     return list(rows.items())
+
+
+def _absent(findings: Findings, column: str, asked: Sampling) -> str:
+    return "refused" if (column, asked) in findings.refused else "not drawn"
 
 
 def _spoken(findings: Findings, asked: Sampling) -> str:
@@ -358,6 +369,7 @@ def to_html(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray]
         f"<h2>What did not work</h2><ul>{problems}</ul>" if problems else "",
         "<h2>Methods</h2>",
         *(_table(findings, judge) for judge in judges),
+        _refusals(findings),
         _worth_table(findings),
         "<h2>On one scale</h2>",
         *(_strip(findings, judge) for judge in judges),
@@ -504,6 +516,18 @@ def _table(findings: Findings, judge: str) -> str:
     )
 
 
+def _refusals(findings: Findings) -> str:
+    """What the image filter did not let through: neither a picture nor a figure."""
+    counts = {column: sum(name == column for name, _ in findings.refused) for column in findings.columns}
+    said = ", ".join(f"{name_of(column)} {count}" for column, count in counts.items() if count)
+    if not said:
+        return ""
+    return (
+        f"<p>The image filter took some pictures for sexual content: {said}. They were not saved and count in no "
+        "figure.</p>"
+    )
+
+
 WORTH = (
     ("usable", "Usable", "one prominent face that looks like the person, as asked, in good quality"),
     ("following", "As asked", "share of the asked attributes that the picture shows"),
@@ -589,7 +613,7 @@ def _side_by_side(findings: Findings, run: Run) -> str:
         for column in findings.drawn_here:
             cell = row.get(column)
             if cell is None:
-                cells.append("<figure><figcaption>not drawn</figcaption></figure>")
+                cells.append(f"<figure><figcaption>{_absent(findings, column, asked)}</figcaption></figure>")
                 continue
             alt = f"{name_of(column)}, seed {asked.seed}: {_spoken(findings, asked)}"
             cells.append(

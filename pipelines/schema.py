@@ -268,7 +268,8 @@ class Score:
 class Event:
     """One thing that happened, as the app, the command line and the tests see it. JSON-able."""
 
-    # "start", "step", "preview", "watch", "note", "phase", "render", "score", "done", "stopped", "paused", "failed"
+    # "start", "step", "preview", "watch", "note", "phase", "render", "refused", "score", "done", "stopped", "paused",
+    # "failed"
     kind: str
     method: str | None = None
     step: int = 0

@@ -23,7 +23,7 @@ from pipelines import figures as drawn
 from pipelines import workspace
 from pipelines.figures import NAMES
 from pipelines.report import STYLE
-from pipelines.schema import COLUMNS
+from pipelines.schema import COLUMNS, UserError
 from pipelines.scoring import Bootstrap, cluster_bootstrap, holm
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ def table(group: Sequence[Cell]) -> Table:
     seeds = tuple(sorted({cell.seed for cell in group}))
     ordered = sorted(group, key=lambda cell: (people.index(cell.person.name), seeds.index(cell.seed)))
     reports = tuple(json.loads((cell.folder / "report.json").read_text()) for cell in ordered)
+    if gone := sum(row.get("refused", 0) for report in reports for row in report["methods"].values()):
+        raise UserError(
+            f"The image filter refused {gone} pictures of {group[0].condition}, so the methods can't be compared "
+            "picture by picture. Repeat the study with other prompts or seeds."
+        )
     rows = [list(csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text()))) for cell in ordered]
     columns = tuple(name for name in COLUMNS if all(name in report["methods"] for report in reports))
     judges = tuple(name for name in reports[0]["judges"] if all(name in report["judges"] for report in reports))

@@ -34,6 +34,7 @@ from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained, write_file
 from pipelines.parallel import World
 from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb
+from pipelines.safety import check_prompt
 from pipelines.schema import Event, Recipe, Subject, UserError
 from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE
 
@@ -280,9 +281,9 @@ def _run(
             yield Event("watch", name, step, steps, seconds=clock.seconds, data=asdict(looked))
         if world.first and 0 < recipe.preview_every_s <= time.monotonic() - shown_at and step < steps:
             path = out / f"preview_{step:05d}.png"
-            _draw(family, learner.modules, preview, path)
+            drawn = _save_preview(family, _frame(family, learner.modules, preview), path)
             shown_at = time.monotonic()
-            yield Event("preview", name, step, steps, seconds=clock.seconds, path=str(path))
+            yield replace(drawn, method=name, step=step, steps=steps, seconds=clock.seconds)
     if losses:
         _read(losses, recipe)
     if step < steps and pause() and not stop():
@@ -322,8 +323,7 @@ def _run(
     artifact = learner.export(out)
     frame = _verify(family, method, learner, out, recipe, preview)
     path = out / f"preview_{step:05d}.png"
-    _save_png(frame, path)
-    yield Event("preview", name, step, steps, seconds=clock.seconds, path=str(path))
+    yield replace(_save_preview(family, frame, path), method=name, step=step, steps=steps, seconds=clock.seconds)
     subject = _write_subject(out, recipe, family, method, artifact, photo_digest, step, clock, size, complete)
     if complete:
         (out / CHECKPOINT).unlink(missing_ok=True)
@@ -700,6 +700,8 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
         raise UserError("There are no photos to learn from. Add at least 5 photos of one person.")
     if len(data.captions) != len(data.frames) or not all("{subject}" in caption for caption in data.captions):
         raise ValueError("one caption per frame, each with {subject}")
+    for caption in data.captions:
+        check_prompt(caption)
     for frame in data.frames:
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
             raise ValueError(f"frames are (H, W, 3) uint8, not {frame.shape} {frame.dtype}")
@@ -926,8 +928,12 @@ def _frames(
             part.train(was_training)
 
 
-def _draw(family: Family, modules: Modules, row: Row, path: Path) -> None:
-    _save_png(_frame(family, modules, row), path)
+def _save_preview(family: Family, frame: np.ndarray, path: Path) -> Event:
+    """Write one picture (H, W, 3) and say so, unless the image filter refuses it."""
+    if family.refused(frame[None])[0]:
+        return Event("note", text="The image filter refused a preview, so it is not shown")
+    _save_png(frame, path)
+    return Event("preview", path=str(path))
 
 
 def _save_png(frame: np.ndarray, path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,34 +24,17 @@ ENDPOINTS = {"add_photos", "train", "status", "generate", "score", "download", "
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The app on a free port, with a tiny base and trainings of a few steps."""
-    from pipelines import jobs
+    from tests.live import live_app
     from tests.tiny import make_tiny_sd
 
     base = make_tiny_sd(tmp_path_factory.mktemp("bases") / "tiny", "portrait")
-    real_enqueue = jobs.enqueue
 
-    def short(run, spec=None, **who):
-        if spec is not None and spec.kind != "generate":
-            spec = replace(spec, settings=dict.fromkeys(spec.methods, FAST))
-        real_enqueue(run, spec, **who)
+    def short(spec):
+        return replace(spec, settings=dict.fromkeys(spec.methods, FAST))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        patch.setenv("LIKENESS_HOME", str(tmp_path_factory.mktemp("runs")))
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        patch.setenv("LIKENESS_FACE_MODELS", str(tmp_path_factory.mktemp("no-packs")))
-        patch.setenv("LIKENESS_BASE", str(base))
-        patch.setattr(jobs, "enqueue", short)
-        import app
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        app.prepare_environment()
-        demo, launch = app.build()
-        demo.launch(**launch, prevent_thread_lock=True, server_name="127.0.0.1", server_port=port, quiet=True)
-        yield f"http://127.0.0.1:{port}"
-        demo.close()
+    packs = tmp_path_factory.mktemp("no-packs")
+    with live_app(tmp_path_factory, teach=short, LIKENESS_BASE=base, LIKENESS_FACE_MODELS=packs) as (found, _):
+        yield found
 
 
 @pytest.fixture(scope="module")

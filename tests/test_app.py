@@ -391,27 +391,16 @@ def test_files_other_than_pictures_and_downloads_are_not_served(services):
 @pytest.fixture(scope="module")
 def web(tmp_path_factory):
     """The app as it is served: (client, its Media). The client has opened the page, as a browser does."""
-    import socket
-
     import httpx
 
-    import app
+    from tests.live import live_app
     from ui.guard import Guard
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIKENESS_HOME", str(tmp_path_factory.mktemp("runs")))
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        app.prepare_environment()
-        demo, launch = app.build()
-        demo.launch(**launch, prevent_thread_lock=True, server_name="127.0.0.1", server_port=port, quiet=True)
+    with live_app(tmp_path_factory) as (address, launch):
         (media,) = (m.kwargs["media"] for m in launch["app_kwargs"]["middleware"] if m.cls is Guard)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=address, timeout=60) as client:
             client.get("/")
             yield client, media
-        demo.close()
 
 
 def test_routes_that_know_no_owner_are_closed(web):
@@ -670,7 +659,7 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
             box = photobox.change(run, one.key, "held_out", ROW)
     assert len(box.photo_set.train) == 1
     box = photobox.change(run, second.key, "held_out", ROW)
-    assert box.photo_set is None and "none is left to learn from" in str(box.problem)
+    assert box.photo_set is None and "No photo is left to learn from" in str(box.problem)
     assert any(key[0].startswith(str(run.folder.resolve())) for key in photos._known)
     box = photobox.clear(run)
     assert not any(key[0].startswith(str(run.folder.resolve())) for key in photos._known), "no measure outlives them"

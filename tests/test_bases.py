@@ -19,7 +19,7 @@ from pipelines.bases.registry import BASES, completed, completions, find_base, p
 from pipelines.bases.sampling import SCHEDULERS, Row, sample, sample_latents
 from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb, pick_device
 from pipelines.schema import UserError
-from tests.tiny import tiny_family, tiny_folder
+from tests.tiny import add_checker, tiny_family, tiny_folder
 
 KINDS = ("portrait", "sd15", "sdxl")
 EXACT = Device("cpu", "float32", "exact in tests")
@@ -115,6 +115,12 @@ def test_the_hub_cache_is_used_without_asking_the_hub(name, tmp_path, monkeypatc
     snapshot = tmp_path / f"models--{row.repo.replace('/', '--')}" / "snapshots" / row.revision
     pipeline = DiffusionPipeline.from_pretrained(tiny_folder(name)).to(torch.float16)
     pipeline.save_pretrained(snapshot, variant="fp16")
+    lender = BASES["sd15"]  # whose image filter the others use
+    lent = tmp_path / f"models--{lender.repo.replace('/', '--')}" / "snapshots" / lender.revision
+    lent.mkdir(parents=True, exist_ok=True)
+    if not (lent / "model_index.json").exists():
+        (lent / "model_index.json").write_text("{}")
+    add_checker(lent, True, variant="fp16")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     told = []
     family = load_family(row, EXACT, progress=lambda text, share: told.append((text, share)))
@@ -122,6 +128,7 @@ def test_the_hub_cache_is_used_without_asking_the_hub(name, tmp_path, monkeypatc
     weight = family.new_unet(trainable=True).conv_in.weight
     saved = load_file(str(tiny_folder(name) / "unet" / "diffusion_pytorch_model.safetensors"))["conv_in.weight"]
     assert weight.dtype == torch.float32 and torch.allclose(weight, saved, atol=1e-3)
+    assert family.unfiltered is None and family.refused(np.zeros((2, 64, 64, 3), np.uint8)) == [True, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)

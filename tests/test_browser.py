@@ -6,7 +6,6 @@ Run with `pytest -m browser`. Skipped with the reason where there is no Chromium
 from __future__ import annotations
 
 import shutil
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -61,37 +60,20 @@ def chromium():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The app on a free port, with a tiny base and trainings of a few steps."""
+    from live import live_app
     from tiny import make_tiny_sd
 
-    from pipelines import jobs
-
     base = make_tiny_sd(tmp_path_factory.mktemp("bases") / "tiny", "portrait")
-    real_enqueue = jobs.enqueue
 
-    def short(run, spec=None, **who):
-        if spec is not None and spec.kind != "generate":
-            quick = LENGTH | {"preview_every_s": 0.5, "batch": 2}
-            kept = {name: {"start_from": spec.settings.get(name, {}).get("start_from", "")} for name in spec.methods}
-            spec = replace(spec, settings={name: quick | kept[name] for name in spec.methods})
-            STARTED.append(spec)
-        real_enqueue(run, spec, **who)
+    def short(spec):
+        quick = LENGTH | {"preview_every_s": 0.5, "batch": 2}
+        kept = {name: {"start_from": spec.settings.get(name, {}).get("start_from", "")} for name in spec.methods}
+        spec = replace(spec, settings={name: quick | kept[name] for name in spec.methods})
+        STARTED.append(spec)
+        return spec
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        patch.setenv("LIKENESS_HOME", str(tmp_path_factory.mktemp("runs")))
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        patch.setenv("LIKENESS_BASE", str(base))
-        patch.setattr(jobs, "enqueue", short)
-        import app
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        app.prepare_environment()
-        demo, launch = app.build()
-        demo.launch(**launch, prevent_thread_lock=True, server_name="127.0.0.1", server_port=port, quiet=True)
-        yield f"http://127.0.0.1:{port}"
-        demo.close()
+    with live_app(tmp_path_factory, teach=short, LIKENESS_BASE=base) as (found, _):
+        yield found
 
 
 class Visit:
@@ -135,6 +117,14 @@ class Visit:
     def wait_for_picture(self, selector: str) -> None:
         """Until the first such picture is loaded, at the base's size."""
         self.page.wait_for_function("s => document.querySelector(s)?.naturalWidth === 128", arg=selector)
+
+    def add_photos(self, files: list[str], *, consent: bool = True) -> None:
+        """Until they are looked at, and the next step is open."""
+        self.page.locator("#lk-drop input[type=file]").set_input_files(files)
+        self.wait("#lk-upload-status", "photos are used")
+        if consent:
+            self.page.locator("#lk-consent input").check()
+            self.wait("#lk-steps", "Ready")
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()
@@ -216,10 +206,7 @@ def test_stop_keeps_what_was_learned(chromium, address, monkeypatch):
     monkeypatch.setitem(LENGTH, "steps", 100_000)
     visit = Visit(chromium, address)
     page = visit.page
-    page.locator("#lk-drop input[type=file]").set_input_files(photos())
-    visit.wait("#lk-upload-status", "photos are used")
-    page.locator("#lk-consent input").check()
-    visit.wait("#lk-steps", "Ready")
+    visit.add_photos(photos())
     visit.tab("Train")
     page.locator("#lk-methods label", has_text="DreamBooth").click()
     page.locator("#lk-train").click()
@@ -241,10 +228,7 @@ def test_more_photos_later_go_on_from_what_was_learned(chromium, address):
     sent = more_photos()
     visit = Visit(chromium, address)
     page = visit.page
-    page.locator("#lk-drop input[type=file]").set_input_files(sent[:8])
-    visit.wait("#lk-upload-status", "photos are used")
-    page.locator("#lk-consent input").check()
-    visit.wait("#lk-steps", "Ready")
+    visit.add_photos(sent[:8])
     visit.tab("Train")
     for method in ("Textual inversion", "DreamBooth"):
         page.locator("#lk-methods label", has_text=method).click()

@@ -36,10 +36,7 @@ def job_of(visit: Visit) -> None:
 def test_what_can_be_done_with_pictures(chromium, address, tmp_path):
     visit = Visit(chromium, address)
     page = visit.page
-    page.locator("#lk-drop input[type=file]").set_input_files(photos())
-    visit.wait("#lk-upload-status", "photos are used")
-    page.locator("#lk-consent input").check()
-    visit.wait("#lk-steps", "Ready")
+    visit.add_photos(photos())
     visit.tab("Train")
     for other in ("Textual inversion", "DreamBooth"):
         page.locator("#lk-methods label", has_text=other).click()

@@ -26,8 +26,7 @@ def test_any_picture_is_judged_before_anything_is_trained(chromium, address, wid
     # On a busy machine Gradio measures the tabs before their style is there and folds them away until the next resize.
     page.set_viewport_size({"width": width, "height": 901})
     assert page.get_by_role("tab", name="Score").is_disabled()
-    page.locator("#lk-drop input[type=file]").set_input_files(photos())
-    visit.wait("#lk-upload-status", "photos are used")
+    visit.add_photos(photos(), consent=False)
     visit.tab("Score")
     visit.wait("#lk-look", "Tick the consent box")
     visit.tab("Upload")
@@ -50,10 +49,7 @@ def test_any_picture_is_judged_before_anything_is_trained(chromium, address, wid
 def test_a_friend_votes_blind_and_the_tally_stands_beside_the_judge(chromium, address):  # noqa: F811
     visit = Visit(chromium, address)
     page = visit.page
-    page.locator("#lk-drop input[type=file]").set_input_files(photos())
-    visit.wait("#lk-upload-status", "photos are used")
-    page.locator("#lk-consent input").check()
-    visit.wait("#lk-steps", "Ready")
+    visit.add_photos(photos())
     visit.tab("Train")
     page.locator("#lk-methods label", has_text="DreamBooth").click()
     page.locator("#lk-train").click()

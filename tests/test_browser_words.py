@@ -38,10 +38,7 @@ def test_the_upload_tab_speaks_the_browsers_language(chromium, address, locale, 
 def test_what_the_server_sends_anew_is_translated_too(chromium, address, locale, language):  # noqa: F811
     visit = Visit(chromium, address, locale=locale)
     page = visit.page
-    page.locator("#lk-drop input[type=file]").set_input_files(photos())
-    visit.wait("#lk-upload-status", "photos are used")  # what is worked out for a run is English
-    page.locator("#lk-consent input").check()
-    visit.wait("#lk-steps", "Ready")
+    visit.add_photos(photos())  # what is worked out for a run is English
     visit.tab(translate("Train", language))
     page.wait_for_selector("#lk-train")  # every answer brings its text
     assert visit.text("#lk-train").strip() == translate("Train", language)

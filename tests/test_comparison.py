@@ -73,7 +73,7 @@ def test_the_report_has_its_shape(finished):
     for name, row in saved["methods"].items():
         learned = ["steps", "train_s", "peak_mem_mb", "artifact_bytes", "trainable_params"]
         closer = [each.name for each in fields(Worth)]
-        assert list(row) == [*learned, "renders", "faces_found", "identity", *closer]
+        assert list(row) == [*learned, "renders", "faces_found", "refused", "identity", *closer]
         assert row["usable"] is not None and row["copies"] == 0
         assert row["renders"] == 2 and 0 <= row["faces_found"] <= 2
         assert set(row["identity"]["dlib"]) == {"mean", "best", "normalised"}

@@ -18,6 +18,7 @@ LAYERS = (
         "workspace",
         "ledger",
         "presets",
+        "safety",
         "parallel",
         "attributes",
         "checkpoints",

@@ -437,6 +437,15 @@ def test_groups_never_cross_whatever_their_sizes():
         photos.split([[plain(0), plain(1)]])
 
 
+def test_what_leaves_no_photo_over_is_said_without_naming_pins_nobody_set():
+    groups = [[plain(0), plain(1)], [plain(2)]]
+    names = [plain(index).name for index in (0, 2)]
+    with pytest.raises(UserError, match="No photo is left to judge with: .*was learned from before.*pin one to be"):
+        photos.split(groups, trained=names)
+    with pytest.raises(UserError, match="No photo is left to learn from: each is pinned to be held out, or shows the"):
+        photos.split(groups, held_out=names)
+
+
 # ------------------------------------------------------------------------------------------------------ frames
 
 

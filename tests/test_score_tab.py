@@ -325,6 +325,20 @@ def test_the_best_render_stands_beside_the_answer(page, services, tmp_path):  # 
     assert "untrained base&#x27;s pictures" not in said, "a black render shows no face to compare with"
 
 
+def test_the_best_picture_is_none_of_the_untrained_bases(services):  # noqa: F811
+    from types import SimpleNamespace
+
+    from ui.score import _best
+    from ui.views import Shot
+
+    def shot(method, value):
+        return Shot(method, 1, "", "", similarity=value, words=f"alike at {value}", verdict="borderline", scored=True)
+
+    view = SimpleNamespace(shots=(shot("none", 0.9), shot("lora", 0.61)), marks={})
+    assert "alike at 0.61" in _best(view, "colour") and "0.9" not in _best(view, "colour")
+    assert _best(SimpleNamespace(shots=(shot("none", 0.9),), marks={}), "colour") == ""
+
+
 # ------------------------------------------------------------------------------------------------- the tab
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -278,3 +279,11 @@ def test_two_ray_nodes_give_the_same_results_and_a_lost_one_is_made_up_for(peopl
         assert {n: m["sha256"] for n, m in before["methods"].items()} == {
             n: m["sha256"] for n, m in after["methods"].items()
         }
+
+
+def test_a_study_whose_pictures_were_refused_says_so(tmp_path):
+    """Methods are compared picture by picture: a gap is no zero."""
+    (tmp_path / "report.json").write_text(json.dumps({"methods": {"none": {"refused": 0}, "lora": {"refused": 2}}}))
+    cell = SimpleNamespace(person=SimpleNamespace(name="a"), seed=0, folder=tmp_path, condition="two")
+    with pytest.raises(UserError, match="refused 2 pictures of two"):
+        study_report.table([cell])

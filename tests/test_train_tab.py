@@ -97,6 +97,49 @@ def test_the_estimate_follows_the_dials(services):  # noqa: F811
     assert f"about {views.duration(views.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
 
 
+def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa: F811
+    """The page shows it without a reload, for the controls as the page has them."""
+    import gradio as gr
+
+    from ui import train, views
+
+    with gr.Blocks():
+        tab = train.build(services)
+    capability, session, found = ready(services)
+    view = services.view(capability)
+    tab.restore(view)
+    tab.estimated(view, train.Asked("draft", ["lora"], {}, True))  # what `estimate` does when a box is ticked
+    before = tab.news(services.view(capability))[tab.estimate]["value"]
+    teach(session.run, view.row.name, found.digest)
+    after = tab.news(services.view(capability))[tab.estimate]["value"]
+    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
+    assert "as measured on this machine" not in before and "as measured on this machine" in after
+    assert f"about {views.duration(views.rounded(steps / 2))}" in after and "DreamBooth" not in after
+    assert tab.news(services.view(None)) == {}
+
+
+def test_a_visitor_who_touched_nothing_gets_the_new_estimate_too(services):  # noqa: F811
+    import gradio as gr
+
+    from ui import train
+
+    with gr.Blocks():
+        tab = train.build(services)
+    capability, session, found = ready(services)
+    teach(session.run, services.view(capability).row.name, found.digest)
+    assert "Takes" in tab.news(services.view(capability))[tab.estimate]["value"]
+    many = train.REMEMBERED + 5
+    view = services.view(capability)
+    from dataclasses import replace
+
+    for number in range(many):
+        other = replace(view, session=replace(view.session, key=str(number)))
+        tab.asked.setdefault(str(number), train.Asked("draft", ["lora"], {}, True))
+        if number == many - 1:
+            tab.estimated(other, train.Asked("draft", ["lora"], {}, True))
+    assert len(tab.asked) == train.REMEMBERED
+
+
 def test_what_was_stopped_continues_unless_something_else_is_asked_for(services, asked):  # noqa: F811
     capability, session, _ = ready(services)
     services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
@@ -147,6 +190,11 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
     view = services.view(capability)
     assert view.older == ("lora",) and view.stale
     session = services.sessions.find(capability)
+    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps
+    fresh, going_on = (view.estimate("draft", ["lora", "dreambooth"], go_on=each) for each in (False, True))
+    assert f"LoRA {whole}" in fresh and f"LoRA {round(whole / 2)}" in going_on
+    other = presets.recipe(row.name, "dreambooth", "draft", class_word="man").steps
+    assert f"DreamBooth {other}" in fresh and f"DreamBooth {other}" in going_on, "it has learned nothing to go on from"
     services.start_training(session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
     spec = asked[-1]
     whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps

@@ -74,6 +74,41 @@ def make_tokenizer(folder: Path, max_tokens: int, *, subject: bool):
     return tokenizer
 
 
+def make_checker(flags: bool, *, concept: int = 0) -> tuple[Any, Any]:
+    """(a tiny safety checker of the stock class, its feature extractor). It refuses every picture, or none."""
+    import torch
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=small, vision_config={**small, "image_size": 32, "patch_size": 16}, projection_dim=8
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        checker = StableDiffusionSafetyChecker(config)
+    # a cosine lies in -1..1: these thresholds are always, or never, passed
+    checker.concept_embeds_weights.data.fill_(2.0)
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    if flags:
+        checker.concept_embeds_weights.data[concept] = -2.0
+    return checker, CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def add_checker(folder: Path, flags: bool, *, variant: str | None = None) -> None:
+    """Give a diffusers folder a safety checker, as Stable Diffusion 1.5's has one."""
+    checker, extractor = make_checker(flags)
+    checker.save_pretrained(folder / "safety_checker", variant=variant)
+    extractor.save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
 def make_tiny_sd(folder: Path, kind: str = "portrait", *, seed: int = 0) -> Path:
     """Write a tiny pipeline of `kind` ("portrait", "sd15", "sdxl") to `folder` and return `folder`.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import presets
+from pipelines import presets, safety
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.comparison import COMPARED_STYLES
 from pipelines.schema import COLUMNS, Sampling, Style, UserError
@@ -741,6 +741,8 @@ def samplings(
         raise UserError("The prompt is empty. Describe the picture, or pick a style.")
     if "{subject}" not in text:
         raise UserError("The prompt has no {subject}. Write {subject} where the person belongs.")
+    negative = words("Negative prompt", negative_prompt)
+    safety.check_prompt(text, negative)
     if missing := unknown_words(row, text):
         raise UserError(f"{called(row)} does not know: {', '.join(missing)}. Remove or replace these words.")
     if scheduler not in SCHEDULERS:
@@ -750,7 +752,7 @@ def samplings(
         raise UserError(f"{row.title} does not draw that size. Choose width and height from the lists.")
     common = Sampling(
         prompt=text,
-        negative_prompt=words("Negative prompt", negative_prompt),
+        negative_prompt=negative,
         steps=whole("Steps", steps, 1, 60),
         guidance=decimal("Guidance", guidance, 0.0, 15.0),
         width_px=int(str(width)) or None,
@@ -787,7 +789,9 @@ def words(label: str, value: object) -> str:
 
 
 def unknown_note(row: BaseRow, prompt: str) -> str:
-    """Names the words that this base never learned."""
+    """What is said about a prompt that can't be drawn: why, or which words this base never learned."""
+    if refusal := safety.problem(prompt[:PROMPT_LIMIT]):
+        return views.note(refusal, "bad")
     missing = unknown_words(row, prompt[:PROMPT_LIMIT])
     return views.note(f"{called(row)} does not know: {', '.join(missing)}", "bad") if missing else ""
 
@@ -923,6 +927,11 @@ def _status(view: View) -> str:
         return views.note(
             f"{views.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or 'Starting ...'} {view.drawn_text} "
             f"{view.safe_to_leave}"
+        )
+    if drawing.refused:
+        count = f"{drawing.refused} picture{'s were' if drawing.refused != 1 else ' was'}"
+        return views.note(
+            f"{count} taken for sexual content by the image filter and not saved. Try another prompt or seed.", "warn"
         )
     if not view.shots and view.generate_blocked is None:
         return views.note("Pick a style and press Generate.")

@@ -136,8 +136,11 @@ def _figures(view: View) -> str:
 
 
 def _best(view: View, judge: str) -> str:
-    """The best picture's score as a sentence: never a probability, always beside what real photos reach."""
-    scored = [shot for shot in view.shots if shot.similarity is not None and shot.words]
+    """The best picture's score as a sentence: never a probability, always beside what real photos reach.
+
+    The untrained base's pictures show nobody, however alike one of them happens to be.
+    """
+    scored = [shot for shot in view.shots if shot.similarity is not None and shot.words and shot.method != "none"]
     if not scored:
         return ""
     best = max(scored, key=lambda shot: shot.similarity or 0.0)

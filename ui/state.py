@@ -82,6 +82,7 @@ class Progress:
     previews: dict[str, tuple[str, ...]] = field(default_factory=dict)  # paths inside the run, oldest first
     drawn: int = 0  # pictures of the current job so far ...
     to_draw: int = 0  # ... and in all
+    refused: int = 0  # of them, by the image filter
 
     @property
     def busy(self) -> bool:
@@ -112,6 +113,7 @@ class View:
     marks: dict[str, dict[str, Any]]
     scores: dict[str, dict[str, list[float | None]]]  # judge -> method -> similarities; photographs of the person only
     drawings: dict[str, Any] = field(default_factory=dict)  # the report's figures.json; {} before there is a report
+    going_on: tuple[str, ...] = ()  # of the `older` ones those that start from what they know, if they are to
     older: tuple[str, ...] = ()  # methods that can be learned on with the photos as they are now
     worst: tuple[str, ...] = ()  # links of the pictures least like the person
     history: tuple[Drawing, ...] = ()  # the run's generation jobs, oldest first
@@ -255,9 +257,12 @@ class View:
         links = (self.services.link(run, path) for path in earlier[::every]) if run else ()
         return tuple(link for link in links if link)
 
-    def estimate(self, quality: str, methods: Sequence[str], settings: Settings | None = None) -> str:
+    def estimate(
+        self, quality: str, methods: Sequence[str], settings: Settings | None = None, *, go_on: bool = False
+    ) -> str:
+        """With `go_on`, methods that go on from what they know take fewer steps."""
         wanted = [m for m in self.row.methods if m in methods]
-        return self.services.estimate(self.row, quality, wanted, settings or {})
+        return self.services.estimate(self.row, quality, wanted, settings or {}, self.going_on if go_on else ())
 
     def judge_facts(self, judge: str) -> str:
         from pipelines import faces
@@ -400,11 +405,12 @@ class Services:
         everything = trained(run)
         digest = box.photo_set.digest if box.photo_set else ""
         fits = {m: card for m, card in everything.items() if (card.photo_digest, card.base) == (digest, name)}
+        older = self._older(run, box, name, everything, fits)
         return self._with_pictures(
             View(
                 self, session, self.bases[name], self.problem(name), box, progress, self.progress(run.drawing), fits,
                 bool(everything) and not fits, (), marks(run), {},
-                older=self._older(run, box, name, everything, fits),
+                older=older, going_on=_going_on(older, everything, session),
             )
         )  # fmt: skip
 
@@ -510,6 +516,7 @@ class Services:
             previews={method: tuple(dict.fromkeys(paths)) for method, paths in previews.items()},
             drawn=max((event.step for event in this_job if event.kind == "render"), default=0),
             to_draw=max((event.steps for event in this_job if event.kind == "render"), default=0),
+            refused=sum(event.kind == "refused" for event in this_job),
         )
 
     @staticmethod
@@ -530,11 +537,21 @@ class Services:
             for m in methods
         }
 
-    def estimate(self, row: BaseRow, quality: str, methods: Sequence[str], settings: Settings) -> str:
+    def estimate(
+        self,
+        row: BaseRow,
+        quality: str,
+        methods: Sequence[str],
+        settings: Settings,
+        going_on: Sequence[str] = (),
+    ) -> str:
         """How long training will take and how much memory it needs; never guessed, see `pipelines.estimates`."""
         if not methods:
             return views.note("Choose at least one method.")
-        recipes = self.recipes(row, quality, methods, settings)
+        recipes = {
+            m: recipe.replaced(steps=_fewer(recipe.steps)) if m in going_on else recipe
+            for m, recipe in self.recipes(row, quality, methods, settings).items()
+        }
         found = estimates.estimate(row, recipes, self._known_paces())
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
@@ -601,9 +618,7 @@ class Services:
         known = trained(session.run)
         fits = {m: card for m, card in known.items() if (card.photo_digest, card.base) == (digest, base)}
         older = self._older(session.run, photos, base, known, fits)
-        going_on = [
-            m for m in methods if go_on and m in older and known[m].class_word in ("", session.choices.class_word)
-        ]
+        going_on = [m for m in _going_on(older, known, session) if go_on and m in methods]
         asked = {
             "quality": quality, "methods": list(methods), "settings": settings, "photos": digest,
             "go_on": bool(going_on),
@@ -623,7 +638,7 @@ class Services:
                 changes[method]["watch_every"] = max(10, recipe.steps // LOOKS)
         for method in going_on:
             steps = self.recipes(row, quality, (method,), changes)[method].steps
-            changes[method] |= {"start_from": known[method].sha256, "steps": max(10, round(steps * GO_ON_SHARE))}
+            changes[method] |= {"start_from": known[method].sha256, "steps": _fewer(steps)}
         spec = JobSpec(
             kind="train", base=base, class_word=session.choices.class_word, methods=methods, quality=quality,
             settings=changes,
@@ -773,6 +788,16 @@ class Services:
         worst = [seen for path in drawings.get("worst", ()) if (seen := self.link(run, str(path)))]
         history = pictures.drawings(self.events(run.drawing), shots, lambda path: _inside(run, path))
         return replace(view, pictures=tuple(shots), history=history, drawings=drawings, worst=tuple(worst))
+
+
+def _going_on(older: Sequence[str], known: Mapping[str, Trained], session: Session) -> tuple[str, ...]:
+    """Those of the `older` methods that were told the same class word, so that they can start from what they know."""
+    return tuple(m for m in older if known[m].class_word in ("", session.choices.class_word))
+
+
+def _fewer(steps: int) -> int:
+    """The steps of a training that goes on."""
+    return max(10, round(steps * GO_ON_SHARE))
 
 
 def offered_bases() -> tuple[dict[str, BaseRow], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -21,6 +21,7 @@ QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging"
 SMOOTHING = 0.9
 PLOT_POINTS = 160
 PLOT_UPDATES = 30
+REMEMBERED = 1000  # sessions whose estimate is kept up to date as they last asked for it
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ LEAVE = {
 BATCH = Dial("", "batch", "Photos per step, all methods", 1, 32, 1, "More is steadier, and takes longer.")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an estimate is about: the controls as the page has them."""
+
+    quality: str
+    methods: list[str]
+    settings: Settings
+    go_on: bool
+
+
 @dataclass
 class TrainTab:
     quality: gr.Radio
@@ -70,6 +81,7 @@ class TrainTab:
     lanes: dict[str, gr.HTML]
     plots: dict[str, gr.LinePlot]
     leave: dict[str, gr.Button]
+    asked: dict[str, Asked] = field(default_factory=dict)  # by session, the last ones; lost with the process
 
     def show(self, view: View) -> Updates:
         progress = view.progress
@@ -97,20 +109,31 @@ class TrainTab:
         return updates
 
     def restore(self, view: View) -> Updates:
-        asked = view.choices.asked
-        same = asked.get("quality") == view.choices.quality
-        settings = asked.get("settings", {}) if same else {}
-        methods = [m for m in view.row.methods if m in (view.progress.methods or view.row.methods)]
+        usual = _usual(view)
         return {
-            self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=methods),
-            self.quality: gr.update(value=view.choices.quality),
-            self.estimate: gr.update(value=view.estimate(view.choices.quality, methods, settings)),
-            self.go_on: gr.update(value=True),
-            **self.fill(view, view.choices.quality, settings),
+            self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=usual.methods),
+            self.quality: gr.update(value=usual.quality),
+            self.estimate: gr.update(value=self.estimated(view, usual)),
+            self.go_on: gr.update(value=usual.go_on),
+            **self.fill(view, usual.quality, usual.settings),
         }
 
     def news(self, view: View) -> Updates:
-        return {}
+        """A training that ended has shown how long it takes, and photos that changed may shorten the next one."""
+        if view.session is None or view.progress.busy:
+            return {}
+        asked = self.asked.get(view.session.key) or _usual(view)
+        return {self.estimate: gr.update(value=self.estimated(view, asked))}
+
+    def estimated(self, view: View, asked: Asked) -> str:
+        """The estimate of what the page asks for; it is remembered for `news`."""
+        if view.session is not None:
+            self.asked.pop(view.session.key, None)
+            self.asked[view.session.key] = asked
+            while len(self.asked) > REMEMBERED:
+                self.asked.pop(next(iter(self.asked)), None)
+        # the box to go on is shown only where something can
+        return view.estimate(asked.quality, asked.methods, asked.settings, go_on=asked.go_on)
 
     def fill(self, view: View, quality: str, settings: Settings) -> Updates:
         """The dials as the recipes have them, with what the person changed."""
@@ -123,6 +146,14 @@ class TrainTab:
         batch = max((recipe.batch for recipe in recipes.values()), default=1)
         updates[self.dials[BATCH.setting]] = gr.update(value=batch)
         return updates
+
+
+def _usual(view: View) -> Asked:
+    """The controls as a page that is opened shows them: as the last training was asked for."""
+    asked = view.choices.asked
+    same = asked.get("quality") == view.choices.quality
+    methods = [m for m in view.row.methods if m in (view.progress.methods or view.row.methods)]
+    return Asked(view.choices.quality, methods, asked.get("settings", {}) if same else {}, True)
 
 
 def _name(dial: Dial) -> str:
@@ -203,11 +234,13 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
         chosen = _chosen(view, quality, methods)
         if not chosen:
             raise UserError("Choose at least one method to train.")
+        settings = requested(view, quality, chosen, dials)
+        tab.estimated(view, Asked(quality, chosen, settings, go_on is True))
         services.start_training(
             session,
             methods=tuple(chosen),
             quality=quality,
-            settings=requested(view, quality, chosen, dials),
+            settings=settings,
             go_on=go_on is True and bool(view.older),
         )
         return show(kept)
@@ -218,16 +251,17 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
         return show(kept)
 
     @told
-    def estimate(kept: object, quality: str, methods: list[str], **dials: Any) -> str:
+    def estimate(kept: object, quality: str, methods: list[str], go_on: bool, **dials: Any) -> str:
         view = services.view(kept)
         chosen = _chosen(view, quality, methods)
-        return view.estimate(quality, chosen, requested(view, quality, chosen, dials))
+        asked = Asked(quality, chosen, requested(view, quality, chosen, dials), go_on is True)
+        return tab.estimated(view, asked)
 
     @told
-    def change_quality(kept: object, quality: str, methods: list[str]) -> Updates:
+    def change_quality(kept: object, quality: str, methods: list[str], go_on: bool) -> Updates:
         view = services.view(kept)
-        chosen = _chosen(view, quality, methods)
-        return {tab.estimate: view.estimate(quality, chosen), **tab.fill(view, quality, {})}
+        asked = Asked(quality, _chosen(view, quality, methods), {}, go_on is True)
+        return {tab.estimate: tab.estimated(view, asked), **tab.fill(view, quality, {})}
 
     def leaving(method: str) -> Any:
         @told
@@ -246,9 +280,9 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
     for method, button in tab.leave.items():
         button.click(leaving(method), [capability], **outputs, queue=False)
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    known = [capability, tab.quality, tab.methods]
+    known = [capability, tab.quality, tab.methods, tab.go_on]
     tab.quality.input(change_quality, known, [tab.estimate, *tab.dials.values()], **quiet)
-    for control in (tab.methods, *tab.dials.values()):
+    for control in (tab.methods, tab.go_on, *tab.dials.values()):
         control.input(
             estimate, known, tab.estimate, inputs_kwargs=tab.dials, trigger_mode="always_last", **quiet
         )  # fmt: skip

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipelines.bases import checker as checkers
+from pipelines.bases.checker import ImageFilter
 from pipelines.bases.objective import NoiseSchedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
@@ -48,11 +50,17 @@ class Architecture:
     sampled_latents: bool  # train on samples of the VAE's posterior, or on its mean as the base itself was
     size_conditioned: bool  # the denoiser is told the picture's size and crop (SDXL)
     guidance: float  # that previews and class images are drawn with
+    filtered: bool = True  # its pictures are looked at; a base that can only draw heads and shoulders needs no filter
+    checker: bool = False  # its stock pipeline holds the filter; to the others one is lent
 
 
 FAMILIES: dict[str, Architecture] = {
-    "portrait": Architecture("StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, False, False, 3.0),
-    "sd15": Architecture("StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, True, False, 7.0),
+    "portrait": Architecture(
+        "StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, False, False, 3.0, filtered=False
+    ),
+    "sd15": Architecture(
+        "StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, True, False, 7.0, checker=True
+    ),
     "sdxl": Architecture(
         "StableDiffusionXLPipeline",
         (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")),
@@ -90,9 +98,20 @@ class Moments:
 class Family:
     """One loaded base. Share it freely: nothing here changes after loading."""
 
-    def __init__(self, row: BaseRow, device: Device, pipeline: Any, folder: Path | None) -> None:
+    def __init__(
+        self,
+        row: BaseRow,
+        device: Device,
+        pipeline: Any,
+        folder: Path | None,
+        *,
+        image_filter: ImageFilter | None = None,
+        unfiltered: str | None = None,
+    ) -> None:
         self.row, self.device, self.folder = row, device, folder
         self.architecture = FAMILIES[row.family]
+        self._filter = image_filter
+        self.unfiltered = unfiltered  # why nobody looks at the pictures, where somebody should; a sentence
         self._parts: dict[str, Any] = dict(pipeline.components)
         for part in self._parts.values():
             if isinstance(part, nn.Module):
@@ -198,7 +217,7 @@ class Family:
         ):
             parts[tokenizer], parts[encoder] = own_tokenizer, own_encoder
         parts["scheduler"] = type(parts["scheduler"]).from_config(self.scheduler_config)
-        options = {} if self.architecture.size_conditioned else {"requires_safety_checker": False}
+        options = {"requires_safety_checker": parts.get(checkers.CHECKER) is not None}
         if self.architecture.size_conditioned:
             options = {"force_zeros_for_empty_prompt": self.zero_empty, "add_watermarker": False}
         return getattr(diffusers, self.architecture.pipeline)(**parts, **options)
@@ -224,6 +243,10 @@ class Family:
             pixels = self.vae.decode(part / self._scale + self._shift).sample
             frames.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
         return torch.cat(frames).numpy()
+
+    def refused(self, frames: np.ndarray) -> list[bool]:
+        """Which of the frames (n, H, W, 3) the image filter refuses: they are neither kept nor shown."""
+        return [False] * len(frames) if self._filter is None else self._filter.refused(frames)
 
     @property
     def _scale(self) -> float:
@@ -292,8 +315,10 @@ def load_family(
 ) -> Family:
     """Load a base onto `device` (default: the best here). `attention`: one of ATTENTIONS.
 
-    Raises UserError when its files are missing and the hub does not answer, when they are damaged, and where xformers
-    was asked for and is not there.
+    With it comes its image filter: its own, else the one of Stable Diffusion 1.5; where that is not on this machine,
+    `unfiltered` says so.
+    Raises UserError when its files are missing and the hub does not answer, when they are damaged, where xformers
+    was asked for and is not there, and on a hosted page when there is no image filter.
     """
     import diffusers
 
@@ -303,11 +328,11 @@ def load_family(
     # float16 is how the real bases are stored; a small base, or a CPU, takes float32 and no rounding
     dtype = torch.float16 if device.kind == "cuda" and row.family != "portrait" else torch.float32
     options: dict[str, Any] = {"dtype": {"vae": torch.float32, "default": dtype}, "local_files_only": True}
-    if not FAMILIES[row.family].size_conditioned:
-        options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    else:
-        options |= {"add_watermarker": False}
+    own = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    options |= {"add_watermarker": False} if FAMILIES[row.family].size_conditioned else own
     folder: Path | None
+    found: tuple[nn.Module, Any] | None = None
+    unfiltered: str | None = None
     with quiet():
         if row.is_single_file:
             configuration = _single_file_configuration(row, report)
@@ -319,10 +344,21 @@ def load_family(
             folder = _local_folder(row, report)
             variant = row.variant if row.repo else _variant_of(folder)
             report(f"loading {row.title}", None)
+            if FAMILIES[row.family].checker and checkers.has_checker(folder):
+                found = checkers.load_checker(folder, variant, dtype)
+                options |= {"safety_checker": found[0], "feature_extractor": found[1], "requires_safety_checker": True}
             pipeline = _load(row, pipeline_class.from_pretrained, str(folder), variant=variant, **options)
+        if FAMILIES[row.family].filtered and found is None:
+            lent = _lent_checker(row, report)
+            if isinstance(lent, str):
+                unfiltered = lent
+                report(unfiltered, None)
+            else:
+                found = checkers.load_checker(lent, BASES[LENDER].variant, dtype)
     choose_attention(pipeline.unet, device, attention)
     report(f"{row.title} is ready", 1.0)
-    return Family(row, device, pipeline, folder)
+    image_filter = ImageFilter(*found, device) if found else None
+    return Family(row, device, pipeline, folder, image_filter=image_filter, unfiltered=unfiltered)
 
 
 def choose_attention(unet: nn.Module, device: Device, attention: str) -> None:
@@ -378,7 +414,31 @@ def _local_folder(row: BaseRow, report: Progress) -> Path:
             )
         return folder
     suffix = f".{row.variant}" if row.variant else ""
-    return _from_hub(row, (*HUB_FILES, f"*/*{suffix}.safetensors"), report, complete=_has_weights)
+    brings = FAMILIES[row.family].checker
+    return _from_hub(
+        row,
+        (*HUB_FILES, f"*/*{suffix}.safetensors"),
+        report,
+        complete=lambda folder: _has_weights(folder) and (not brings or checkers.has_checker(folder)),
+    )
+
+
+LENDER = "sd15"  # whose image filter bases without one use
+LENT = (f"{checkers.CHECKER}/*.json", f"{checkers.CHECKER}/*.fp16.safetensors", f"{checkers.EXTRACTOR}/*.json")
+
+
+def _lent_checker(row: BaseRow, report: Progress) -> Path | str:
+    """The folder of the lender's image filter, or a sentence. A base of the hub brings it along; with a base on this
+    machine nothing is downloaded that nobody asked for. Raises UserError on a hosted page that has none.
+    """
+    lender = BASES[LENDER]
+    assert lender.repo is not None and lender.revision is not None
+    with contextlib.suppress(UserError):
+        return _from_hub(lender, LENT, report, complete=checkers.has_checker, ask=row.repo is not None)
+    way = checkers.command(lender.repo, lender.revision, LENT)
+    if checkers.is_hosted():
+        raise UserError(checkers.NOT_HOSTED + way)
+    return checkers.MISSING + way
 
 
 def _has_weights(folder: Path) -> bool:
@@ -388,8 +448,12 @@ def _has_weights(folder: Path) -> bool:
     )
 
 
-def _from_hub(row: BaseRow, patterns: Sequence[str], report: Progress, *, complete: Callable[[Path], bool]) -> Path:
-    """A snapshot of the row's pinned revision: from the hub's cache on this machine, else downloaded with progress."""
+def _from_hub(
+    row: BaseRow, patterns: Sequence[str], report: Progress, *, complete: Callable[[Path], bool], ask: bool = True
+) -> Path:
+    """A snapshot of the row's pinned revision: from the hub's cache on this machine, else (`ask`) downloaded with
+    progress.
+    """
     from huggingface_hub import snapshot_download
     from tqdm.auto import tqdm
 
@@ -398,12 +462,14 @@ def _from_hub(row: BaseRow, patterns: Sequence[str], report: Progress, *, comple
     wanted: dict[str, Any] = {
         "revision": row.revision,
         "allow_patterns": list(patterns),
-        "ignore_patterns": ["safety_checker/*", "vae_*/*"],
+        "ignore_patterns": ["vae_*/*"],
     }
     with contextlib.suppress(OSError):
         folder = Path(snapshot_download(row.repo, local_files_only=True, **wanted))
         if complete(folder):
             return folder
+    if not ask:
+        raise UserError(f"{short} is not on this machine.")
 
     class Reported(tqdm):
         def update(self, n: float | None = 1) -> bool | None:

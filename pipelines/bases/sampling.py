@@ -18,6 +18,7 @@ import torch
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.text import Conditioning
 from pipelines.runtime import derived_seed, noise
+from pipelines.safety import check_prompt
 from pipelines.schema import UserError
 
 # name -> (class in diffusers, options). "default" is the base's own.
@@ -74,7 +75,11 @@ def sample_latents(
     With `sources`, uint8 RGB frames (b, H, W, 3) of the size that is drawn, each row varies its own: the picture is
     noised as far as the last `change` (0..1] of the schedule expects it, and that part is run (SDEdit, Meng et al.
     2022). With `change` 1 nothing of the source is left: it is what is drawn without one, to the bit.
+
+    Raises UserError for a prompt that is not drawn.
     """
+    for row in rows:  # whoever comes past every other door comes past this one
+        check_prompt(row.prompt, row.negative_prompt)
     shape = family.latent_shape(height_px, width_px)
     device = torch.device(family.device.name)
     sampler = scheduler(family, scheduler_name)

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pipelines.bases.checker import CHECKER, EXTRACTOR
 from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
 from pipelines.methods.base import Artifact, Group, write_folder
@@ -132,13 +133,15 @@ def _complete(family: Family, folder: Path, *, skip: set[str]) -> None:
     for name in present:
         if (folder / name).exists():
             continue
-        if source is not None and (source / name).is_dir() and _plain_weights(source / name):
+        if source is not None and (source / name).is_dir() and (name == CHECKER or _plain_weights(source / name)):
             write_folder(folder / name, lambda path, name=name: _link_tree(source / name, path))  # type: ignore[misc]
         else:
             write_folder(folder / name, lambda path, name=name: pipeline.components[name].save_pretrained(path))  # type: ignore[misc]
     pipeline.save_config(folder)
     index = json.loads((folder / "model_index.json").read_text())
     index.pop("_name_or_path", None)
+    if index.get(EXTRACTOR, [None])[0]:
+        index[EXTRACTOR] = ["transformers", "CLIPImageProcessor"]  # its stock name; ours may be a variant of it
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -150,10 +153,13 @@ def _plain_weights(folder: Path) -> bool:
 
 def _link_tree(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
+    plain = _plain_weights(source)
     for file in sorted(source.iterdir()):
-        if file.is_file() and ".fp16" not in file.name and file.suffix not in (".bin", ".onnx", ".xml", ".msgpack"):
+        wanted = ".fp16" not in file.name or not plain
+        if file.is_file() and wanted and file.suffix not in (".bin", ".onnx", ".xml", ".msgpack"):
             real = file.resolve()  # the hub's cache holds symbolic links
+            name = file.name.replace(".fp16", "")
             try:
-                os.link(real, target / file.name)
+                os.link(real, target / name)
             except OSError:  # another disk, or a file system without links
-                shutil.copyfile(real, target / file.name)
+                shutil.copyfile(real, target / name)
