@@ -42,7 +42,7 @@ LEAST_CHANGE = 0.05
 SWEPT = 4  # values of steps, and of guidance, in a sweep; the page says so
 BEST_NUMBER, BEST_KEPT = 24, 6  # and these
 SUGGESTIONS = 8
-SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024)}
+SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024), "z_image": (768, 896, 1024)}
 # The generator's own list; it is not imported because it brings torch with it. A test holds the two equal.
 SCHEDULERS = ("default", "ddim", "dpm++", "unipc", "euler", "euler ancestral")
 PROMPT_LIMIT = 500
