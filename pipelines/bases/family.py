@@ -107,13 +107,13 @@ FAMILIES: dict[str, Architecture] = {
         code=("pipelines.bases.z_image", "ZImage"),
         denoiser="transformer",
         attentions=("sdpa",),
-        schedulers={"euler": ("FlowMatchEulerDiscreteScheduler", {})},
+        schedulers={},
         quick_scheduler="default",
         text_learns=False,
         targets={
             "attention": ATTENTION_LAYERS,
             "attention+feed_forward": (*ATTENTION_LAYERS, *GATED_LAYERS),
-            "all": (*ATTENTION_LAYERS, *GATED_LAYERS, "adaLN_modulation.0"),
+            "all": (*ATTENTION_LAYERS, *GATED_LAYERS),  # there are no convolutions
         },
         generic_lora=("likeness_lora.safetensors", "diffusion_model."),
     ),

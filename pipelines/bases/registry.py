@@ -37,6 +37,10 @@ Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones o
 
 # What the code of each family can do. A row offers less where its size forbids it.
 FAMILY_METHODS = {"portrait": METHODS, "sd15": METHODS, "sdxl": METHODS, "z_image": ("lora",)}
+# Guidance of a prompt that comes without a style, as the family's stock pipeline counts it.
+FAMILY_GUIDANCE = {"portrait": 3.0, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
+# Families that draw with their own scheduler only: those of diffusion models know no flow.
+OWN_SCHEDULER = ("z_image",)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,16 @@ class BaseRow:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """The picture shapes (height, width) in pixels it is taught with; the first is what it draws by itself."""
         return self.buckets or ((self.resolution_px, self.resolution_px),)
+
+    @property
+    def guidance(self) -> float:
+        """For a prompt that comes without a style."""
+        return FAMILY_GUIDANCE[self.family]
+
+    @property
+    def own_scheduler(self) -> bool:
+        """Whether it draws with its own scheduler only."""
+        return self.family in OWN_SCHEDULER
 
     @property
     def folder(self) -> Path | None:

@@ -42,8 +42,7 @@ def scheduler(family: Family, name: str = "default") -> Any:
     elif name in own:
         cls, options = own[name]
     elif name in SCHEDULERS:
-        offered = ", ".join(("default", *own))
-        raise UserError(f"{family.row.title} can't draw with the scheduler {name}. Choose one of: {offered}.")
+        raise UserError(f"{family.row.title} draws with its own scheduler only. Choose default.")
     else:
         raise UserError(f"There is no scheduler {name}. Choose one of: {', '.join(SCHEDULERS)}.")
     return family.scheduler_class(cls).from_config(family.scheduler_config, **options)
