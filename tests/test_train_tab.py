@@ -75,7 +75,7 @@ def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     for dial in (*DIALS, BATCH):
         low, high = SETTING_LIMITS[dial.setting]
         assert dial.setting in known and low <= dial.low < dial.high <= high
-    for family in ("portrait-128", "sd15", "sdxl"):  # and no recipe lies outside
+    for family in ("portrait-128", "sd15", "sdxl", "z-image"):  # and no recipe lies outside
         for dial in DIALS:
             for quality in ("draft", "good", "best"):
                 try:
