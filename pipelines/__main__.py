@@ -218,7 +218,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _base_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument(
-        "--base", help="portrait-128, sd15, sdxl, z-image, or the path of a diffusers folder\nor .safetensors checkpoint"
+        "--base",
+        help="portrait-128, sd15, sdxl, z-image, or the path of a\ndiffusers folder or .safetensors checkpoint",
     )
     made.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
     made.add_argument(

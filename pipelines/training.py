@@ -499,8 +499,8 @@ def _by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:
 
 
 def _spread(count: int, schedule: Schedule, generator: torch.Generator, share: float = 0.0) -> torch.Tensor:
-    """Timesteps at uniform places from `share` of the schedule up, one from each of `count` equal slices: less noise in the loss
-    than independent draws.
+    """Timesteps at uniform places from `share` of the schedule up, one from each of `count` equal slices: less noise in
+    the loss than independent draws.
     """
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     places = share + (1 - share) * places

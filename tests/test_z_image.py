@@ -468,9 +468,13 @@ def test_resume_equals_uninterrupted(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     recipe, data, family = tiny_recipe("z_image", "lora", steps=5), tiny_data("z_image"), tiny_family("z_image")
     list(train(recipe, data, whole, photo_digest="d", family=family))
-    steps = []
-    for event in train(recipe, data, parts, photo_digest="d", family=family, pause=lambda: len(steps) >= 3):
-        steps += [event] if event.kind == "step" else []
+    steps: list[int] = []
+
+    def enough():
+        return len(steps) >= 3
+
+    for event in train(recipe, data, parts, photo_digest="d", family=family, pause=enough):
+        steps += [event.step] if event.kind == "step" else []
     assert event.kind == "paused" and event.step == 3
     assert list(train(recipe, data, parts, photo_digest="d", family=family))[0].step == 3
     for name in ("pytorch_lora_weights.safetensors", "likeness_lora.safetensors"):

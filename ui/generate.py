@@ -227,7 +227,7 @@ class GenerateTab:
             self.size_row: gr.update(visible=not portrait),
             self.keep: gr.update(value=view.choices.keep),
             self.only: gr.update(value=view.choices.only_favourites),
-            self.scheduler: gr.update(choices=list(schedulers(view.row)), value=SCHEDULERS[0]),
+            self.scheduler: gr.update(choices=[(name, name) for name in schedulers(view.row)], value=SCHEDULERS[0]),
             self.width: gr.update(choices=sizes, value=0),
             self.height: gr.update(choices=sizes, value=0),
             **self._methods(view),

@@ -254,7 +254,9 @@ class Family:
 
         parts = {name: part for name, part in self._parts.items() if name != "image_encoder"}
         text = modules.text if modules else self.new_text()
-        parts[self.architecture.denoiser] = modules.unet if modules else self.new_unet(trainable=True).requires_grad_(False)
+        parts[self.architecture.denoiser] = (
+            modules.unet if modules else self.new_unet(trainable=True).requires_grad_(False)
+        )
         for (tokenizer, encoder), own_tokenizer, own_encoder in zip(
             self.architecture.text_parts, text.tokenizers, text.encoders, strict=True
         ):

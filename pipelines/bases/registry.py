@@ -1,6 +1,6 @@
 """Which base models there are: one row each, and how a name or a path becomes a row. Light: no torch.
 
-In: "portrait-128", "sd15", "sdxl", "z-image", or the path of a diffusers folder or a single-file `.safetensors` checkpoint.
+In: a registered name ("portrait-128", "sd15", ...), or the path of a diffusers folder or a single-file checkpoint.
 Out: a `BaseRow`. Try it: `python -c "from pipelines.bases.registry import find_base; print(find_base('sd15'))"`.
 
 A single-file checkpoint carries no tokenizer and no configuration. They are taken from a folder of the same name beside

@@ -1,6 +1,6 @@
 """Z-Image (Tongyi-MAI): a 6 B transformer trained by flow matching, told by the Qwen3 chat model instead of CLIP.
 
-In: a row of family "z_image". Out: a `Family` whose text, schedule and denoiser are those of the stock `ZImagePipeline`.
+In: a row of family "z_image". Out: a `Family` whose text, schedule and denoiser are the stock `ZImagePipeline`'s.
 Try it: `load_family(find_base("z-image")).pipeline()("portrait photo of a man").images[0]`, on a GPU.
 
 Its text encoder (4 B) never learns. On a GPU that is short of memory it waits in the machine's memory between prompts.
