@@ -51,8 +51,8 @@ class LoRA:
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """Stock loading onto float32 copies, then merged into the weights: drawing costs no more than with the base."""
-        # a big text encoder that learned nothing is shared, not copied
-        text = family.new_text() if recipe.text_learning_rate > 0 else family.text
+        # a file may hold layers of text encoders, which must not reach the shared ones; one that never learns is safe
+        text = family.new_text() if family.architecture.text_learns else family.text
         modules = Modules(family.new_unet(trainable=True).requires_grad_(False), text)
         pipeline = family.pipeline(modules)
         try:
