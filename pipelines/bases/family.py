@@ -102,7 +102,7 @@ FAMILIES: dict[str, Architecture] = {
         True,
         False,  # the stock script trains on the posterior's mode
         False,
-        4.0,  # its card: 3 to 5, and this pipeline counts from 0
+        4.0,  # this pipeline counts from 0: what others call 5
         stored="bfloat16",
         code=("pipelines.bases.z_image", "ZImage"),
         denoiser="transformer",
