@@ -218,7 +218,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _base_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument(
-        "--base", help="portrait-128, sd15, sdxl, or the path of a diffusers folder\nor .safetensors checkpoint"
+        "--base",
+        help="portrait-128, sd15, sdxl, z-image, or the path of a\ndiffusers folder or .safetensors checkpoint",
     )
     made.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
     made.add_argument(
@@ -459,7 +460,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
     row = find_base(base)
     known = presets.styles()
-    looks = [Sampling(prompt, guidance=3.0 if row.family == "portrait" else 7.0) for prompt in asked.prompt]
+    looks = [Sampling(prompt, guidance=row.guidance) for prompt in asked.prompt]
     for name in asked.style:
         if name not in known:
             raise WrongUse(f"There is no style {name}. Choose of: {', '.join(known)}.")
@@ -468,7 +469,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
         if problem:
             raise WrongUse(f"{problem} Choose another style or base.")
         looks.append(Sampling(style.prompt, style.negative_prompt, steps=style.steps, guidance=style.guidance))
-    looks = looks or [Sampling("portrait of {subject}", guidance=3.0 if row.family == "portrait" else 7.0)]
+    looks = looks or [Sampling("portrait of {subject}", guidance=row.guidance)]
     changes: dict[str, Any] = {
         "negative_prompt": asked.negative,
         "steps": asked.steps,

@@ -135,6 +135,8 @@ class JobSpec:
             _number("The seed", each.seed, 0, 2**53, whole=True)
             check_variation(each)
             safety.check_prompt(each.prompt, each.negative_prompt)
+            if row.own_scheduler and each.scheduler != "default":
+                raise UserError(f"{row.title} draws with its own scheduler only. Choose default.")
             if each.source is not None and self.kind != "generate":
                 raise UserError("A comparison draws from noise only. Vary its pictures afterwards: generate does that.")
         for name, files in self.images.items():
@@ -298,7 +300,7 @@ def perform(
 
 def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: int) -> tuple[Sampling, ...]:
     """`renders` pictures: prompts take turns, every picture has a seed of its own, so each is one more witness."""
-    looks = [Sampling(prompt=prompt, guidance=3.0 if row.family == "portrait" else 7.0) for prompt in prompts]
+    looks = [Sampling(prompt=prompt, guidance=row.guidance) for prompt in prompts]
     return tuple(Sampling(**{**asdict(looks[index % len(looks)]), "seed": seed + index}) for index in range(renders))
 
 

@@ -27,6 +27,7 @@ SENTENCES = (
     ("config.json", "describes the weights beside it."),
     ("methods/lora/pytorch_lora_weights.safetensors",
      "the LoRA. diffusers: pipe.load_lora_weights(FOLDER)."),
+    ("methods/lora/likeness_lora.safetensors", "the LoRA for ComfyUI and others that read no metadata."),
     ("subject.json", "a method's card: base, phrase that stands for the person, recipe, time, checksum."),
     ("README.md", "how to load what this method learned."),
     ("watch.json", "what was seen of the checkpoints on the way: likeness, prompt-following, seconds."),

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-FAMILY_TITLES = {"portrait": "the embedded portrait base", "sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
+FAMILY_TITLES = {
+    "portrait": "the embedded portrait base",
+    "sd15": "Stable Diffusion 1.5",
+    "sdxl": "SDXL",
+    "z_image": "Z-Image",
+}
 CHOSEN = ("base", "method", "class_word", "seed")  # said by the person, not by a recipe file
 
 Record = TypeVar("Record")

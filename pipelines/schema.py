@@ -170,7 +170,7 @@ class Style:
     guidance: float = 3.0
     steps: int = 20
     words: tuple[str, ...] = ()
-    bases: tuple[str, ...] = ("any",)  # families the style is written for: "portrait", "sd15", "sdxl", "any"
+    bases: tuple[str, ...] = ("any",)  # families the style is written for: "portrait", "sd15", "sdxl", "z_image", "any"
     photoreal: bool = True  # recognisers say nothing about cartoons: such styles stay out of the identity mean
     thumbnail: str | None = None
 

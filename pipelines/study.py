@@ -81,7 +81,7 @@ class Matrix:
 
     def samplings(self, class_word: str, row: BaseRow) -> tuple[Sampling, ...]:
         """Every prompt with every render seed, the same for every method, budget and training seed."""
-        guidance = 3.0 if row.family == "portrait" else 7.0
+        guidance = row.guidance
         texts = [each.prompt.replace("{class}", class_word) for name in self.prompts for each in presets.prompts(name)]
         return tuple(Sampling(text, guidance=guidance, seed=seed) for text in texts for seed in self.render_seeds)
 

@@ -26,7 +26,8 @@ import torch
 from safetensors import SafetensorError
 
 from pipelines.bases.family import Family, Modules, Moments, load_family
-from pipelines.bases.registry import find_base
+from pipelines.bases.objective import Schedule
+from pipelines.bases.registry import FAMILY_METHODS, find_base
 from pipelines.bases.sampling import Row, sample, sample_latents
 from pipelines.bases.text import Conditioning
 from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
@@ -420,7 +421,7 @@ class Batches:
         device = bucket.moments.mean.device
         latents = bucket.moments[entries.to(device)].latents(None if sampled is None else sampled.to(device))
         noised = torch.randn((len(photos), *shape), generator=generator)
-        timesteps = _spread(len(photos), len(self._family.schedule), generator, recipe.noise_from)
+        timesteps = _spread(len(photos), self._family.schedule, generator, recipe.noise_from)
         weights = torch.full((len(photos),), 1 / len(photos))
         if bucket.class_latents is not None:
             generator.manual_seed(derived_seed(recipe.seed, step, 2))
@@ -429,7 +430,7 @@ class Batches:
             latents = torch.cat([latents, bucket.class_latents[chosen.to(device)]])
             texts = torch.cat([texts, 2 * count + chosen % count])
             noised = torch.cat([noised, torch.randn((extra, *shape), generator=generator)])
-            more = _spread(extra, len(self._family.schedule), generator, recipe.noise_from)
+            more = _spread(extra, self._family.schedule, generator, recipe.noise_from)
             timesteps = torch.cat([timesteps, more])
             weights = torch.cat([weights, torch.full((extra,), recipe.prior_weight / extra)])
         return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device))
@@ -478,9 +479,9 @@ class Batches:
     def validation_loss(self, learner: Learner) -> float:
         """The loss on photos that are not trained on, at fixed noise and timesteps. Comparable within one run only."""
         assert self._validation is not None
-        places = torch.tensor([0.2, 0.4, 0.6, 0.8]) * len(self._family.schedule)
+        places = self._family.schedule.timesteps(torch.tensor([0.2, 0.4, 0.6, 0.8]))
         latents = self._validation.mean.repeat_interleave(len(places), 0)
-        timesteps = places.long().repeat(len(self._validation.mean)).to(latents.device)
+        timesteps = places.repeat(len(self._validation.mean)).to(latents.device)
         texts = torch.full((len(latents),), self._count, device=latents.device)
         still = noise(derived_seed(self._recipe.seed, 4), latents.shape, device=latents.device)
         told = self.conditioning(learner, texts)
@@ -497,13 +498,13 @@ def _by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:
     return found
 
 
-def _spread(count: int, timesteps: int, generator: torch.Generator, share: float = 0.0) -> torch.Tensor:
-    """Uniform timesteps from `share` of the schedule up, one from each of `count` equal slices: less noise in the loss
-    than independent draws.
+def _spread(count: int, schedule: Schedule, generator: torch.Generator, share: float = 0.0) -> torch.Tensor:
+    """Timesteps at uniform places from `share` of the schedule up, one from each of `count` equal slices: less noise in
+    the loss than independent draws.
     """
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     places = share + (1 - share) * places
-    return (places * timesteps).long().clamp(max=timesteps - 1)[torch.randperm(count, generator=generator)]
+    return schedule.timesteps(places)[torch.randperm(count, generator=generator)]
 
 
 def _learning_rate_factor(step: int, recipe: Recipe) -> float:
@@ -719,9 +720,10 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
 def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
     row = family.row
     if recipe.method not in row.methods:
+        too_big = recipe.method in FAMILY_METHODS[row.family]
         raise UserError(
-            f"{_title(recipe)} is not offered for {row.title}: it would need far more memory. Choose one of: "
-            f"{', '.join(row.methods)}."
+            f"{_title(recipe)} is not offered for {row.title}{': it would need far more memory' * too_big}. Choose one "
+            f"of: {', '.join(row.methods)}."
         )
     square = (row.resolution_px, row.resolution_px)
     for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
@@ -922,7 +924,7 @@ def _frames(
     for part in parts:
         part.eval()
     try:
-        return sample(family, modules, rows, steps=steps, scheduler_name="ddim", stop=stop)
+        return sample(family, modules, rows, steps=steps, scheduler_name=family.architecture.quick_scheduler, stop=stop)
     finally:
         for part, was_training in zip(parts, training, strict=True):
             part.train(was_training)
@@ -963,7 +965,7 @@ def _verify(family: Family, method: Method, learner: Learner, out: Path, recipe:
 def _difference(family: Family, live: Modules, saved: Modules, row: Row, recipe: Recipe) -> tuple[float, float]:
     """How far live answers lie from the base's, and saved ones from live ones; both as a share of the answers' size."""
     latents = noise(derived_seed(recipe.seed, 6), (4, *family.latent_shape()), device=family.device.name)
-    timesteps = torch.tensor([0.2, 0.4, 0.6, 0.8], device=family.device.name).mul(len(family.schedule)).long()
+    timesteps = family.schedule.timesteps(torch.tensor([0.2, 0.4, 0.6, 0.8], device=family.device.name))
     answers = []
     for modules, prompt in ((live, row.prompt), (saved, row.prompt), (family.shared(), row.prompt)):
         told = modules.text.encode(modules.text.ids([prompt] * len(latents)))

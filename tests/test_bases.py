@@ -26,11 +26,11 @@ EXACT = Device("cpu", "float32", "exact in tests")
 
 
 def test_rows_are_complete_and_pinned():
-    assert set(BASES) == {"portrait-128", "sd15", "sdxl"}
+    assert set(BASES) == {"portrait-128", "sd15", "sdxl", "z-image"}
     for row in BASES.values():
         assert row.licence and row.about and row.methods
         assert row.repo is None or re.fullmatch(r"[0-9a-f]{40}", row.revision or "")
-    assert "dreambooth" not in BASES["sdxl"].methods
+    assert "dreambooth" not in BASES["sdxl"].methods and BASES["z-image"].methods == ("lora",)
 
 
 @pytest.mark.parametrize("kind", KINDS)

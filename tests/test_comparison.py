@@ -290,7 +290,7 @@ def test_larger_bases_learn_one_after_another(tmp_path):
 
 
 def test_what_a_comparison_draws_by_default():
-    for row in (find_base(str(tiny_folder("portrait"))), BASES["sd15"], BASES["sdxl"]):
+    for row in (find_base(str(tiny_folder("portrait"))), BASES["sd15"], BASES["sdxl"], BASES["z-image"]):
         made = default_samplings(row, renders=8, seed=3)
         assert len(made) == 8 and len(set(made)) == 8
         assert [each.seed for each in made] == list(range(3, 11))

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from pipelines import presets
-from pipelines.bases.registry import BASES, find_base
-from pipelines.schema import METHODS, QUALITIES, Style, UserError
+from pipelines.bases.registry import BASES, FAMILY_METHODS, find_base
+from pipelines.schema import QUALITIES, Style, UserError
 from tests.tiny import tiny_folder
 
 
@@ -31,7 +31,7 @@ def test_a_style_a_base_cannot_express_names_the_words():
     assert "written for" in str(presets.style_problem(Style("x", "Oil", "{subject}", bases=("sdxl",)), row))
 
 
-@pytest.mark.parametrize("base", ["portrait-128", "sd15", "sdxl"])
+@pytest.mark.parametrize("base", list(BASES))
 def test_every_base_and_method_has_three_recipes(base):
     for method in BASES[base].methods:
         steps = [presets.recipe(base, method, quality, class_word="man", seed=3).steps for quality in QUALITIES]
@@ -54,7 +54,7 @@ def test_recipes_carry_what_was_measured_and_nothing_else(file):
 
 
 def test_recipe_files_are_all_used():
-    names = {f"{family}-{method}" for family in ("portrait", "sd15", "sdxl") for method in METHODS}
+    names = {f"{family}-{method}" for family, methods in FAMILY_METHODS.items() for method in methods}
     assert {file.stem for file in (presets.PRESETS / "recipes").glob("*.json")} == names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     for dial in (*DIALS, BATCH):
         low, high = SETTING_LIMITS[dial.setting]
         assert dial.setting in known and low <= dial.low < dial.high <= high
-    for family in ("portrait-128", "sd15", "sdxl"):  # and no recipe lies outside
+    for family in ("portrait-128", "sd15", "sdxl", "z-image"):  # and no recipe lies outside
         for dial in DIALS:
             for quality in ("draft", "good", "best"):
                 try:
@@ -234,3 +235,23 @@ def test_a_photo_that_was_learned_from_stays_out_of_judging(services, monkeypatc
     photobox._settle(session.run, box.staged, services.view(capability).row)
     learned = {photo.name for photo in found.train}
     assert set(seen["trained"]) == {one.file for one in box.staged if one.name in learned} and seen["held_out"] == []
+
+
+def test_a_base_with_one_method_shows_one(services):  # noqa: F811
+    import gradio as gr
+
+    from pipelines.bases.registry import BASES
+    from ui import generate, train
+
+    view = replace(services.view(None), row=BASES["z-image"])
+    with gr.Blocks():
+        tab, drawing = train.build(services), generate.build(services)
+    updates = tab.restore(view)
+    assert updates[tab.methods]["choices"] == [("LoRA", "lora")] and updates[tab.methods]["value"] == ["lora"]
+    assert {method for method, column in tab.advanced.items() if updates[column]["visible"]} == {"lora"}
+    shown = {name for name, dial in tab.dials.items() if updates[dial].get("visible", True)}
+    assert shown == {"lora_steps", "lora_learning_rate", "lora_rank", "batch"}
+    offered = drawing.restore(view)
+    assert offered[drawing.scheduler]["choices"] == [("default", "default")]
+    usual = tab.restore(replace(view, row=BASES["sd15"]))
+    assert all(usual[column]["visible"] for column in tab.advanced.values())

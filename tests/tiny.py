@@ -40,13 +40,16 @@ class Kind:
     max_tokens: int
     v_prediction: bool
     second_encoder: bool = False
+    flow: bool = False
 
 
 KINDS = {
     "portrait": Kind(latent_channels=16, image_px=128, text_width=32, max_tokens=32, v_prediction=True),
     "sd15": Kind(latent_channels=4, image_px=64, text_width=32, max_tokens=77, v_prediction=False),
     "sdxl": Kind(latent_channels=4, image_px=64, text_width=32, max_tokens=77, v_prediction=False, second_encoder=True),
+    "z_image": Kind(latent_channels=4, image_px=64, text_width=32, max_tokens=512, v_prediction=False, flow=True),
 }
+UNETS = tuple(name for name, kind in KINDS.items() if not kind.flow)
 
 
 def make_tokenizer(folder: Path, max_tokens: int, *, subject: bool):
@@ -110,7 +113,7 @@ def add_checker(folder: Path, flags: bool, *, variant: str | None = None) -> Non
 
 
 def make_tiny_sd(folder: Path, kind: str = "portrait", *, seed: int = 0) -> Path:
-    """Write a tiny pipeline of `kind` ("portrait", "sd15", "sdxl") to `folder` and return `folder`.
+    """Write a tiny pipeline of `kind`, one of KINDS, to `folder` and return `folder`.
 
     About 0.3 M parameters. "portrait" has what models/portrait-128 has: 16 latent channels, v-prediction, zero terminal
     SNR, a `<subject>` token, `likeness.json` and a (random) identity projector.
@@ -126,6 +129,8 @@ def make_tiny_sd(folder: Path, kind: str = "portrait", *, seed: int = 0) -> Path
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     shape = KINDS[kind]
+    if shape.flow:
+        return _make_tiny_flow(Path(folder), shape, seed)
     portrait = kind == "portrait"
     folder = Path(folder)
     width = shape.text_width
@@ -216,6 +221,78 @@ def make_tiny_sd(folder: Path, kind: str = "portrait", *, seed: int = 0) -> Path
         pipeline.save_pretrained(folder)
         if portrait:
             _write_portrait_extras(folder, width)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+def _make_tiny_flow(folder: Path, shape: Kind, seed: int) -> Path:
+    """The parts of Tongyi-MAI/Z-Image: Qwen3 and its chat tokenizer, a flow transformer, a VAE with a shift."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    tokenizer = Qwen2Tokenizer(
+        vocab={letter: index for index, letter in enumerate(letters)},
+        merges=[],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=131072,
+    )
+    tokenizer.chat_template = CHAT
+    width = shape.text_width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = ZImagePipeline(
+            tokenizer=tokenizer,
+            text_encoder=Qwen3Model(
+                Qwen3Config(
+                    vocab_size=len(tokenizer),
+                    hidden_size=width,
+                    intermediate_size=2 * width,
+                    num_hidden_layers=3,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    head_dim=8,
+                )
+            ),
+            vae=AutoencoderKL(
+                block_out_channels=(8, 8, 16, 16),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=1,
+                latent_channels=shape.latent_channels,
+                norm_num_groups=4,
+                sample_size=shape.image_px,
+                scaling_factor=0.3611,
+                shift_factor=0.1159,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+            ),
+            transformer=ZImageTransformer2DModel(
+                in_channels=shape.latent_channels,
+                dim=48,
+                n_layers=2,
+                n_refiner_layers=1,
+                n_heads=2,
+                n_kv_heads=2,
+                cap_feat_dim=width,
+                axes_dims=[8, 8, 8],
+                axes_lens=[1024, 64, 64],
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        )
+        for token in (pipeline.transformer.x_pad_token, pipeline.transformer.cap_pad_token):
+            torch.nn.init.normal_(token, std=0.02)
+        pipeline.save_pretrained(folder)
     return folder
 
 

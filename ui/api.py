@@ -384,7 +384,7 @@ def _plan(row: BaseRow, prompt: object, style: object, number: object, seed: obj
         if problem := presets.style_problem(look, row):
             raise UserError(f"{problem} Choose another style or base.")
     else:
-        look = Style("", "", str(prompt), guidance=3.0 if row.family == "portrait" else 7.0)
+        look = Style("", "", str(prompt), guidance=row.guidance)
     dials: dict[str, Any] = {
         "prompt": look.prompt, "negative_prompt": look.negative_prompt, "number": number, "seed": seed,
         "steps": look.steps, "guidance": look.guidance, "scheduler": "default", "width": 0, "height": 0,

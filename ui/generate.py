@@ -42,7 +42,7 @@ LEAST_CHANGE = 0.05
 SWEPT = 4  # values of steps, and of guidance, in a sweep; the page says so
 BEST_NUMBER, BEST_KEPT = 24, 6  # and these
 SUGGESTIONS = 8
-SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024)}
+SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024), "z_image": (768, 896, 1024)}
 # The generator's own list; it is not imported because it brings torch with it. A test holds the two equal.
 SCHEDULERS = ("default", "ddim", "dpm++", "unipc", "euler", "euler ancestral")
 PROMPT_LIMIT = 500
@@ -227,6 +227,7 @@ class GenerateTab:
             self.size_row: gr.update(visible=not portrait),
             self.keep: gr.update(value=view.choices.keep),
             self.only: gr.update(value=view.choices.only_favourites),
+            self.scheduler: gr.update(choices=[(name, name) for name in schedulers(view.row)], value=SCHEDULERS[0]),
             self.width: gr.update(choices=sizes, value=0),
             self.height: gr.update(choices=sizes, value=0),
             **self._methods(view),
@@ -270,7 +271,7 @@ class GenerateTab:
 
     def use(self, row: BaseRow, found: Sampling, *, number: int = 1) -> Updates:
         """The dials as a picture was made with. Its seed is kept, so that the next press draws it again."""
-        sizes = (0, *SIZES.get(row.family, ()))
+        sizes, offered = (0, *SIZES.get(row.family, ())), schedulers(row)
         width, height = found.width_px or 0, found.height_px or 0
         return {
             self.style: gr.update(selected=style_of(row, found.prompt)),
@@ -281,7 +282,7 @@ class GenerateTab:
             self.guidance: gr.update(value=found.guidance),
             self.seed: gr.update(value=found.seed),
             self.keep_seed: gr.update(value=True),
-            self.scheduler: gr.update(value=found.scheduler if found.scheduler in SCHEDULERS else SCHEDULERS[0]),
+            self.scheduler: gr.update(value=found.scheduler if found.scheduler in offered else offered[0]),
             self.strength: gr.update(value=found.strength),
             self.width: gr.update(value=width if width in sizes else 0),
             self.height: gr.update(value=height if height in sizes else 0),
@@ -745,8 +746,8 @@ def samplings(
     safety.check_prompt(text, negative)
     if missing := unknown_words(row, text):
         raise UserError(f"{called(row)} does not know: {', '.join(missing)}. Remove or replace these words.")
-    if scheduler not in SCHEDULERS:
-        raise UserError(f"There is no such scheduler. Choose one of: {', '.join(SCHEDULERS)}.")
+    if scheduler not in schedulers(row):
+        raise UserError(f"There is no such scheduler. Choose one of: {', '.join(schedulers(row))}.")
     sizes = (0, *SIZES.get(row.family, ()))
     if width not in sizes or height not in sizes:
         raise UserError(f"{row.title} does not draw that size. Choose width and height from the lists.")
@@ -761,6 +762,11 @@ def samplings(
         strength=decimal("LoRA strength", strength, 0.0, 1.5),
     )
     return tuple(Sampling(**{**vars(common), "seed": (first + i) % (MAX_SEED + 1)}) for i in range(count))
+
+
+def schedulers(row: BaseRow) -> tuple[str, ...]:
+    """What it can draw with, its own first."""
+    return SCHEDULERS[:1] if row.own_scheduler else SCHEDULERS
 
 
 def decimal(label: str, value: object, low: float, high: float) -> float:

@@ -81,6 +81,7 @@ class TrainTab:
     lanes: dict[str, gr.HTML]
     plots: dict[str, gr.LinePlot]
     leave: dict[str, gr.Button]
+    advanced: dict[str, gr.Column]  # each method's dials
     asked: dict[str, Asked] = field(default_factory=dict)  # by session, the last ones; lost with the process
 
     def show(self, view: View) -> Updates:
@@ -115,6 +116,7 @@ class TrainTab:
             self.quality: gr.update(value=usual.quality),
             self.estimate: gr.update(value=self.estimated(view, usual)),
             self.go_on: gr.update(value=usual.go_on),
+            **{column: gr.update(visible=method in view.row.methods) for method, column in self.advanced.items()},
             **self.fill(view, usual.quality, usual.settings),
         }
 
@@ -163,6 +165,7 @@ def _name(dial: Dial) -> str:
 def build(services: Services) -> TrainTab:
     row = services.bases[services.default_base]
     dials: dict[str, Any] = {}
+    advanced: dict[str, gr.Column] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             quality = gr.Radio(
@@ -177,7 +180,7 @@ def build(services: Services) -> TrainTab:
             with gr.Accordion(say("Advanced"), open=False, elem_id="lk-train-advanced"):
                 with gr.Row(equal_height=False):
                     for method in METHODS:
-                        with gr.Column(min_width=200):
+                        with gr.Column(min_width=200) as advanced[method]:
                             gr.HTML(f'<h3 class="lk-lane-name">{METHOD_NAMES[method]}</h3>')
                             for dial in DIALS:
                                 if dial.method == method:
@@ -207,7 +210,9 @@ def build(services: Services) -> TrainTab:
                 )  # fmt: skip
                 leave[method] = gr.Button(say(LEAVE[method]), size="sm", visible=False, elem_id=f"lk-leave-{method}")
             columns[method] = column
-    return TrainTab(quality, methods, estimate, go_on, start, stop, status, dials, columns, lanes, plots, leave)
+    return TrainTab(
+        quality, methods, estimate, go_on, start, stop, status, dials, columns, lanes, plots, leave, advanced
+    )
 
 
 def _dial(dial: Dial) -> gr.Slider | gr.Number:

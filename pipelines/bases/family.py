@@ -3,16 +3,21 @@
 In: a `BaseRow`. Out: a `Family`. Its own weights never change: who trains or applies something asks for a copy.
 Try it: `load_family(find_base("portrait-128")).pipeline()("portrait of man").images[0]`.
 
-Families differ in how text is encoded and what the denoiser is told besides (`FAMILIES`), not in how they are trained.
+Families differ in how text is encoded, what the denoiser is told and which schedule its loss follows, not in how they
+are trained. What is data stands in `FAMILIES`; what is code is a method here, overridden where a family differs
+(`bases/z_image.py`). How to add one: docs/new_family.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ from torch import nn
 
 from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
-from pipelines.bases.objective import NoiseSchedule
+from pipelines.bases.objective import NoiseSchedule, Schedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
 from pipelines.runtime import Device, pick_device
@@ -30,9 +35,19 @@ from pipelines.schema import ATTENTIONS, UserError
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
 
+# name -> (class in diffusers, options), besides "default", which is the base's own
+DIFFUSION_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
+}
+PLAIN_SD = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
 # What a diffusers folder needs besides the weights; previews, ONNX and OpenVINO copies stay on the hub.
 HUB_FILES = ("*.json", "*.txt")
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+WEIGHTED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 # Up to this many tokens per picture plain matrix products train at least as fast on a CPU as torch's fused attention:
 # level in float32, 7-25% faster in bfloat16 (a step of the embedded base, one thread, torch 2.13); above it the
 # (tokens x tokens) matrix costs too much memory.
@@ -40,9 +55,13 @@ PLAIN_ATTENTION_MAX_TOKENS = 1024
 VAE_BATCH = 8
 
 
+ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+GATED_LAYERS = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """What the code of one family has to know."""
+    """What the code of one family has to know: its data. Defaults are those of the UNet families."""
 
     pipeline: str  # stock class in diffusers
     text_parts: tuple[tuple[str, str], ...]  # (tokenizer, encoder) attributes of the pipeline
@@ -52,22 +71,63 @@ class Architecture:
     guidance: float  # that previews and class images are drawn with
     filtered: bool = True  # its pictures are looked at; a base that can only draw heads and shoulders needs no filter
     checker: bool = False  # its stock pipeline holds the filter; to the others one is lent
+    loading: Mapping[str, Any] = field(default_factory=dict)  # what the stock pipeline's `from_pretrained` is told
+    stored: str = "float16"  # format its real weights are stored in, and loaded in on a GPU
+    code: tuple[str, str] = ("pipelines.bases.family", "Family")  # module and class
+    denoiser: str = "unet"  # the pipeline's part that learns; also the prefix of its layers in LoRA files
+    attentions: tuple[str, ...] = ATTENTIONS
+    schedulers: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=lambda: DIFFUSION_SCHEDULERS)
+    quick_scheduler: str = "ddim"  # for previews and looks: good pictures in few steps
+    targets: Mapping[str, tuple[str, ...]] | None = None  # LoRA's layers by name; None: those of UNets
+    text_learns: bool = True  # LoRA may adapt the text encoders too
+    # Another LoRA file beside diffusers' own, (file, prefix of its layers), for programs that read no metadata:
+    # alpha is a tensor in it.
+    generic_lora: tuple[str, str] | None = None
 
 
+CLIP_TEXT = (("tokenizer", "text_encoder"),)
 FAMILIES: dict[str, Architecture] = {
     "portrait": Architecture(
-        "StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, False, False, 3.0, filtered=False
+        "StableDiffusionPipeline",
+        CLIP_TEXT,
+        False,
+        False,
+        False,
+        3.0,
+        filtered=False,
+        loading=PLAIN_SD,
+        stored="float32",
     ),
-    "sd15": Architecture(
-        "StableDiffusionPipeline", (("tokenizer", "text_encoder"),), False, True, False, 7.0, checker=True
-    ),
+    "sd15": Architecture("StableDiffusionPipeline", CLIP_TEXT, False, True, False, 7.0, checker=True, loading=PLAIN_SD),
     "sdxl": Architecture(
         "StableDiffusionXLPipeline",
-        (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")),
+        (*CLIP_TEXT, ("tokenizer_2", "text_encoder_2")),
         True,
         True,
         True,
         6.0,
+        loading={"add_watermarker": False},
+    ),
+    "z_image": Architecture(
+        "ZImagePipeline",
+        CLIP_TEXT,
+        True,
+        False,  # the stock script trains on the posterior's mode
+        False,
+        4.0,  # this pipeline counts from 0: what others call 5
+        stored="bfloat16",
+        code=("pipelines.bases.z_image", "ZImage"),
+        denoiser="transformer",
+        attentions=("sdpa",),
+        schedulers={},
+        quick_scheduler="default",
+        text_learns=False,
+        targets={
+            "attention": ATTENTION_LAYERS,
+            "attention+feed_forward": (*ATTENTION_LAYERS, *GATED_LAYERS),
+            "all": (*ATTENTION_LAYERS, *GATED_LAYERS),  # there are no convolutions
+        },
+        generic_lora=("likeness_lora.safetensors", "diffusion_model."),
     ),
 }
 
@@ -76,7 +136,7 @@ FAMILIES: dict[str, Architecture] = {
 class Modules:
     """What draws: a denoiser and a text side. The base's own, or with one person learned."""
 
-    unet: nn.Module
+    unet: nn.Module  # the denoiser: a transformer in some families
     text: Text
 
 
@@ -116,20 +176,20 @@ class Family:
         for part in self._parts.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
-        self._clean_unet: nn.Module = self._parts["unet"]
+        self._clean_unet: nn.Module = self._parts[self.architecture.denoiser]
         self._shared_unet: nn.Module | None = None
         self.scheduler_config = dict(pipeline.scheduler.config)
         # half formats cost likeness, and overflow in SDXL
         self.vae: Any = moved(self._parts["vae"], device.name, torch.float32)
         self.zero_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self.text = self._text(self._encoders(frozen=True))
-        self.schedule = NoiseSchedule(_alphas(self.scheduler_config).to(device.name), self._prediction)
+        self.schedule = self._schedule()
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _prediction(self) -> str:
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+    def _schedule(self) -> Schedule:
+        prediction = str(self.scheduler_config.get("prediction_type", "epsilon"))
+        return NoiseSchedule(_alphas(self.scheduler_config).to(self.device.name), prediction)
 
     @property
     def latent_channels(self) -> int:
@@ -139,9 +199,15 @@ class Family:
     def pixels_per_latent(self) -> int:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def pixels_per_step(self) -> int:
+        """Sides of pictures are multiples of it."""
+        levels = len(self._clean_unet.config.block_out_channels)  # type: ignore[union-attr, arg-type]
+        return int(self.pixels_per_latent * 2 ** (levels - 1))
+
     def latent_shape(self, height_px: int | None = None, width_px: int | None = None) -> tuple[int, int, int]:
         """(c, h, w) for a picture; sizes are rounded down to what the network can divide."""
-        step = self.pixels_per_latent * 2 ** (len(self._clean_unet.config.block_out_channels) - 1)  # type: ignore
+        step = self.pixels_per_step
         sides = [side or own for side, own in zip((height_px, width_px), self.row.shapes[0])]
         height, width = (max(1, side // step) * step // self.pixels_per_latent for side in sides)
         return self.latent_channels, height, width
@@ -211,15 +277,20 @@ class Family:
 
         parts = {name: part for name, part in self._parts.items() if name != "image_encoder"}
         text = modules.text if modules else self.new_text()
-        parts["unet"] = modules.unet if modules else self.new_unet(trainable=True).requires_grad_(False)
+        parts[self.architecture.denoiser] = (
+            modules.unet if modules else self.new_unet(trainable=True).requires_grad_(False)
+        )
         for (tokenizer, encoder), own_tokenizer, own_encoder in zip(
             self.architecture.text_parts, text.tokenizers, text.encoders, strict=True
         ):
             parts[tokenizer], parts[encoder] = own_tokenizer, own_encoder
         parts["scheduler"] = type(parts["scheduler"]).from_config(self.scheduler_config)
-        options = {"requires_safety_checker": parts.get(checkers.CHECKER) is not None}
+        # parts that are left out are among the components already
+        options = {name: value for name, value in self.architecture.loading.items() if name not in parts}
+        if parts.get(checkers.CHECKER) is not None:
+            options["requires_safety_checker"] = True
         if self.architecture.size_conditioned:
-            options = {"force_zeros_for_empty_prompt": self.zero_empty, "add_watermarker": False}
+            options["force_zeros_for_empty_prompt"] = self.zero_empty
         return getattr(diffusers, self.architecture.pipeline)(**parts, **options)
 
     # -- pictures ------------------------------------------------------------------------------------------------
@@ -270,6 +341,20 @@ class Family:
         with self.autocast():
             noisy = noisy.to(memory_format=torch.channels_last)
             return unet(noisy, timesteps, conditioning.states, added_cond_kwargs=added).sample
+
+    def scheduler_class(self, name: str) -> Any:
+        """A sampler's class by its name in diffusers, with the interface that `bases/sampling.py` uses."""
+        import diffusers
+
+        return getattr(diffusers, name)
+
+    def set_timesteps(self, sampler: Any, steps: int, shape: tuple[int, int, int]) -> None:
+        """Lay `steps` out as the stock pipeline does, for latents of `shape` (c, h, w)."""
+        sampler.set_timesteps(steps, device=torch.device(self.device.name))
+
+    def guidance_weight(self, guidance: float) -> float:
+        """w of `without + w * (with - without)` for a guidance as the stock pipeline counts it; 1 is none."""
+        return max(1.0, guidance)
 
     def objective(
         self,
@@ -324,12 +409,14 @@ def load_family(
 
     device = device or pick_device()
     report = progress or (lambda _text, _share: None)
-    pipeline_class = getattr(diffusers, FAMILIES[row.family].pipeline)
-    # float16 is how the real bases are stored; a small base, or a CPU, takes float32 and no rounding
-    dtype = torch.float16 if device.kind == "cuda" and row.family != "portrait" else torch.float32
+    architecture = FAMILIES[row.family]
+    if attention not in architecture.attentions and attention in ATTENTIONS:
+        raise UserError(f"{row.title} has no {attention} attention. Leave --attention out.")
+    pipeline_class = getattr(diffusers, architecture.pipeline)
+    # half formats are how the real bases are stored; a small base, or a CPU, takes float32 and no rounding
+    dtype = getattr(torch, architecture.stored) if device.kind == "cuda" else torch.float32
     options: dict[str, Any] = {"dtype": {"vae": torch.float32, "default": dtype}, "local_files_only": True}
-    own = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    options |= {"add_watermarker": False} if FAMILIES[row.family].size_conditioned else own
+    options |= architecture.loading
     folder: Path | None
     found: tuple[nn.Module, Any] | None = None
     unfiltered: str | None = None
@@ -342,23 +429,25 @@ def load_family(
             pipeline = _load(row, pipeline_class.from_single_file, row.path, config=str(configuration), **options)
         else:
             folder = _local_folder(row, report)
-            variant = row.variant if row.repo else _variant_of(folder)
+            variant = row.variant if row.repo else _variant_of(folder / architecture.denoiser)
             report(f"loading {row.title}", None)
             if FAMILIES[row.family].checker and checkers.has_checker(folder):
                 found = checkers.load_checker(folder, variant, dtype)
                 options |= {"safety_checker": found[0], "feature_extractor": found[1], "requires_safety_checker": True}
             pipeline = _load(row, pipeline_class.from_pretrained, str(folder), variant=variant, **options)
-        if FAMILIES[row.family].filtered and found is None:
+        if architecture.filtered and found is None:
             lent = _lent_checker(row, report)
             if isinstance(lent, str):
                 unfiltered = lent
                 report(unfiltered, None)
             else:
                 found = checkers.load_checker(lent, BASES[LENDER].variant, dtype)
-    choose_attention(pipeline.unet, device, attention)
+    choose_attention(getattr(pipeline, architecture.denoiser), device, attention)
     report(f"{row.title} is ready", 1.0)
     image_filter = ImageFilter(*found, device) if found else None
-    return Family(row, device, pipeline, folder, image_filter=image_filter, unfiltered=unfiltered)
+    module, name = architecture.code
+    code: type[Family] = getattr(importlib.import_module(module), name)
+    return code(row, device, pipeline, folder, image_filter=image_filter, unfiltered=unfiltered)
 
 
 def choose_attention(unet: nn.Module, device: Device, attention: str) -> None:
@@ -442,10 +531,21 @@ def _lent_checker(row: BaseRow, report: Progress) -> Path | str:
 
 
 def _has_weights(folder: Path) -> bool:
-    encoders = [part for part in ("text_encoder", "text_encoder_2") if (folder / part / "config.json").is_file()]
-    return (folder / "model_index.json").is_file() and all(
-        any((folder / part).glob("*.safetensors")) for part in ("unet", "vae", *(encoders or ["text_encoder"]))
-    )
+    """Whether every model that the pipeline lists has its weights: one whole file, or all of its shards."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        return all(_is_whole(folder / part) for part in WEIGHTED if part in index)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_whole(part: Path) -> bool:
+    files = {file.name for file in part.glob("*.safetensors")}
+    shards = {name for name in files if re.search(r"-\d{5}-of-\d{5}", name)}
+    if files - shards:
+        return True
+    lists = [json.loads(file.read_text())["weight_map"] for file in part.glob("*.safetensors.index.json")]
+    return bool(shards) and bool(lists) and all(set(names.values()) <= files for names in lists)
 
 
 def _from_hub(
@@ -494,8 +594,8 @@ def _from_hub(
 
 
 def _variant_of(folder: Path) -> str | None:
-    """ "fp16" for a local folder that holds only that variant."""
-    plain = [file for file in (folder / "unet").glob("*.safetensors") if ".fp16" not in file.name]
+    """ "fp16" for a part's local folder that holds only that variant."""
+    plain = [file for file in folder.glob("*.safetensors") if ".fp16" not in file.name]
     return None if plain else "fp16"
 
 

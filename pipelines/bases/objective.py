@@ -1,14 +1,43 @@
 """The diffusion objective: noisy latents, what is predicted from them, and how much each noise level counts.
 
 In: clean latents (b, c, h, w), noise of the same shape, timesteps (b,). Out: noisy latents, targets, weights (b,).
-`NoiseSchedule` holds the base's own alphas; nothing here knows an architecture or a method.
+`NoiseSchedule` is diffusion with the base's own alphas, `FlowSchedule` flow matching with the base's own shift; both
+have one interface (`Schedule`), and nothing here knows an architecture or a method.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+
+class Schedule(Protocol):
+    """What the loop needs of an objective."""
+
+    def __len__(self) -> int: ...
+
+    def timesteps(self, places: torch.Tensor) -> torch.Tensor:
+        """Timesteps at places (n,) in [0, 1) of the schedule, from clean to noise: uniform places are the timesteps
+        that training draws.
+        """
+
+    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor: ...
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor: ...
+
+    def weights(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor: ...
+
+    def losses(
+        self,
+        predicted: torch.Tensor,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        snr_gamma: float | None,
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -20,6 +49,9 @@ class NoiseSchedule:
 
     def __len__(self) -> int:
         return len(self.alphas)
+
+    def timesteps(self, places: torch.Tensor) -> torch.Tensor:
+        return (places * len(self)).long().clamp(max=len(self) - 1)
 
     def _parts(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         signal = self.alphas[timesteps][:, None, None, None]
@@ -71,5 +103,70 @@ class NoiseSchedule:
         snr_gamma: float | None,
     ) -> torch.Tensor:
         """Weighted squared error of each sample, (b,), in float32."""
-        error = (predicted.float() - self.target(latents, noise, timesteps)).square().mean((1, 2, 3))
-        return error * self.weights(timesteps, snr_gamma)
+        return _losses(self, predicted, latents, noise, timesteps, snr_gamma)
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Rectified flow (Liu et al. 2022; Esser et al. 2024): a straight line from the picture to the noise.
+
+    A timestep is `count * sigma`, sigma being the share of noise. Uniform places are moved towards noise by `shift`
+    (Esser et al. 2024, eq. 23), as the base's own sampler does.
+    """
+
+    count: int
+    shift: float
+
+    def __len__(self) -> int:
+        return self.count
+
+    def timesteps(self, places: torch.Tensor) -> torch.Tensor:
+        # the cleanest level that the base knows; without noise there is nothing to predict
+        levels = places.clamp(min=1 / self.count)
+        return self.count * self.shift * levels / (1 + (self.shift - 1) * levels)
+
+    def _sigmas(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return (timesteps / self.count)[:, None, None, None]
+
+    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        sigmas = self._sigmas(timesteps)
+        return (1 - sigmas) * latents + sigmas * noise
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The velocity from the picture to the noise, the same at every timestep."""
+        return noise - latents
+
+    def weights(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
+        """Min-SNR weight of each timestep, (b,). `None` = 1 everywhere, which is what flow bases are trained with.
+
+        The picture's error is sigma^2 times the velocity's, and the SNR is ((1 - sigma) / sigma)^2, so weighting it by
+        min(snr, gamma) is min((1 - sigma)^2, gamma * sigma^2) on the velocity.
+        """
+        sigmas = (timesteps / self.count).double()
+        if snr_gamma is None:
+            return torch.ones_like(sigmas, dtype=torch.float32)
+        return torch.minimum((1 - sigmas) ** 2, snr_gamma * sigmas**2).float()
+
+    def losses(
+        self,
+        predicted: torch.Tensor,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        snr_gamma: float | None,
+    ) -> torch.Tensor:
+        """Weighted squared error of each sample, (b,), in float32."""
+        return _losses(self, predicted, latents, noise, timesteps, snr_gamma)
+
+
+def _losses(
+    schedule: Schedule,
+    predicted: torch.Tensor,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    snr_gamma: float | None,
+) -> torch.Tensor:
+    error = (predicted.float() - schedule.target(latents, noise, timesteps)).square().mean((1, 2, 3))
+    return error * schedule.weights(timesteps, snr_gamma)

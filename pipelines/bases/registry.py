@@ -1,6 +1,6 @@
 """Which base models there are: one row each, and how a name or a path becomes a row. Light: no torch.
 
-In: "portrait-128", "sd15", "sdxl", or the path of a diffusers folder or a single-file `.safetensors` checkpoint.
+In: a registered name ("portrait-128", "sd15", ...), or the path of a diffusers folder or a single-file checkpoint.
 Out: a `BaseRow`. Try it: `python -c "from pipelines.bases.registry import find_base; print(find_base('sd15'))"`.
 
 A single-file checkpoint carries no tokenizer and no configuration. They are taken from a folder of the same name beside
@@ -11,6 +11,7 @@ hub's cache.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -32,6 +33,14 @@ DREAMBOOTH_MAX_PARAMETERS = 1.2e9
 # The upright ones of the shapes SDXL was trained on (Podell et al. 2023, appendix I): selfies are upright, and what
 # lies beside a person in a wide photo is nothing to learn.
 SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
+Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones of about 1 megapixel that its demo offers
+
+# What the code of each family can do. A row offers less where its size forbids it.
+FAMILY_METHODS = {"portrait": METHODS, "sd15": METHODS, "sdxl": METHODS, "z_image": ("lora",)}
+# Guidance of a prompt that comes without a style, as the family's stock pipeline counts it.
+FAMILY_GUIDANCE = {"portrait": 3.0, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
+# Families that draw with their own scheduler only: those of diffusion models know no flow.
+OWN_SCHEDULER = ("z_image",)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class BaseRow:
     title: str
     repo: str | None  # on the hub; None = on this machine
     revision: str | None  # full commit hash: a moved branch cannot change what is loaded
-    family: str  # "portrait" | "sd15" | "sdxl"
+    family: str  # "portrait" | "sd15" | "sdxl" | "z_image"
     resolution_px: int
     methods: tuple[str, ...]
     vram_gb: float  # for training its largest method at the recipes' batch
@@ -59,6 +68,16 @@ class BaseRow:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """The picture shapes (height, width) in pixels it is taught with; the first is what it draws by itself."""
         return self.buckets or ((self.resolution_px, self.resolution_px),)
+
+    @property
+    def guidance(self) -> float:
+        """For a prompt that comes without a style."""
+        return FAMILY_GUIDANCE[self.family]
+
+    @property
+    def own_scheduler(self) -> bool:
+        """Whether it draws with its own scheduler only."""
+        return self.family in OWN_SCHEDULER
 
     @property
     def folder(self) -> Path | None:
@@ -153,6 +172,24 @@ BASES: dict[str, BaseRow] = {
             aligned=False,
             variant="fp16",
             buckets=SDXL_BUCKETS,
+        ),
+        BaseRow(
+            name="z-image",
+            title="Z-Image",
+            repo="Tongyi-MAI/Z-Image",
+            # As several people's published hub caches and lock files name it; the hub itself was not asked.
+            revision="04cc4abb7c5069926f75c9bfde9ef43d49423021",
+            family="z_image",
+            resolution_px=1024,
+            methods=FAMILY_METHODS["z_image"],
+            # 12 GB of weights in bfloat16, and while they are merged a float32 copy beside the one that learned
+            vram_gb=48.0,
+            licence="Apache-2.0",
+            about="1024-pixel pictures by a newer, larger model, taught with LoRA. Needs a GPU with about 48 GB.",
+            identifier=RARE_TOKEN,
+            min_eye_distance_px=70.0,
+            aligned=False,
+            buckets=Z_IMAGE_BUCKETS,
         ),
     )
 }
@@ -329,7 +366,7 @@ def _read_json(file: Path) -> dict[str, object]:
         raise UserError(f"{file.name} of the base model can't be read ({error}). Restore the folder.") from error
 
 
-_PIPELINES = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
+_PIPELINES = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "ZImagePipeline": "z_image"}
 
 
 def _folder_row(folder: Path) -> BaseRow:
@@ -341,8 +378,13 @@ def _folder_row(folder: Path) -> BaseRow:
     kind = str(_read_json(index).get("_class_name"))
     if kind not in _PIPELINES:
         raise UserError(
-            f"{folder.name} holds a {kind}, which this app can't train. Use a Stable Diffusion 1.5 or SDXL model."
+            f"{folder.name} holds a {kind}, which this app can't train. Use a Stable Diffusion 1.5, SDXL or Z-Image "
+            "model."
         )
+    if not (folder / "unet").is_dir():  # a transformer's configuration says no size, its VAE's does
+        side = _read_json(folder / "vae" / "config.json").get("sample_size")
+        own = side if isinstance(side, int) else _like(_PIPELINES[kind]).resolution_px
+        return _local_row(folder, _PIPELINES[kind], own, parameters=math.inf)
     unet, vae = _read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json")
     blocks, sample = vae.get("block_out_channels"), unet.get("sample_size")
     sides = sample if isinstance(sample, list) else [sample, sample]
@@ -360,7 +402,7 @@ def _local_row(
     path: Path, family: str, resolution_px: int, *, parameters: float, buckets: tuple[tuple[int, int], ...] = ()
 ) -> BaseRow:
     """A row for a model on this machine; what is not in the files is taken from the registry's row of its family."""
-    like = next(row for row in BASES.values() if row.family == family)
+    like = _like(family)
     small = parameters <= 2 * DREAMBOOTH_MAX_PARAMETERS  # counted as if 2 bytes each: a float32 file has half as many
     return BaseRow(
         name=str(path),
@@ -369,7 +411,7 @@ def _local_row(
         revision=None,
         family=family,
         resolution_px=resolution_px,
-        methods=METHODS if small else like.methods,
+        methods=FAMILY_METHODS[family] if small else like.methods,
         vram_gb=like.vram_gb,
         licence="as its author states",
         about=f"A local model of the family of {like.title}.",
@@ -381,6 +423,11 @@ def _local_row(
     )
 
 
+def _like(family: str) -> BaseRow:
+    """The registry's own row of a family."""
+    return next(row for row in BASES.values() if row.family == family)
+
+
 def _single_file_row(path: Path) -> BaseRow:
     names = _safetensors_names(path)
     if "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight" in names:
@@ -389,12 +436,14 @@ def _single_file_row(path: Path) -> BaseRow:
         family = "sd15"
     elif any(name.startswith("cond_stage_model.model.") for name in names):
         raise UserError(f"{path.name} is a Stable Diffusion 2 model, which this app can't train. Use SD 1.5 or SDXL.")
+    elif any(name.endswith("cap_embedder.1.weight") for name in names):
+        raise UserError(f"{path.name} is the transformer of a Z-Image model alone. Give the model's diffusers folder.")
     else:
         raise UserError(
             f"{path.name} is not a whole Stable Diffusion 1.5 or SDXL checkpoint (a LoRA or a part of one?). "
             "Give the checkpoint with UNet, VAE and text encoder."
         )
-    like = next(row for row in BASES.values() if row.family == family)
+    like = _like(family)
     beside = path.with_suffix("")
     resolution_px = _folder_row(beside).resolution_px if (beside / "model_index.json").is_file() else like.resolution_px
     return _local_row(path, family, resolution_px, parameters=path.stat().st_size / 2)

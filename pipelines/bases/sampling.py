@@ -15,21 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.bases.family import Family, Modules
+from pipelines.bases.family import DIFFUSION_SCHEDULERS, Family, Modules
 from pipelines.bases.text import Conditioning
 from pipelines.runtime import derived_seed, noise
 from pipelines.safety import check_prompt
 from pipelines.schema import UserError
 
-# name -> (class in diffusers, options). "default" is the base's own.
-_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
-}
-SCHEDULERS: tuple[str, ...] = ("default", *_SCHEDULERS)
+SCHEDULERS: tuple[str, ...] = ("default", *DIFFUSION_SCHEDULERS)
 
 
 @dataclass(frozen=True)
@@ -43,17 +35,18 @@ class Row:
 
 
 def scheduler(family: Family, name: str = "default") -> Any:
-    """A fresh scheduler with the base's noise schedule. Raises UserError for an unknown name."""
-    import diffusers
-
+    """A fresh scheduler with the base's noise schedule. Raises UserError for a name it does not have."""
     options: dict[str, Any] = {}
+    own = family.architecture.schedulers
     if name == "default":
         cls = str(family.scheduler_config.get("_class_name", "DDIMScheduler"))
-    elif name in _SCHEDULERS:
-        cls, options = _SCHEDULERS[name]
+    elif name in own:
+        cls, options = own[name]
+    elif name in SCHEDULERS:
+        raise UserError(f"{family.row.title} draws with its own scheduler only. Choose default.")
     else:
         raise UserError(f"There is no scheduler {name}. Choose one of: {', '.join(SCHEDULERS)}.")
-    return getattr(diffusers, cls).from_config(family.scheduler_config, **options)
+    return family.scheduler_class(cls).from_config(family.scheduler_config, **options)
 
 
 @torch.no_grad()
@@ -83,7 +76,7 @@ def sample_latents(
     shape = family.latent_shape(height_px, width_px)
     device = torch.device(family.device.name)
     sampler = scheduler(family, scheduler_name)
-    sampler.set_timesteps(steps, device=device)
+    family.set_timesteps(sampler, steps, shape)
     latents = torch.cat([noise(row.seed, (1, *shape), device=device) for row in rows])
     timesteps = sampler.timesteps
     if sources is None or change >= 1:
@@ -92,11 +85,12 @@ def sample_latents(
         timesteps = _last_part(sampler, steps, max(1, round(steps * change)))
         pictures = family.encode_images(sources).latents(None).to(device)
         latents = sampler.add_noise(pictures, latents, timesteps[:1].repeat(len(rows)))
-    guided = any(row.guidance > 1 for row in rows)
+    weights = [family.guidance_weight(row.guidance) for row in rows]
+    guided = any(weight > 1 for weight in weights)
     told = modules.text.encode(modules.text.ids([row.prompt for row in rows]))
     if guided:
         told = Conditioning.joined([modules.text.negative([row.negative_prompt for row in rows]), told])
-        strength = torch.tensor([max(1.0, row.guidance) for row in rows], device=device)[:, None, None, None]
+        strength = torch.tensor(weights, device=device)[:, None, None, None]
     extra: dict[str, Any] = {}
     accepted = inspect.signature(sampler.step).parameters
     if "eta" in accepted:

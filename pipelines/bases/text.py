@@ -22,19 +22,29 @@ class Conditioning:
 
     states: torch.Tensor  # (b, t, d)
     pooled: torch.Tensor | None = None  # (b, p), SDXL
+    mask: torch.Tensor | None = None  # (b, t), False where nothing is said; None: all t count
 
     def __getitem__(self, rows: torch.Tensor | slice) -> Conditioning:
-        return Conditioning(self.states[rows], None if self.pooled is None else self.pooled[rows])
+        return Conditioning(
+            self.states[rows],
+            None if self.pooled is None else self.pooled[rows],
+            None if self.mask is None else self.mask[rows],
+        )
 
     def scaled(self, factor: torch.Tensor) -> Conditioning:
         """Each row times `factor` (b,)."""
         pooled = None if self.pooled is None else self.pooled * factor[:, None].to(self.pooled.dtype)
-        return Conditioning(self.states * factor[:, None, None].to(self.states.dtype), pooled)
+        return Conditioning(self.states * factor[:, None, None].to(self.states.dtype), pooled, self.mask)
 
     @staticmethod
     def joined(parts: Sequence[Conditioning]) -> Conditioning:
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Conditioning(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+        masks = [part.mask for part in parts if part.mask is not None]
+        return Conditioning(
+            torch.cat([part.states for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(masks) if masks else None,
+        )
 
 
 @dataclass(frozen=True)

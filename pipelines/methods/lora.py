@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
@@ -43,11 +43,17 @@ class LoRA:
             raise UserError(f"LoRA targets are one of {', '.join(TARGETS)}, not {recipe.targets}.")
         if recipe.rank < 1 or recipe.alpha <= 0:
             raise UserError("LoRA needs a rank of at least 1 and an alpha above 0.")
+        if recipe.text_learning_rate > 0 and not family.architecture.text_learns:
+            raise UserError(
+                f"The text encoder of {family.row.title} does not learn. Set the text encoder's learning rate to 0."
+            )
         return LoRALearner(family, recipe)
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """Stock loading onto float32 copies, then merged into the weights: drawing costs no more than with the base."""
-        modules = Modules(family.new_unet(trainable=True).requires_grad_(False), family.new_text())
+        # a file may hold layers of text encoders, which must not reach the shared ones; one that never learns is safe
+        text = family.new_text() if family.architecture.text_learns else family.text
+        modules = Modules(family.new_unet(trainable=True).requires_grad_(False), text)
         pipeline = family.pipeline(modules)
         try:
             with quiet():
@@ -75,7 +81,7 @@ class LoRALearner:
         text = family.new_text() if self.live_text else family.text
         with torch.random.fork_rng(devices=[]):  # PEFT draws its start from the global generator
             torch.manual_seed(derived_seed(recipe.seed, 11))
-            _add_adapter(unet, recipe, TARGETS[recipe.targets])
+            _add_adapter(unet, recipe, (family.architecture.targets or TARGETS)[recipe.targets])
             if self.live_text:
                 for encoder in text.encoders:
                     _add_adapter(encoder, recipe, TEXT_TARGETS)
@@ -107,7 +113,7 @@ class LoRALearner:
 
     @torch.no_grad()
     def start_from(self, folder: Path) -> None:
-        parts = {"unet": "unet"} | {
+        parts = {"unet": self._family.architecture.denoiser} | {
             f"encoder_{k}": name for k, (_, name) in enumerate(self._family.architecture.text_parts)
         }
         try:
@@ -129,9 +135,11 @@ class LoRALearner:
     def export(self, folder: Path) -> Artifact:
         import diffusers
 
+        architecture = self._family.architecture
+        learned = _layers(self.modules.unet)
         options: dict[str, Any] = {
-            "unet_lora_layers": _layers(self.modules.unet),
-            "unet_lora_adapter_metadata": _settings(self.modules.unet),
+            f"{architecture.denoiser}_lora_layers": learned,
+            f"{architecture.denoiser}_lora_adapter_metadata": _settings(self.modules.unet),
         }
         for (_, name), encoder in zip(self._family.architecture.text_parts, self._encoders(), strict=False):
             layers = _layers(encoder)
@@ -146,7 +154,12 @@ class LoRALearner:
             sort_header(path)
 
         write_file(folder / FILE, write)
-        return Artifact(FILE, (FILE,))
+        if architecture.generic_lora is None:
+            return Artifact(FILE, (FILE,))
+        name, prefix = architecture.generic_lora
+        alpha = self._recipe.alpha
+        write_file(folder / name, lambda path: _write_generic(path, learned, prefix, alpha))
+        return Artifact(FILE, (FILE, name))
 
 
 def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ...]) -> None:
@@ -184,6 +197,16 @@ def _layers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     state = get_peft_model_state_dict(module)
     return {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}
+
+
+def _write_generic(path: Path, layers: dict[str, torch.Tensor], prefix: str, alpha: float) -> None:
+    """The adapters as ComfyUI and its relatives read them: `prefix` before each name, alpha a tensor per layer."""
+    tensors = {prefix + name: tensor for name, tensor in layers.items()}
+    for name in layers:
+        if name.endswith(".lora_A.weight"):
+            tensors[prefix + name.replace(".lora_A.weight", ".alpha")] = torch.tensor(alpha)
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    sort_header(path)
 
 
 def _settings(module: torch.nn.Module) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Z-Image (Tongyi-MAI): a 6 B transformer trained by flow matching, told by the Qwen3 chat model instead of CLIP.
+
+In: a row of family "z_image". Out: a `Family` whose text, schedule and denoiser are the stock `ZImagePipeline`'s.
+Try it: `load_family(find_base("z-image")).pipeline()("portrait photo of a man").images[0]`, on a GPU.
+
+Its text encoder (4 B) never learns. On a GPU that is short of memory it waits in the machine's memory between prompts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.bases.family import Family, moved
+from pipelines.bases.objective import FlowSchedule
+from pipelines.bases.text import Conditioning, Text
+
+MAX_TOKENS = 512  # of a prompt, as in the stock pipeline
+TEXT_BATCH = 4  # prompts at once: every layer's states are kept until the last is done
+# Below this much GPU memory the text encoder waits outside, and activations are computed twice: by arithmetic, at
+# 1024 px the 12 GB transformer, the 8 GB encoder and 16 GB of activations per picture of a batch don't fit together.
+ROOMY_GB = 70.0
+
+
+@dataclass
+class ChatText(Text):
+    """One chat model that reads each prompt as a person's message; the layer before its last is what is told."""
+
+    device_name: str = "cpu"  # where it reads
+    resting: bool = False  # it is moved there for each call, and back
+
+    def ids(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """Token ids (b, t) and which of them are said (b, t). Longer prompts are cut, as in the stock pipeline."""
+        (tokenizer,) = self.tokenizers
+        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        chats = [
+            tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+            for each in messages
+        ]
+        batch = tokenizer(chats, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        return batch.input_ids.to(self.device_name), batch.attention_mask.bool().to(self.device_name)
+
+    def encode(self, ids: Sequence[torch.Tensor]) -> Conditioning:
+        tokens, said = ids
+        states = []
+        with self._awake() as encoder, self.autocast:
+            for part, mask in zip(tokens.split(TEXT_BATCH), said.split(TEXT_BATCH), strict=True):
+                read = encoder(input_ids=part, attention_mask=mask, output_hidden_states=True, use_cache=False)
+                states.append(read.hidden_states[-2])
+        return Conditioning(torch.cat(states), mask=said)
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[nn.Module]:
+        (encoder,) = self.encoders
+        if not self.resting:
+            yield encoder
+            return
+        nn.Module.to(encoder, self.device_name)
+        try:
+            yield encoder
+        finally:
+            nn.Module.to(encoder, "cpu")
+
+
+class ZImage(Family):
+    """What differs from the UNet families, and nothing else."""
+
+    @property
+    def tight(self) -> bool:
+        """Whether memory is short for it here."""
+        if self.device.kind != "cuda":
+            return False
+        return torch.cuda.get_device_properties(self.device.name).total_memory < 1e9 * ROOMY_GB
+
+    @property
+    def pixels_per_step(self) -> int:
+        patch: Sequence[int] = self._clean_unet.config.all_patch_size  # type: ignore[union-attr, assignment]
+        return self.pixels_per_latent * int(max(patch))
+
+    def _flow_shift(self, shape: tuple[int, int, int]) -> tuple[float, float]:
+        """(shift, mu) for latents of `shape`: the base's own number, or one that grows with the picture."""
+        get = self.scheduler_config.get
+        patch = self.pixels_per_step // self.pixels_per_latent
+        tokens = (shape[1] // patch) * (shape[2] // patch)
+        low, high = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
+        first, last = get("base_shift", 0.5), get("max_shift", 1.15)
+        mu = first + (last - first) * (tokens - low) / (high - low)
+        return (math.exp(mu) if get("use_dynamic_shifting") else float(get("shift", 1.0))), mu
+
+    def _schedule(self) -> FlowSchedule:
+        count = int(self.scheduler_config.get("num_train_timesteps", 1000))
+        return FlowSchedule(count, self._flow_shift(self.latent_shape())[0])
+
+    def new_unet(self, *, trainable: bool) -> nn.Module:
+        transformer = super().new_unet(trainable=trainable)
+        if self.tight:
+            transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        return transformer
+
+    def use_plain_attention(self, unet: nn.Module) -> None:
+        """It has one attention of its own."""
+
+    def _encoders(self, *, frozen: bool) -> tuple[nn.Module, ...]:
+        if not (frozen and self.tight):
+            return super()._encoders(frozen=frozen)
+        return (moved(self._parts["text_encoder"], "cpu", self.device.torch_dtype),)
+
+    def _text(self, encoders: tuple[nn.Module, ...]) -> Text:
+        return ChatText(
+            tokenizers=(self._parts["tokenizer"],),
+            encoders=encoders,
+            autocast=self.device.autocast(self.device.kind == "cuda"),
+            device_name=self.device.name,
+            resting=self.tight,
+        )
+
+    def scheduler_class(self, name: str) -> Any:
+        return _flow_class(name)
+
+    def set_timesteps(self, sampler: Any, steps: int, shape: tuple[int, int, int]) -> None:
+        sigmas = torch.linspace(1.0, 1 / steps, steps).tolist()
+        sampler.set_timesteps(sigmas=sigmas, mu=self._flow_shift(shape)[1], device=torch.device(self.device.name))
+
+    def guidance_weight(self, guidance: float) -> float:
+        """The stock pipeline adds `guidance` times the difference to what the prompt says: 0, not 1, is none."""
+        return 1.0 + max(0.0, guidance)
+
+    def predict(
+        self, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The velocity from picture to noise (b, c, h, w); the transformer counts time and velocity the other way."""
+        assert conditioning.mask is not None
+        count = len(self.schedule)
+        clean = (count - timesteps.expand(len(noisy))) / count
+        dtype = next(unet.parameters()).dtype
+        pictures = list(noisy.to(dtype).unsqueeze(2).unbind())  # one frame each
+        told = [states[said] for states, said in zip(conditioning.states, conditioning.mask, strict=True)]
+        with self.autocast():
+            answers = unet(pictures, clean, told, return_dict=False)[0]
+        return -torch.stack(answers).squeeze(2)
+
+
+@lru_cache(maxsize=4)
+def _flow_class(name: str) -> type:
+    """A flow scheduler of diffusers with the names that its diffusion schedulers have."""
+    import diffusers
+
+    stock: Any = getattr(diffusers, name)
+
+    class Flow(stock):  # type: ignore[misc]
+        init_noise_sigma = 1.0
+
+        def scale_model_input(self, sample: torch.Tensor, _timestep: torch.Tensor) -> torch.Tensor:
+            return sample
+
+        def add_noise(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            return self.scale_noise(sample, timesteps, noise)  # type: ignore[no-any-return]
+
+    return Flow
