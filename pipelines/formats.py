@@ -435,8 +435,14 @@ def made_for(header: Header) -> str | None:
     return None
 
 
+def kind_of(row: BaseRow) -> str:
+    """The same title for a base."""
+    return PORTRAIT if row.family == "portrait" else BASES[row.family].title if row.family in BASES else row.title
+
+
+PORTRAIT = BASES["portrait-128"].title
 _SAID = (
-    (("likeness_portrait", "likeness-portrait"), "the embedded portrait base"),
+    (("likeness_portrait", "likeness-portrait"), PORTRAIT),
     (("sdxl", "stable-diffusion-xl"), BASES["sdxl"].title),
     (("sd_v2", "stable-diffusion-v2"), "Stable Diffusion 2"),
     (("sd_v1", "sd_1.5", "stable-diffusion-v1"), BASES["sd15"].title),

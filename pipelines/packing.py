@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import workspace
-from pipelines.schema import COLUMNS, METHODS
+from pipelines.schema import METHODS
 from pipelines.workspace import Run
 
 TITLES = {"textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA"}
@@ -50,7 +50,7 @@ def settings(run: Run) -> dict[str, Any]:
     cards = {m: card for m in METHODS if (card := workspace.read_json(run.method(m) / "subject.json"))}
     pictures = {
         run.relative(path): saved.get("sampling")
-        for column in COLUMNS
+        for column in workspace.columns(run)
         for path in sorted(run.renders(column).glob("*.png"))
         if (saved := _inside(path)) is not None
     }
@@ -98,7 +98,7 @@ def readme(run: Run, files: Sequence[Path]) -> str:
         "",
         "settings.json: base, recipes, and prompt, seed and dials of every picture, in one place.",
     ]
-    for column in COLUMNS:
+    for column in workspace.columns(run):
         count = sum(name.startswith(f"renders/{column}/") for name in names)
         if count:
             who = "the untrained base" if column == "none" else TITLES.get(column, column)

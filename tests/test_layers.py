@@ -24,7 +24,7 @@ LAYERS = (
         "calibration",
         "bases.registry",
     ),
-    ("ledger", "estimates", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
+    ("ledger", "estimates", "formats", "importing", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
     ("training", "generation", "scoring", "lookalike", "votes", "metrics", "clip_text", "refining"),
     ("selection",),

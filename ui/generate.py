@@ -22,7 +22,7 @@ import gradio as gr
 from pipelines import presets
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.comparison import COMPARED_STYLES
-from pipelines.schema import COLUMNS, Sampling, Style, UserError
+from pipelines.schema import Sampling, Style, UserError, place_of
 from ui import photobox, pictures, views
 from ui.errors import told
 from ui.pictures import Drawing
@@ -839,7 +839,7 @@ def _fellows(view: View, shot: Shot) -> list[Shot]:
     """`shot` and every picture it can be laid over: of the same settings by another method, and its source."""
     same = {each.method: each for each in view.pictures if each.sampling == shot.sampling} | {shot.method: shot}
     source = _source(view, shot.sampling) if shot.sampling else None
-    return [same[column] for column in COLUMNS if column in same] + ([source] if source else [])
+    return [same[column] for column in sorted(same, key=place_of)] + ([source] if source else [])
 
 
 def _pair_with(view: View, shot: Shot) -> tuple[Shot, Shot] | None:
@@ -859,7 +859,7 @@ def _pair(view: View) -> tuple[Shot, Shot] | None:
     """What lies under the slider at first: of the pictures shown the first that two methods drew, else of all."""
     for shots in (view.latest_shots, view.pictures):
         for row in views.rows_of(shots):
-            there = [row[column] for column in COLUMNS if column in row]
+            there = [row[column] for column in sorted(row, key=place_of)]
             if len(there) > 1:
                 return there[0], there[-1]
             if there and there[0].sampling and (source := _source(view, there[0].sampling)):
