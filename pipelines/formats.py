@@ -244,6 +244,8 @@ class Layout:
             # by Stability's name only
             spelled = self.stability(path) if self.second_encoder else rest
             return f"lora_unet_{spelled.replace('.', '_')}"
+        if rest == "text_projection":
+            return "lora_te2_text_projection"
         number = {"text_encoder": "1" if self.second_encoder else "", "text_encoder_2": "2"}[part]
         return f"lora_te{number}_text_model_{rest.replace('.', '_')}"
 
