@@ -208,7 +208,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _judge_arguments(score)
 
-    extract = command("extract", "Turn what DreamBooth learned into a LoRA, and say how much of it that misses.", _extract)
+    extract = command(
+        "extract", "Turn what DreamBooth learned into a LoRA, and say how much of it that misses.", _extract
+    )
     extract.add_argument("folder", metavar="RUN", type=Path, help="folder of a run in which DreamBooth was trained")
     size = extract.add_mutually_exclusive_group()
     size.add_argument("--rank", type=_whole, help="of every layer (32)")
@@ -230,8 +232,12 @@ def parser() -> argparse.ArgumentParser:
     imports.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     imports.add_argument("file", metavar="FILE", type=Path, nargs="?", help="a .safetensors file")
     imports.add_argument("--name", help="of its column: small letters, digits, dashes (from the file's name)")
-    imports.add_argument("--trigger", default="", metavar="WORDS", help="what calls the person (its metadata's, else man, woman, ...)")
-    imports.add_argument("--no-draw", action="store_true", help="don't draw the run's prompts and seeds with it at once")
+    imports.add_argument(
+        "--trigger", default="", metavar="WORDS", help="what calls the person (its metadata's, else man, woman, ...)"
+    )
+    imports.add_argument(
+        "--no-draw", action="store_true", help="don't draw the run's prompts and seeds with it at once"
+    )
     imports.add_argument("--remove", metavar="NAME", help="take an imported column out again")
     _judge_arguments(imports)
 

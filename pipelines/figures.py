@@ -28,7 +28,7 @@ Span = Mapping[str, float]  # mean, low, high
 
 
 def title_of(column: str) -> str:
-    """A column's title as plain text: a method's, an imported file's, or the name pictures made elsewhere were given."""
+    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
     if is_imported(column):
         return f"{column.removeprefix(IMPORTED)} (imported)"
     return NAMES.get(column) or column

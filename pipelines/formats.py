@@ -4,8 +4,8 @@ In: a `.safetensors` file, or the weights of a base. Out: a `Header` (checked be
 `Layout` (every layer's path and shape), and the names a path has in other programs.
 Try it: `print(len(layout(find_base("portrait-128")).weights))`.
 
-Paths are "unet.down_blocks.0.attentions.0....to_q" and "text_encoder[_2].encoder.layers.0.self_attn.q_proj", as diffusers
-and transformers name their modules, without the "text_model." that comes and goes between versions of transformers.
+Paths are "unet.down_blocks.0.attentions.0....to_q" and "text_encoder[_2].encoder.layers.0.self_attn.q_proj", as
+diffusers and transformers name their modules, without the "text_model." that comes and goes between versions.
 Names read in: AUTOMATIC1111 extensions-builtin/Lora/networks.py, ComfyUI comfy/lora.py and comfy/utils.py, InvokeAI
 invokeai/backend/patches/lora_conversions/, kohya-ss/sd-scripts networks/lora.py, diffusers
 loaders/lora_conversion_utils.py (versions of August 2026).

@@ -1,8 +1,8 @@
 """Other people's LoRAs and embeddings as columns of a comparison: looked at, checked against the base, stored, removed.
 
-In: a `.safetensors` file, which nobody trusts, and a run. Out: `methods/imported-<name>/` with a card and the numbers that
-were understood, nothing else of the file. Nothing in it is run, no other kind of file is opened, and no tensor is loaded
-before its header was checked. Light: no torch, so the app can do it while the person waits.
+In: a `.safetensors` file, which nobody trusts, and a run. Out: `methods/imported-<name>/` with a card and the numbers
+that were understood, nothing else of the file. Nothing in it is run, no other kind of file is opened, and no tensor is
+loaded before its header was checked. Light: no torch, so the app can do it while the person waits.
 Try it: `python -m pipelines import RUN FILE --name theirs`.
 """
 
@@ -242,9 +242,9 @@ def add(
 ) -> Subject:
     """Take a file in as the column `imported-<name>`; returns its card.
 
-    `phrase` is what `{subject}` becomes with it: of a LoRA its trigger words (else those in its metadata, else the class
-    word); an embedding's own vectors are always said, and `phrase` after them (else the class word). Raises UserError,
-    and leaves the run as it was, for a file that is refused (see `look`) and a name or phrase that can't be.
+    `phrase` is what `{subject}` becomes with it: of a LoRA its trigger words (else those in its metadata, else the
+    class word); an embedding's own vectors are always said, and `phrase` after them (else the class word). Raises
+    UserError, and leaves the run as it was, for a file that is refused (see `look`) and a name or phrase that can't be.
     """
     if not NAME.fullmatch(name):
         raise UserError(f"{name[:40]} can't name a column. Use up to 24 small letters, digits and dashes.")

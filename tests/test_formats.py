@@ -236,9 +236,7 @@ def test_diffusers_maps_every_name_onto_its_layer(kind):
     from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
     layout, names = real_layout(kind), written(kind)
-    layers = {
-        path: Layer(torch.full((1,), float(k)), torch.full((1,), float(k)), 1.0) for k, path in enumerate(names)
-    }
+    layers = {path: Layer(torch.full((1,), float(k)), torch.full((1,), float(k)), 1.0) for k, path in enumerate(names)}
     state = kohya.to_kohya(layers, layout)
     if kind == "sdxl":
         state = _maybe_map_sgm_blocks_to_diffusers(state, real_parts(kind)["unet"].config)
@@ -268,7 +266,9 @@ def made(kind, folder, **changes):
 def merged(family, layers, strength=1.0):
     modules = Modules(family.new_unet(trainable=True).requires_grad_(False), family.new_text())
     names = [name for _, name in family.architecture.text_parts]
-    kohya.merge({"unet": modules.unet} | dict(zip(names, modules.text.encoders, strict=True)), layers, strength=strength)
+    kohya.merge(
+        {"unet": modules.unet} | dict(zip(names, modules.text.encoders, strict=True)), layers, strength=strength
+    )
     return modules
 
 

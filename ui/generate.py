@@ -23,7 +23,7 @@ from pipelines import presets
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.comparison import COMPARED_STYLES
 from pipelines.schema import Sampling, Style, UserError, place_of
-from ui import photobox, pictures, views
+from ui import imports, photobox, pictures, views
 from ui.errors import told
 from ui.pictures import Drawing
 from ui.state import Services, View
@@ -188,6 +188,7 @@ class GenerateTab:
     only: gr.Checkbox
     ranked: gr.HTML
     ranked_box: gr.Accordion
+    imports: imports.ImportSection
 
     def show(self, view: View) -> Updates:
         busy, closed = view.drawing.busy, view.generate_blocked
@@ -212,6 +213,7 @@ class GenerateTab:
             self.columns: gr.update(choices=methods),
             self.sweep_method: gr.update(choices=methods),
             self.vary_method: gr.update(choices=methods),
+            **self.imports.show(view),
         }
 
     def restore(self, view: View) -> Updates:
@@ -230,6 +232,7 @@ class GenerateTab:
             self.width: gr.update(choices=sizes, value=0),
             self.height: gr.update(choices=sizes, value=0),
             **self._methods(view),
+            **self.imports.restore(view),
             **self.compare(view, _pair(view)),
             **(self.fill(view.row, style) if style else self.helped(view.row, "")),
         }
@@ -372,6 +375,7 @@ def build(services: Services) -> GenerateTab:
                     width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
                     height = gr.Dropdown([("the base's own", 0)], value=0, label=say("Height"), min_width=120)
                 reuse = gr.UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
+            imported = imports.build()
             start = gr.Button(say("Generate"), variant="primary", size="lg", elem_id="lk-generate")
             stop = gr.Button(say("Stop"), variant="stop", visible=False, elem_id="lk-generate-stop")
             best = gr.Button(say("Make 24 per method, keep the 6 most like me"), size="sm", elem_id="lk-best")
@@ -418,7 +422,7 @@ def build(services: Services) -> GenerateTab:
         guidance, scheduler, width, height, size_row, strength, reuse, start, stop, best, sweep_method, sweep_steps,
         sweep_guidance, sweep, status, history_box, history, vary_box, vary_picture, vary_change, vary_number,
         vary_method, vary_prompt, vary, vary_close, grid, compare_box, left, right, compared, keep, only, ranked,
-        ranked_box,
+        ranked_box, imported,
     )  # fmt: skip
 
 
@@ -478,6 +482,7 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
         trigger_mode="always_last", **quiet,
     )  # fmt: skip
     tab.dice.click(lambda: secrets.randbelow(NEW_SEEDS), None, tab.seed, queue=False, **quiet)
+    imports.wire(tab.imports, tab.columns, services, capability, show)
     tab.reuse.upload(told(act.reuse), [capability, tab.reuse], list(tab.used), **quiet)
     return started
 

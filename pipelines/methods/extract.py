@@ -1,8 +1,8 @@
 """A DreamBooth as a LoRA: each layer's learned change, cut to its largest singular directions (Eckart and Young 1936).
 
-In: a DreamBooth folder and its base. Out: `<name>.safetensors` (kohya's names) and `<name>_diffusers.safetensors`, which
-weigh a fraction of it, and how much of the change they miss: relative Frobenius errors per layer and in all, measured on
-the numbers as they are stored. Biases, norms and embeddings have no place in a LoRA; their share is stated too.
+In: a DreamBooth folder and its base. Out: `<name>.safetensors` (kohya's names) and `<name>_diffusers.safetensors`,
+which weigh a fraction of it, and how much of the change they miss: relative Frobenius errors per layer and in all,
+measured on the numbers as they are stored. Biases, norms and embeddings have no place in a LoRA; their share is stated.
 Try it: `python -m pipelines extract RUN --rank 32`.
 """
 
@@ -26,12 +26,12 @@ from pipelines.methods.kohya import Layer, Layers
 from pipelines.schema import Subject, UserError
 
 MAX_RANK = 4096
-# Where the rank follows from an error, layers differ in rank and share one alpha: diffusers 0.42.1 reads differing alphas
-# of a file with kohya's names for attention layers wrongly (lora_conversion_utils.py, `_get_alpha_name`).
+# Where the rank follows from an error, layers differ in rank and share one alpha: diffusers 0.42.1 reads differing
+# alphas of a file with kohya's names for attention layers wrongly (lora_conversion_utils.py, `_get_alpha_name`).
 ALPHA = 32.0
 UNMAPPED = "text_projection"  # no web UI knows a LoRA's name for SDXL's text projection
-# Beyond this many times the wanted rank a randomized decomposition (Halko et al. 2011) is many times faster than a whole
-# one, and with its power iterations as good: its error is measured like any other.
+# Beyond this many times the wanted rank a randomized decomposition (Halko et al. 2011) is many times faster than a
+# whole one. Its error is measured like any other.
 RANDOMIZED_FROM = 6
 OVERSAMPLING, POWER_ITERATIONS = 16, 4
 
@@ -68,7 +68,7 @@ def extract(
 ) -> Extracted:
     """Decompose what DreamBooth learned in `folder`. Give a `rank` for every layer, or the relative `error` allowed.
 
-    Raises UserError for neither or both, for values out of range, a folder of another base, and when nothing was learned.
+    Raises UserError for neither or both, values out of range, a folder of another base, and when nothing was learned.
     """
     if (rank is None) == (error is None):
         raise UserError("Give either a rank or an error, not both.")

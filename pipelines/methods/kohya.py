@@ -33,7 +33,9 @@ VERSIONS = {
     "sd15": ("sd_v1", "stable-diffusion-v1"),
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
 }
-STABILITY = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name of the code SDXL LoRAs are named after
+STABILITY = (
+    "https://github.com/Stability-AI/generative-models"  # ModelSpec's name of the code SDXL LoRAs are named after
+)
 
 
 @dataclass(frozen=True)

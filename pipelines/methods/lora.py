@@ -156,7 +156,10 @@ class LoRALearner:
         family = self._family
         if family.row.family not in kohya.VERSIONS:
             return
-        parts = ["unet", *(name for (_, name), _ in zip(family.architecture.text_parts, self._encoders(), strict=False))]
+        parts = [
+            "unet",
+            *(name for (_, name), _ in zip(family.architecture.text_parts, self._encoders(), strict=False)),
+        ]
         state = {f"{part}.{name}": each for part in parts for name, each in options[f"{part}_lora_layers"].items()}
         kohya.write(
             folder / kohya.FILE,
