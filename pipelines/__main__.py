@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pipelines.lookalike import Opinion
     from pipelines.workspace import Run
 
+DREAMBOOTH_LORA = "likeness_dreambooth_lora.safetensors"
 DONE, FAILED, WRONG_USE = 0, 1, 2
 CONSENT = "By running this command the user states that the person shown agrees to have their face learned."
 
@@ -219,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         metavar="FILE",
         type=Path,
-        help="kohya's names; FILE_diffusers.safetensors lies beside it\n(RUN/methods/dreambooth/likeness_dreambooth_lora.safetensors)",
+        help=f"kohya's names; FILE_diffusers.safetensors lies beside it\n(RUN/methods/dreambooth/{DREAMBOOTH_LORA})",
     )
     extract.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
 
@@ -497,7 +498,7 @@ def _extract(asked: argparse.Namespace) -> int:
     run = _run_of(asked.folder)
     folder = run.method("dreambooth")
     subject = load_subject(folder)
-    out = asked.out or folder / "likeness_dreambooth_lora.safetensors"
+    out = asked.out or folder / DREAMBOOTH_LORA
     if out.suffix != ".safetensors":
         raise WrongUse(f"{out.name} does not end in .safetensors. Name the file so.")
     rank = 32 if asked.rank is None and asked.error is None else asked.rank

@@ -502,7 +502,8 @@ def _table(findings: Findings, judge: str) -> str:
     others = " Imported files were not trained here: what they learned from, for how long and at what cost is unknown."
     told = others if any(map(is_imported, findings.columns)) else ""
     return (
-        f'<div class="scroll"><table><caption>Judge: {escape(judge)}. Pictures without a face count as 0.{told}</caption>'
+        f'<div class="scroll"><table><caption>Judge: {escape(judge)}. Pictures without a face count as 0.{told}'
+        "</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -95,7 +95,6 @@ def written(kind: str) -> dict[str, str]:
 
 
 def test_the_real_layouts_are_whole():
-    assert len(written("sd15")) == 128 + 96 - 32 + 4 * 12 or len(written("sd15")) > 200
     found = {kind: sum(path.startswith("unet.") and ".attn" in path for path in written(kind)) for kind in REAL}
     assert found == {"sd15": 128, "sdxl": 560}  # what every trainer counts for attention
     assert sum(path.startswith("text_encoder_2.") for path in written("sdxl")) == 4 * 32

@@ -51,9 +51,12 @@ class ImportSection:
 def build() -> ImportSection:
     with gr.Accordion(say("Compare with a LoRA or embedding you have"), open=False, elem_id="lk-import"):
         file = gr.File(
-            label=say("A .safetensors file for this base"), file_count="single", file_types=[".safetensors"], height=120,
+            label=say("A .safetensors file for this base"),
+            file_count="single",
+            file_types=[".safetensors"],
+            height=120,
             elem_id="lk-import-file",
-        )  # fmt: skip
+        )
         trigger = gr.Textbox(
             label=say("Words that call the person"), max_length=LIMIT, elem_id="lk-import-trigger",
             info=say("As its maker says. Empty: what the file says, else man, woman or person."),
@@ -171,7 +174,7 @@ def _listed(view: View) -> str:
         size = "vectors" if about.get("kind") == "embedding" else "rank"
         kind = "embedding" if about.get("kind") == "embedding" else "LoRA"
         items.append(
-            f"<li><b>{escape(METHOD_NAMES[column])}</b>: {kind}, {size} {escape(str(about.get('rank', '–')))}, called by "
-            f"“{escape(str(card.get('phrase', '')))}”. Not trained here: steps and time unknown.</li>"
+            f"<li><b>{escape(METHOD_NAMES[column])}</b>: {kind}, {size} {escape(str(about.get('rank', '–')))}, "
+            f"called by “{escape(str(card.get('phrase', '')))}”. Not trained here: steps and time unknown.</li>"
         )
     return f'<ul class="lk-note lk-small">{"".join(items)}</ul>' if items else ""

@@ -1,7 +1,7 @@
 """LoRAs as other programs read them: kohya's flat names, one alpha per layer, and metadata that say what it is.
 
-In: what PEFT learned, as diffusers names it. Out: `likeness_lora.safetensors`, which A1111, ComfyUI, InvokeAI, sd-scripts
-and diffusers load; and back from any spelling of either. In between stands one normal form: path -> `Layer`.
+In: what PEFT learned, as diffusers names it. Out: `likeness_lora.safetensors`, which A1111, ComfyUI, InvokeAI,
+sd-scripts and diffusers load; and back from any spelling of either. In between stands one normal form: path -> `Layer`.
 Names and shapes are in `pipelines.formats`. Try it: `from_kohya(load_file("lora.safetensors"), layout(row))`.
 """
 
@@ -26,21 +26,19 @@ from pipelines.schema import UserError
 
 # Web UIs trigger on a file's name, so there is no < or > in it. A1111 also calls a LoRA by its ss_output_name.
 FILE = "likeness_lora.safetensors"
-# What sd-scripts calls the bases (library/model_util.py, sdxl_model_util.py) and ModelSpec their architecture. A1111 sorts
-# files into SD1, SD2 and SDXL by the first (network.py, `detect_version`).
+# What sd-scripts calls the bases (library/model_util.py, sdxl_model_util.py) and ModelSpec their architecture. A1111
+# sorts files into SD1, SD2 and SDXL by the first (network.py, `detect_version`).
 VERSIONS = {
     "portrait": ("likeness_portrait_128", "likeness-portrait-128"),
     "sd15": ("sd_v1", "stable-diffusion-v1"),
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
 }
-STABILITY = (
-    "https://github.com/Stability-AI/generative-models"  # ModelSpec's name of the code SDXL LoRAs are named after
-)
+STABILITY = "https://github.com/Stability-AI/generative-models"  # ModelSpec's word for SDXL's own spelling
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a LoRA changes about one weight: W + alpha / rank * up @ down, and with DoRA each row's or column's length."""
+    """What a LoRA changes about one weight: W + alpha / rank * up @ down, and with DoRA a length per row or column."""
 
     down: torch.Tensor  # (rank, in) or (rank, in, height, width)
     up: torch.Tensor  # (out, rank) or (out, rank, 1, 1)
