@@ -73,8 +73,9 @@ def read_header(path: Path, *, called: str | None = None, size_limit: int | None
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            first = file.read(8)
-            if first[:2] == b"PK" or first[:1] == b"\x80":
+            first, begins = file.read(8), file.read(1)
+            # the first byte is a length's: a header of 128 bytes begins like a pickle, but a brace follows the length
+            if first[:4] == b"PK\x03\x04" or (first[:1] == b"\x80" and begins != b"{"):
                 raise UserError(f"{name} holds a Python pickle, whatever its name says. {PICKLE}")
             if size_limit is not None and size > size_limit:
                 raise UserError(f"{name} has {size / 1e6:,.0f} MB; at most {size_limit / 1e6:,.0f} MB are taken.")
@@ -83,7 +84,7 @@ def read_header(path: Path, *, called: str | None = None, size_limit: int | None
             (length,) = struct.unpack("<Q", first)
             if not 2 <= length <= min(HEADER_LIMIT, size - 8):
                 raise _Damaged("its header is longer than the file or than any real one")
-            return _parsed(file.read(length), 8 + length, size)
+            return _parsed(begins + file.read(length - 1), 8 + length, size)
     except OSError as error:
         raise UserError(f"{name} can't be read ({(error.strerror or 'unknown').lower()}). Try again.") from error
     except (_Damaged, ValueError, RecursionError) as error:
@@ -118,17 +119,22 @@ def _parsed(text: bytes, begin: int, size: int) -> Header:
 def _entry(saved: object, begin: int, size: int) -> Entry:
     if not isinstance(saved, dict):
         raise _Damaged("a tensor is not described")
-    dtype, shape, offsets = (saved.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if dtype not in BYTES:
+    dtype = saved.get("dtype")
+    shape, offsets = _whole(saved.get("shape"), 8), _whole(saved.get("data_offsets"), 2)
+    if not isinstance(dtype, str) or dtype not in BYTES:
         raise _Damaged(f"it stores numbers as {str(dtype)[:20]}")
-    for value, most in ((shape, 8), (offsets, 2)):
-        if not isinstance(value, list) or len(value) > most or not all(type(n) is int and n >= 0 for n in value):
-            raise _Damaged("a tensor has no shape")
     if len(offsets) != 2 or begin + offsets[1] > size:
         raise _Damaged("it is cut short")
     if offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
         raise _Damaged("a tensor's shape and size differ")
-    return Entry(dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
+    return Entry(str(dtype), shape, begin + offsets[0], begin + offsets[1])
+
+
+def _whole(value: object, most: int) -> tuple[int, ...]:
+    """Up to `most` whole numbers from 0."""
+    if not isinstance(value, list) or len(value) > most or not all(type(n) is int and n >= 0 for n in value):
+        raise _Damaged("a tensor has no shape")
+    return tuple(value)
 
 
 def broken_numbers(path: Path, entries: Iterable[Entry]) -> bool:

@@ -99,6 +99,14 @@ HEADERS = {
 }
 
 
+def test_a_header_as_long_as_a_pickles_first_byte_is_no_pickle(tmp_path):
+    """Its length is written first, lowest byte first: 128, 384, ... begin with the byte every new pickle begins with."""
+    for length in (128, 384, 0x4B50):  # and "PK", as a ZIP does
+        text = json.dumps({"emb_params": {"dtype": "F32", "shape": [1, 32], "data_offsets": [0, 128]}}).encode()
+        file = raw(tmp_path / "x.safetensors", text + b" " * (length - len(text)), b"\0" * 128)
+        assert importing.look(file, row()).kind == "embedding"
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_damaged_files_get_a_sentence(name, tmp_path):
     file = tmp_path / "x.safetensors"

@@ -163,7 +163,7 @@ def write(extracted: Extracted, path: Path, family: Family, phrase: str) -> tupl
         title="Likeness LoRA, extracted from DreamBooth",
         more=said,
     )
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, layer in extracted.layers.items():
         part, _, module = name.partition(".")
         stem = name if part == "unet" else f"{part}.text_model.{module}"

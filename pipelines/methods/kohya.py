@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def merge(parts: Mapping[str, torch.nn.Module], layers: Layers, *, strength: flo
     }
     for path, layer in layers.items():
         weight = weights[path]
-        on = Layer(*(each.to(weight.device) for each in (layer.down, layer.up)), layer.alpha)
+        on = replace(layer, down=layer.down.to(weight.device), up=layer.up.to(weight.device))
         changed = weight.float() + on.change(weight.shape)
         if layer.magnitude is not None:
             kept, rest = (1, 0) if layer.per_input else (0, 1)
