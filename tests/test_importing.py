@@ -100,7 +100,7 @@ HEADERS = {
 
 
 def test_a_header_as_long_as_a_pickles_first_byte_is_no_pickle(tmp_path):
-    """Its length is written first, lowest byte first: 128, 384, ... begin with the byte every new pickle begins with."""
+    """Its length comes first, lowest byte first: 128, 384, ... begin with the byte every new pickle begins with."""
     for length in (128, 384, 0x4B50):  # and "PK", as a ZIP does
         text = json.dumps({"emb_params": {"dtype": "F32", "shape": [1, 32], "data_offsets": [0, 128]}}).encode()
         file = raw(tmp_path / "x.safetensors", text + b" " * (length - len(text)), b"\0" * 128)
@@ -342,8 +342,8 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
 
 
 def test_no_imported_column_wins(tmp_path):
-    from pipelines.schema import PhotoSet, Score
     from pipelines.report import Cell, Findings, verdict
+    from pipelines.schema import PhotoSet, Score
     from pipelines.scoring import Marks
 
     def cells(column, value):
