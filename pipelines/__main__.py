@@ -1,4 +1,4 @@
-"""The command line: `python -m pipelines check|train|generate|score|compare|forget`.
+"""The command line: `python -m pipelines check|train|generate|score|compare|import|extract|forget`.
 
 In: arguments. Out: what was asked for in files, a summary (or with `--json` JSON and nothing else) on stdout, progress
 and problems on stderr. Exit code 0 when the work was done, whatever the verdict; 2 for wrong use; 1 when it failed.
@@ -32,6 +32,7 @@ from pipelines.schema import (
     Event,
     Sampling,
     UserError,
+    is_imported,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pipelines.lookalike import Opinion
     from pipelines.workspace import Run
 
+DREAMBOOTH_LORA = "likeness_dreambooth_lora.safetensors"
 DONE, FAILED, WRONG_USE = 0, 1, 2
 CONSENT = "By running this command the user states that the person shown agrees to have their face learned."
 
@@ -153,9 +155,10 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--style", action="append", default=[], help="a style of presets/styles (repeatable)")
     generate.add_argument(
         "--methods",
-        type=_names(COLUMNS),
+        type=_names(COLUMNS, imported=True),
         metavar="NAMES",
-        help=f"comma-separated columns, of {', '.join(COLUMNS)};\nnone is the untrained base (all that are trained)",
+        help=f"comma-separated columns, of {', '.join(COLUMNS)}\nand imported-NAME; none is the untrained base "
+        "(all that are trained\nor imported)",
     )
     generate.add_argument("--number", type=_whole, default=1, help="pictures per prompt and method (1)")
     generate.add_argument(
@@ -206,6 +209,39 @@ def parser() -> argparse.ArgumentParser:
     )
     _judge_arguments(score)
 
+    extract = command(
+        "extract", "Turn what DreamBooth learned into a LoRA, and say how much of it that misses.", _extract
+    )
+    extract.add_argument("folder", metavar="RUN", type=Path, help="folder of a run in which DreamBooth was trained")
+    size = extract.add_mutually_exclusive_group()
+    size.add_argument("--rank", type=_whole, help="of every layer (32)")
+    size.add_argument("--error", type=_real, help="allowed of each layer's change, e.g. 0.05; the rank follows")
+    extract.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help=f"kohya's names; FILE_diffusers.safetensors lies beside it\n(RUN/methods/dreambooth/{DREAMBOOTH_LORA})",
+    )
+    extract.add_argument("--device", help="cpu, cuda or mps (default: the best here)")
+
+    imports = command(
+        "import",
+        "Compare with a LoRA or embedding that was trained elsewhere.",
+        _import,
+        epilog=f"only .safetensors; rank up to {512}, LoRA up to 1 GB (LIKENESS_IMPORT_MB), embedding up to 20 MB",
+    )
+    imports.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+    imports.add_argument("file", metavar="FILE", type=Path, nargs="?", help="a .safetensors file")
+    imports.add_argument("--name", help="of its column: small letters, digits, dashes (from the file's name)")
+    imports.add_argument(
+        "--trigger", default="", metavar="WORDS", help="what calls the person (its metadata's, else man, woman, ...)"
+    )
+    imports.add_argument(
+        "--no-draw", action="store_true", help="don't draw the run's prompts and seeds with it at once"
+    )
+    imports.add_argument("--remove", metavar="NAME", help="take an imported column out again")
+    _judge_arguments(imports)
+
     forget = command("forget", "Remove a run with everything in it; prints a receipt.", _forget)
     forget.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
 
@@ -243,11 +279,11 @@ def _judge_arguments(made: argparse.ArgumentParser) -> None:
         )
 
 
-def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+def _names(known: Sequence[str], *, imported: bool = False) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
         for name in names:
-            if name not in known:
+            if name not in known and not (imported and is_imported(name)):
                 raise argparse.ArgumentTypeError(f"there is no method {name}; choose of {', '.join(known)}")
         if not names:
             raise argparse.ArgumentTypeError(f"no method was named; choose of {', '.join(known)}")
@@ -417,9 +453,8 @@ def _generate(asked: argparse.Namespace) -> int:
 
     _face_models(asked)
     run = _run_of(asked.folder)
-    cards = {
-        name: card for name in METHODS if (card := workspace.read_json(run.method(name) / "subject.json")) is not None
-    }
+    every = (*METHODS, *workspace.imported(run))
+    cards = {name: card for name in every if (card := workspace.read_json(run.method(name) / "subject.json"))}
     before = jobs.load_spec(run) if run.spec.exists() else None
     if before is None:
         raise WrongUse("Nothing was trained in this run yet. Train first: python -m pipelines train --help")
@@ -452,6 +487,101 @@ def _generate(asked: argparse.Namespace) -> int:
             said = ", ".join(f"{judge} {_figure(value)}" for judge, value in one["similarity"].items())
             print(f"{one['file']}  {said}")
     return DONE
+
+
+def _extract(asked: argparse.Namespace) -> int:
+    from pipelines.bases.family import load_family
+    from pipelines.bases.registry import find_base
+    from pipelines.methods import extract
+    from pipelines.runtime import pick_device
+    from pipelines.training import load_subject
+
+    run = _run_of(asked.folder)
+    folder = run.method("dreambooth")
+    subject = load_subject(folder)
+    out = asked.out or folder / DREAMBOOTH_LORA
+    if out.suffix != ".safetensors":
+        raise WrongUse(f"{out.name} does not end in .safetensors. Name the file so.")
+    rank = 32 if asked.rank is None and asked.error is None else asked.rank
+    family = load_family(find_base(subject.base), pick_device(asked.device))
+
+    def told(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\rlayer {done} of {total}", end="" if done < total else "\n", file=sys.stderr)
+
+    found = extract.extract(family, folder, subject, rank=rank, error=asked.error, progress=told)
+    files = extract.write(found, out, family, subject.phrase)
+    whole = sum(file.stat().st_size for file in (folder / "unet").glob("*.safetensors"))
+    if asked.json:
+        _print_json(
+            {"files": [str(file) for file in files], "error": found.error, "left_out": found.left_out,
+             "ranks": found.ranks, "layer_errors": found.errors, "bytes": files[0].stat().st_size}
+        )  # fmt: skip
+        return DONE
+    low, high = found.ranks
+    print(
+        f"{len(found.layers)} layers, rank {low if low == high else f'{low} to {high}'}, "
+        f"{files[0].stat().st_size / 1e6:.2f} MB of {whole / 1e6:.2f} MB."
+    )
+    print(f"Misses {found.error:.1%} of the change of these layers; {found.left_out:.1%} lies in biases and norms.")
+    for file in files:
+        print(file)
+    return DONE
+
+
+def _import(asked: argparse.Namespace) -> int:
+    from pipelines import importing, jobs, workspace
+    from pipelines.bases.registry import find_base
+    from pipelines.schema import IMPORTED
+
+    _face_models(asked)
+    run = _run_of(asked.folder)
+    if (asked.file is None) == (asked.remove is None):
+        raise WrongUse("Name a file to import, or a column to take out with --remove NAME.")
+    if any(jobs.status(slot).busy for slot in (run, run.drawing)):
+        raise UserError("This run is still being worked on. Stop it first, or wait.")
+    if asked.remove is not None:
+        importing.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
+        if asked.json:
+            _print_json({"run": str(run.folder), "removed": asked.remove})
+        else:
+            print(f"Removed {asked.remove} with its pictures and scores.")
+        return DONE
+    if not run.spec.exists():
+        raise WrongUse("Nothing was trained in this run yet. Train first: python -m pipelines train --help")
+    spec = jobs.load_spec(run)
+    if not asked.file.is_file():
+        raise WrongUse(f"There is no file {asked.file}. Check the path.")
+    name = asked.name or importing.slug(asked.file.stem)
+    card = importing.add(
+        run, asked.file, find_base(spec.base), name=name, class_word=spec.class_word, phrase=asked.trigger
+    )
+    column = IMPORTED + name
+    plan = None if asked.no_draw else _same_pictures(run, spec, column)
+    if plan is not None:
+        _do(run, plan)
+    report = (workspace.read_json(run.report) or {}) if plan is not None else {}
+    if asked.json:
+        _print_json({"run": str(run.folder), "column": column, "phrase": card.phrase, "kind": card.method,
+                     "numbers": card.trainable_params, "figures": report.get("methods", {}).get(column)})  # fmt: skip
+    elif column in report.get("methods", {}):
+        _print_table(report)
+        print(run.page)
+    else:
+        print(f"{column}: {card.method}, {card.trainable_params:,} numbers; it is called by: {card.phrase}")
+        print(f"Draw with it: python -m pipelines generate {run.folder} --methods none,{column} --prompt ...")
+    return DONE
+
+
+def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:
+    """A job that draws and scores the run's prompts and seeds with a new column; None where nothing was drawn yet."""
+    from pipelines import workspace
+
+    if spec.kind == "compare":
+        return spec  # everything else is there already
+    saved = (workspace.read_json(run.manifest) or {}).get("samplings", ())
+    plain = tuple(Sampling(**each) for each in saved if not each.get("source"))
+    return _replaced(spec, kind="generate", methods=(column,), samplings=plain) if plain else None
 
 
 def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:

@@ -43,6 +43,8 @@ from pipelines.schema import (
     Subject,
     UserError,
     check_variation,
+    is_imported,
+    place_of,
     sampling_fields,
 )
 from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE, Run
@@ -119,6 +121,8 @@ class JobSpec:
         if not self.methods:
             raise UserError(f"No method was chosen. Choose at least one of: {', '.join(offered)}.")
         for name in self.methods:
+            if self.kind == "generate" and is_imported(name):
+                continue
             if name not in offered:
                 raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
             if name != "none" and name not in row.methods:
@@ -140,7 +144,7 @@ class JobSpec:
             if each.source is not None and self.kind != "generate":
                 raise UserError("A comparison draws from noise only. Vary its pictures afterwards: generate does that.")
         for name, files in self.images.items():
-            if name in COLUMNS or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
+            if name in COLUMNS or is_imported(name) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
                 raise UserError(
                     f"{name} can't name a column of pictures made elsewhere. Use small letters, digits, - and _, and "
                     f"none of {', '.join(COLUMNS)}."
@@ -388,9 +392,10 @@ class _Flow:
 
     def compare(self) -> Iterator[Event]:
         samplings = self.spec.samplings or default_samplings(self.row, renders=self.spec.renders, seed=self.spec.seed)
-        columns = ("none", *self.spec.methods, *self.spec.images)
         photos = yield from self.join_in()
-        key = _sha(workspace.plain(self.spec), photos.digest)
+        imported = self._imported()
+        columns = ("none", *self.spec.methods, *imported, *self.spec.images)
+        key = _key_of(self.run, self.spec, photos)
         if self._is_complete(key):
             yield Event("note", text="This comparison is complete already; nothing was done again")
             yield self._done()
@@ -401,7 +406,7 @@ class _Flow:
         if not self.world.first:  # the first process draws and judges
             yield Event("done", text="Taught together", seconds=self.clock.seconds)
             return
-        drawn = yield from self.draw(("none", *subjects), samplings, family)
+        drawn = yield from self.draw(("none", *subjects, *imported), samplings, family)
         if not drawn:
             raise UserError("The image filter refused every picture, so nothing can be compared. Try other prompts.")
         drawn += self.brought()
@@ -426,8 +431,10 @@ class _Flow:
 
     def generate_only(self) -> Iterator[Event]:
         photos = workspace.load_photo_set(self.run)
-        columns = tuple(name for name in COLUMNS if name in self.spec.methods)
+        columns = tuple(sorted(set(self.spec.methods), key=place_of))
         for name in columns:
+            if is_imported(name) and self._subject(name) is None:
+                raise UserError("An imported file is no longer in this run. Import it again, or leave it out.")
             if name != "none" and self._subject(name) is None:
                 raise UserError(f"{_title(name)} is not trained in this run yet. Train it first, or leave it out.")
         device, family = yield from self.load()
@@ -440,13 +447,13 @@ class _Flow:
                 photos, family, wanted=[path for _, _, path in drawn], all_of=everything
             )
             if (workspace.read_json(self.run.manifest) or {}).get("kind") != "compare":
-                present = tuple(name for name in COLUMNS if any(column == name for column, _, _ in everything))
+                present = tuple(sorted({column for column, _, _ in everything}, key=place_of))
                 subjects = {name: card for name in METHODS if (card := self._subject(name)) is not None}
                 findings = self._findings(photos, present, everything, scores, marks, subjects)
                 findings = yield from self.look_closer(photos, findings)
                 yield Event("phase", text="Writing the report")
                 asked = tuple(dict.fromkeys(sampling for _, sampling, _ in everything))
-                self._write(findings, photos, device, asked, _sha(workspace.plain(self.spec), photos.digest))
+                self._write(findings, photos, device, asked, _key_of(self.run, self.spec, photos))
         gone = sum(sampling in samplings and column in columns for column, sampling in self.refused)
         said = f"{len(drawn)} pictures are ready" + (f"; the image filter refused {gone} others" if gone else "")
         yield Event("done", text=said, seconds=self.clock.seconds)
@@ -941,10 +948,15 @@ class _Flow:
             return None
         return load_subject(folder)
 
+    def _imported(self) -> tuple[str, ...]:
+        """Imported columns that fit this base; of another base they wait until it is chosen again."""
+        cards = {name: self._subject(name) for name in workspace.imported(self.run)}
+        return tuple(name for name, card in cards.items() if card is not None and card.base == self.row.name)
+
     def _current_renders(self) -> list[Drawn]:
         """Every picture in the run, oldest first within its column (what is out of date was set aside)."""
         found = []
-        for column in COLUMNS:
+        for column in workspace.columns(self.run):
             files = sorted(
                 self.run.renders(column).glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name)
             )
@@ -956,7 +968,7 @@ class _Flow:
 
     def _set_aside_old_renders(self) -> None:
         """Pictures of an earlier training or another base move to `earlier/`: they are kept, and mixed with nothing."""
-        for column in COLUMNS:
+        for column in workspace.columns(self.run):
             subject = self._subject(column) if column != "none" else None
             if column != "none" and subject is None:
                 continue
@@ -1095,6 +1107,11 @@ class _Flow:
                        "sha256": card.sha256, "steps": card.steps, "train_s": card.train_s, "phrase": card.phrase}
                 for name, card in findings.subjects.items()
             },
+            "imported": {
+                name: {"subject": card.id, "kind": card.method, "sha256": card.sha256, "phrase": card.phrase}
+                for name in findings.columns
+                if is_imported(name) and (card := self._subject(name)) is not None
+            },
             "samplings": [sampling_fields(each) for each in samplings],
             "renders": {cell.path: _file_sha256(self.run.folder / cell.path) for cell in findings.cells},
             "judges": {
@@ -1137,7 +1154,14 @@ class _Flow:
 def is_complete(run: Run, spec: JobSpec) -> bool:
     """Whether this very comparison is finished in `run`. Light: no torch."""
     photos = workspace.load_photo_set(run)
-    return photos is not None and _complete(run, _sha(workspace.plain(spec), photos.digest))
+    return photos is not None and _complete(run, _key_of(run, spec, photos))
+
+
+def _key_of(run: Run, spec: JobSpec, photos: PhotoSet) -> str:
+    """What determines a report: the job, the photos, and the files that were imported."""
+    cards = [workspace.read_json(run.method(name) / "subject.json") or {} for name in workspace.imported(run)]
+    imported = [[sorted(card.get(each, "") for card in cards) for each in ("id", "phrase")]] if cards else []
+    return _sha(workspace.plain(spec), photos.digest, *imported)
 
 
 def _complete(run: Run, key: str) -> bool:
@@ -1204,9 +1228,9 @@ def _live(work: Callable[[Callable[[Event], None]], T]) -> Generator[Event, None
 
 
 def _title(column: str) -> str:
-    from pipelines.report import NAMES
+    from pipelines.figures import title_of
 
-    return NAMES[column]
+    return title_of(column)
 
 
 def _sha(*parts: object) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from pipelines.schema import IMPORTED, is_imported
+
 NAMES = {
     "none": "Untrained base",
     "textual_inversion": "Textual inversion",
@@ -25,9 +27,16 @@ PARTS = {"train": "learned from", "held_out": "held out", "other": "other people
 Span = Mapping[str, float]  # mean, low, high
 
 
+def title_of(column: str) -> str:
+    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
+    if is_imported(column):
+        return f"{column.removeprefix(IMPORTED)} (imported)"
+    return NAMES.get(column) or column
+
+
 def name_of(column: str) -> str:
-    """A column's title; pictures made elsewhere carry the name they were given."""
-    return NAMES.get(column) or escape(column)
+    """The same for HTML."""
+    return escape(title_of(column))
 
 
 def colour_of(column: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import workspace
-from pipelines.schema import COLUMNS, METHODS
+from pipelines.schema import METHODS
 from pipelines.workspace import Run
 
 TITLES = {"textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA"}
@@ -21,13 +21,21 @@ SENTENCES = (
     ("methods/textual_inversion/learned_embeds.safetensors",
      "the learned words. diffusers: pipe.load_textual_inversion(FOLDER)."),
     ("methods/textual_inversion/learned_embeds_2.safetensors", "the same for SDXL's second text encoder."),
-    ("methods/textual_inversion/likeness.safetensors", "the learned words for A1111, ComfyUI and InvokeAI."),
+    ("methods/textual_inversion/likeness.safetensors",
+     "the learned words for A1111 and InvokeAI (embeddings folder; write: likeness) and ComfyUI (embedding:likeness)."),
     ("methods/dreambooth/unet/diffusion_pytorch_model.safetensors",
      "the whole network that draws, taught. diffusers: UNet2DConditionModel.from_pretrained(FOLDER/unet)."),
     ("config.json", "describes the weights beside it."),
     ("methods/lora/pytorch_lora_weights.safetensors",
      "the LoRA. diffusers: pipe.load_lora_weights(FOLDER)."),
-    ("methods/lora/likeness_lora.safetensors", "the LoRA for ComfyUI and others that read no metadata."),
+    ("methods/lora/likeness_lora.safetensors",
+     "the same LoRA for A1111 (models/Lora; write: <lora:likeness_lora:1>), ComfyUI (models/loras), InvokeAI and "
+     "sd-scripts. One with DoRA is for diffusers and LyCORIS only."),
+    ("methods/dreambooth/likeness_dreambooth_lora.safetensors",
+     "DreamBooth as a LoRA for A1111, ComfyUI, InvokeAI and diffusers; its metadata say how much of it that misses."),
+    ("methods/dreambooth/likeness_dreambooth_lora_diffusers.safetensors", "the same under diffusers' names."),
+    ("lora.safetensors", "what was understood of an imported LoRA; it was not trained here."),
+    ("embedding.safetensors", "what was understood of an imported embedding; it was not trained here."),
     ("subject.json", "a method's card: base, phrase that stands for the person, recipe, time, checksum."),
     ("README.md", "how to load what this method learned."),
     ("watch.json", "what was seen of the checkpoints on the way: likeness, prompt-following, seconds."),
@@ -51,7 +59,7 @@ def settings(run: Run) -> dict[str, Any]:
     cards = {m: card for m in METHODS if (card := workspace.read_json(run.method(m) / "subject.json"))}
     pictures = {
         run.relative(path): saved.get("sampling")
-        for column in COLUMNS
+        for column in workspace.columns(run)
         for path in sorted(run.renders(column).glob("*.png"))
         if (saved := _inside(path)) is not None
     }
@@ -99,7 +107,7 @@ def readme(run: Run, files: Sequence[Path]) -> str:
         "",
         "settings.json: base, recipes, and prompt, seed and dials of every picture, in one place.",
     ]
-    for column in COLUMNS:
+    for column in workspace.columns(run):
         count = sum(name.startswith(f"renders/{column}/") for name in names)
         if count:
             who = "the untrained base" if column == "none" else TITLES.get(column, column)

@@ -42,6 +42,8 @@ def prepare(manifest: Path, out: Path) -> tuple[Run, JobSpec]:
         workspace.save_photo_set(again, replace(photos, train=train, validation=validation, held_out=held_out))
     if old.consent.exists() and not again.consent.exists():
         shutil.copy(old.consent, again.consent)
+    for column in workspace.imported(old):
+        shutil.copytree(old.method(column), again.method(column), dirs_exist_ok=True)
     spec = replace(spec_from_json(workspace.read_json(old.spec)), photos=())
     if spec.kind != "compare":
         raise UserError(f"{manifest.parent.name} was used for other work since its report. Repeat it from a copy.")

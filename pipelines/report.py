@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import figures, votes, workspace
 from pipelines.calibration import Calibration
-from pipelines.figures import COLOURS, NAMES, OTHER_COLOUR, name_of
+from pipelines.figures import COLOURS, NAMES, OTHER_COLOUR, name_of, title_of
 from pipelines.metrics import COPY, Facts, Worth, asked_for, is_counted, usable
-from pipelines.schema import METHODS, PhotoSet, Sampling, Score, Subject
+from pipelines.schema import METHODS, PhotoSet, Sampling, Score, Subject, is_imported
 from pipelines.scoring import Bootstrap, IdentitySummary, Marks, cluster_bootstrap, paired_bootstrap, summary
 from pipelines.workspace import Run
 
@@ -76,7 +76,7 @@ class Findings:
     @property
     def drawn_here(self) -> tuple[str, ...]:
         """The columns that answered the same prompts and seeds."""
-        return tuple(column for column in self.columns if column in NAMES)
+        return tuple(column for column in self.columns if column in NAMES or is_imported(column))
 
     def of(self, column: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.column == column]
@@ -263,7 +263,8 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
     title, text = ImageFont.load_default(15), ImageFont.load_default(12)
     for index, column in enumerate(columns):
         x = label_px + index * (TILE_PX + GAP_PX)
-        draw.text((x, 9), NAMES.get(column, "Held-out photo"), fill=COLOURS.get(column, "black"), font=title)
+        head = "Held-out photo" if column == "photo" else title_of(column)[:24]
+        draw.text((x, 9), head, fill=COLOURS.get(column, "black"), font=title)
     for number, (asked, cells) in enumerate(rows):
         y = head_px + number * (TILE_PX + score_px + GAP_PX)
         lines = [f"seed {asked.seed}", *_wrapped(_spoken(findings, asked), 28)]
@@ -510,8 +511,11 @@ def _table(findings: Findings, judge: str) -> str:
         )
         rows.append(f"<tr><td>{name_of(column)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    others = " Imported files were not trained here: what they learned from, for how long and at what cost is unknown."
+    told = others if any(map(is_imported, findings.columns)) else ""
     return (
-        f'<div class="scroll"><table><caption>Judge: {escape(judge)}. Pictures without a face count as 0.</caption>'
+        f'<div class="scroll"><table><caption>Judge: {escape(judge)}. Pictures without a face count as 0.{told}'
+        "</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

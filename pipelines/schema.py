@@ -13,6 +13,7 @@ from typing import Any, Literal
 MethodName = Literal["none", "textual_inversion", "dreambooth", "lora"]
 METHODS: tuple[str, ...] = ("textual_inversion", "dreambooth", "lora")
 COLUMNS: tuple[str, ...] = ("none", *METHODS)  # "none" is the untrained base
+IMPORTED = "imported-"  # begins the column of a LoRA or embedding that was not trained here
 Quality = Literal["draft", "good", "best"]
 QUALITIES: tuple[str, ...] = ("draft", "good", "best")
 ATTENTIONS = ("sdpa", "xformers")
@@ -44,6 +45,15 @@ LOW_CEILING = (
     "The photos agree less with each other than 95% of people's do: different ages, glasses or strong filters make one "
     "face hard to learn. The pictures can't be more alike than the photos are."
 )
+
+
+def is_imported(column: str) -> bool:
+    return re.fullmatch(r"imported-[a-z0-9][a-z0-9-]{0,23}", column) is not None
+
+
+def place_of(column: str) -> tuple[int, str]:
+    """Sorts columns: those of `COLUMNS` first and in their order, then the imported ones by name."""
+    return (COLUMNS.index(column) if column in COLUMNS else len(COLUMNS), column)
 
 
 class UserError(Exception):

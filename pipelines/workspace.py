@@ -22,7 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.schema import Photo, PhotoCheck, PhotoSet, Sampling, SetReport, UserError, sampling_fields
+from pipelines.schema import (
+    COLUMNS,
+    IMPORTED,
+    Photo,
+    PhotoCheck,
+    PhotoSet,
+    Sampling,
+    SetReport,
+    UserError,
+    is_imported,
+    sampling_fields,
+)
 
 MARKER = "run.json"  # a folder without it is none of ours and is never removed
 MARKER_SCHEMA = 1
@@ -354,6 +365,17 @@ class Run:
     def relative(self, path: Path | str) -> str:
         """A path inside the run as its files name it."""
         return Path(path).resolve().relative_to(self.folder.resolve()).as_posix()
+
+
+def imported(run: Run) -> tuple[str, ...]:
+    """The columns of a run that were not trained here but imported, by name."""
+    cards = sorted((run.folder / "methods").glob(f"{IMPORTED}*/subject.json"))
+    return tuple(card.parent.name for card in cards if is_imported(card.parent.name))
+
+
+def columns(run: Run) -> tuple[str, ...]:
+    """Every column a run can have, in the order of its report."""
+    return (*COLUMNS, *imported(run))
 
 
 def _plain_name(name: str) -> str:

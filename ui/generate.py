@@ -22,8 +22,8 @@ import gradio as gr
 from pipelines import presets, safety
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.comparison import COMPARED_STYLES
-from pipelines.schema import COLUMNS, Sampling, Style, UserError
-from ui import photobox, pictures, views
+from pipelines.schema import Sampling, Style, UserError, place_of
+from ui import imports, photobox, pictures, views
 from ui.errors import told
 from ui.pictures import Drawing
 from ui.state import Services, View
@@ -188,6 +188,7 @@ class GenerateTab:
     only: gr.Checkbox
     ranked: gr.HTML
     ranked_box: gr.Accordion
+    imports: imports.ImportSection
 
     def show(self, view: View) -> Updates:
         busy, closed = view.drawing.busy, view.generate_blocked
@@ -212,6 +213,7 @@ class GenerateTab:
             self.columns: gr.update(choices=methods),
             self.sweep_method: gr.update(choices=methods),
             self.vary_method: gr.update(choices=methods),
+            **self.imports.show(view),
         }
 
     def restore(self, view: View) -> Updates:
@@ -231,6 +233,7 @@ class GenerateTab:
             self.width: gr.update(choices=sizes, value=0),
             self.height: gr.update(choices=sizes, value=0),
             **self._methods(view),
+            **self.imports.restore(view),
             **self.compare(view, _pair(view)),
             **(self.fill(view.row, style) if style else self.helped(view.row, "")),
         }
@@ -373,6 +376,7 @@ def build(services: Services) -> GenerateTab:
                     width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
                     height = gr.Dropdown([("the base's own", 0)], value=0, label=say("Height"), min_width=120)
                 reuse = gr.UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
+            imported = imports.build()
             start = gr.Button(say("Generate"), variant="primary", size="lg", elem_id="lk-generate")
             stop = gr.Button(say("Stop"), variant="stop", visible=False, elem_id="lk-generate-stop")
             best = gr.Button(say("Make 24 per method, keep the 6 most like me"), size="sm", elem_id="lk-best")
@@ -419,7 +423,7 @@ def build(services: Services) -> GenerateTab:
         guidance, scheduler, width, height, size_row, strength, reuse, start, stop, best, sweep_method, sweep_steps,
         sweep_guidance, sweep, status, history_box, history, vary_box, vary_picture, vary_change, vary_number,
         vary_method, vary_prompt, vary, vary_close, grid, compare_box, left, right, compared, keep, only, ranked,
-        ranked_box,
+        ranked_box, imported,
     )  # fmt: skip
 
 
@@ -479,6 +483,7 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
         trigger_mode="always_last", **quiet,
     )  # fmt: skip
     tab.dice.click(lambda: secrets.randbelow(NEW_SEEDS), None, tab.seed, queue=False, **quiet)
+    imports.wire(tab.imports, tab.columns, services, capability, show)
     tab.reuse.upload(told(act.reuse), [capability, tab.reuse], list(tab.used), **quiet)
     return started
 
@@ -849,7 +854,7 @@ def _fellows(view: View, shot: Shot) -> list[Shot]:
     """`shot` and every picture it can be laid over: of the same settings by another method, and its source."""
     same = {each.method: each for each in view.pictures if each.sampling == shot.sampling} | {shot.method: shot}
     source = _source(view, shot.sampling) if shot.sampling else None
-    return [same[column] for column in COLUMNS if column in same] + ([source] if source else [])
+    return [same[column] for column in sorted(same, key=place_of)] + ([source] if source else [])
 
 
 def _pair_with(view: View, shot: Shot) -> tuple[Shot, Shot] | None:
@@ -869,7 +874,7 @@ def _pair(view: View) -> tuple[Shot, Shot] | None:
     """What lies under the slider at first: of the pictures shown the first that two methods drew, else of all."""
     for shots in (view.latest_shots, view.pictures):
         for row in views.rows_of(shots):
-            there = [row[column] for column in COLUMNS if column in row]
+            there = [row[column] for column in sorted(row, key=place_of)]
             if len(there) > 1:
                 return there[0], there[-1]
             if there and there[0].sampling and (source := _source(view, there[0].sampling)):

@@ -23,7 +23,7 @@ from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec, Setting
 from pipelines.estimates import Pace
-from pipelines.schema import COLUMNS, METHODS, Event, Recipe, Sampling, UserError
+from pipelines.schema import COLUMNS, METHODS, Event, Recipe, Sampling, UserError, place_of
 from ui import gpu, photobox, pictures, views
 from ui.limits import require_room
 from ui.media import Media
@@ -117,6 +117,7 @@ class View:
     older: tuple[str, ...] = ()  # methods that can be learned on with the photos as they are now
     worst: tuple[str, ...] = ()  # links of the pictures least like the person
     history: tuple[Drawing, ...] = ()  # the run's generation jobs, oldest first
+    imported: dict[str, str] = field(default_factory=dict)  # columns that were not trained here -> their card's id
 
     @property
     def busy(self) -> bool:
@@ -184,7 +185,7 @@ class View:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(c for c in COLUMNS if c == "none" or c in self.trained)
+        return (*(c for c in COLUMNS if c == "none" or c in self.trained), *self.imported)
 
     @property
     def shots(self) -> tuple[Shot, ...]:
@@ -208,7 +209,7 @@ class View:
     @property
     def drawn_columns(self) -> tuple[str, ...]:
         there = {shot.method for shot in self.latest_shots}
-        return tuple(column for column in COLUMNS if column in there)
+        return tuple(sorted(there, key=place_of))
 
     @property
     def drawn_text(self) -> str:
@@ -283,7 +284,7 @@ class View:
             (value, method)
             for method, values in self.scores.get(judge, {}).items()
             for value in values
-            if value is not None and method != "none"
+            if value is not None and method in METHODS
         ]
         return (max(every)[1], max(every)[0]) if every else None
 
@@ -307,7 +308,7 @@ class View:
         )  # fmt: skip
         dots = {
             method: tuple(value for value in values if value is not None)
-            for method, values in sorted(self.scores.get(judge, {}).items(), key=lambda item: COLUMNS.index(item[0]))
+            for method, values in sorted(self.scores.get(judge, {}).items(), key=lambda item: place_of(item[0]))
         }
         means = {row.method: row.mean for row in self.rows(judge) if row.mean is not None}
         return StripData(judge, marks, dots, means)
@@ -317,7 +318,7 @@ class View:
 
         found = self.marks.get(judge, {})
         rows = []
-        for method, values in sorted(self.scores.get(judge, {}).items(), key=lambda item: COLUMNS.index(item[0])):
+        for method, values in sorted(self.scores.get(judge, {}).items(), key=lambda item: place_of(item[0])):
             seen = [value for value in values if value is not None]
             imputed = sum(seen) / len(values) if values else None  # a picture without a face counts 0
             card = self.trained.get(method)
@@ -410,7 +411,7 @@ class Services:
             View(
                 self, session, self.bases[name], self.problem(name), box, progress, self.progress(run.drawing), fits,
                 bool(everything) and not fits, (), marks(run), {},
-                older=older, going_on=_going_on(older, everything, session),
+                older=older, going_on=_going_on(older, everything, session), imported=imported(run, name),
             )
         )  # fmt: skip
 
@@ -751,7 +752,7 @@ class Services:
         for line in workspace.read_lines(run.scores):
             path = _inside(run, str(line.get("render")))
             by_render.setdefault(path, {})[str(line.get("judge"))] = line
-        known = {"none": None} | {method: card.id for method, card in view.trained.items()}
+        known = {"none": None} | {method: card.id for method, card in view.trained.items()} | view.imported
         files = []
         for column, subject in known.items():
             for file in sorted(run.renders(column).glob("*.png"), key=lambda f: (f.stat().st_mtime_ns, f.name)):
@@ -823,6 +824,12 @@ def trained(run: workspace.Run) -> dict[str, Trained]:
                 str(saved.get("class_word", "")),
             )  # fmt: skip
     return found
+
+
+def imported(run: workspace.Run, base: str) -> dict[str, str]:
+    """Columns of this base that were not trained here -> their card's id."""
+    cards = {column: workspace.read_json(run.method(column) / "subject.json") for column in workspace.imported(run)}
+    return {c: str(card["id"]) for c, card in cards.items() if isinstance(card, dict) and card.get("base") == base}
 
 
 def marks(run: workspace.Run) -> dict[str, dict[str, Any]]:

@@ -5,17 +5,38 @@ Fonts are the system's: nothing is fetched from another host.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipelines.figures import OTHER_COLOUR, title_of
+
+
+class _Columns(dict[str, str]):
+    """Of the columns known at start; imported ones follow from their name."""
+
+    def __init__(self, known: dict[str, str], other: Callable[[str], str]) -> None:
+        super().__init__(known)
+        self._other = other
+
+    def __missing__(self, column: str) -> str:
+        return self._other(column)
+
+
 # Okabe and Ito's palette: told apart with every kind of colour vision.
-METHOD_COLOURS = {"none": "#8a8f98", "textual_inversion": "#e69f00", "dreambooth": "#3d8fd1", "lora": "#12a37f"}
-METHOD_NAMES = {
-    "none": "Untrained base",
-    "textual_inversion": "Textual inversion",
-    "dreambooth": "DreamBooth",
-    "lora": "LoRA",
-}
+METHOD_COLOURS = _Columns(
+    {"none": "#8a8f98", "textual_inversion": "#e69f00", "dreambooth": "#3d8fd1", "lora": "#12a37f"},
+    lambda _column: OTHER_COLOUR,
+)
+METHOD_NAMES = _Columns(
+    {
+        "none": "Untrained base",
+        "textual_inversion": "Textual inversion",
+        "dreambooth": "DreamBooth",
+        "lora": "LoRA",
+    },
+    title_of,
+)
 
 
 def theme() -> Any:

@@ -656,7 +656,7 @@ def strip(data: StripData) -> str:
                 f'<span class="lk-mean" style="left:{at(mean)};background:{colour}" title="mean {mean:.2f}"></span>'
             )
         rows.append(
-            f'<div class="lk-row"><div class="lk-who">{METHOD_NAMES.get(method) or escape(method)}</div>'
+            f'<div class="lk-row"><div class="lk-who">{escape(METHOD_NAMES[method])}</div>'
             f'<div class="lk-track">{"".join(lines)}{points}</div></div>'
         )
     ticks = "".join(

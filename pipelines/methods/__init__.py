@@ -1,4 +1,4 @@
-"""The three methods, behind one small interface (`base.Method`).
+"""The three methods, and what was made elsewhere, behind one small interface (`base.Method`).
 
 In: a method's name. Out: the object that makes its trainable parameters, saves them and applies them.
 """
@@ -12,10 +12,14 @@ from pipelines.schema import METHODS, UserError
 def method(name: str) -> Method:
     """The method of that name. Raises UserError for an unknown one."""
     from pipelines.methods.dreambooth import DreamBooth
+    from pipelines.methods.imported import ImportedEmbedding, ImportedLoRA
     from pipelines.methods.lora import LoRA
     from pipelines.methods.textual_inversion import TextualInversion
 
+    elsewhere: dict[str, Method] = {"imported lora": ImportedLoRA(), "imported embedding": ImportedEmbedding()}
     known: dict[str, Method] = {each.name: each for each in (TextualInversion(), DreamBooth(), LoRA())}
+    if name in elsewhere:
+        return elsewhere[name]
     if name not in known:
         raise UserError(f"There is no method {name}. Choose one of: {', '.join(METHODS)}.")
     return known[name]

@@ -2,6 +2,7 @@
 
 PEFT makes the adapters, diffusers' own writer saves them (`pytorch_lora_weights.safetensors`) with the metadata that
 keeps alpha: without it loaders assume alpha = rank and apply the wrong strength. `load_lora_weights(folder)` reads it.
+Beside it lies the same for A1111, ComfyUI and InvokeAI (`likeness_lora.safetensors`, see `methods.kohya`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
+from pipelines.methods import kohya
 from pipelines.methods.base import Artifact, Group, sort_header, write_file
 from pipelines.runtime import derived_seed
 from pipelines.schema import Recipe, UserError
@@ -154,12 +156,33 @@ class LoRALearner:
             sort_header(path)
 
         write_file(folder / FILE, write)
+        self._export_flat(folder, options)
         if architecture.generic_lora is None:
             return Artifact(FILE, (FILE,))
         name, prefix = architecture.generic_lora
         alpha = self._recipe.alpha
         write_file(folder / name, lambda path: _write_generic(path, learned, prefix, alpha))
         return Artifact(FILE, (FILE, name))
+
+    def _export_flat(self, folder: Path, options: dict[str, Any]) -> None:
+        """The same under the names that web UIs know. The picture is determined by the first file alone."""
+        family = self._family
+        if family.row.family not in kohya.VERSIONS:
+            return
+        parts = [
+            "unet",
+            *(name for (_, name), _ in zip(family.architecture.text_parts, self._encoders(), strict=False)),
+        ]
+        state = {f"{part}.{name}": each for part in parts for name, each in options[f"{part}_lora_layers"].items()}
+        kohya.write(
+            folder / kohya.FILE,
+            kohya.layers_of(state, {part: options[f"{part}_lora_adapter_metadata"] for part in parts}),
+            kohya.layout_of(self.modules, family),
+            family.row,
+            phrase=LoRA().phrase(family.row, self._recipe),
+            prediction=str(family.scheduler_config.get("prediction_type", "epsilon")),
+            max_steps=self._recipe.steps,
+        )
 
 
 def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ...]) -> None:
