@@ -37,6 +37,7 @@ class TrainingData:
     frames: Sequence[np.ndarray]  # n pictures, (H, W, 3) uint8, each in one of the base's shapes
     captions: tuple[str, ...]  # one per frame, each with "{subject}"
     validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: never trained on, watched only
+    heads: tuple[np.ndarray, ...] = ()  # one per frame, (H, W) from 0 to 1: where the head is; () = nobody knows
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,13 @@ class Batch:
     noise: torch.Tensor  # (b, c, h, w)
     timesteps: torch.Tensor  # (b,)
     weights: torch.Tensor  # (b,), sums to 1 + prior weight
+    masks: torch.Tensor | None = None  # (b, 1, h, w), mean 1 in each row: how much each place counts; None = alike
 
     def rows(self, world: World) -> Batch:
         """This process's share."""
         own = world.share(len(self.weights))
-        return Batch(self.latents[own], self.texts[own], self.noise[own], self.timesteps[own], self.weights[own])
+        masks = None if self.masks is None else self.masks[own]
+        return Batch(self.latents[own], self.texts[own], self.noise[own], self.timesteps[own], self.weights[own], masks)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Bucket:
     place: torch.Tensor  # (n,) where a photo stands in here
     moments: Moments  # of the k photos, then, with mirroring, of their mirror images
     class_latents: torch.Tensor | None  # (m, c, h, w)
+    masks: torch.Tensor | None = None  # (k, 1, h, w), with mirroring twice as many, as `moments`
 
 
 class Batches:
@@ -90,7 +94,13 @@ class Batches:
             for index in photos:
                 self._bucket_of[index] = len(self._buckets)
             moments = family.encode_images(frames)
-            self._buckets.append(Bucket(torch.tensor(photos), place, moments, class_latents.get(shape)))
+            masks = None
+            if recipe.weighs_faces:
+                heads = np.stack([data.heads[index] for index in photos])
+                if recipe.mirror:
+                    heads = np.concatenate([heads, heads[:, :, ::-1]])
+                masks = loss_masks(heads, moments.mean.shape[-2:], recipe).to(moments.mean.device)
+            self._buckets.append(Bucket(torch.tensor(photos), place, moments, class_latents.get(shape), masks))
         self._validation = family.encode_images(data.validation) if len(data.validation) else None
         # captions: whole, then their first part alone ("portrait of {subject}"), then of the class images
         heads = [caption.split(",")[0] for caption in data.captions]
@@ -123,6 +133,7 @@ class Batches:
         noised = torch.randn((len(photos), *shape), generator=generator)
         timesteps = _spread(len(photos), len(self._family.schedule), generator, recipe.noise_from)
         weights = torch.full((len(photos),), 1 / len(photos))
+        masks = None if bucket.masks is None else bucket.masks[entries.to(device)]
         if bucket.class_latents is not None:
             generator.manual_seed(derived_seed(recipe.seed, step, 2))
             extra = max(1, len(photos) // 2)
@@ -133,7 +144,9 @@ class Batches:
             more = _spread(extra, len(self._family.schedule), generator, recipe.noise_from)
             timesteps = torch.cat([timesteps, more])
             weights = torch.cat([weights, torch.full((extra,), recipe.prior_weight / extra)])
-        return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device))
+            if masks is not None:  # nobody's head counts more than another's
+                masks = torch.cat([masks, torch.ones_like(masks[:1]).expand(extra, -1, -1, -1)])
+        return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device), masks)
 
     def _photos(self, step: int) -> torch.Tensor:
         """Each photo once per round, in an order of its own each round; all of one shape.
@@ -172,6 +185,7 @@ class Batches:
             batch.noise,
             batch.timesteps,
             snr_gamma=self._recipe.snr_gamma,
+            **({} if batch.masks is None else {"mask": batch.masks}),
         )
         return (losses * batch.weights).sum()
 
@@ -188,6 +202,18 @@ class Batches:
         return float(
             self._family.objective(learner.modules.unet, latents, told, still, timesteps, snr_gamma=None).mean()
         )
+
+
+def loss_masks(heads: np.ndarray, size: Sequence[int], recipe: Recipe) -> torch.Tensor:
+    """How much each latent counts, (n, 1, h, w), from where heads are, (n, H, W) from 0 to 1.
+
+    Each has mean 1, so that the loss stays as large as without, and the learning rate as right.
+    """
+    head = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(heads)).float(), tuple(size))
+    counts = recipe.background_weight + (recipe.face_weight - recipe.background_weight) * head[:, None]
+    means = counts.mean((1, 2, 3), keepdim=True)
+    # a photo that shows nothing of what counts teaches as it would without a mask
+    return torch.where(means > 0, counts / means.clamp(min=1e-12), torch.ones_like(counts))
 
 
 def by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:

@@ -25,21 +25,25 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from pipelines.bases.family import Family, Modules, load_family
+from pipelines import optimizers
+from pipelines.bases.family import Family, Modules, checkpointed, load_family
 from pipelines.bases.registry import find_base
-from pipelines.bases.sampling import Row, sample
+from pipelines.bases.sampling import Row, sample_latents
 from pipelines.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images, sha
 from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.estimates import memory_needs
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained, write_file
 from pipelines.parallel import World
-from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb
-from pipelines.schema import Event, Recipe, Subject, UserError
+from pipelines.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
+from pipelines.schema import CHECKPOINTING, OPTIMIZERS, Event, Recipe, Subject, UserError, recipe_fields
 from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE
 
 WATCH_STEPS = 12
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with
 CHECKPOINT, SUBJECT = "checkpoint.safetensors", "subject.json"
+# how often it is saved and shown, and what only costs time or memory
+SAME_LEARNING = ("checkpoint_every", "preview_every_s", "gradient_checkpointing")
 PREVIEW_STEPS = 8  # enough to recognise somebody, at a third of a training step's cost each
 FADE_SHARE, FADE_TO = 0.3, 0.1  # the learning rate falls to a tenth over the last 30% of the steps
 READ_LOSS_EVERY = {"cpu": 1}  # elsewhere reading the loss waits for the device, so it is read in packs
@@ -95,27 +99,31 @@ def train(
     """
     clock = _Clock()
     run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, world, pause, clock)
-    while True:
-        clock.start()
-        try:
-            event = next(run)
-        except StopIteration:
-            return
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(
-                f"The GPU's memory is not enough for {_title(recipe)} with batch {recipe.batch}. Choose a smaller "
-                "batch, a smaller base or another method."
-            ) from error
-        except Exception as error:
-            if _is_disk_full(error):
+    try:
+        while True:
+            clock.start()
+            try:
+                event = next(run)
+            except StopIteration:
+                return
+            except torch.cuda.OutOfMemoryError as error:
                 raise UserError(
-                    f"The disk is full: {_title(recipe)} could not be saved. Free some space and start again; it "
-                    "continues from its last checkpoint."
+                    f"The GPU's memory is not enough for {_title(recipe)} with batch {recipe.batch}. Choose a smaller "
+                    "batch, a smaller base or another method."
                 ) from error
-            raise
-        finally:
-            clock.pause()
-        yield event
+            except Exception as error:
+                if _is_disk_full(error):
+                    raise UserError(
+                        f"The disk is full: {_title(recipe)} could not be saved. Free some space and start again; it "
+                        "continues from its last checkpoint."
+                    ) from error
+                raise
+            finally:
+                clock.pause()
+            yield event
+    finally:
+        if family is not None:
+            family.unpark()  # whoever comes next finds it as it was
 
 
 def load_subject(folder: Path) -> Subject:
@@ -189,14 +197,8 @@ def _run(
         _start_from(learner, out, recipe, family)
     groups = learner.groups()
     parameters = trained(groups)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
-            for group in groups
-        ],
-        betas=(0.9, 0.99),  # 0.999 remembers longer than these runs are
-        fused=family.device.kind in ("cpu", "cuda"),
-    )
+    optimizer = optimizers.make(recipe.optimizer, groups, family.device)
+    plan = memory_plan(memory_needs(family.row, recipe), free_memory_gb(family.device), recipe.gradient_checkpointing)
     average = {key: value.detach().clone() for key, value in learner.tensors().items()} if recipe.ema > 0 else {}
     watched = _Watched(watch, out if world.first else None) if watch is not None and recipe.watch_every > 0 else None
     first, note = _resume(out, fingerprint, learner, optimizer, average, watched, clock)
@@ -211,7 +213,12 @@ def _run(
         steps,
         seconds=clock.seconds,
         text=note or f"{_title(recipe)} learns {size:,} numbers from {len(data.frames)} photos",
-        data={"trainable_params": size, "device": family.device.name, "dtype": family.device.dtype},
+        data={
+            "trainable_params": size,
+            "device": family.device.name,
+            "dtype": family.device.dtype,
+            "memory": plan.reason,
+        },
     )
 
     # what it learns from
@@ -225,6 +232,8 @@ def _run(
             class_latents = class_images(family, recipe, data, out, stop)
     batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
     preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
+    if plan.offload:
+        family.park(kept=(learner.modules.unet, *(learner.modules.text.encoders if learner.live_text else ())))
 
     # the loop
     losses: list[tuple[int, torch.Tensor]] = []
@@ -233,9 +242,11 @@ def _run(
     step = first
     while step < steps and not (pause() or world.any(stop()) or (watched and watched.is_enough(recipe.patience))):
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
-            parameter_group["lr"] = group.learning_rate * _learning_rate_factor(step, recipe)
-        loss = batches.loss(learner, step, world)
-        loss.backward()
+            factor = _learning_rate_factor(step, recipe)
+            parameter_group["lr"] = optimizers.rate(recipe.optimizer, group, factor, step / steps)
+        with checkpointed(learner.modules, plan.checkpointing):
+            loss = batches.loss(learner, step, world)
+            loss.backward()
         world.add_gradients(parameters)
         loss = world.total(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
@@ -307,6 +318,9 @@ def _run(
         )
     if complete and watch is not None and recipe.choose_strength and learner.scales():
         yield from _choose_strength(family, learner, watch, batches.phrase, recipe, stop, out)
+    elif complete and watch is not None and recipe.choose_strength and recipe.dora:
+        said = "The strength stays as it was learned: DoRA's change can't be scaled"
+        yield Event("note", name, step, steps, seconds=clock.seconds, text=said)
     yield Event("phase", name, step, steps, seconds=clock.seconds, text="Saving, and reading it back to be sure")
     artifact = learner.export(out)
     frame = _verify(family, method, learner, out, recipe, preview)
@@ -459,9 +473,12 @@ def _choose_strength(
 
 
 def _title(recipe: Recipe) -> str:
-    return {"textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA"}.get(
-        recipe.method, recipe.method
-    )
+    return {
+        "textual_inversion": "Textual inversion",
+        "dreambooth": "DreamBooth",
+        "lora": "LoRA",
+        "pivotal": "Pivotal tuning",
+    }.get(recipe.method, recipe.method)
 
 
 def _check(recipe: Recipe, data: TrainingData) -> None:
@@ -478,6 +495,27 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise UserError(f"A recipe's {name} must be at least 1, not {value}.")
+    shares = {"face_weight": recipe.face_weight, "background_weight": recipe.background_weight,
+              "vector_learning_rate": recipe.vector_learning_rate}  # fmt: skip
+    for name, number in shares.items():
+        if not (math.isfinite(number) and number >= 0):
+            raise UserError(f"A recipe's {name} must be a number from 0 up, not {number}.")
+    if not 0 <= recipe.freeze_vectors_after <= 1:
+        raise UserError(f"A recipe's freeze_vectors_after is a share from 0 to 1, not {recipe.freeze_vectors_after}.")
+    for name, choice, known in (
+        ("optimizer", recipe.optimizer, OPTIMIZERS),
+        ("gradient_checkpointing", recipe.gradient_checkpointing, CHECKPOINTING),
+    ):
+        if choice not in known:
+            raise UserError(f"A recipe's {name} is one of {', '.join(known)}, not {choice}.")
+    if recipe.weighs_faces and len(data.heads) != len(data.frames):
+        raise UserError(
+            "Nobody knows where the faces are in these photos, so they can't count more. Leave face_weight and "
+            "background_weight at 1."
+        )
+    for head, frame in zip(data.heads, data.frames):
+        if head.shape != frame.shape[:2]:
+            raise ValueError(f"heads are as large as their frames, not {head.shape} beside {frame.shape}")
     rates = (recipe.learning_rate, recipe.text_learning_rate, recipe.weight_decay, recipe.clip_norm)
     if not all(math.isfinite(rate) and rate >= 0 for rate in (*rates, recipe.prior_weight)):
         raise UserError("A recipe's learning rates, weight decay, clipping and prior weight must be numbers from 0 up.")
@@ -485,10 +523,10 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
 
 def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
     row = family.row
-    if recipe.method not in row.methods:
+    if recipe.method not in row.offered:
         raise UserError(
             f"{_title(recipe)} is not offered for {row.title}: it would need far more memory. Choose one of: "
-            f"{', '.join(row.methods)}."
+            f"{', '.join(row.offered)}."
         )
     square = (row.resolution_px, row.resolution_px)
     for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
@@ -499,11 +537,14 @@ def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
 
 
 def _fingerprint(recipe: Recipe, data: TrainingData, photo_digest: str, family: Family) -> str:
-    """What a checkpoint belongs to. How often it is saved and shown makes no difference."""
-    settings = {k: v for k, v in asdict(recipe).items() if k not in ("checkpoint_every", "preview_every_s")}
+    """What a checkpoint belongs to."""
+    settings = {k: v for k, v in recipe_fields(recipe).items() if k not in SAME_LEARNING}
     frames = hashlib.sha256()
     for frame in data.frames:
         frames.update(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
+    if recipe.weighs_faces:
+        for head in data.heads:
+            frames.update(np.ascontiguousarray(head).tobytes())
     return sha(settings, data.captions, photo_digest, frames.hexdigest(), family.row.name, family.row.revision)
 
 
@@ -685,7 +726,12 @@ def _frames(
     for part in parts:
         part.eval()
     try:
-        return sample(family, modules, rows, steps=steps, scheduler_name="ddim", stop=stop)
+        with family.awake(*modules.text.encoders):
+            latents = sample_latents(family, modules, rows, steps=steps, scheduler_name="ddim", stop=stop)
+        if latents is None:
+            return None
+        with family.aside(modules.unet):
+            return family.decode(latents)
     finally:
         for part, was_training in zip(parts, training, strict=True):
             part.train(was_training)
@@ -706,10 +752,18 @@ def _verify(family: Family, method: Method, learner: Learner, out: Path, recipe:
 
     Raises UserError when it draws another picture or the denoiser answers differently.
     """
-    saved = method.apply(family, out, recipe)
-    live = _frame(family, learner.modules, row)
-    levels = float(np.abs(live.astype(np.float32) - _frame(family, saved, row)).mean())
-    learned, lost = _difference(family, learner.modules, saved, row, recipe)
+    live, answers = _frame(family, learner.modules, row), _answers(family, learner.modules, row, recipe)
+    own = () if family.is_shared(learner.modules.unet) else (learner.modules.unet,)
+    with family.aside(*own):  # one denoiser after the other, where memory is short
+        plain = _answers(family, family.shared(), row, recipe)
+        if own:
+            family.leave_shared()
+        saved = method.apply(family, out, recipe)
+        levels = float(np.abs(live.astype(np.float32) - _frame(family, saved, row)).mean())
+        again = _answers(family, saved, row, recipe)
+        del saved
+    size = float(answers.norm().clamp(min=1e-12))
+    learned, lost = float((answers - plain).norm()) / size, float((answers - again).norm()) / size
     if not (levels <= SAME_PICTURE_LEVELS and lost <= SAME_ANSWER_OF_LEARNED * learned + SAME_ANSWER_OF_ALL):
         raise UserError(
             f"{_title(recipe)} was saved but does not draw the same picture when reloaded ({levels:.1f} of 255 grey "
@@ -719,13 +773,10 @@ def _verify(family: Family, method: Method, learner: Learner, out: Path, recipe:
 
 
 @torch.no_grad()
-def _difference(family: Family, live: Modules, saved: Modules, row: Row, recipe: Recipe) -> tuple[float, float]:
-    """How far live answers lie from the base's, and saved ones from live ones; both as a share of the answers' size."""
+def _answers(family: Family, modules: Modules, row: Row, recipe: Recipe) -> torch.Tensor:
+    """What the denoiser says to the same noise at four levels, (4, c, h, w)."""
     latents = noise(derived_seed(recipe.seed, 6), (4, *family.latent_shape()), device=family.device.name)
     timesteps = torch.tensor([0.2, 0.4, 0.6, 0.8], device=family.device.name).mul(len(family.schedule)).long()
-    answers = []
-    for modules, prompt in ((live, row.prompt), (saved, row.prompt), (family.shared(), row.prompt)):
-        told = modules.text.encode(modules.text.ids([prompt] * len(latents)))
-        answers.append(family.predict(modules.unet, latents, timesteps, told).float())
-    size = float(answers[0].norm().clamp(min=1e-12))
-    return float((answers[0] - answers[2]).norm()) / size, float((answers[0] - answers[1]).norm()) / size
+    with family.awake(*modules.text.encoders):
+        told = modules.text.encode(modules.text.ids([row.prompt] * len(latents)))
+        return family.predict(modules.unet, latents, timesteps, told).float()

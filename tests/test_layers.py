@@ -26,7 +26,7 @@ LAYERS = (
     ),
     ("ledger", "estimates", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("methods",),
-    ("batches",),
+    ("batches", "optimizers"),
     ("training", "generation", "scoring", "lookalike", "votes", "metrics", "clip_text", "refining"),
     ("selection",),
     ("comparison", "report", "figures", "packing"),

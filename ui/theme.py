@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
-METHOD_COLOURS = {"none": "#8a8f98", "textual_inversion": "#e69f00", "dreambooth": "#3d8fd1", "lora": "#12a37f"}
+METHOD_COLOURS = {
+    "none": "#8a8f98",
+    "textual_inversion": "#e69f00",
+    "dreambooth": "#3d8fd1",
+    "lora": "#12a37f",
+    "pivotal": "#cc79a7",
+}
 METHOD_NAMES = {
     "none": "Untrained base",
     "textual_inversion": "Textual inversion",
     "dreambooth": "DreamBooth",
     "lora": "LoRA",
+    "pivotal": "Pivotal tuning",
 }
 
 

@@ -69,7 +69,9 @@ class NoiseSchedule:
         timesteps: torch.Tensor,
         *,
         snr_gamma: float | None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted squared error of each sample, (b,), in float32."""
-        error = (predicted.float() - self.target(latents, noise, timesteps)).square().mean((1, 2, 3))
+        """Weighted squared error of each sample, (b,), in float32. `mask` (b, 1, h, w) weighs the places."""
+        errors = (predicted.float() - self.target(latents, noise, timesteps)).square()
+        error = (errors if mask is None else errors * mask).mean((1, 2, 3))
         return error * self.weights(timesteps, snr_gamma)

@@ -1,4 +1,4 @@
-"""The three methods, behind one small interface (`base.Method`).
+"""The methods, behind one small interface (`base.Method`).
 
 In: a method's name. Out: the object that makes its trainable parameters, saves them and applies them.
 """
@@ -6,16 +6,17 @@ In: a method's name. Out: the object that makes its trainable parameters, saves 
 from __future__ import annotations
 
 from pipelines.methods.base import Method
-from pipelines.schema import METHODS, UserError
+from pipelines.schema import ALL_METHODS, UserError
 
 
 def method(name: str) -> Method:
     """The method of that name. Raises UserError for an unknown one."""
     from pipelines.methods.dreambooth import DreamBooth
     from pipelines.methods.lora import LoRA
+    from pipelines.methods.pivotal import Pivotal
     from pipelines.methods.textual_inversion import TextualInversion
 
-    known: dict[str, Method] = {each.name: each for each in (TextualInversion(), DreamBooth(), LoRA())}
+    known: dict[str, Method] = {each.name: each for each in (TextualInversion(), DreamBooth(), LoRA(), Pivotal())}
     if name not in known:
-        raise UserError(f"There is no method {name}. Choose one of: {', '.join(METHODS)}.")
+        raise UserError(f"There is no method {name}. Choose one of: {', '.join(ALL_METHODS)}.")
     return known[name]
