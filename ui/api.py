@@ -209,7 +209,8 @@ def build(services: Services) -> None:
     ) -> Status:
         """Start training; returns at once. Poll `status` until it is no longer busy.
 
-        methods: of textual_inversion, dreambooth, lora, pivotal; empty for all the base offers but pivotal. quality: draft, good or best.
+        methods: of textual_inversion, dreambooth, lora, pivotal; empty for all the base offers but pivotal.
+        quality: draft, good or best.
         settings: changes to recipes, such as {"lora": {"rank": 8}}. go_on: after photos were added, start from what
         was learned before.
         """
