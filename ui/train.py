@@ -64,6 +64,8 @@ FACE = Dial(
     "How much more the head counts than what is around it. 1 is off. More learns less of the backgrounds.",
 )  # fmt: skip
 COMMON = (BATCH, FACE)
+MORE = "New words for the person and a LoRA that learn together. Takes as long as both."
+DORA = "Learns size and direction apart. Slower; sometimes closer to the person."
 OPTIMIZER_NAMES = {"adamw": "AdamW", "adamw8bit": "AdamW, 8 bit", "prodigy": "Prodigy"}
 
 
@@ -177,9 +179,7 @@ def build(services: Services) -> TrainTab:
                                     [(METHOD_NAMES[method], method)],
                                     value=[],
                                     label=say("One more lane"),
-                                    info=say(
-                                        "New words for the person and a LoRA that learn together. Takes as long as both."
-                                    ),
+                                    info=say(MORE),
                                     visible=method in row.offered,
                                     elem_id="lk-more-methods",
                                 )
@@ -190,9 +190,7 @@ def build(services: Services) -> TrainTab:
                                 dials["lora_dora"] = gr.Checkbox(
                                     value=False,
                                     label=say("DoRA"),
-                                    info=say(
-                                        "Learns size and direction apart. Slower; sometimes closer to the person."
-                                    ),
+                                    info=say(DORA),
                                     elem_id="lk-lora-dora",
                                 )
                 with gr.Row(equal_height=False):
@@ -309,7 +307,10 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
 
 
 def _chosen(view: View, quality: str, methods: object, more: object = ()) -> list[str]:
-    """The methods this base has among those named, `more` being those made of others. Raises UserError for a quality that does not exist."""
+    """The methods this base has among those named, `more` being those made of others.
+
+    Raises UserError for a quality that does not exist.
+    """
     if quality not in QUALITIES:
         raise UserError(f"There is no quality {quality}. Choose one of: {', '.join(QUALITIES)}.")
     named = [*(methods if isinstance(methods, list) else []), *(more if isinstance(more, list) else [])]
