@@ -101,12 +101,12 @@ def estimate(
     """For teaching `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine. `free_gb`: of
     the GPU, None without one.
     """
-    plan = _largest_plan(row, recipes, free_gb)
+    plan = None if free_gb is None else _largest_plan(row, recipes, free_gb)
     found = _estimate(row, recipes, here, plan)
     return replace(found, memory=plan.reason) if plan is not None else found
 
 
-def _largest_plan(row: BaseRow, recipes: Mapping[str, Recipe], free_gb: float | None) -> MemoryPlan | None:
+def _largest_plan(row: BaseRow, recipes: Mapping[str, Recipe], free_gb: float) -> MemoryPlan | None:
     """Of the recipe that needs most; None where nothing is known."""
     plans = [
         memory_plan(needs, free_gb, recipe.gradient_checkpointing)

@@ -56,9 +56,11 @@ def test_elsewhere_nothing_moves(wish):
 
 
 @pytest.mark.parametrize("quality", ["draft", "good", "best"])
-@pytest.mark.parametrize(("base", "free"), [("sd15", 6.0), ("sdxl", 12.0)])
-@pytest.mark.parametrize("method", ["lora", "textual_inversion"])
-def test_the_small_methods_fit_small_gpus(base, free, method, quality):
+@pytest.mark.parametrize(
+    ("base", "method", "free"),
+    [("sd15", "lora", 6.0), ("sdxl", "lora", 12.0), ("sd15", "textual_inversion", 6.0), ("sd15", "pivotal", 6.0)],
+)
+def test_the_small_methods_fit_small_gpus(base, method, free, quality):
     plan = plan_of(base, method, free, quality=quality)
     assert plan.peak_gb <= 0.95 * free and "probably not" not in plan.reason, plan.reason
 
