@@ -124,7 +124,7 @@ def _estimate(
     if recipes and len(known) == len(recipes):
         return Estimate(_total(recipes, known, 1.0), _memory(row, known), "as measured on this machine")
     reference = _reference()
-    there = {m: pace for m in recipes if (pace := pace_of(reference.get("paces", {}).get(key(row, m)))) is not None}
+    there = {m: pace for m in recipes if (pace := _pace_there(reference.get("paces", {}), row, m)) is not None}
     if recipes and len(there) == len(recipes) and row.folder is not None:
         slower = float(reference["gflops"]) / fastest(here)
         basis = f"reckoned from {reference['machine']}; nothing was timed on this machine yet"
@@ -134,6 +134,15 @@ def _estimate(
         1e3 * plan.peak_gb if plan is not None and plan.peak_gb is not None else 1e3 * row.vram_gb,
         UNTIMED,
     )
+
+
+def _pace_there(paces: Mapping[str, object], row: BaseRow, method: str) -> Pace | None:
+    """As it was timed; of a method made of others that was not, its slowest part's."""
+    if (pace := pace_of(paces.get(key(row, method)))) is not None:
+        return pace
+    parts = [pace_of(paces.get(key(row, part))) for part in COMPOSED.get(method, ())]
+    known = [each for each in parts if each is not None]
+    return max(known, key=lambda each: each.step_s / each.batch) if known and len(known) == len(parts) else None
 
 
 def _total(recipes: Mapping[str, Recipe], paces: Mapping[str, Pace], slower: float) -> float:

@@ -81,7 +81,7 @@ def test_what_costs_memory_costs_it_in_the_plan():
 
     usual = peak()
     for more in ({"batch": 8}, {"rank": 128}, {"prior_weight": 1.0}, {"ema": 0.99}, {"optimizer": "prodigy"},
-                 {"method": "pivotal"}, {"method": "dreambooth"}):  # fmt: skip
+                 {"method": "dreambooth"}):  # fmt: skip
         assert peak(**more) > usual, more
     assert peak(optimizer="adamw8bit") < usual and peak(text_learning_rate=0.0) < usual
     assert math.isfinite(usual) and memory_needs(BASES["portrait-128"], recipe) is None

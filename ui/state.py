@@ -257,7 +257,7 @@ class View:
         return tuple(link for link in links if link)
 
     def estimate(self, quality: str, methods: Sequence[str], settings: Settings | None = None) -> str:
-        wanted = [m for m in self.row.methods if m in methods]
+        wanted = [m for m in self.row.offered if m in methods]
         return self.services.estimate(self.row, quality, wanted, settings or {})
 
     def judge_facts(self, judge: str) -> str:

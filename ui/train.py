@@ -64,7 +64,7 @@ FACE = Dial(
     "How much more the head counts than what is around it. 1 is off. More learns less of the backgrounds.",
 )  # fmt: skip
 COMMON = (BATCH, FACE)
-MORE = "New words for the person and a LoRA that learn together. Takes as long as both."
+MORE = "New words for the person and a LoRA that learn together. Takes about as long as LoRA."
 DORA = "Learns size and direction apart. Slower; sometimes closer to the person."
 OPTIMIZER_NAMES = {"adamw": "AdamW", "adamw8bit": "AdamW, 8 bit", "prodigy": "Prodigy"}
 
