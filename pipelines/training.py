@@ -220,6 +220,8 @@ def _run(
             "memory": plan.reason,
         },
     )
+    if plan.checkpointing or plan.offload:
+        yield Event("note", name, first, steps, seconds=clock.seconds, text=plan.reason)
 
     # what it learns from
     class_latents: dict[Shape, torch.Tensor] = {}

@@ -536,7 +536,8 @@ class Services:
         if not methods:
             return views.note("Choose at least one method.")
         recipes = self.recipes(row, quality, methods, settings)
-        found = estimates.estimate(row, recipes, self._known_paces(), free_gb=free_memory_gb())
+        free_gb = free_memory_gb() if row.footprint else None
+        found = estimates.estimate(row, recipes, self._known_paces(), free_gb=free_gb)
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
         if found.seconds is not None:
