@@ -96,10 +96,12 @@ class Batches:
             moments = family.encode_images(frames)
             masks = None
             if recipe.weighs_faces:
-                heads = np.stack([data.heads[index] for index in photos])
+                seen = np.stack([data.heads[index] for index in photos])
                 if recipe.mirror:
-                    heads = np.concatenate([heads, heads[:, :, ::-1]])
-                masks = loss_masks(heads, moments.mean.shape[-2:], recipe).to(moments.mean.device)
+                    seen = np.concatenate([seen, seen[:, :, ::-1]])
+                masks = loss_masks(seen, (moments.mean.shape[-2], moments.mean.shape[-1]), recipe).to(
+                    moments.mean.device
+                )
             self._buckets.append(Bucket(torch.tensor(photos), place, moments, class_latents.get(shape), masks))
         self._validation = family.encode_images(data.validation) if len(data.validation) else None
         # captions: whole, then their first part alone ("portrait of {subject}"), then of the class images
@@ -204,12 +206,12 @@ class Batches:
         )
 
 
-def loss_masks(heads: np.ndarray, size: Sequence[int], recipe: Recipe) -> torch.Tensor:
+def loss_masks(heads: np.ndarray, size: tuple[int, int], recipe: Recipe) -> torch.Tensor:
     """How much each latent counts, (n, 1, h, w), from where heads are, (n, H, W) from 0 to 1.
 
     Each has mean 1, so that the loss stays as large as without, and the learning rate as right.
     """
-    head = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(heads)).float(), tuple(size))
+    head = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(heads)).float(), size)
     counts = recipe.background_weight + (recipe.face_weight - recipe.background_weight) * head[:, None]
     means = counts.mean((1, 2, 3), keepdim=True)
     # a photo that shows nothing of what counts teaches as it would without a mask

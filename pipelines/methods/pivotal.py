@@ -13,7 +13,7 @@ import torch
 
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
-from pipelines.methods.base import Artifact, Group
+from pipelines.methods.base import Artifact, Group, Learner
 from pipelines.methods.lora import LoRA, LoRALearner
 from pipelines.methods.textual_inversion import TextualInversion, TextualInversionLearner, saved_rows, text_with_rows
 from pipelines.schema import Recipe
@@ -57,7 +57,7 @@ class PivotalLearner:
         return [*words, *self._adapters.groups()]
 
     def tensors(self) -> dict[str, torch.nn.Parameter]:
-        parts = {WORDS: self._words, ADAPTERS: self._adapters}
+        parts: dict[str, Learner] = {WORDS: self._words, ADAPTERS: self._adapters}
         return {f"{part}.{name}": tensor for part, each in parts.items() for name, tensor in each.tensors().items()}
 
     def scales(self) -> tuple[str, ...]:
