@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipelines.runtime import machine
-from pipelines.schema import COLUMNS
+from pipelines.schema import METHODS
 from pipelines.scoring import paired_bootstrap
 
 TITLES = {
@@ -75,7 +75,7 @@ def main() -> int:
     head = " | ".join(f"{j} mean | {j} normalised" for j in judges)
     print(f"| method | {head} | faces found | seconds | bytes | parameters |")
     print("|---" * (5 + 2 * len(judges)) + "|")
-    for method in COLUMNS:
+    for method in ("none", *METHODS):
         figures = [r["methods"][method] for r in reports.values() if method in r["methods"]]
         cells = []
         for judge in judges:
@@ -89,7 +89,7 @@ def main() -> int:
     for judge in judges:
         marks = [r["judges"][judge] for r in reports.values()]
         print(f"\n{judge}: mean ceiling {np.mean([m['ceiling'] for m in marks]):.3f}")
-        for method in COLUMNS[1:]:
+        for method in METHODS:
             names = {p: sorted(scores[p][judge]["none"]) for p in done}
             a = [[scores[p][judge][method].get(n, 0.0) for n in names[p]] for p in done]
             b = [[scores[p][judge]["none"][n] for n in names[p]] for p in done]

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.schema import (
+    ALL_METHODS,
     ATTENTIONS,
     CLASS_WORDS,
     COLUMNS,
+    COMPOSED,
     LOW_CEILING,
-    METHODS,
     QUALITIES,
     REASONS,
     Event,
@@ -84,9 +85,10 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--class-word", choices=CLASS_WORDS, default="person", help="what the person is (person)")
         made.add_argument(
             "--methods",
-            type=_names(METHODS),
+            type=_names(ALL_METHODS),
             metavar="NAMES",
-            help=f"comma-separated, of {', '.join(METHODS)}\n(default: all that the base offers)",
+            help=f"comma-separated, of {', '.join(ALL_METHODS)}\n(default: all that"
+            f" the base offers but {', '.join(COMPOSED)}, which is made of others)",
         )
         _base_arguments(made)
         made.add_argument("--quality", choices=QUALITIES, default="good", help="how long to train (good)")
@@ -108,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             type=_setting,
-            help="change one number of a recipe, e.g. lora.rank=32 (may be repeated)",
+            help="change one setting of a recipe, e.g. lora.rank=32 or lora.dora=true (may be repeated)",
         )
     compare = both[0]
     compare.add_argument("--renders", type=_whole, default=8, help="pictures per method (8)")
@@ -453,7 +455,7 @@ def _generate(asked: argparse.Namespace) -> int:
 
     _face_models(asked)
     run = _run_of(asked.folder)
-    every = (*METHODS, *workspace.imported(run))
+    every = (*ALL_METHODS, *workspace.imported(run))
     cards = {name: card for name in every if (card := workspace.read_json(run.method(name) / "subject.json"))}
     before = jobs.load_spec(run) if run.spec.exists() else None
     if before is None:

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+# What Prodigy learns about its own rate, kept beside the groups' settings.
+GROUP_STATE = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
+
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any] | None = None) -> None:
     """Write `tensors` and JSON-able `meta` to `path` atomically (temporary file, fsync, rename)."""
@@ -40,27 +43,39 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's moments as a flat dict, keyed by parameter order."""
-    state = optimizer.state_dict()["state"]
-    return {
+    saved = optimizer.state_dict()
+    found = {
         f"optimizer.{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
-        for index, entry in state.items()
+        for index, entry in saved["state"].items()
         for name, value in entry.items()
     }
+    for index, group in enumerate(saved["param_groups"]):
+        for name in GROUP_STATE:
+            if name in group:  # float64 holds Python's numbers to the bit
+                found[f"group.{index}.{name}"] = torch.tensor(group[name], dtype=torch.float64)
+    return found
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put moments saved by `optimizer_tensors` back; groups and learning rates stay as they are.
+    """Put moments saved by `optimizer_tensors` back; learning rates stay as they are.
 
     Each moment takes the memory layout of its parameter: fused optimizers walk both side by side in memory, so that a
     plain moment beside a channels_last parameter would be paired with the wrong weights, in silence.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             parameter = parameters[int(index)]
             if value.shape == parameter.shape:
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            # a count that is a plain number stays one: some optimizers hand it to C
+            plain = value.ndim == 0 and value.dtype == torch.int64
+            state.setdefault(int(index), {})[key] = int(value) if plain else value
+    groups = optimizer.state_dict()["param_groups"]
+    for name, value in tensors.items():
+        if name.startswith("group."):
+            _, index, key = name.split(".", 2)
+            groups[int(index)][key] = int(value) if key == "k" else float(value)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

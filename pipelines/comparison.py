@@ -30,10 +30,14 @@ from pipelines import parallel, presets, safety, workspace
 from pipelines.bases.registry import BASES, BaseRow, default_base, find_base
 from pipelines.parallel import World
 from pipelines.schema import (
+    ALL_METHODS,
     ATTENTIONS,
+    CHECKPOINTING,
     CLASS_WORDS,
     COLUMNS,
+    COMPOSED,
     METHODS,
+    OPTIMIZERS,
     QUALITIES,
     Event,
     PhotoSet,
@@ -75,7 +79,10 @@ SETTING_LIMITS: dict[str, tuple[float, float]] = {
     "ema": (0, 0.999999), "caption_dropout": (0, 1), "prior_weight": (0, 10), "clip_norm": (0, 1000),
     "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "noise_from": (0, 0.99),
     "preview_every_s": (0, 86_400), "watch_every": (0, 100_000), "patience": (0, 1000),
+    "vector_learning_rate": (0, 1), "freeze_vectors_after": (0, 1), "face_weight": (0, 100),
+    "background_weight": (0, 100),
 }  # fmt: skip
+SETTING_CHOICES = {"optimizer": OPTIMIZERS, "gradient_checkpointing": CHECKPOINTING}
 
 Setting = int | float | str | bool | None
 T = TypeVar("T")
@@ -117,7 +124,7 @@ class JobSpec:
             if value not in known:
                 raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
         row = find_base(self.base)
-        offered = COLUMNS if self.kind == "generate" else METHODS
+        offered = COLUMNS if self.kind == "generate" else ALL_METHODS
         if not self.methods:
             raise UserError(f"No method was chosen. Choose at least one of: {', '.join(offered)}.")
         for name in self.methods:
@@ -125,8 +132,8 @@ class JobSpec:
                 continue
             if name not in offered:
                 raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
-            if name != "none" and name not in row.methods:
-                raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.methods)}.")
+            if name != "none" and name not in row.offered:
+                raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.offered)}.")
         _number("The seed", self.seed, 0, 2**53, whole=True)
         _number("The split's seed", self.split, 0, 2**53, whole=True)
         _number("The number of processes", self.processes, 1, 64, whole=True)
@@ -191,8 +198,8 @@ def _number(name: str, value: object, low: float, high: float, *, whole: bool = 
 
 
 def _check_settings(method: str, changes: dict[str, Setting]) -> None:
-    if method not in METHODS:
-        raise UserError(f"There is no method {method}. Choose one of: {', '.join(METHODS)}.")
+    if method not in ALL_METHODS:
+        raise UserError(f"There is no method {method}. Choose one of: {', '.join(ALL_METHODS)}.")
     known = {each.name: str(each.type) for each in fields(Recipe)}
     for name, value in changes.items():
         if name not in known or name in ("base", "method", "class_word", "seed"):
@@ -203,6 +210,8 @@ def _check_settings(method: str, changes: dict[str, Setting]) -> None:
         if name in SETTING_LIMITS:
             low, high = SETTING_LIMITS[name]
             _number(f"The recipe's {name}", value, low, high, whole=kind == "int")
+        elif name in SETTING_CHOICES and value not in SETTING_CHOICES[name]:
+            raise UserError(f"The recipe's {name} is one of {', '.join(SETTING_CHOICES[name])}, not {value}.")
         elif type(value).__name__ != kind:
             raise UserError(f"The recipe's {name} can't be {value}. Leave it out, or give a {kind}.")
 
@@ -381,6 +390,7 @@ class _Flow:
         self.left: list[str] = []  # methods that a person stopped; the others went on
         self.notes: list[str] = []
         self.refused: dict[tuple[str, Sampling], None] = {}  # pictures (column, sampling) the image filter refused
+        self.memory: dict[str, str] = {}  # method -> how it fitted into the GPU's memory
         self.judges: list[Judge] = []
 
     @cached_property
@@ -448,7 +458,7 @@ class _Flow:
             )
             if (workspace.read_json(self.run.manifest) or {}).get("kind") != "compare":
                 present = tuple(sorted({column for column, _, _ in everything}, key=place_of))
-                subjects = {name: card for name in METHODS if (card := self._subject(name)) is not None}
+                subjects = {name: card for name in ALL_METHODS if (card := self._subject(name)) is not None}
                 findings = self._findings(photos, present, everything, scores, marks, subjects)
                 findings = yield from self.look_closer(photos, findings)
                 yield Event("phase", text="Writing the report")
@@ -546,15 +556,20 @@ class _Flow:
     def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
         from pipelines import selection
-        from pipelines.photos import crops, frames, training_captions
+        from pipelines.photos import crops, frames, heads, training_captions
         from pipelines.training import TrainingData
         from pipelines.training import train as learn
 
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
         pictures = tuple(crops(photos.train, self.row))
-        data = TrainingData(pictures, training_captions(photos.train, pictures), frames(photos.validation, self.row))
         recipes = {name: self._recipe(name) for name in self.spec.methods}
+        data = TrainingData(
+            pictures,
+            training_captions(photos.train, pictures),
+            frames(photos.validation, self.row),
+            tuple(heads(photos.train, self.row)) if any(each.weighs_faces for each in recipes.values()) else (),
+        )
         watch = None
         if any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values()):
             watch = selection.watch(photos, self.row)
@@ -562,7 +577,8 @@ class _Flow:
                 few = "Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
                 yield Event("note", text=few)
         identity = None
-        if any(recipe.method == "textual_inversion" and recipe.init == "zero_shot" for recipe in recipes.values()):
+        words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]
+        if any(recipe.init == "zero_shot" for recipe in words):
             identity = _descriptors(photos)
         learners = {
             name: learn(
@@ -583,6 +599,8 @@ class _Flow:
         yield Event("phase", text=f"Learning the face: {', '.join(_title(name) for name in learners)}")
         stopped = False
         for event in self._advance(learners):
+            if event.kind == "start" and event.method and event.data.get("memory"):
+                self.memory[event.method] = str(event.data["memory"])
             if event.kind == "stopped" and event.method and self.leave(event.method) and not self.stop():
                 self.left.append(f"{_title(event.method)} was stopped at step {event.step} of {event.steps}")
             else:
@@ -1084,6 +1102,7 @@ class _Flow:
             "versions": _versions(),
             "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": _threads()},
             "device": asdict(device),
+            "memory": self.memory,
             "base": {
                 "name": self.row.name,
                 "family": self.row.family,

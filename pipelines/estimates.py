@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipelines.bases.registry import BaseRow
 from pipelines.presets import PRESETS
-from pipelines.schema import Recipe
+from pipelines.runtime import MemoryNeeds, MemoryPlan, memory_plan
+from pipelines.schema import COMPOSED, Recipe
 
 SPEED = "gflops"  # among the paces of this machine
 REFERENCE = PRESETS / "paces.json"
@@ -38,6 +39,47 @@ class Estimate:
     seconds: float | None  # None: nothing to go by
     memory_mb: float | None
     basis: str  # one clause: what it rests on
+    memory: str = ""  # one sentence: how the method that needs most fits into the GPU's memory
+
+
+HEADROOM = (
+    1.5  # activations are counted in bfloat16; autocast keeps norms in float32, and blocks are never filled whole
+)
+BYTES = {"adamw": 16, "adamw8bit": 10, "prodigy": 24}  # per learned parameter: weight, gradient and moments
+
+
+def memory_needs(row: BaseRow, recipe: Recipe) -> MemoryNeeds | None:
+    """What a training keeps on a GPU with native bfloat16; None where nobody counted the base. Arithmetic, no measure:
+    LoRA counts as if on attention and feed-forward layers.
+    """
+    size = row.footprint
+    if size is None:
+        return None
+    parts = COMPOSED.get(recipe.method, (recipe.method,))
+    full, adapters = "dreambooth" in parts, "lora" in parts
+    text_learns = recipe.text_learning_rate > 0 and (full or adapters)
+    words = "textual_inversion" in parts
+    each = BYTES[recipe.optimizer] + (4 if recipe.ema > 0 else 0)
+    learned_m = size.denoiser_m if full else size.lora_m_per_rank * recipe.rank if adapters else 0.0
+    denoiser = 0.0 if full else 2 * size.denoiser_m
+    if full:  # autocast's copies in half the size live through a step
+        learned_m, denoiser = 0.0, (each + 2) * size.denoiser_m
+    text = 0.0
+    if text_learns:
+        text = (each if full else 4) * size.text_m
+    elif words:
+        text = 2 * size.text_m
+    rows = recipe.batch + (max(1, recipe.batch // 2) if recipe.prior_weight > 0 else 0)
+    frozen_text = 0.0 if words and not text_learns else 2 * size.text_m
+    return MemoryNeeds(
+        resident_gb=(denoiser + each * learned_m + text) / 1e3,
+        leaving_gb=(4 * size.vae_m + frozen_text) / 1e3,
+        activations_gb=HEADROOM * rows * size.activations_gb,
+        checkpointed_gb=HEADROOM * rows * size.checkpointed_gb,
+        decode_gb=size.decode_gb,
+        denoiser_gb=2 * size.denoiser_m / 1e3,
+        vae_gb=4 * size.vae_m / 1e3,
+    )
 
 
 def key(row: BaseRow, method: str) -> str:
@@ -53,23 +95,54 @@ def pace_of(saved: object) -> Pace | None:
         return None
 
 
-def estimate(row: BaseRow, recipes: Mapping[str, Recipe], here: Mapping[str, object]) -> Estimate:
-    """For teaching `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine."""
+def estimate(
+    row: BaseRow, recipes: Mapping[str, Recipe], here: Mapping[str, object], *, free_gb: float | None = None
+) -> Estimate:
+    """For teaching `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine. `free_gb`: of
+    the GPU, None without one.
+    """
+    plan = None if free_gb is None else _largest_plan(row, recipes, free_gb)
+    found = _estimate(row, recipes, here, plan)
+    return replace(found, memory=plan.reason) if plan is not None else found
+
+
+def _largest_plan(row: BaseRow, recipes: Mapping[str, Recipe], free_gb: float) -> MemoryPlan | None:
+    """Of the recipe that needs most; None where nothing is known."""
+    plans = [
+        memory_plan(needs, free_gb, recipe.gradient_checkpointing)
+        for recipe in recipes.values()
+        if (needs := memory_needs(row, recipe)) is not None
+    ]
+    return max(plans, key=lambda plan: plan.peak_gb or 0.0, default=None)
+
+
+def _estimate(
+    row: BaseRow, recipes: Mapping[str, Recipe], here: Mapping[str, object], plan: MemoryPlan | None
+) -> Estimate:
     own = {method: pace_of(here.get(key(row, method))) for method in recipes}
     known = {method: pace for method, pace in own.items() if pace is not None}
     if recipes and len(known) == len(recipes):
         return Estimate(_total(recipes, known, 1.0), _memory(row, known), "as measured on this machine")
     reference = _reference()
-    there = {m: pace for m in recipes if (pace := pace_of(reference.get("paces", {}).get(key(row, m)))) is not None}
+    there = {m: pace for m in recipes if (pace := _pace_there(reference.get("paces", {}), row, m)) is not None}
     if recipes and len(there) == len(recipes) and row.folder is not None:
         slower = float(reference["gflops"]) / fastest(here)
         basis = f"reckoned from {reference['machine']}; nothing was timed on this machine yet"
         return Estimate(_total(recipes, there, slower), _memory(row, there), basis)
     return Estimate(
         None,
-        1e3 * row.vram_gb,
+        1e3 * plan.peak_gb if plan is not None and plan.peak_gb is not None else 1e3 * row.vram_gb,
         UNTIMED,
     )
+
+
+def _pace_there(paces: Mapping[str, object], row: BaseRow, method: str) -> Pace | None:
+    """As it was timed; of a method made of others that was not, its slowest part's."""
+    if (pace := pace_of(paces.get(key(row, method)))) is not None:
+        return pace
+    parts = [pace_of(paces.get(key(row, part))) for part in COMPOSED.get(method, ())]
+    known = [each for each in parts if each is not None]
+    return max(known, key=lambda each: each.step_s / each.batch) if known and len(known) == len(parts) else None
 
 
 def _total(recipes: Mapping[str, Recipe], paces: Mapping[str, Pace], slower: float) -> float:

@@ -19,9 +19,16 @@ NAMES = {
     "textual_inversion": "Textual inversion",
     "dreambooth": "DreamBooth",
     "lora": "LoRA",
+    "pivotal": "Pivotal tuning",
 }
 OTHER_COLOUR = "#7c3aed"
-COLOURS = {"none": "#6b7280", "textual_inversion": "#b45309", "dreambooth": "#1d4ed8", "lora": "#047857"}
+COLOURS = {
+    "none": "#6b7280",
+    "textual_inversion": "#b45309",
+    "dreambooth": "#1d4ed8",
+    "lora": "#047857",
+    "pivotal": "#a21caf",
+}
 PARTS = {"train": "learned from", "held_out": "held out", "other": "other people"}
 
 Span = Mapping[str, float]  # mean, low, high

@@ -34,7 +34,7 @@ from typing import Any
 from pipelines import parallel, workspace
 from pipelines.comparison import JobSpec, spec_from_json
 from pipelines.ledger import WAITING, WORKING, Entry, Ledger
-from pipelines.schema import METHODS, Event, UserError
+from pipelines.schema import ALL_METHODS, Event, UserError
 from pipelines.workspace import Lock, Run
 
 __all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
@@ -156,7 +156,7 @@ def _accepted(
             raise UserError("This run is already being worked on. Wait until it is done, or stop it.")
         workspace.require_space(run.folder, spec.disk_bytes(), purpose="This job")
         job = secrets.token_hex(8)
-        for flag in (run.stop_flag, *(run.leave_flag(method) for method in METHODS)):
+        for flag in (run.stop_flag, *(run.leave_flag(method) for method in ALL_METHODS)):
             flag.unlink(missing_ok=True)
         workspace.write_json(run.spec, spec)
         first = workspace.repair_lines(run.events)

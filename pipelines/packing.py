@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import workspace
-from pipelines.schema import METHODS
+from pipelines.schema import ALL_METHODS
 from pipelines.workspace import Run
 
-TITLES = {"textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA"}
+TITLES = {
+    "textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA", "pivotal": "Pivotal tuning",
+}  # fmt: skip
 # What a file is, by the end of its name; the first that fits counts.
 SENTENCES = (
     ("methods/textual_inversion/learned_embeds.safetensors",
@@ -25,6 +27,12 @@ SENTENCES = (
      "the learned words for A1111 and InvokeAI (embeddings folder; write: likeness) and ComfyUI (embedding:likeness)."),
     ("methods/dreambooth/unet/diffusion_pytorch_model.safetensors",
      "the whole network that draws, taught. diffusers: UNet2DConditionModel.from_pretrained(FOLDER/unet)."),
+    ("methods/pivotal/learned_embeds.safetensors",
+     "the words of pivotal tuning; load the LoRA beside it too. diffusers: pipe.load_textual_inversion(FOLDER)."),
+    ("methods/pivotal/learned_embeds_2.safetensors", "the same for SDXL's second text encoder."),
+    ("methods/pivotal/likeness.safetensors", "the same words for A1111, ComfyUI and InvokeAI."),
+    ("methods/pivotal/pytorch_lora_weights.safetensors",
+     "the LoRA of pivotal tuning; it works with its words. diffusers: pipe.load_lora_weights(FOLDER)."),
     ("config.json", "describes the weights beside it."),
     ("methods/lora/pytorch_lora_weights.safetensors",
      "the LoRA. diffusers: pipe.load_lora_weights(FOLDER)."),
@@ -56,7 +64,7 @@ SENTENCES = (
 
 def settings(run: Run) -> dict[str, Any]:
     """Base, recipes and the settings of every picture, as one record. What a run has not done yet is missing."""
-    cards = {m: card for m in METHODS if (card := workspace.read_json(run.method(m) / "subject.json"))}
+    cards = {m: card for m in ALL_METHODS if (card := workspace.read_json(run.method(m) / "subject.json"))}
     pictures = {
         run.relative(path): saved.get("sampling")
         for column in workspace.columns(run)

@@ -721,9 +721,17 @@ def _around_face(image: np.ndarray, photo: Photo, height_px: int, width_px: int)
     """A part of the photo of this shape with the face in its upper middle, about a third of a square's height."""
     import cv2
 
+    x, y, across, down = _window(photo, image.shape, height_px, width_px)
+    crop = np.ascontiguousarray(image[y : y + down, x : x + across])
+    method = cv2.INTER_AREA if across > width_px else cv2.INTER_CUBIC
+    return cv2.resize(crop, (width_px, height_px), interpolation=method)
+
+
+def _window(photo: Photo, size: Sequence[int], height_px: int, width_px: int) -> tuple[int, int, int, int]:
+    """Which part of a photo of `size` (height, width, ...) is cut out: left, top, width, height in pixels."""
     left, top, right, bottom = photo.face_box
     face_px = max(right - left, bottom - top, 1.0)
-    height, width = image.shape[:2]
+    height, width = size[:2]
     tall = height_px / width_px
     # Rather more surroundings than enlarged pixels, up to a face of a fifth of the width.
     across = max(3.0 * face_px, min(float(width_px), 5.0 * face_px)) / photo.zoom
@@ -731,9 +739,51 @@ def _around_face(image: np.ndarray, photo: Photo, height_px: int, width_px: int)
     down = min(height, round(across * tall))
     x = int(np.clip((left + right) / 2 - across / 2, 0, width - across))
     y = int(np.clip((top + bottom) / 2 - 0.42 * down, 0, height - down))
-    crop = np.ascontiguousarray(image[y : y + down, x : x + across])
-    method = cv2.INTER_AREA if across > width_px else cv2.INTER_CUBIC
-    return cv2.resize(crop, (width_px, height_px), interpolation=method)
+    return x, y, across, down
+
+
+# A head with its hair, in distances between the eyes, which lie half-way up: 1.4 to each side, 2.1 up and down.
+HEAD_ACROSS, HEAD_DOWN = 1.4, 2.1
+HEAD_EDGE = 0.3  # the soft part of the edge, as a share of the oval
+FACE_OF_EYES = 2.6  # a face box is about so many distances wide: turned heads have eyes close together
+
+
+def heads(photos: Sequence[Photo], row: Bucketed) -> list[np.ndarray]:
+    """Where the head is in what training sees of each photo (`crops`), (H, W) float32: 1 inside a soft oval, 0 outside.
+
+    From the eyes and the box that intake noted; no picture is read.
+    """
+    aligned = row.aligned or row.shapes == ((row.resolution_px, row.resolution_px),)
+    found = []
+    for photo in photos:
+        size = (photo.height_px, photo.width_px)
+        if aligned:
+            shape = (row.resolution_px, row.resolution_px)
+        else:
+            shape = min(row.shapes, key=lambda each: abs(math.log(each[0] / each[1]) - math.log(size[0] / size[1])))
+        y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+        eyes = np.array(photo.eyes, np.float64)
+        across = eyes[1] - eyes[0]
+        apart = max(float(np.hypot(*across)), 1e-6)
+        left, _, right, _ = photo.face_box
+        head = max(apart, (right - left) / FACE_OF_EYES)
+        if row.aligned:  # the eyes lie where the base expects them, level
+            scale = row.resolution_px / PORTRAIT_SIZE_PX
+            middle = [(each + 0.5) * scale - 0.5 for each in PORTRAIT_EYES_MID]
+            head *= PORTRAIT_EYES_APART_PX * scale * photo.zoom / apart
+            level = np.array([1.0, 0.0])
+        else:
+            corner_x, corner_y, wide, high = _window(photo, size, *shape)
+            ratio = np.array([shape[1] / wide, shape[0] / high])
+            middle = list((eyes.mean(0) - (corner_x, corner_y) + 0.5) * ratio - 0.5)
+            head *= float(ratio.mean())
+            level = across / apart
+        right_of, below = x - middle[0], y - middle[1]
+        along = right_of * level[0] + below * level[1]
+        down = below * level[0] - right_of * level[1]
+        distance = np.hypot(along / (HEAD_ACROSS * head), down / (HEAD_DOWN * head))
+        found.append(np.clip((1 + HEAD_EDGE / 2 - distance) / HEAD_EDGE, 0, 1).astype(np.float32))
+    return found
 
 
 ZOOMS = (0.8, 1.3)  # farther from the base's own framing it draws nothing well

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipelines import safety
-from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Recipe, Style, UserError
+from pipelines.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
 
 if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
@@ -94,14 +94,14 @@ def recipe(base: str, method: str, quality: str, *, class_word: str, seed: int =
     """
     from pipelines.bases.registry import find_base
 
-    for value, known, what in ((method, METHODS, "method"), (quality, QUALITIES, "quality")):
+    for value, known, what in ((method, ALL_METHODS, "method"), (quality, QUALITIES, "quality")):
         if value not in known:
             raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
     if class_word not in CLASS_WORDS:
         raise UserError(f"The class word is one of {', '.join(CLASS_WORDS)}, not {class_word}.")
     row = find_base(base)
-    if method not in row.methods:
-        raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.methods)}.")
+    if method not in row.offered:
+        raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
     file = PRESETS / "recipes" / f"{row.family}-{method}.json"
     saved = _read(file)
     settings = _part(saved, "recipe", file) | _part(saved, quality, file)

@@ -21,7 +21,7 @@ from pipelines import figures, votes, workspace
 from pipelines.calibration import Calibration
 from pipelines.figures import COLOURS, NAMES, OTHER_COLOUR, name_of, title_of
 from pipelines.metrics import COPY, Facts, Worth, asked_for, is_counted, usable
-from pipelines.schema import METHODS, PhotoSet, Sampling, Score, Subject, is_imported
+from pipelines.schema import ALL_METHODS, PhotoSet, Sampling, Score, Subject, is_imported
 from pipelines.scoring import Bootstrap, IdentitySummary, Marks, cluster_bootstrap, paired_bootstrap, summary
 from pipelines.workspace import Run
 
@@ -113,7 +113,7 @@ class Findings:
         if judge is None:
             return None
         means = {c: found.mean_zero_imputed for c in self.columns if (found := self.identity(c, judge)) is not None}
-        known = {column: mean for column, mean in means.items() if mean is not None and column in METHODS}
+        known = {column: mean for column, mean in means.items() if mean is not None and column in ALL_METHODS}
         return max(known, key=lambda column: known[column]) if known else None
 
 
@@ -181,7 +181,7 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
         "peak_mem_mb": _rounded(subject.peak_mem_mb, 1) if subject else None,
         "artifact_bytes": subject.artifact_bytes if subject else None,
         "trainable_params": subject.trainable_params if subject else None,
-        "renders": len(drawn) if column not in METHODS or subject else None,
+        "renders": len(drawn) if column not in ALL_METHODS or subject else None,
         "faces_found": first.faces_found if first else None,
         "refused": sum(name == column for name, _ in findings.refused),
         "identity": {judge: _identity_json(findings.identity(column, judge)) for judge in findings.marks},

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.schema import UserError
+from pipelines.schema import CHECKPOINTING, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,101 @@ def pick_device(preferred: str | None = None) -> Device:
     if _cpu_has_matrix_units():
         return Device(name, "bfloat16", "CPU with AMX: its matrix units multiply bfloat16 several times faster")
     return Device(name, "float32", "CPU without AMX: float32 was measured 1.5 times as fast as bfloat16")
+
+
+CONTEXT_GB = 0.6  # CUDA's own, with its libraries' workspaces
+USABLE = 0.95  # of free memory: the allocator's blocks never fit to the last byte
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What one training keeps on a GPU, in GB (10^9 bytes)."""
+
+    resident_gb: float  # what every step needs: the denoiser, what learns, its gradients and moments
+    leaving_gb: float  # VAE and frozen encoders: needed before the first step, for previews and at the end
+    activations_gb: float  # kept for the way back
+    checkpointed_gb: float  # the same with gradient checkpointing
+    decode_gb: float  # what decoding one preview takes
+    denoiser_gb: float = 0.0  # of resident_gb: what can step aside while a preview is decoded
+    vae_gb: float = 0.0  # of leaving_gb
+
+    def peak_gb(self, *, checkpointing: bool, offload: bool) -> float:
+        step = self.resident_gb + (self.checkpointed_gb if checkpointing else self.activations_gb)
+        preview = self.resident_gb + self.leaving_gb + self.decode_gb
+        if offload:
+            preview = max(
+                self.resident_gb - self.denoiser_gb + self.vae_gb + self.decode_gb, self.resident_gb + self.leaving_gb
+            )
+        return CONTEXT_GB + max(step + (0.0 if offload else self.leaving_gb), preview)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a training fits into a GPU's memory, with the reason in words."""
+
+    checkpointing: bool
+    offload: bool  # what a step does not need waits in the machine's own memory
+    peak_gb: float | None  # None: not known
+    reason: str
+
+
+def memory_plan(needs: MemoryNeeds | None, free_gb: float | None, wish: str = "auto") -> MemoryPlan:
+    """The cheapest way that fits: everything on the GPU; idle parts off it; then layers computed twice (about a third
+    slower). `wish`: one of CHECKPOINTING. `free_gb` None: computing elsewhere, or nobody knows. Pure arithmetic.
+    """
+    if wish not in CHECKPOINTING:
+        raise UserError(f"Gradient checkpointing is one of {', '.join(CHECKPOINTING)}, not {wish}.")
+    switch = {"on": (True,), "off": (False,), "auto": (False, True)}[wish]
+    said = {"on": "Gradient checkpointing is on as asked", "off": "Gradient checkpointing is off as asked"}
+    if free_gb is None:
+        because = said.get(wish, "Gradient checkpointing is off: no GPU's memory has to be shared")
+        return MemoryPlan(
+            switch[0], False, needs.peak_gb(checkpointing=switch[0], offload=False) if needs else None, f"{because}."
+        )
+    if needs is None:
+        because = said.get(wish, "Gradient checkpointing is off: what this base needs was not counted")
+        return MemoryPlan(switch[0], False, None, f"{because}. {free_gb:.1f} GB are free.")
+    ways = [(checkpointing, offload) for checkpointing in switch for offload in (False, True)]
+    peaks = {way: needs.peak_gb(checkpointing=way[0], offload=way[1]) for way in ways}
+    fitting = next((way for way in ways if peaks[way] <= USABLE * free_gb), None)
+    checkpointing, offload = fitting or min(ways, key=lambda way: peaks[way])
+    peak = peaks[checkpointing, offload]
+    least = min(peak for way, peak in peaks.items() if not way[0]) if not all(switch) else peak
+    parts = [f"{peak:.1f} GB are needed and {free_gb:.1f} GB are free"]
+    if wish in said:
+        parts.insert(0, said[wish])
+    elif checkpointing:
+        parts.insert(0, f"Gradient checkpointing is on: without it {least:.1f} GB would be needed")
+    else:
+        parts.insert(0, "Gradient checkpointing is off: memory is enough without")
+    if offload:
+        parts.append("what a step does not need waits outside the GPU")
+    if fitting is None:
+        parts.append("that will probably not fit: choose a smaller batch or another method")
+    return MemoryPlan(checkpointing, offload, peak, "; ".join(parts) + ".")
+
+
+def free_memory_gb(device: Device | None = None) -> float | None:
+    """Free memory of the GPU, what this process already holds counted as free; None without an NVIDIA GPU.
+
+    Before anything is loaded (`device` None) the driver's tool is asked, so that torch need not be imported.
+    """
+    torch = sys.modules.get("torch")
+    if device is not None:
+        if device.kind != "cuda" or torch is None:
+            return None
+        return float(torch.cuda.mem_get_info(device.name)[0] + torch.cuda.memory_reserved(device.name)) / 1e9
+    import shutil
+    import subprocess
+
+    if shutil.which("nvidia-smi") is None:
+        return None
+    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True)
+        return float(done.stdout.split()[0]) * 2**20 / 1e9
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return None
 
 
 def derived_seed(*parts: int) -> int:

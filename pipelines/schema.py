@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-MethodName = Literal["none", "textual_inversion", "dreambooth", "lora"]
+MethodName = Literal["none", "textual_inversion", "dreambooth", "lora", "pivotal"]
 METHODS: tuple[str, ...] = ("textual_inversion", "dreambooth", "lora")
-COLUMNS: tuple[str, ...] = ("none", *METHODS)  # "none" is the untrained base
+# Methods made of others that learn together; offered wherever their parts are, and taught only when they are asked for.
+COMPOSED: dict[str, tuple[str, ...]] = {"pivotal": ("textual_inversion", "lora")}
+ALL_METHODS: tuple[str, ...] = (*METHODS, *COMPOSED)
+COLUMNS: tuple[str, ...] = ("none", *ALL_METHODS)  # "none" is the untrained base
 IMPORTED = "imported-"  # begins the column of a LoRA or embedding that was not trained here
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
+CHECKPOINTING = ("auto", "on", "off")
 Quality = Literal["draft", "good", "best"]
 QUALITIES: tuple[str, ...] = ("draft", "good", "best")
 ATTENTIONS = ("sdpa", "xformers")
@@ -136,7 +141,7 @@ class Recipe:
     """How to train. Recipe + PhotoSet alone determine the result."""
 
     base: str  # a registry name or a path
-    method: str  # one of METHODS
+    method: str  # one of ALL_METHODS
     class_word: str = "person"
     steps: int = 300
     batch: int = 8
@@ -164,9 +169,35 @@ class Recipe:
     choose_strength: bool = False  # LoRA: scale the learned change to what looks best on validation prompts
     checkpoint_every: int = 50
     preview_every_s: float = 10.0
+    vector_learning_rate: float = 5e-4  # pivotal: of the word vectors; `learning_rate` is the LoRA's
+    freeze_vectors_after: float = 1.0  # pivotal: the vectors stay as they are after this share of the steps; 1 = never
+    dora: bool = False  # LoRA: sizes and directions of the weights learn apart (Liu et al. 2024)
+    rslora: bool = False  # LoRA: alpha is divided by the root of the rank, not by the rank (Kalajdzievski 2023)
+    face_weight: float = 1.0  # how much the head counts in the loss ...
+    background_weight: float = 1.0  # ... and what is around it; only their ratio matters, equal ones = no mask
+    optimizer: str = "adamw"  # one of OPTIMIZERS; "prodigy" finds its rates itself and ignores the recipe's
+    gradient_checkpointing: str = "auto"  # one of CHECKPOINTING: layers computed twice, for less memory
+
+    @property
+    def weighs_faces(self) -> bool:
+        return self.face_weight != self.background_weight
 
     def replaced(self, **changes: Any) -> Recipe:
         return Recipe(**{**asdict(self), **changes})
+
+
+# What recipes did not have from the beginning: left out of fingerprints where it says nothing, so that checkpoints of
+# earlier versions go on.
+_LATER = (
+    "vector_learning_rate", "freeze_vectors_after", "dora", "rslora", "face_weight", "background_weight", "optimizer",
+    "gradient_checkpointing",
+)  # fmt: skip
+
+
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it is hashed: what came later is left out at its default."""
+    usual = {each.name: each.default for each in fields(Recipe)}
+    return {name: value for name, value in vars(recipe).items() if name not in _LATER or value != usual[name]}
 
 
 @dataclass(frozen=True)

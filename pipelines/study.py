@@ -26,7 +26,7 @@ from typing import Any
 from pipelines import jobs, presets, workspace
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.comparison import CONSENT, JobSpec, Setting, is_complete
-from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
+from pipelines.schema import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
 from pipelines.workspace import Run
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
@@ -136,8 +136,8 @@ def read_matrix(file: Path) -> Matrix:
     if not matrix.budgets or not matrix.seeds or not matrix.render_seeds or not matrix.methods:
         raise UserError(f"The matrix {file.name} must name at least one budget, seed, render seed and method.")
     for name in matrix.methods:
-        if name not in METHODS:
-            raise UserError(f"There is no method {name}. Choose one of: {', '.join(METHODS)}.")
+        if name not in ALL_METHODS:
+            raise UserError(f"There is no method {name}. Choose one of: {', '.join(ALL_METHODS)}.")
     for budget in matrix.budgets:
         budget.check()
     conditions = [_condition(budget, variant) for budget in matrix.budgets for variant in matrix.recipes]
@@ -228,7 +228,7 @@ def _spec(
         kind="compare",
         base=matrix.base,
         class_word=person.class_word,
-        methods=tuple(name for name in METHODS if name in matrix.methods),
+        methods=tuple(name for name in ALL_METHODS if name in matrix.methods),
         quality=budget.quality or matrix.quality,
         seed=seed,
         split_seed=0,  # every training seed learns from the same photos

@@ -25,41 +25,33 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from pipelines.bases.family import Family, Modules, Moments, load_family
-from pipelines.bases.objective import Schedule
+from pipelines import optimizers
+from pipelines.bases.family import Family, Modules, checkpointed, load_family
 from pipelines.bases.registry import FAMILY_METHODS, find_base
-from pipelines.bases.sampling import Row, sample, sample_latents
-from pipelines.bases.text import Conditioning
+from pipelines.bases.sampling import Row, sample_latents
+from pipelines.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images, sha
 from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.estimates import memory_needs
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained, write_file
 from pipelines.parallel import World
-from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb
+from pipelines.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
 from pipelines.safety import check_prompt
-from pipelines.schema import Event, Recipe, Subject, UserError
+from pipelines.schema import CHECKPOINTING, OPTIMIZERS, Event, Recipe, Subject, UserError, recipe_fields
 from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE
 
 WATCH_STEPS = 12
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with
-ALONE = World()
-CHECKPOINT, CLASS_IMAGES, SUBJECT = "checkpoint.safetensors", "class_images.safetensors", "subject.json"
+CHECKPOINT, SUBJECT = "checkpoint.safetensors", "subject.json"
+# how often it is saved and shown, and what only costs time or memory
+SAME_LEARNING = ("checkpoint_every", "preview_every_s", "gradient_checkpointing")
 PREVIEW_STEPS = 8  # enough to recognise somebody, at a third of a training step's cost each
-CLASS_IMAGE_STEPS = 16
 FADE_SHARE, FADE_TO = 0.3, 0.1  # the learning rate falls to a tenth over the last 30% of the steps
 READ_LOSS_EVERY = {"cpu": 1}  # elsewhere reading the loss waits for the device, so it is read in packs
 READ_LOSS_DEFAULT = 10
 # A reloaded artefact must draw the live modules' picture: mean difference in grey levels of 255, and the denoiser's
 # answers, as a share of what was learned plus a share of their own size (float16 on disk, bfloat16 in the arithmetic).
 SAME_PICTURE_LEVELS, SAME_ANSWER_OF_LEARNED, SAME_ANSWER_OF_ALL = 3.0, 0.1, 0.02
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Photos as the base sees them."""
-
-    frames: Sequence[np.ndarray]  # n pictures, (H, W, 3) uint8, each in one of the base's shapes
-    captions: tuple[str, ...]  # one per frame, each with "{subject}"
-    validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: never trained on, watched only
 
 
 @dataclass(frozen=True)
@@ -108,27 +100,31 @@ def train(
     """
     clock = _Clock()
     run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, world, pause, clock)
-    while True:
-        clock.start()
-        try:
-            event = next(run)
-        except StopIteration:
-            return
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(
-                f"The GPU's memory is not enough for {_title(recipe)} with batch {recipe.batch}. Choose a smaller "
-                "batch, a smaller base or another method."
-            ) from error
-        except Exception as error:
-            if _is_disk_full(error):
+    try:
+        while True:
+            clock.start()
+            try:
+                event = next(run)
+            except StopIteration:
+                return
+            except torch.cuda.OutOfMemoryError as error:
                 raise UserError(
-                    f"The disk is full: {_title(recipe)} could not be saved. Free some space and start again; it "
-                    "continues from its last checkpoint."
+                    f"The GPU's memory is not enough for {_title(recipe)} with batch {recipe.batch}. Choose a smaller "
+                    "batch, a smaller base or another method."
                 ) from error
-            raise
-        finally:
-            clock.pause()
-        yield event
+            except Exception as error:
+                if _is_disk_full(error):
+                    raise UserError(
+                        f"The disk is full: {_title(recipe)} could not be saved. Free some space and start again; it "
+                        "continues from its last checkpoint."
+                    ) from error
+                raise
+            finally:
+                clock.pause()
+            yield event
+    finally:
+        if family is not None:
+            family.unpark()  # whoever comes next finds it as it was
 
 
 def load_subject(folder: Path) -> Subject:
@@ -202,14 +198,8 @@ def _run(
         _start_from(learner, out, recipe, family)
     groups = learner.groups()
     parameters = trained(groups)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
-            for group in groups
-        ],
-        betas=(0.9, 0.99),  # 0.999 remembers longer than these runs are
-        fused=family.device.kind in ("cpu", "cuda"),
-    )
+    optimizer = optimizers.make(recipe.optimizer, groups, family.device)
+    plan = memory_plan(memory_needs(family.row, recipe), free_memory_gb(family.device), recipe.gradient_checkpointing)
     average = {key: value.detach().clone() for key, value in learner.tensors().items()} if recipe.ema > 0 else {}
     watched = _Watched(watch, out if world.first else None) if watch is not None and recipe.watch_every > 0 else None
     first, note = _resume(out, fingerprint, learner, optimizer, average, watched, clock)
@@ -224,8 +214,15 @@ def _run(
         steps,
         seconds=clock.seconds,
         text=note or f"{_title(recipe)} learns {size:,} numbers from {len(data.frames)} photos",
-        data={"trainable_params": size, "device": family.device.name, "dtype": family.device.dtype},
+        data={
+            "trainable_params": size,
+            "device": family.device.name,
+            "dtype": family.device.dtype,
+            "memory": plan.reason,
+        },
     )
+    if plan.checkpointing or plan.offload:
+        yield Event("note", name, first, steps, seconds=clock.seconds, text=plan.reason)
 
     # what it learns from
     class_latents: dict[Shape, torch.Tensor] = {}
@@ -234,10 +231,12 @@ def _run(
             text = f"Drawing {recipe.prior_images} pictures of a {recipe.class_word} in general"
             yield Event("phase", name, first, steps, seconds=clock.seconds, text=text)
         # none when stopped: no step follows
-        if world.from_first(lambda: bool(_class_images(family, recipe, data, out, stop))):
-            class_latents = _class_images(family, recipe, data, out, stop)
+        if world.from_first(lambda: bool(class_images(family, recipe, data, out, stop))):
+            class_latents = class_images(family, recipe, data, out, stop)
     batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
     preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
+    if plan.offload:
+        family.park(kept=(learner.modules.unet, *(learner.modules.text.encoders if learner.live_text else ())))
 
     # the loop
     losses: list[tuple[int, torch.Tensor]] = []
@@ -246,9 +245,11 @@ def _run(
     step = first
     while step < steps and not (pause() or world.any(stop()) or (watched and watched.is_enough(recipe.patience))):
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
-            parameter_group["lr"] = group.learning_rate * _learning_rate_factor(step, recipe)
-        loss = batches.loss(learner, step, world)
-        loss.backward()
+            factor = _learning_rate_factor(step, recipe)
+            parameter_group["lr"] = optimizers.rate(recipe.optimizer, group, factor, step / steps)
+        with checkpointed(learner.modules, plan.checkpointing):
+            loss = batches.loss(learner, step, world)
+            loss.backward()
         world.add_gradients(parameters)
         loss = world.total(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
@@ -320,6 +321,9 @@ def _run(
         )
     if complete and watch is not None and recipe.choose_strength and learner.scales():
         yield from _choose_strength(family, learner, watch, batches.phrase, recipe, stop, out)
+    elif complete and watch is not None and recipe.choose_strength and recipe.dora:
+        said = "The strength stays as it was learned: DoRA's change can't be scaled"
+        yield Event("note", name, step, steps, seconds=clock.seconds, text=said)
     yield Event("phase", name, step, steps, seconds=clock.seconds, text="Saving, and reading it back to be sure")
     artifact = learner.export(out)
     frame = _verify(family, method, learner, out, recipe, preview)
@@ -331,180 +335,6 @@ def _run(
         (out / CLASS_IMAGES).unlink(missing_ok=True)
     world.wait()
     yield _end("done" if complete else "stopped", subject, out)
-
-
-# -- the batch of one step -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's rows. Photos first, then class images (prior preservation), which differ by their weight only."""
-
-    latents: torch.Tensor  # (b, c, h, w)
-    texts: torch.Tensor  # (b,) indices into the captions
-    noise: torch.Tensor  # (b, c, h, w)
-    timesteps: torch.Tensor  # (b,)
-    weights: torch.Tensor  # (b,), sums to 1 + prior weight
-
-    def rows(self, world: World) -> Batch:
-        """This process's share."""
-        own = world.share(len(self.weights))
-        return Batch(self.latents[own], self.texts[own], self.noise[own], self.timesteps[own], self.weights[own])
-
-
-Shape = tuple[int, int]  # (height, width) of a picture in pixels
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """The photos of one picture shape: only pictures of one shape fit into one batch."""
-
-    photos: torch.Tensor  # (k,) which of all photos
-    place: torch.Tensor  # (n,) where a photo stands in here
-    moments: Moments  # of the k photos, then, with mirroring, of their mirror images
-    class_latents: torch.Tensor | None  # (m, c, h, w)
-
-
-class Batches:
-    """The rows of any step, from (seed, step) alone: the same photos, noise and timesteps for every method."""
-
-    def __init__(
-        self,
-        family: Family,
-        learner: Learner,
-        recipe: Recipe,
-        data: TrainingData,
-        phrase: str,
-        class_latents: dict[Shape, torch.Tensor],
-    ) -> None:
-        self._family, self._recipe, self._count = family, recipe, len(data.frames)
-        self.phrase = phrase
-        self._buckets: list[Bucket] = []
-        self._bucket_of = [0] * self._count
-        for shape, photos in _by_shape(data.frames).items():
-            frames = np.stack([data.frames[index] for index in photos])
-            if recipe.mirror:  # a second cache entry, so that both stay encoded once
-                frames = np.concatenate([frames, frames[:, :, ::-1]])
-            place = torch.zeros(self._count, dtype=torch.long)
-            place[photos] = torch.arange(len(photos))
-            for index in photos:
-                self._bucket_of[index] = len(self._buckets)
-            moments = family.encode_images(frames)
-            self._buckets.append(Bucket(torch.tensor(photos), place, moments, class_latents.get(shape)))
-        self._validation = family.encode_images(data.validation) if len(data.validation) else None
-        # captions: whole, then their first part alone ("portrait of {subject}"), then of the class images
-        heads = [caption.split(",")[0] for caption in data.captions]
-        self.captions = [text.replace("{subject}", phrase) for text in (*data.captions, *heads)]
-        self.head = self.captions[self._count]
-        if class_latents:
-            self.captions += [text.replace("{subject}", recipe.class_word) for text in data.captions]
-        self._ids = learner.modules.text.ids(self.captions)
-        self._cached: Conditioning | None = None
-        if not learner.live_text:
-            with torch.no_grad():
-                self._cached = learner.modules.text.encode(self._ids)
-
-    def at(self, step: int) -> Batch:
-        recipe, count = self._recipe, self._count
-        generator = torch.Generator().manual_seed(derived_seed(recipe.seed, step, 1))
-        photos = self._photos(step)
-        bucket = self._buckets[self._bucket_of[int(photos[0])]]
-        mirrored = torch.rand(len(photos), generator=generator) < 0.5
-        short = torch.rand(len(photos), generator=generator) < recipe.caption_dropout
-        texts = photos + count * short
-        entries = bucket.place[photos]
-        if recipe.mirror:
-            entries = entries + len(bucket.photos) * mirrored
-        shape = bucket.moments.mean.shape[1:]
-        drawn = torch.randn((len(photos), *shape), generator=generator)
-        sampled = drawn if self._family.architecture.sampled_latents else None
-        device = bucket.moments.mean.device
-        latents = bucket.moments[entries.to(device)].latents(None if sampled is None else sampled.to(device))
-        noised = torch.randn((len(photos), *shape), generator=generator)
-        timesteps = _spread(len(photos), self._family.schedule, generator, recipe.noise_from)
-        weights = torch.full((len(photos),), 1 / len(photos))
-        if bucket.class_latents is not None:
-            generator.manual_seed(derived_seed(recipe.seed, step, 2))
-            extra = max(1, len(photos) // 2)
-            chosen = torch.randint(0, len(bucket.class_latents), (extra,), generator=generator)
-            latents = torch.cat([latents, bucket.class_latents[chosen.to(device)]])
-            texts = torch.cat([texts, 2 * count + chosen % count])
-            noised = torch.cat([noised, torch.randn((extra, *shape), generator=generator)])
-            more = _spread(extra, self._family.schedule, generator, recipe.noise_from)
-            timesteps = torch.cat([timesteps, more])
-            weights = torch.cat([weights, torch.full((extra,), recipe.prior_weight / extra)])
-        return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device))
-
-    def _photos(self, step: int) -> torch.Tensor:
-        """Each photo once per round, in an order of its own each round; all of one shape.
-
-        With several shapes the photo whose turn it is leads its step, and others of its shape fill the batch: every
-        shape gets steps by its share of the photos.
-        """
-        batch, count = self._recipe.batch, self._count
-        if len(self._buckets) == 1:
-            places = range(step * batch, (step + 1) * batch)
-            orders = {each: self._order(each) for each in {place // count for place in places}}
-            return torch.stack([orders[place // count][place % count] for place in places])
-        order = self._order(step // count)
-        leader = order[step % count]
-        alike = self._buckets[self._bucket_of[int(leader)]].photos
-        turned = torch.roll(order, -(step % count))
-        return turned[torch.isin(turned, alike)].repeat(batch // len(alike) + 1)[:batch]
-
-    def _order(self, round_: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(derived_seed(self._recipe.seed, round_, 3))
-        return torch.randperm(self._count, generator=generator)
-
-    def conditioning(self, learner: Learner, texts: torch.Tensor) -> Conditioning:
-        if self._cached is not None:
-            return self._cached[texts]
-        return learner.modules.text.encode([ids[texts] for ids in self._ids])
-
-    def loss(self, learner: Learner, step: int, world: World = ALONE) -> torch.Tensor:
-        """Of this process's rows; the sum over all processes is the step's loss."""
-        batch = self.at(step).rows(world)
-        told = self.conditioning(learner, batch.texts)
-        losses = self._family.objective(
-            learner.modules.unet,
-            batch.latents,
-            told,
-            batch.noise,
-            batch.timesteps,
-            snr_gamma=self._recipe.snr_gamma,
-        )
-        return (losses * batch.weights).sum()
-
-    @torch.no_grad()
-    def validation_loss(self, learner: Learner) -> float:
-        """The loss on photos that are not trained on, at fixed noise and timesteps. Comparable within one run only."""
-        assert self._validation is not None
-        places = self._family.schedule.timesteps(torch.tensor([0.2, 0.4, 0.6, 0.8]))
-        latents = self._validation.mean.repeat_interleave(len(places), 0)
-        timesteps = places.repeat(len(self._validation.mean)).to(latents.device)
-        texts = torch.full((len(latents),), self._count, device=latents.device)
-        still = noise(derived_seed(self._recipe.seed, 4), latents.shape, device=latents.device)
-        told = self.conditioning(learner, texts)
-        return float(
-            self._family.objective(learner.modules.unet, latents, told, still, timesteps, snr_gamma=None).mean()
-        )
-
-
-def _by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:
-    """Which pictures have which shape, in the order they come up."""
-    found: dict[Shape, list[int]] = {}
-    for index, frame in enumerate(frames):
-        found.setdefault((frame.shape[0], frame.shape[1]), []).append(index)
-    return found
-
-
-def _spread(count: int, schedule: Schedule, generator: torch.Generator, share: float = 0.0) -> torch.Tensor:
-    """Timesteps at uniform places from `share` of the schedule up, one from each of `count` equal slices: less noise in
-    the loss than independent draws.
-    """
-    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    places = share + (1 - share) * places
-    return schedule.timesteps(places)[torch.randperm(count, generator=generator)]
 
 
 def _learning_rate_factor(step: int, recipe: Recipe) -> float:
@@ -544,52 +374,6 @@ def _no_number(what: str, step: int, recipe: Recipe) -> UserError:
         f"{_title(recipe)} stopped at step {step}: {what}. Lower the learning rate ({recipe.learning_rate:g}) and "
         "start again."
     )
-
-
-def _class_images(
-    family: Family, recipe: Recipe, data: TrainingData, out: Path, stop: Callable[[], bool]
-) -> dict[Shape, torch.Tensor]:
-    """Latents of what the untrained base draws for the class word, (n, c, h, w) for each shape of the photos by their
-    share; in `out` while training lasts. Empty when stopped.
-    """
-    file, row = out / CLASS_IMAGES, family.row
-    shapes = {shape: len(photos) / len(data.frames) for shape, photos in _by_shape(data.frames).items()}
-    stamp = _sha(
-        row.name, row.revision, recipe.class_word, recipe.seed, recipe.prior_images, data.captions, list(shapes)
-    )
-    if file.is_file():
-        tensors, meta = load_tensors(file)
-        if meta.get("stamp") == stamp:
-            return {shape: tensors[f"{shape[0]}x{shape[1]}"].to(family.device.name) for shape in shapes}
-    drawn: dict[Shape, list[torch.Tensor]] = {shape: [] for shape in shapes}
-    first = 0  # of this shape's pictures among all
-    for shape, share in shapes.items():
-        last = first + max(1, round(recipe.prior_images * share))
-        for start in range(first, last, recipe.batch):
-            rows = [
-                Row(
-                    data.captions[index % len(data.captions)].replace("{subject}", recipe.class_word),
-                    derived_seed(recipe.seed, index, 5),
-                    guidance=family.architecture.guidance,
-                )
-                for index in range(start, min(start + recipe.batch, last))
-            ]
-            latents = sample_latents(
-                family,
-                family.shared(),
-                rows,
-                steps=CLASS_IMAGE_STEPS,
-                height_px=shape[0],
-                width_px=shape[1],
-                stop=stop,
-            )
-            if latents is None:
-                return {}
-            drawn[shape] += list(latents)
-        first = last
-    stacked = {shape: torch.stack(latents) for shape, latents in drawn.items()}
-    save_tensors(file, {f"{h}x{w}": latents for (h, w), latents in stacked.items()}, {"stamp": stamp})
-    return stacked
 
 
 # -- choosing ------------------------------------------------------------------------------------------------------
@@ -691,9 +475,12 @@ def _choose_strength(
 
 
 def _title(recipe: Recipe) -> str:
-    return {"textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA"}.get(
-        recipe.method, recipe.method
-    )
+    return {
+        "textual_inversion": "Textual inversion",
+        "dreambooth": "DreamBooth",
+        "lora": "LoRA",
+        "pivotal": "Pivotal tuning",
+    }.get(recipe.method, recipe.method)
 
 
 def _check(recipe: Recipe, data: TrainingData) -> None:
@@ -712,6 +499,27 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise UserError(f"A recipe's {name} must be at least 1, not {value}.")
+    shares = {"face_weight": recipe.face_weight, "background_weight": recipe.background_weight,
+              "vector_learning_rate": recipe.vector_learning_rate}  # fmt: skip
+    for name, number in shares.items():
+        if not (math.isfinite(number) and number >= 0):
+            raise UserError(f"A recipe's {name} must be a number from 0 up, not {number}.")
+    if not 0 <= recipe.freeze_vectors_after <= 1:
+        raise UserError(f"A recipe's freeze_vectors_after is a share from 0 to 1, not {recipe.freeze_vectors_after}.")
+    for name, choice, known in (
+        ("optimizer", recipe.optimizer, OPTIMIZERS),
+        ("gradient_checkpointing", recipe.gradient_checkpointing, CHECKPOINTING),
+    ):
+        if choice not in known:
+            raise UserError(f"A recipe's {name} is one of {', '.join(known)}, not {choice}.")
+    if recipe.weighs_faces and len(data.heads) != len(data.frames):
+        raise UserError(
+            "Nobody knows where the faces are in these photos, so they can't count more. Leave face_weight and "
+            "background_weight at 1."
+        )
+    for head, frame in zip(data.heads, data.frames):
+        if head.shape != frame.shape[:2]:
+            raise ValueError(f"heads are as large as their frames, not {head.shape} beside {frame.shape}")
     rates = (recipe.learning_rate, recipe.text_learning_rate, recipe.weight_decay, recipe.clip_norm)
     if not all(math.isfinite(rate) and rate >= 0 for rate in (*rates, recipe.prior_weight)):
         raise UserError("A recipe's learning rates, weight decay, clipping and prior weight must be numbers from 0 up.")
@@ -719,31 +527,30 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
 
 def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
     row = family.row
-    if recipe.method not in row.methods:
+    if recipe.method not in row.offered:
         too_big = recipe.method in FAMILY_METHODS[row.family]
         raise UserError(
             f"{_title(recipe)} is not offered for {row.title}{': it would need far more memory' * too_big}. Choose one "
-            f"of: {', '.join(row.methods)}."
+            f"of: {', '.join(row.offered)}."
         )
     square = (row.resolution_px, row.resolution_px)
     for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
-        for height, width in _by_shape(frames):
+        for height, width in by_shape(frames):
             if (height, width) not in shapes:
                 takes = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys(shapes))
                 raise ValueError(f"{row.name} takes {takes} frames, not {height}x{width}")
 
 
-def _sha(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _fingerprint(recipe: Recipe, data: TrainingData, photo_digest: str, family: Family) -> str:
-    """What a checkpoint belongs to. How often it is saved and shown makes no difference."""
-    settings = {k: v for k, v in asdict(recipe).items() if k not in ("checkpoint_every", "preview_every_s")}
+    """What a checkpoint belongs to."""
+    settings = {k: v for k, v in recipe_fields(recipe).items() if k not in SAME_LEARNING}
     frames = hashlib.sha256()
     for frame in data.frames:
         frames.update(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
-    return _sha(settings, data.captions, photo_digest, frames.hexdigest(), family.row.name, family.row.revision)
+    if recipe.weighs_faces:
+        for head in data.heads:
+            frames.update(np.ascontiguousarray(head).tobytes())
+    return sha(settings, data.captions, photo_digest, frames.hexdigest(), family.row.name, family.row.revision)
 
 
 def _is_disk_full(error: Exception) -> bool:
@@ -924,7 +731,13 @@ def _frames(
     for part in parts:
         part.eval()
     try:
-        return sample(family, modules, rows, steps=steps, scheduler_name=family.architecture.quick_scheduler, stop=stop)
+        quick = family.architecture.quick_scheduler
+        with family.awake(*modules.text.encoders):
+            latents = sample_latents(family, modules, rows, steps=steps, scheduler_name=quick, stop=stop)
+        if latents is None:
+            return None
+        with family.aside(modules.unet):
+            return family.decode(latents)
     finally:
         for part, was_training in zip(parts, training, strict=True):
             part.train(was_training)
@@ -949,10 +762,18 @@ def _verify(family: Family, method: Method, learner: Learner, out: Path, recipe:
 
     Raises UserError when it draws another picture or the denoiser answers differently.
     """
-    saved = method.apply(family, out, recipe)
-    live = _frame(family, learner.modules, row)
-    levels = float(np.abs(live.astype(np.float32) - _frame(family, saved, row)).mean())
-    learned, lost = _difference(family, learner.modules, saved, row, recipe)
+    live, answers = _frame(family, learner.modules, row), _answers(family, learner.modules, row, recipe)
+    own = () if family.is_shared(learner.modules.unet) else (learner.modules.unet,)
+    with family.aside(*own):  # one denoiser after the other, where memory is short
+        plain = _answers(family, family.shared(), row, recipe)
+        if own:
+            family.leave_shared()
+        saved = method.apply(family, out, recipe)
+        levels = float(np.abs(live.astype(np.float32) - _frame(family, saved, row)).mean())
+        again = _answers(family, saved, row, recipe)
+        del saved
+    size = float(answers.norm().clamp(min=1e-12))
+    learned, lost = float((answers - plain).norm()) / size, float((answers - again).norm()) / size
     if not (levels <= SAME_PICTURE_LEVELS and lost <= SAME_ANSWER_OF_LEARNED * learned + SAME_ANSWER_OF_ALL):
         raise UserError(
             f"{_title(recipe)} was saved but does not draw the same picture when reloaded ({levels:.1f} of 255 grey "
@@ -962,13 +783,10 @@ def _verify(family: Family, method: Method, learner: Learner, out: Path, recipe:
 
 
 @torch.no_grad()
-def _difference(family: Family, live: Modules, saved: Modules, row: Row, recipe: Recipe) -> tuple[float, float]:
-    """How far live answers lie from the base's, and saved ones from live ones; both as a share of the answers' size."""
+def _answers(family: Family, modules: Modules, row: Row, recipe: Recipe) -> torch.Tensor:
+    """What the denoiser says to the same noise at four levels, (4, c, h, w)."""
     latents = noise(derived_seed(recipe.seed, 6), (4, *family.latent_shape()), device=family.device.name)
     timesteps = family.schedule.timesteps(torch.tensor([0.2, 0.4, 0.6, 0.8], device=family.device.name))
-    answers = []
-    for modules, prompt in ((live, row.prompt), (saved, row.prompt), (family.shared(), row.prompt)):
-        told = modules.text.encode(modules.text.ids([prompt] * len(latents)))
-        answers.append(family.predict(modules.unet, latents, timesteps, told).float())
-    size = float(answers[0].norm().clamp(min=1e-12))
-    return float((answers[0] - answers[2]).norm()) / size, float((answers[0] - answers[1]).norm()) / size
+    with family.awake(*modules.text.encoders):
+        told = modules.text.encode(modules.text.ids([row.prompt] * len(latents)))
+        return family.predict(modules.unet, latents, timesteps, told).float()

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipelines import presets, workspace
-from pipelines.schema import COLUMNS, METHODS, UserError
+from pipelines.schema import ALL_METHODS, COLUMNS, UserError
 from pipelines.workspace import Run
 
 ROUNDS = 12  # of one vote: two minutes of a friend's time
@@ -98,7 +98,7 @@ def standing(run: Run) -> Standing | None:
     photos = workspace.load_photo_set(run)
     if photos is None:
         return None
-    cards = {method: workspace.read_json(run.method(method) / "subject.json") for method in METHODS}
+    cards = {method: workspace.read_json(run.method(method) / "subject.json") for method in ALL_METHODS}
     fits = {m: c for m, c in cards.items() if isinstance(c, dict) and c.get("photo_digest") == photos.digest}
     if not fits:
         return None

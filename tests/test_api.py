@@ -146,6 +146,9 @@ def test_every_endpoint_wants_a_key_and_checks_what_it_is_told(client, key):
         ({"methods": ["lora"], "settings": {"lora": {"steps": 1e9}}}, "steps must be a whole number"),
         ({"methods": ["lora"], "settings": {"lora": {"colour": "x"}}}, "colour of lora can't be set here"),
         ({"methods": ["lora"], "settings": {"lora": {"start_from": "0" * 64}}}, "can't be set here"),
+        ({"methods": ["lora"], "settings": {"lora": {"optimizer": "sgd"}}}, "There is no such optimizer"),
+        ({"methods": ["lora"], "settings": {"lora": {"dora": "yes"}}}, "dora of lora can't be set here"),
+        ({"methods": ["pivotal"], "settings": {"pivotal": {"face_weight": 99}}}, "face_weight must be a number"),
         ({"methods": ["lora"], "settings": {"lora": 3}}, "one object per method"),
     ):
         assert said in refusal(client, key=key, **arguments, api_name="/train")

@@ -22,7 +22,7 @@ from pipelines import comparison, jobs, replay, report, workspace
 from pipelines.bases.registry import BASES, find_base
 from pipelines.comparison import JobSpec, compare, default_samplings, perform, render_name, samplings_of
 from pipelines.metrics import Worth
-from pipelines.schema import COLUMNS, METHODS, Event, PhotoSet, Sampling, Score, UserError
+from pipelines.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
 from pipelines.scoring import Marks
 from pipelines.workspace import Run
 from tests.runs import PEOPLE, make_run, quick
@@ -69,7 +69,7 @@ def test_the_report_has_its_shape(finished):
     assert list(saved["judges"]) == ["arcface-mini", "dlib"]
     assert set(saved["judges"]["dlib"]) == {"ceiling", "impostor", "threshold"}
     assert saved["judges"]["dlib"]["ceiling"] > saved["judges"]["dlib"]["threshold"]
-    assert list(saved["methods"]) == list(COLUMNS)
+    assert list(saved["methods"]) == ["none", *METHODS]
     for name, row in saved["methods"].items():
         learned = ["steps", "train_s", "peak_mem_mb", "artifact_bytes", "trainable_params"]
         closer = [each.name for each in fields(Worth)]
@@ -88,10 +88,10 @@ def test_the_report_has_its_shape(finished):
 @needs_people
 def test_every_column_draws_the_same_prompts_and_seeds(finished):
     run, told = finished
-    names = [sorted(path.name for path in run.renders(column).glob("*.png")) for column in COLUMNS]
+    names = [sorted(path.name for path in run.renders(column).glob("*.png")) for column in ("none", *METHODS)]
     assert len(names[0]) == 2 and all(each == names[0] for each in names)
     drawn = [event for event in told if event.kind == "render"]
-    assert len(drawn) == 8 and {event.method for event in drawn} == set(COLUMNS)
+    assert len(drawn) == 8 and {event.method for event in drawn} == {"none", *METHODS}
     assert len([event for event in told if event.kind == "score"]) == 16  # two judges
     assert [event.method for event in told if event.kind == "step"] == [*METHODS] * 2  # side by side
 

@@ -59,6 +59,12 @@ def test_what_this_machine_took_counts_first_and_scales_with_steps_and_batch(hal
     assert "nothing was timed" in estimate(ROW, RECIPES, here).basis, "one of three says little about the others"
 
 
+def test_a_method_made_of_others_is_reckoned_as_its_slowest_part(half_as_fast):
+    recipe = presets.recipe(ROW.name, "pivotal", "draft", class_word="man")
+    slowest = max(half_as_fast["paces"][key(ROW, part)]["step_s"] for part in ("textual_inversion", "lora"))
+    assert estimate(ROW, {"pivotal": recipe}, {}).seconds == pytest.approx(2 * recipe.steps * slowest)
+
+
 @pytest.mark.parametrize("damaged", [0.7, "fast", {"step_s": 0, "batch": 8}, {"speed": 3}, None, [1]])
 def test_damaged_paces_are_no_paces(damaged, half_as_fast):
     found = estimate(ROW, {"lora": RECIPES["lora"]}, {key(ROW, "lora"): damaged, SPEED: "very"})

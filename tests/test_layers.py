@@ -28,6 +28,7 @@ LAYERS = (
     ("ledger", "estimates", "formats", "bases", "photos", "faces", "arcface_mini", "expressions", "checks"),
     ("importing",),
     ("methods",),
+    ("batches", "optimizers"),
     ("training", "generation", "scoring", "lookalike", "votes", "metrics", "clip_text", "refining"),
     ("selection",),
     ("comparison", "report", "figures", "packing"),

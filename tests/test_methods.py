@@ -14,7 +14,8 @@ from pipelines.bases.sampling import Row, sample
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, tokens
 from pipelines.runtime import noise
-from pipelines.schema import METHODS, UserError
+from pipelines.schema import ALL_METHODS as METHODS
+from pipelines.schema import UserError
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
 
 KINDS = ("portrait", "sd15", "sdxl")
@@ -263,3 +264,136 @@ def test_model_index_is_complete(tmp_path):
     parts = {name for name, value in index.items() if isinstance(value, list) and value[0]}
     assert parts == {"unet", "vae", "scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"}
     assert index["force_zeros_for_empty_prompt"] is True
+
+
+# -- pivotal tuning ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_text", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pivotal_tuning_loads_in_stock_diffusers_and_draws_the_same(kind, with_text, tmp_path):
+    family = tiny_family(kind)
+    recipe = tiny_recipe(kind, "pivotal", vectors=3, text_learning_rate=1e-3 if with_text else 0.0)
+    learner = disturbed(method("pivotal").learner(family, recipe), size=1.0)
+    artifact = learner.export(tmp_path)
+    prompt = f"portrait of {method('pivotal').phrase(family.row, recipe)}"
+    live, base = picture(family, learner.modules, prompt), picture(family, family.shared(), "portrait of man")
+    pipeline = stock(kind)
+    pipeline.load_textual_inversion(tmp_path, weight_name="learned_embeds.safetensors")
+    if kind == "sdxl":
+        file = load_file(str(tmp_path / "learned_embeds_2.safetensors"))
+        pipeline.load_textual_inversion(
+            file, text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2, token=TOKEN
+        )
+    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    effect = np.abs(live - base).mean()
+    assert effect > 0.5
+    assert np.abs(stock_picture(family, pipeline, f"portrait of {TOKEN} man") - live).mean() < 0.05 * effect + 0.3
+    # each half alone is another picture: both are needed
+    pipeline.unload_lora_weights()
+    assert np.abs(stock_picture(family, pipeline, f"portrait of {TOKEN} man") - live).mean() > 0.3
+    embeds = ["learned_embeds.safetensors"] + ["learned_embeds_2.safetensors"] * (kind == "sdxl")
+    assert artifact.learned == (*embeds, "pytorch_lora_weights.safetensors") and artifact.file == artifact.learned[-1]
+    assert (tmp_path / "likeness.safetensors").is_file()
+
+
+def test_pivotal_tuning_is_its_two_parts():
+    family, recipe = tiny_family("sdxl"), tiny_recipe("sdxl", "pivotal", vector_learning_rate=5e-3, weight_decay=0.1)
+    whole = method("pivotal").learner(family, recipe)
+    words = method("textual_inversion").learner(family, recipe.replaced(method="textual_inversion"))
+    adapters = method("lora").learner(family, recipe.replaced(method="lora"))
+    expected = {f"words.{k}": v for k, v in words.tensors().items()}
+    expected |= {f"adapters.{k}": v for k, v in adapters.tensors().items()}
+    assert list(whole.tensors()) == list(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in whole.tensors().items()), "they start alike"
+    first, second = whole.groups()
+    assert (first.learning_rate, first.weight_decay, second.learning_rate) == (5e-3, 0.0, recipe.learning_rate)
+    assert set(whole.scales()) == {name for name in expected if ".lora_B." in name}
+    assert whole.modules.text.learned.rows[0] is whole.tensors()["words.encoder_0"]
+
+
+# -- kinds of LoRA -------------------------------------------------------------------------------------------------
+
+KINDS_OF_LORA = [{"dora": True}, {"rslora": True}, {"dora": True, "rslora": True, "text_learning_rate": 1e-3}]
+
+
+@pytest.mark.parametrize("changes", KINDS_OF_LORA, ids=["dora", "rslora", "both with text"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_lora_load_in_stock_diffusers(kind, changes, tmp_path):
+    family, recipe = tiny_family(kind), tiny_recipe(kind, "lora", rank=4, alpha=2.0, targets="all", **changes)
+    learner = method("lora").learner(family, recipe)
+    prompt = f"portrait of {method('lora').phrase(family.row, recipe)}"
+    base = picture(family, family.shared(), prompt)
+    assert np.abs(picture(family, learner.modules, prompt) - base).max() <= 1, "fresh, it changes nothing"
+    disturbed(learner, size=0.5).export(tmp_path)
+    live = picture(family, learner.modules, prompt)
+    effect = np.abs(live - base).mean()
+    assert effect > 0.5
+    pipeline = stock(kind)
+    pipeline.load_lora_weights(tmp_path)
+    assert np.abs(stock_picture(family, pipeline, prompt) - live).mean() < 0.05 * effect + 0.3
+    loaded = pipeline.unet.peft_config["default_0"]
+    assert (loaded.use_dora, loaded.use_rslora) == (bool(changes.get("dora")), bool(changes.get("rslora")))
+    applied = method("lora").apply(family, tmp_path, recipe)
+    assert np.abs(picture(family, applied, prompt) - live).mean() < 0.3
+    without = method("lora").apply(family, tmp_path, recipe, strength=0.0)
+    assert np.abs(picture(family, without, prompt) - base).max() <= 1, "at strength 0 nothing is left of it"
+    again = method("lora").learner(family, recipe)
+    again.start_from(tmp_path)
+    for name, tensor in again.tensors().items():
+        assert torch.allclose(tensor, learner.tensors()[name], atol=2e-3), name
+
+
+def test_rslora_divides_by_the_root_of_the_rank():
+    family = tiny_family("sd15")
+    seen = {}
+    for name, changes in (("plain", {}), ("rs", {"rslora": True})):
+        learner = method("lora").learner(family, tiny_recipe("sd15", "lora", rank=4, alpha=2.0, **changes))
+        scales = {s for m in learner.modules.unet.modules() for s in getattr(m, "scaling", {}).values()}
+        (seen[name],) = scales
+    assert seen == {"plain": 0.5, "rs": 1.0}
+
+
+def test_only_a_change_that_is_a_product_can_be_scaled(tmp_path):
+    family = tiny_family("sd15")
+    recipe = tiny_recipe("sd15", "lora", rslora=True)
+    learner = disturbed(method("lora").learner(family, recipe), size=0.5)
+    learner.export(tmp_path)
+    prompt = f"portrait of {method('lora').phrase(family.row, recipe)}"
+    half = picture(family, method("lora").apply(family, tmp_path, recipe, strength=0.5), prompt)
+    with torch.no_grad():
+        for name in learner.scales():
+            learner.tensors()[name].mul_(0.5)
+    assert np.abs(picture(family, learner.modules, prompt) - half).mean() < 0.3, "scales() is what strength means"
+    assert method("lora").learner(family, tiny_recipe("sd15", "lora", dora=True)).scales() == ()
+
+
+# -- text encoders that learn --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lora", "dreambooth", "pivotal"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_every_text_encoder_learns_and_is_put_back(kind, name, tmp_path):
+    from pipelines.training import train
+    from tests.tiny import tiny_data
+
+    family = tiny_family(kind)
+    before = [{k: v.clone() for k, v in encoder.state_dict().items()} for encoder in family.text.encoders]
+    recipe = tiny_recipe(kind, name, steps=2, text_learning_rate=1e-3)
+    fresh = method(name).learner(family, recipe)
+    start = {key: tensor.detach().clone() for key, tensor in fresh.tensors().items()}
+    events = list(train(recipe, tiny_data(kind), tmp_path, photo_digest="d", family=family))  # verified by itself
+    assert events[-1].kind == "done"
+    ended = method(name).learner(family, recipe)
+    ended.start_from(tmp_path)
+    for index in range(len(family.text.encoders)):
+        part = {key for key in start if f"encoder_{index}." in key and "words" not in key}
+        assert part and any(not torch.equal(start[key], ended.tensors()[key]) for key in part), index
+    for encoder, untouched in zip(family.text.encoders, before, strict=True):
+        assert all(torch.equal(tensor, untouched[key]) for key, tensor in encoder.state_dict().items())
+    # what is applied says what the live encoders say, to each encoder's own part of it
+    applied = method(name).apply(family, tmp_path, recipe)
+    prompt = f"portrait of {method(name).phrase(family.row, recipe)}"
+    said = [modules.text.encode(modules.text.ids([prompt])) for modules in (applied, ended.modules)]
+    assert torch.allclose(said[0].states, said[1].states, atol=2e-2)
+    assert kind != "sdxl" or torch.allclose(said[0].pooled, said[1].pooled, atol=2e-2)

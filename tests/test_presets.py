@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import presets
 from pipelines.bases.registry import BASES, FAMILY_METHODS, find_base
-from pipelines.schema import QUALITIES, Style, UserError
+from pipelines.schema import COMPOSED, QUALITIES, Style, UserError
 from tests.tiny import tiny_folder
 
 
@@ -33,7 +33,7 @@ def test_a_style_a_base_cannot_express_names_the_words():
 
 @pytest.mark.parametrize("base", list(BASES))
 def test_every_base_and_method_has_three_recipes(base):
-    for method in BASES[base].methods:
+    for method in BASES[base].offered:
         steps = [presets.recipe(base, method, quality, class_word="man", seed=3).steps for quality in QUALITIES]
         assert steps == sorted(steps) and steps[0] < steps[2]
         recipe = presets.recipe(base, method, "draft", class_word="man", seed=3)
@@ -55,6 +55,12 @@ def test_recipes_carry_what_was_measured_and_nothing_else(file):
 
 def test_recipe_files_are_all_used():
     names = {f"{family}-{method}" for family, methods in FAMILY_METHODS.items() for method in methods}
+    names |= {
+        f"{family}-{method}"
+        for family, methods in FAMILY_METHODS.items()
+        for method, parts in COMPOSED.items()
+        if set(parts) <= set(methods)
+    }
     assert {file.stem for file in (presets.PRESETS / "recipes").glob("*.json")} == names
 
 

@@ -117,6 +117,34 @@ def test_a_lora_s_strength_scales_its_change_and_nothing_else(tmp_path):
     assert json.loads((tmp_path / "equal" / "strengths.json").read_text())["chosen"] == 1.0, "no reason, no change"
 
 
+def test_a_dora_keeps_the_strength_it_learned_and_says_so(tmp_path):
+    settings = {"steps": 3, "learning_rate": 1e-2, "choose_strength": True, "dora": True}
+    told = run("lora", tmp_path / "chosen", Scripted(0.9, 0.3, 0.2, 0.1, 0.0), **settings)
+    assert any("DoRA's change can't be scaled" in (event.text or "") for event in told if event.kind == "note")
+    assert not (tmp_path / "chosen" / "strengths.json").exists()
+    run("lora", tmp_path / "plain", Scripted(0.9), **(settings | {"choose_strength": False}))
+    plain, chosen = weights(tmp_path / "plain"), weights(tmp_path / "chosen")
+    assert all(torch.equal(plain[key], chosen[key]) for key in plain)
+
+
+def test_the_adapters_of_pivotal_tuning_are_scaled_and_its_words_are_not(tmp_path):
+    run("pivotal", tmp_path / "plain", Scripted(0.5), steps=3, learning_rate=1e-2)
+    run(
+        "pivotal",
+        tmp_path / "chosen",
+        Scripted(0.9, 0.3, 0.2, 0.1, 0.0),
+        steps=3,
+        learning_rate=1e-2,
+        choose_strength=True,
+    )
+    plain, chosen = weights(tmp_path / "plain"), weights(tmp_path / "chosen")
+    for key in plain:
+        share = STRENGTHS[0] if "lora_B" in key else 1.0
+        assert torch.allclose(chosen[key].float(), share * plain[key].float(), rtol=2e-2, atol=1e-4)
+    words = [load_file(str(tmp_path / each / "learned_embeds.safetensors")) for each in ("plain", "chosen")]
+    assert all(torch.equal(words[0][key], words[1][key]) for key in words[0])
+
+
 def test_without_a_watch_the_settings_are_ignored(tmp_path):
     recipe = tiny_recipe("portrait", "lora", steps=3, watch_every=1, patience=1, choose_strength=True)
     events = list(train(recipe, tiny_data("portrait"), tmp_path, photo_digest="d", family=tiny_family("portrait")))

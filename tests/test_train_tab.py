@@ -34,11 +34,12 @@ def ready(services):  # noqa: F811
 
 def usual(view, quality="draft"):
     """The dials as the page shows them."""
-    from ui.train import BATCH, DIALS, _name
+    from ui.train import COMMON, DIALS, _name
 
-    recipes = view.services.recipes(view.row, quality, view.row.methods, {})
+    recipes = view.services.recipes(view.row, quality, view.row.offered, {})
     dials = {_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
-    return dials | {BATCH.setting: max(recipe.batch for recipe in recipes.values())}
+    dials |= {dial.setting: max(getattr(recipe, dial.setting) for recipe in recipes.values()) for dial in COMMON}
+    return dials | {"optimizer": "adamw", "lora_dora": False}
 
 
 def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(services):  # noqa: F811
@@ -52,6 +53,42 @@ def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(serv
     assert requested(view, "draft", ["dreambooth"], dials | {"lora_rank": 4}) == {}
     changed = requested(view, "draft", list(METHODS), dials | {"batch": dials["batch"] + 1})
     assert changed == {method: {"batch": dials["batch"] + 1} for method in METHODS}
+    changed = requested(view, "draft", [*METHODS, "pivotal"], dials | {"face_weight": 3, "lora_dora": True})
+    assert changed == {m: {"face_weight": 3.0} | ({"dora": True} if m == "lora" else {}) for m in (*METHODS, "pivotal")}
+    assert requested(view, "draft", ["lora"], dials | {"optimizer": "prodigy"}) == {"lora": {"optimizer": "prodigy"}}
+
+
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        ({"optimizer": "sgd"}, "There is no such optimizer"),
+        ({"optimizer": ["adamw"]}, "There is no such optimizer"),
+        ({"optimizer": math.nan}, "There is no such optimizer"),
+        ({"lora_dora": "yes"}, "DoRA is on or off"),
+        ({"lora_dora": 1.5}, "DoRA is on or off"),
+        ({"face_weight": math.nan}, "Weight of the face"),
+        ({"face_weight": 11}, "Weight of the face"),
+    ],
+)
+def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F811
+    from ui.train import requested
+
+    capability, _, _ = ready(services)
+    view = services.view(capability)
+    with pytest.raises(UserError, match=said):
+        requested(view, "draft", ["lora"], usual(view) | forged)
+
+
+def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # noqa: F811
+    from ui.train import _chosen
+
+    capability, _, _ = ready(services)
+    view = services.view(capability)
+    assert _chosen(view, "draft", list(METHODS), []) == list(METHODS)
+    assert _chosen(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
+    assert _chosen(view, "draft", [], "pivotal") == [] and _chosen(view, "draft", [], [["pivotal"]]) == []
+    assert view.row.methods == METHODS and view.row.offered == (*METHODS, "pivotal")
+    assert "Pivotal tuning" in view.estimate("draft", ["pivotal"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e9, "many", True, [3], 2.5])
@@ -69,11 +106,11 @@ def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
 
     from pipelines.comparison import SETTING_LIMITS
     from pipelines.schema import Recipe
-    from ui.train import BATCH, DIALS
+    from ui.train import COMMON, DIALS
 
     known = {each.name for each in fields(Recipe)}
-    assert len(DIALS) + 1 == 10
-    for dial in (*DIALS, BATCH):
+    assert len(DIALS) + len(COMMON) == 14
+    for dial in (*DIALS, *COMMON):
         low, high = SETTING_LIMITS[dial.setting]
         assert dial.setting in known and low <= dial.low < dial.high <= high
     for family in ("portrait-128", "sd15", "sdxl", "z-image"):  # and no recipe lies outside

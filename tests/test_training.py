@@ -18,7 +18,7 @@ from pipelines import training
 from pipelines.bases.objective import NoiseSchedule
 from pipelines.methods import method
 from pipelines.methods.lora import LoRALearner
-from pipelines.schema import METHODS, UserError
+from pipelines.schema import ALL_METHODS, METHODS, UserError
 from pipelines.training import Batches, load_subject, train
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
 
@@ -44,10 +44,11 @@ RICH = {
     "textual_inversion": {"ema": 0.9},
     "dreambooth": {"ema": 0.9, "text_learning_rate": 1e-4, "prior_weight": 0.5, "prior_images": 3, "mirror": True},
     "lora": {"text_learning_rate": 1e-4, "mirror": True},
+    "pivotal": {"ema": 0.9, "text_learning_rate": 1e-4, "dora": True, "freeze_vectors_after": 0.5},
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL_METHODS)
 def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
     recipe = tiny_recipe("portrait", name, steps=5, checkpoint_every=2, **RICH[name])
     data, family = tiny_data("portrait"), tiny_family("portrait")
@@ -75,7 +76,7 @@ def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
     assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL_METHODS)
 def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
     family, rich = tiny_family("portrait"), RICH[name] | {"prior_weight": 0.0}
     recipe = tiny_recipe("portrait", name, steps=3, checkpoint_every=2, **rich)
@@ -86,7 +87,8 @@ def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
 
     # nothing more to learn: it is what it was
     still = recipe.replaced(
-        start_from=before.sha256, learning_rate=0.0, text_learning_rate=1e-30 * recipe.text_learning_rate, ema=0.0,
+        start_from=before.sha256, learning_rate=0.0, vector_learning_rate=0.0,
+        text_learning_rate=1e-30 * recipe.text_learning_rate, ema=0.0,
         weight_decay=0.0,
     )  # fmt: skip
     list(train(still, tiny_data("portrait"), tmp_path / "still", photo_digest="new", family=family))
@@ -127,7 +129,7 @@ def _stopped_after_with(recipe, data, out, family, *, steps, photo_digest):
         yield event
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL_METHODS)
 def test_stop_keeps_what_was_learned(name, tmp_path):
     recipe, family = tiny_recipe("sd15", name, steps=50), tiny_family("sd15")
     events = list(_stopped_after(recipe, tiny_data("sd15"), tmp_path, family, steps=3))
@@ -440,3 +442,164 @@ def test_the_base_is_loaded_when_none_is_given(tmp_path):
     assert recipe.base == str(tiny_folder("portrait"))
     events = list(train(recipe, tiny_data("portrait"), tmp_path, photo_digest="d"))  # in this machine's own format
     assert events[0].kind == "phase" and events[-1].kind == "done"
+
+
+# -- what costs time or memory, and must not change what is learned --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_gradient_checkpointing_changes_no_gradient(kind, name):
+    from pipelines.bases.family import checkpointed
+
+    each, learner, _ = batches(kind, name, text_learning_rate=1e-4)
+    kept = []
+    for switched_on in (False, True):
+        held = []
+        saved = torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t)  # noqa: B023
+        with checkpointed(learner.modules, switched_on):
+            with saved:
+                loss = each.loss(learner, 1)
+            loss.backward()
+        gradients = {k: t.grad.clone() for k, t in learner.tensors().items() if t.grad is not None}
+        for tensor in learner.tensors().values():
+            tensor.grad = None
+        kept.append((float(loss.detach()), gradients, sum(held)))
+    (loss, gradients, much), (again, same, little) = kept
+    assert loss == pytest.approx(again, rel=1e-6) and set(gradients) == set(same) and gradients
+    for key, gradient in gradients.items():
+        assert torch.allclose(gradient, same[key], rtol=1e-3, atol=1e-6), key
+    assert little < 0.5 * much, "and it keeps less"
+    parts = (learner.modules.unet, *learner.modules.text.encoders)
+    assert not any(getattr(module, "gradient_checkpointing", False) for part in parts for module in part.modules())
+
+
+@pytest.mark.parametrize("name", ["lora", "dreambooth"])
+def test_gradient_checkpointing_gives_the_same_result_and_takes_up_the_same_checkpoint(name, tmp_path):
+    recipe = tiny_recipe("sd15", name, steps=4, checkpoint_every=2, text_learning_rate=1e-4)
+    data, family = tiny_data("sd15"), tiny_family("sd15")
+    list(train(recipe, data, tmp_path / "off", photo_digest="d", family=family))
+    on = recipe.replaced(gradient_checkpointing="on")
+    told = list(train(on, data, tmp_path / "on", photo_digest="d", family=family))
+    assert "on as asked" in told[0].data["memory"]
+    one, other = (learned(tmp_path / each)[0] for each in ("off", "on"))
+    assert all(torch.allclose(one[key].float(), other[key].float(), atol=2e-3) for key in one)
+    list(_stopped_after(recipe, data, tmp_path / "part", family, steps=2))
+    assert next(iter(train(on, data, tmp_path / "part", photo_digest="d", family=family))).step == 2
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_with_little_memory_idle_parts_wait_elsewhere_and_the_result_is_the_same(name, tmp_path, monkeypatch):
+    family, data = tiny_family("sdxl"), tiny_data("sdxl", validation=1)
+    recipe = tiny_recipe("sdxl", name, steps=3, preview_every_s=1e-9, prior_weight=0.5, prior_images=2)
+    list(train(recipe, data, tmp_path / "roomy", photo_digest="d", family=family))
+    moves, placed = [], {}
+    real = type(family)._place
+
+    def place(self, parts, device):
+        # "cpu" is where modules wait: on this machine the device has the same name, so the two are told apart here
+        for part in parts:
+            moves.append(part)
+            placed[id(part)] = not placed.get(id(part), True)
+        real(self, parts, device)
+
+    family = copy.copy(family)
+    monkeypatch.setattr(type(family), "_place", place)
+    monkeypatch.setattr(training, "free_memory_gb", lambda device: 0.1)
+    needs = training.memory_needs(training.find_base("sdxl"), recipe.replaced(method="lora"))
+    monkeypatch.setattr(training, "memory_needs", lambda row, recipe: needs)
+    steps_with = []
+    for event in train(recipe, data, tmp_path / "short", photo_digest="d", family=family):
+        if event.kind == "start":
+            assert "waits outside the GPU" in event.data["memory"]
+        if event.kind == "step":
+            steps_with.append(placed.get(id(family.vae), True))
+    assert steps_with == [False] * 3, "the VAE is away while steps are taken"
+    assert all(placed.values()) and not family.parked, "in the end everything is back"
+    frozen = name not in ("textual_inversion", "pivotal")
+    assert any(part is family.text.encoders[0] for part in moves) == frozen
+    one, other = (learned(tmp_path / each)[1] for each in ("roomy", "short"))
+    assert one.complete and other.complete
+    tensors, same = (learned(tmp_path / each)[0] for each in ("roomy", "short"))
+    assert all(torch.allclose(tensors[key].float(), same[key].float(), atol=2e-3) for key in tensors)
+
+
+def test_the_words_of_pivotal_tuning_stay_after_their_share_of_the_steps(tmp_path):
+    family, data = tiny_family("sd15"), tiny_data("sd15")
+    recipe = tiny_recipe("sd15", "pivotal", steps=6, warmup_steps=0, freeze_vectors_after=0.5)
+    first = list(_stopped_after(recipe, data, tmp_path / "part", family, steps=3))[-1]
+    words = load_file(str(tmp_path / "part" / "learned_embeds.safetensors"))
+    adapters = load_file(str(tmp_path / "part" / "pytorch_lora_weights.safetensors"))
+    assert first.step == 3
+    list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+    assert all(
+        torch.equal(words[k], v) for k, v in load_file(str(tmp_path / "part" / "learned_embeds.safetensors")).items()
+    )
+    after = load_file(str(tmp_path / "part" / "pytorch_lora_weights.safetensors"))
+    assert any(not torch.equal(adapters[key], after[key]) for key in adapters)
+
+
+def test_checkpoints_and_subjects_of_earlier_versions_still_fit(tmp_path):
+    """The fingerprint of a recipe that uses nothing new is what it was before there was anything new."""
+    import hashlib
+    import json
+
+    from pipelines.schema import recipe_fields
+
+    recipe, data, family = tiny_recipe("sd15", "lora"), tiny_data("sd15"), tiny_family("sd15")
+    before = {
+        k: v for k, v in dataclasses.asdict(recipe).items()
+        if k not in ("checkpoint_every", "preview_every_s", "vector_learning_rate", "freeze_vectors_after", "dora",
+                     "rslora", "face_weight", "background_weight", "optimizer", "gradient_checkpointing")
+    }  # fmt: skip
+    frames = hashlib.sha256()
+    for frame in data.frames:
+        frames.update(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
+    parts = [before, data.captions, "d", frames.hexdigest(), family.row.name, family.row.revision]
+    old = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    assert training._fingerprint(recipe, data, "d", family) == old
+    assert training._fingerprint(recipe.replaced(dora=True), data, "d", family) != old
+    assert training._fingerprint(recipe.replaced(gradient_checkpointing="on"), data, "d", family) == old
+    assert set(recipe_fields(recipe)) == {*before, "checkpoint_every", "preview_every_s"}
+    tiny_run("sd15", "lora", tmp_path, steps=1)
+    saved = json.loads((tmp_path / "subject.json").read_text())
+    for name in ("dora", "optimizer", "face_weight", "vector_learning_rate"):
+        del saved["recipe"][name]
+    (tmp_path / "subject.json").write_text(json.dumps(saved))
+    assert load_subject(tmp_path).recipe == recipe.replaced(steps=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"face_weight": float("nan")}, "face_weight must be a number from 0 up"),
+        ({"background_weight": -1.0}, "background_weight must be a number"),
+        ({"vector_learning_rate": float("inf")}, "vector_learning_rate must be a number"),
+        ({"freeze_vectors_after": float("nan")}, "freeze_vectors_after is a share"),
+        ({"optimizer": "sgd"}, "optimizer is one of adamw, adamw8bit, prodigy, not sgd"),
+        ({"gradient_checkpointing": "maybe"}, "gradient_checkpointing is one of auto, on, off"),
+        ({"optimizer": "adamw8bit"}, "needs an NVIDIA GPU"),
+    ],
+)
+def test_impossible_new_settings_are_refused(changes, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        tiny_run("sd15", "lora", tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": "sgd"}, "optimizer is one of"),
+        ({"optimizer": 3}, "optimizer is one of"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing is one of"),
+        ({"dora": 1}, "dora can't be 1"),
+        ({"face_weight": float("nan")}, "face_weight must be a number from 0 to 100"),
+        ({"freeze_vectors_after": 1.5}, "freeze_vectors_after must be a number from 0 to 1"),
+    ],
+)
+def test_new_settings_from_outside_are_checked_before_anything_starts(changes, said):
+    from pipelines.comparison import JobSpec
+
+    with pytest.raises(UserError, match=said):
+        JobSpec(settings={"lora": changes}).check()
+    JobSpec(methods=("pivotal",), settings={"pivotal": {"dora": True, "optimizer": "prodigy"}}).check()

@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (*sorted((ROOT / "ui").glob("*.py")), ROOT / "app.py")
 LANGUAGES = ("de", "es")
 # Names of products and methods, and words that a language took over as they are.
-SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance"}, "es": {"Prompt"}}
+SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA"}}
 # What is said by a variable, and which texts that can be.
 TABLES = {
-    "dial.label": {dial.label for dial in (*train.DIALS, train.BATCH)},
-    "dial.info": {dial.info for dial in (*train.DIALS, train.BATCH)} - {""},
+    "dial.label": {dial.label for dial in (*train.DIALS, *train.COMMON)},
+    "dial.info": {dial.info for dial in (*train.DIALS, *train.COMMON)} - {""},
     "LEAVE[method]": set(train.LEAVE.values()),
     "sentence(error)": {errors.OURS, errors.DISK_FULL, errors.MEMORY, votes.GONE},
 }

@@ -20,13 +20,13 @@ import gradio as gr
 
 from pipelines import presets, workspace
 from pipelines.bases.registry import BaseRow
-from pipelines.schema import CLASS_WORDS, METHODS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
 from ui import errors, photobox
 from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
 from ui.guard import cookie
 from ui.sessions import Session
 from ui.state import Services, View
-from ui.train import BATCH, DIALS, checked
+from ui.train import COMMON, DIALS, checked, chosen_optimizer
 from ui.upload import CONSENT
 from ui.wiring import refused_while_busy
 
@@ -209,7 +209,8 @@ def build(services: Services) -> None:
     ) -> Status:
         """Start training; returns at once. Poll `status` until it is no longer busy.
 
-        methods: of textual_inversion, dreambooth, lora; empty for all the base offers. quality: draft, good or best.
+        methods: of textual_inversion, dreambooth, lora, pivotal; empty for all the base offers but pivotal.
+        quality: draft, good or best.
         settings: changes to recipes, such as {"lora": {"rank": 8}}. go_on: after photos were added, start from what
         was learned before.
         """
@@ -221,7 +222,7 @@ def build(services: Services) -> None:
             raise UserError(view.train_blocked)
         if quality not in QUALITIES:
             raise UserError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
-        chosen = _chosen(methods, view.row.methods)
+        chosen = _chosen(methods, view.row.offered, usual=view.row.methods)
         wanted = settings or {}
         if not isinstance(wanted, dict) or not all(isinstance(each, dict) for each in wanted.values()):
             raise UserError('Settings are one object per method, such as {"lora": {"rank": 8}}.')
@@ -230,11 +231,18 @@ def build(services: Services) -> None:
         for method, changes in wanted.items():
             for name, value in changes.items():
                 dial = next(
-                    (each for each in (*DIALS, BATCH) if each.setting == name and each.method in ("", method)), None
+                    (each for each in (*DIALS, *COMMON) if each.setting == name and each.method in ("", method)), None
                 )
+                if name == "optimizer":
+                    chosen_optimizer(value)
+                    continue
+                if (method, name) == ("lora", "dora") and isinstance(value, bool):
+                    continue
                 if dial is None:
                     raise UserError(f"{name} of {method} can't be set here.")
-                checked(f"{method} {name}", value, dial, whole=name not in ("learning_rate", "prior_weight"))
+                checked(
+                    f"{method} {name}", value, dial, whole=name not in ("learning_rate", "prior_weight", "face_weight")
+                )
         services.start_training(
             session, methods=chosen, quality=quality, settings=wanted, go_on=go_on is True and bool(view.older)
         )
@@ -357,14 +365,14 @@ def _take_in(services: Services, session: Session, paths: list[Path], *, class_w
         pass
 
 
-def _chosen(methods: object, offered: tuple[str, ...]) -> tuple[str, ...]:
-    """`methods` in their usual order, all that are offered where none is named."""
+def _chosen(methods: object, offered: tuple[str, ...], *, usual: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """`methods` in their usual order; where none is named the `usual` ones, else all that are offered."""
     if methods is None or methods == []:
-        return offered
+        return offered if usual is None else usual
     if not isinstance(methods, list) or not all(isinstance(each, str) for each in methods):
         raise UserError(f"Name the methods as a list, of: {', '.join(offered)}.")
     if wrong := [each for each in methods if each not in offered]:
-        known = [each for each in wrong if each in METHODS]
+        known = [each for each in wrong if each in ALL_METHODS]
         why = "is not trained yet, or not offered by this base" if known else "is no method"
         raise UserError(f"{(known or wrong)[0]!r} {why}. Choose of: {', '.join(offered)}.")
     return tuple(each for each in offered if each in methods)
@@ -413,7 +421,7 @@ def _status(view: View) -> Status:
     training, drawing = view.progress, view.drawing
     first = drawing.busy or (not training.busy and drawing.asked_at > training.asked_at)
     progress = drawing if first else training
-    lanes = [(method, lane) for method in METHODS if (lane := view.lane(method)) is not None]
+    lanes = [(method, lane) for method in ALL_METHODS if (lane := view.lane(method)) is not None]
     return Status(
         state=progress.state,
         busy=training.busy or drawing.busy,

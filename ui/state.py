@@ -23,7 +23,8 @@ from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec, Setting
 from pipelines.estimates import Pace
-from pipelines.schema import COLUMNS, METHODS, Event, Recipe, Sampling, UserError, place_of
+from pipelines.runtime import free_memory_gb
+from pipelines.schema import ALL_METHODS, COLUMNS, Event, Recipe, Sampling, UserError, place_of
 from ui import gpu, photobox, pictures, views
 from ui.limits import require_room
 from ui.media import Media
@@ -262,7 +263,7 @@ class View:
         self, quality: str, methods: Sequence[str], settings: Settings | None = None, *, go_on: bool = False
     ) -> str:
         """With `go_on`, methods that go on from what they know take fewer steps."""
-        wanted = [m for m in self.row.methods if m in methods]
+        wanted = [m for m in self.row.offered if m in methods]
         return self.services.estimate(self.row, quality, wanted, settings or {}, self.going_on if go_on else ())
 
     def judge_facts(self, judge: str) -> str:
@@ -284,7 +285,7 @@ class View:
             (value, method)
             for method, values in self.scores.get(judge, {}).items()
             for value in values
-            if value is not None and method in METHODS
+            if value is not None and method in ALL_METHODS
         ]
         return (max(every)[1], max(every)[0]) if every else None
 
@@ -477,7 +478,7 @@ class Services:
         previews: dict[str, list[str]] = {}
         for event in training:
             method = event.method
-            if method not in METHODS:
+            if method not in ALL_METHODS:
                 continue
             if event.kind == "step":
                 latest[method] = event
@@ -495,9 +496,9 @@ class Services:
                 for curves in (losses, likeness):
                     curves[method] = [(step, value) for step, value in curves.get(method, []) if step <= event.step]
         this_job = events[status.first_event :]
-        methods = tuple(m for m in METHODS if m in latest or m in preview or m in ended)
+        methods = tuple(m for m in ALL_METHODS if m in latest or m in preview or m in ended)
         if status.busy and status.kind != "generate":
-            methods = tuple(m for m in METHODS if m in spec.get("methods", ()))
+            methods = tuple(m for m in ALL_METHODS if m in spec.get("methods", ()))
         place = jobs.place(run) if status.waits else None
         return Progress(
             asked_at=status.queued_at,
@@ -553,14 +554,15 @@ class Services:
             m: recipe.replaced(steps=_fewer(recipe.steps)) if m in going_on else recipe
             for m, recipe in self.recipes(row, quality, methods, settings).items()
         }
-        found = estimates.estimate(row, recipes, self._known_paces())
+        free_gb = free_memory_gb() if row.footprint else None
+        found = estimates.estimate(row, recipes, self._known_paces(), free_gb=free_gb)
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
         if found.seconds is not None:
             parts.append(f"about {views.duration(views.rounded(found.seconds))}")
         if found.memory_mb is not None:
             parts.append(f"{found.memory_mb / 1e3:.1f} GB of memory")
-        return views.note(f"Takes {' and '.join(parts)} ({found.basis}). Steps: {listed}.")
+        return views.note(f"Takes {' and '.join(parts)} ({found.basis}). Steps: {listed}. {found.memory}".strip())
 
     def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
         return estimates.estimate(row, recipes, self._known_paces()).seconds
@@ -813,7 +815,7 @@ def offered_bases() -> tuple[dict[str, BaseRow], str]:
 def trained(run: workspace.Run) -> dict[str, Trained]:
     """Methods whose artefact is there. The learned files themselves are checked when they are used."""
     found = {}
-    for method in METHODS:
+    for method in ALL_METHODS:
         saved = workspace.read_json(run.method(method) / "subject.json")
         if isinstance(saved, dict):
             found[method] = Trained(

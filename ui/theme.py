@@ -25,7 +25,13 @@ class _Columns(dict[str, str]):
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 METHOD_COLOURS = _Columns(
-    {"none": "#8a8f98", "textual_inversion": "#e69f00", "dreambooth": "#3d8fd1", "lora": "#12a37f"},
+    {
+        "none": "#8a8f98",
+        "textual_inversion": "#e69f00",
+        "dreambooth": "#3d8fd1",
+        "lora": "#12a37f",
+        "pivotal": "#cc79a7",
+    },
     lambda _column: OTHER_COLOUR,
 )
 METHOD_NAMES = _Columns(
@@ -34,6 +40,7 @@ METHOD_NAMES = _Columns(
         "textual_inversion": "Textual inversion",
         "dreambooth": "DreamBooth",
         "lora": "LoRA",
+        "pivotal": "Pivotal tuning",
     },
     title_of,
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
-from pipelines.schema import METHODS, QUALITIES, UserError
+from pipelines.schema import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
 from ui import views
 from ui.errors import told
 from ui.state import Services, Settings, View
@@ -17,6 +17,7 @@ from ui.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.wiring import Show, Updates
 from ui.words import say
 
+PIVOTAL = "pivotal"
 QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging", "best": "best - patience"}
 SMOOTHING = 0.9
 PLOT_POINTS = 160
@@ -48,13 +49,25 @@ DIALS = (
     Dial("lora", "steps", "Steps", 10, 3000, 10),
     Dial("lora", "learning_rate", "Learning rate", 0.0, 0.1, 0.0, RATE),
     Dial("lora", "rank", "Rank", 1, 128, 1, "How much it can change: higher learns more, and copies more."),
+    Dial("pivotal", "steps", "Steps", 10, 3000, 10),
+    Dial("pivotal", "learning_rate", "Learning rate", 0.0, 0.1, 0.0, RATE),
+    Dial("pivotal", "rank", "Rank", 1, 128, 1, "How much it can change: higher learns more, and copies more."),
 )
 LEAVE = {
     "textual_inversion": "Stop Textual inversion alone",
     "dreambooth": "Stop DreamBooth alone",
     "lora": "Stop LoRA alone",
+    "pivotal": "Stop Pivotal tuning alone",
 }
 BATCH = Dial("", "batch", "Photos per step, all methods", 1, 32, 1, "More is steadier, and takes longer.")
+FACE = Dial(
+    "", "face_weight", "Weight of the face, all methods", 1, 10, 0.5,
+    "How much more the head counts than what is around it. 1 is off. More learns less of the backgrounds.",
+)  # fmt: skip
+COMMON = (BATCH, FACE)
+MORE = "New words for the person and a LoRA that learn together. Takes about as long as LoRA."
+DORA = "Learns size and direction apart. Slower; sometimes closer to the person."
+OPTIMIZER_NAMES = {"adamw": "AdamW", "adamw8bit": "AdamW, 8 bit", "prodigy": "Prodigy"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ class TrainTab:
     start: gr.Button
     stop: gr.Button
     status: gr.HTML
-    dials: dict[str, Any]  # "lora_steps", ..., "batch"
+    more: gr.CheckboxGroup  # methods made of others
+    dials: dict[str, Any]  # "lora_steps", ..., "batch", "optimizer"
     columns: dict[str, gr.Column]
     lanes: dict[str, gr.HTML]
     plots: dict[str, gr.LinePlot]
@@ -95,7 +109,7 @@ class TrainTab:
             self.go_on: gr.update(visible=bool(view.older) and not progress.busy),
         }
         going = [m for m in progress.methods if progress.busy and m not in progress.ended]
-        for method in METHODS:
+        for method in ALL_METHODS:
             lane = view.lane(method)
             updates[self.columns[method]] = gr.update(visible=lane is not None)
             updates[self.lanes[method]] = gr.update(value=views.lane(lane) if lane else "")
@@ -111,12 +125,15 @@ class TrainTab:
 
     def restore(self, view: View) -> Updates:
         usual = _usual(view)
+        methods, more = ([m for m in usual.methods if (m in COMPOSED) == made] for made in (False, True))
+        composed = [m for m in view.row.offered if m in COMPOSED]
         return {
-            self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=usual.methods),
+            self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=methods),
             self.quality: gr.update(value=usual.quality),
             self.estimate: gr.update(value=self.estimated(view, usual)),
+            self.more: gr.update(choices=[(METHOD_NAMES[m], m) for m in composed], value=more, visible=bool(composed)),
             self.go_on: gr.update(value=usual.go_on),
-            **{column: gr.update(visible=method in view.row.methods) for method, column in self.advanced.items()},
+            **{column: gr.update(visible=method in view.row.offered) for method, column in self.advanced.items()},
             **self.fill(view, usual.quality, usual.settings),
         }
 
@@ -139,14 +156,18 @@ class TrainTab:
 
     def fill(self, view: View, quality: str, settings: Settings) -> Updates:
         """The dials as the recipes have them, with what the person changed."""
-        recipes = view.services.recipes(view.row, quality, view.row.methods, settings)
+        recipes = view.services.recipes(view.row, quality, view.row.offered, settings)
         updates: Updates = {}
         for dial in DIALS:
             recipe = recipes.get(dial.method)
             value = getattr(recipe, dial.setting) if recipe else None
             updates[self.dials[_name(dial)]] = gr.update(value=value, visible=recipe is not None)
-        batch = max((recipe.batch for recipe in recipes.values()), default=1)
-        updates[self.dials[BATCH.setting]] = gr.update(value=batch)
+        for dial in COMMON:
+            updates[self.dials[dial.setting]] = gr.update(value=_common(recipes, dial.setting))
+        first = next(iter(recipes.values()), None)
+        updates[self.dials["optimizer"]] = gr.update(value=first.optimizer if first else OPTIMIZERS[0])
+        lora = recipes.get("lora")
+        updates[self.dials["lora_dora"]] = gr.update(value=lora is not None and lora.dora, visible=lora is not None)
         return updates
 
 
@@ -154,8 +175,13 @@ def _usual(view: View) -> Asked:
     """The controls as a page that is opened shows them: as the last training was asked for."""
     asked = view.choices.asked
     same = asked.get("quality") == view.choices.quality
-    methods = [m for m in view.row.methods if m in (view.progress.methods or view.row.methods)]
+    methods = [m for m in view.row.offered if m in (view.progress.methods or view.row.methods)]
     return Asked(view.choices.quality, methods, asked.get("settings", {}) if same else {}, True)
+
+
+def _common(recipes: Mapping[str, Recipe], setting: str) -> int | float:
+    """What a setting of all methods is shown as: the largest."""
+    return max((getattr(recipe, setting) for recipe in recipes.values()), default=1)
 
 
 def _name(dial: Dial) -> str:
@@ -179,13 +205,38 @@ def build(services: Services) -> TrainTab:
             )
             with gr.Accordion(say("Advanced"), open=False, elem_id="lk-train-advanced"):
                 with gr.Row(equal_height=False):
-                    for method in METHODS:
+                    for method in ALL_METHODS:
                         with gr.Column(min_width=200) as advanced[method]:
                             gr.HTML(f'<h3 class="lk-lane-name">{METHOD_NAMES[method]}</h3>')
+                            if method == PIVOTAL:
+                                more = gr.CheckboxGroup(
+                                    [(METHOD_NAMES[method], method)],
+                                    value=[],
+                                    label=say("One more lane"),
+                                    info=say(MORE),
+                                    visible=method in row.offered,
+                                    elem_id="lk-more-methods",
+                                )
                             for dial in DIALS:
                                 if dial.method == method:
                                     dials[_name(dial)] = _dial(dial)
-                dials[BATCH.setting] = _dial(BATCH)
+                            if method == "lora":
+                                dials["lora_dora"] = gr.Checkbox(
+                                    value=False,
+                                    label=say("DoRA"),
+                                    info=say(DORA),
+                                    elem_id="lk-lora-dora",
+                                )
+                with gr.Row(equal_height=False):
+                    for dial in COMMON:
+                        dials[dial.setting] = _dial(dial)
+                    dials["optimizer"] = gr.Dropdown(
+                        [(name, value) for value, name in OPTIMIZER_NAMES.items()],
+                        value=OPTIMIZERS[0],
+                        label=say("Optimizer, all methods"),
+                        info=say("Prodigy finds its learning rates itself. 8 bit saves memory on an NVIDIA GPU."),
+                        elem_id="lk-optimizer",
+                    )
         with gr.Column(scale=2, min_width=260):
             estimate = gr.HTML(elem_id="lk-estimate")
             go_on = gr.Checkbox(
@@ -200,7 +251,7 @@ def build(services: Services) -> TrainTab:
     status = gr.HTML(elem_id="lk-train-status")
     columns, lanes, plots, leave = {}, {}, {}, {}
     with gr.Row(equal_height=False):
-        for method in METHODS:
+        for method in ALL_METHODS:
             with gr.Column(min_width=260, visible=False) as column:
                 lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}")
                 plots[method] = gr.LinePlot(
@@ -211,7 +262,7 @@ def build(services: Services) -> TrainTab:
                 leave[method] = gr.Button(say(LEAVE[method]), size="sm", visible=False, elem_id=f"lk-leave-{method}")
             columns[method] = column
     return TrainTab(
-        quality, methods, estimate, go_on, start, stop, status, dials, columns, lanes, plots, leave, advanced
+        quality, methods, estimate, go_on, start, stop, status, more, dials, columns, lanes, plots, leave, advanced
     )
 
 
@@ -229,14 +280,14 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
     """Connects the tab's handlers; returns the events that put a job in the line."""
 
     @told
-    def start(kept: object, quality: str, methods: list[str], go_on: bool, **dials: Any) -> Updates:
+    def start(kept: object, quality: str, methods: list[str], more: list[str], go_on: bool, **dials: Any) -> Updates:
         session = services.sessions.need(kept)
         view = services.view(kept)
         if view.progress.busy:
             raise UserError("This run is still working. Wait until it is done, or press Stop first.")
         if view.train_blocked:
             raise UserError(view.train_blocked)
-        chosen = _chosen(view, quality, methods)
+        chosen = _chosen(view, quality, methods, more)
         if not chosen:
             raise UserError("Choose at least one method to train.")
         settings = requested(view, quality, chosen, dials)
@@ -256,16 +307,16 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
         return show(kept)
 
     @told
-    def estimate(kept: object, quality: str, methods: list[str], go_on: bool, **dials: Any) -> str:
+    def estimate(kept: object, quality: str, methods: list[str], more: list[str], go_on: bool, **dials: Any) -> str:
         view = services.view(kept)
-        chosen = _chosen(view, quality, methods)
+        chosen = _chosen(view, quality, methods, more)
         asked = Asked(quality, chosen, requested(view, quality, chosen, dials), go_on is True)
         return tab.estimated(view, asked)
 
     @told
-    def change_quality(kept: object, quality: str, methods: list[str], go_on: bool) -> Updates:
+    def change_quality(kept: object, quality: str, methods: list[str], more: list[str], go_on: bool) -> Updates:
         view = services.view(kept)
-        asked = Asked(quality, _chosen(view, quality, methods), {}, go_on is True)
+        asked = Asked(quality, _chosen(view, quality, methods, more), {}, go_on is True)
         return {tab.estimate: tab.estimated(view, asked), **tab.fill(view, quality, {})}
 
     def leaving(method: str) -> Any:
@@ -278,44 +329,61 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
 
     outputs: dict[str, Any] = {"outputs": show.outputs, "api_visibility": "private", "show_progress": "hidden"}
     started = tab.start.click(
-        start, [capability, tab.quality, tab.methods, tab.go_on], inputs_kwargs=tab.dials, **outputs,
+        start, [capability, tab.quality, tab.methods, tab.more, tab.go_on], inputs_kwargs=tab.dials, **outputs,
         trigger_mode="once",
     )  # fmt: skip
     tab.stop.click(stop, [capability], **outputs, queue=False)
     for method, button in tab.leave.items():
         button.click(leaving(method), [capability], **outputs, queue=False)
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    known = [capability, tab.quality, tab.methods, tab.go_on]
+    known = [capability, tab.quality, tab.methods, tab.more, tab.go_on]
     tab.quality.input(change_quality, known, [tab.estimate, *tab.dials.values()], **quiet)
-    for control in (tab.methods, tab.go_on, *tab.dials.values()):
+    for control in (tab.methods, tab.more, tab.go_on, *tab.dials.values()):
         control.input(
             estimate, known, tab.estimate, inputs_kwargs=tab.dials, trigger_mode="always_last", **quiet
         )  # fmt: skip
     return [started]
 
 
-def _chosen(view: View, quality: str, methods: object) -> list[str]:
-    """The methods this base has among those named. Raises UserError for a quality that does not exist."""
+def _chosen(view: View, quality: str, methods: object, more: object = ()) -> list[str]:
+    """The methods this base has among those named, `more` being those made of others.
+
+    Raises UserError for a quality that does not exist.
+    """
     if quality not in QUALITIES:
         raise UserError(f"There is no quality {quality}. Choose one of: {', '.join(QUALITIES)}.")
-    return [method for method in view.row.methods if isinstance(methods, list) and method in methods]
+    named = [*(methods if isinstance(methods, list) else []), *(more if isinstance(more, list) else [])]
+    return [method for method in view.row.offered if method in named]
 
 
 def requested(view: View, quality: str, methods: list[str], dials: dict[str, Any]) -> Settings:
     """What differs from the recipes. Every value comes from a browser; raises UserError naming a wrong one."""
-    plain = view.services.recipes(view.row, quality, view.row.methods, {})
-    usual_batch = max((recipe.batch for recipe in plain.values()), default=1)
+    plain = view.services.recipes(view.row, quality, view.row.offered, {})
+    usual = {dial.setting: _common(plain, dial.setting) for dial in COMMON}
     found: Settings = {}
     for method, recipe in ((m, plain[m]) for m in methods):
-        for dial in (*(each for each in DIALS if each.method == method), replace(BATCH, method=method)):
-            value = dials.get(BATCH.setting if dial.setting == BATCH.setting else _name(dial))
+        for dial in (*(each for each in DIALS if each.method == method), *COMMON):
+            value = dials.get(_name(dial))
             own = getattr(recipe, dial.setting)
-            if value is None or value == (usual_batch if dial.setting == BATCH.setting else own):
+            if value is None or value == usual.get(dial.setting, own):
                 continue
             name = f"{METHOD_NAMES[method]}: {dial.label}"
             number = checked(name, value, dial, whole=isinstance(own, int))
             found.setdefault(method, {})[dial.setting] = number
+        optimizer, dora = dials.get("optimizer"), dials.get("lora_dora")
+        if optimizer is not None and optimizer != recipe.optimizer:
+            found.setdefault(method, {})["optimizer"] = chosen_optimizer(optimizer)
+        if method == "lora" and dora is not None and dora != recipe.dora:
+            if not isinstance(dora, bool):
+                raise UserError("LoRA: DoRA is on or off. Correct it and try again.")
+            found.setdefault(method, {})["dora"] = dora
     return found
+
+
+def chosen_optimizer(value: object) -> str:
+    if not isinstance(value, str) or value not in OPTIMIZERS:
+        raise UserError(f"There is no such optimizer. Choose one of: {', '.join(OPTIMIZERS)}.")
+    return value
 
 
 def checked(name: str, value: object, dial: Dial, *, whole: bool) -> int | float:

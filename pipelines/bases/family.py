@@ -53,6 +53,7 @@ WEIGHTED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 # (tokens x tokens) matrix costs too much memory.
 PLAIN_ATTENTION_MAX_TOKENS = 1024
 VAE_BATCH = 8
+PARKED = "cpu"  # where modules wait that nobody needs at the moment
 
 
 ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -178,6 +179,7 @@ class Family:
                 part.requires_grad_(False).eval()
         self._clean_unet: nn.Module = self._parts[self.architecture.denoiser]
         self._shared_unet: nn.Module | None = None
+        self._parked: tuple[nn.Module, ...] = ()
         self.scheduler_config = dict(pipeline.scheduler.config)
         # half formats cost likeness, and overflow in SDXL
         self.vae: Any = moved(self._parts["vae"], device.name, torch.float32)
@@ -223,7 +225,7 @@ class Family:
             self._shared_unet = self.new_unet(trainable=False)
         return Modules(self._shared_unet, self.text)
 
-    def new_unet(self, *, trainable: bool) -> nn.Module:
+    def new_unet(self, *, trainable: bool, device: str | None = None) -> nn.Module:
         """A copy of the clean denoiser on the device: float32 to be trained, else in the compute format.
 
         Frozen weights are cast once here: autocast would cast them again in every forward pass, which on a CPU costs
@@ -231,7 +233,7 @@ class Family:
         """
         unet = copy.deepcopy(self._clean_unet)
         dtype = torch.float32 if trainable else self.device.torch_dtype
-        channels_last(moved(unet, self.device.name, dtype))
+        channels_last(moved(unet, device or self.device.name, dtype))
         self.use_plain_attention(unet)
         return unet.requires_grad_(trainable)
 
@@ -243,9 +245,9 @@ class Family:
         if self.device.kind == "cpu" and side * side <= PLAIN_ATTENTION_MAX_TOKENS:
             unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
 
-    def new_text(self) -> Text:
+    def new_text(self, *, device: str | None = None) -> Text:
         """A copy of the text side with float32 encoders of its own, to be trained or adapted."""
-        return self._text(self._encoders(frozen=False))
+        return self._text(self._encoders(frozen=False, device=device))
 
     def text_with(self, learned: LearnedRows) -> Text:
         """The shared encoders with learned rows; the tokenizers are copies that know the new tokens."""
@@ -256,11 +258,11 @@ class Family:
         text.learned = learned
         return text
 
-    def _encoders(self, *, frozen: bool) -> tuple[nn.Module, ...]:
+    def _encoders(self, *, frozen: bool, device: str | None = None) -> tuple[nn.Module, ...]:
         # on a CPU the encoders stay in float32: they are a hundredth of the work
         dtype = self.device.torch_dtype if frozen and self.device.kind == "cuda" else torch.float32
         names = [encoder for _, encoder in self.architecture.text_parts]
-        return tuple(moved(copy.deepcopy(self._parts[name]), self.device.name, dtype) for name in names)
+        return tuple(moved(copy.deepcopy(self._parts[name]), device or self.device.name, dtype) for name in names)
 
     def _text(self, encoders: tuple[nn.Module, ...]) -> Text:
         return Text(
@@ -293,26 +295,83 @@ class Family:
             options["force_zeros_for_empty_prompt"] = self.zero_empty
         return getattr(diffusers, self.architecture.pipeline)(**parts, **options)
 
+    # -- memory --------------------------------------------------------------------------------------------------
+
+    @property
+    def parked(self) -> bool:
+        return bool(self._parked)
+
+    def park(self, kept: Sequence[nn.Module] = ()) -> None:
+        """Move what no training step needs - the VAE, frozen encoders, the shared denoiser - into the machine's own
+        memory, `kept` modules excepted. They come back for as long as something here needs them.
+        """
+        idle = (self.vae, *self.text.encoders)
+        self._parked = tuple(part for part in idle if not any(part is other for other in kept))
+        if not any(self._shared_unet is other for other in kept):
+            self._shared_unet = None  # a copy of the clean one, made anew when it is asked for
+        self._place(self._parked, PARKED)
+
+    def is_shared(self, unet: nn.Module) -> bool:
+        return unet is self._shared_unet
+
+    def leave_shared(self) -> None:
+        """Let the shared denoiser go where memory is short; the next who asks gets a new copy."""
+        if self.parked:
+            self._shared_unet = None
+
+    def unpark(self) -> None:
+        parts, self._parked = self._parked, ()
+        self._place(parts, self.device.name)
+
+    @contextlib.contextmanager
+    def awake(self, *parts: nn.Module) -> Iterator[None]:
+        """While open, those of `parts` that are parked are on the device."""
+        called = [part for part in self._parked if any(part is other for other in parts)]
+        self._place(called, self.device.name)
+        try:
+            yield
+        finally:
+            self._place(called, PARKED)
+
+    @contextlib.contextmanager
+    def aside(self, *parts: nn.Module) -> Iterator[None]:
+        """While open, and only where memory is short (something is parked), `parts` leave the device."""
+        leaving = parts if self.parked else ()
+        self._place(leaving, PARKED)
+        try:
+            yield
+        finally:
+            self._place(leaving, self.device.name)
+
+    def _place(self, parts: Sequence[nn.Module], device: str) -> None:
+        for part in parts:
+            nn.Module.to(part, device)
+        if parts and device == PARKED and self.device.kind == "cuda":
+            torch.cuda.empty_cache()
+
     # -- pictures ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_images(self, frames: np.ndarray) -> Moments:
         """uint8 RGB frames (n, H, W, 3) -> the VAE's posterior, scaled as the denoiser expects it."""
         means, stds = [], []
-        for start in range(0, len(frames), VAE_BATCH):
-            part = torch.from_numpy(np.ascontiguousarray(frames[start : start + VAE_BATCH])).to(self.device.name)
-            posterior = self.vae.encode(part.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
-            means.append((posterior.mean - self._shift) * self._scale)
-            stds.append(posterior.std * self._scale)
+        batch = VAE_BATCH if self.device.kind == "cpu" else 1  # a GPU is busy with one, and its memory is short
+        with self.awake(self.vae):
+            for start in range(0, len(frames), batch):
+                part = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(self.device.name)
+                posterior = self.vae.encode(part.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
+                means.append((posterior.mean - self._shift) * self._scale)
+                stds.append(posterior.std * self._scale)
         return Moments(torch.cat(means), torch.cat(stds))
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents (n, c, h, w) -> uint8 RGB frames (n, H, W, 3)."""
         frames = []
-        for part in latents.float().split(VAE_BATCH if self.device.kind == "cpu" else 1):
-            pixels = self.vae.decode(part / self._scale + self._shift).sample
-            frames.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+        with self.awake(self.vae):
+            for part in latents.float().split(VAE_BATCH if self.device.kind == "cpu" else 1):
+                pixels = self.vae.decode(part / self._scale + self._shift).sample
+                frames.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
         return torch.cat(frames).numpy()
 
     def refused(self, frames: np.ndarray) -> list[bool]:
@@ -365,11 +424,35 @@ class Family:
         timesteps: torch.Tensor,
         *,
         snr_gamma: float | None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The weighted loss of each sample, (b,)."""
+        """The weighted loss of each sample, (b,). `mask` (b, 1, h, w): how much each place counts; None = alike."""
         noisy = self.schedule.noisy(latents, noise, timesteps)
         predicted = self.predict(unet, noisy, timesteps, conditioning)
-        return self.schedule.losses(predicted, latents, noise, timesteps, snr_gamma=snr_gamma)
+        return self.schedule.losses(predicted, latents, noise, timesteps, snr_gamma=snr_gamma, mask=mask)
+
+
+@contextlib.contextmanager
+def checkpointed(modules: Modules, switched_on: bool) -> Iterator[None]:
+    """While open, what a forward pass of `modules` keeps for the way back is only each block's input; the block is
+    computed again. Shared modules are left as they were: the switch is this training's own.
+    """
+    if not switched_on:
+        yield
+        return
+    encoders = modules.text.encoders
+    training = [encoder.training for encoder in encoders]
+    modules.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    for encoder in encoders:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        encoder.train()  # transformers looks at it; CLIP has no dropout
+    try:
+        yield
+    finally:
+        modules.unet.disable_gradient_checkpointing()  # type: ignore[operator]
+        for encoder, was_training in zip(encoders, training, strict=True):
+            encoder.gradient_checkpointing_disable()  # type: ignore[operator]
+            encoder.train(was_training)
 
 
 def moved(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:

@@ -101,9 +101,10 @@ class NoiseSchedule:
         timesteps: torch.Tensor,
         *,
         snr_gamma: float | None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted squared error of each sample, (b,), in float32."""
-        return _losses(self, predicted, latents, noise, timesteps, snr_gamma)
+        """Weighted squared error of each sample, (b,), in float32. `mask` (b, 1, h, w) weighs the places."""
+        return _losses(self, predicted, latents, noise, timesteps, snr_gamma, mask)
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,10 @@ class FlowSchedule:
         timesteps: torch.Tensor,
         *,
         snr_gamma: float | None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted squared error of each sample, (b,), in float32."""
-        return _losses(self, predicted, latents, noise, timesteps, snr_gamma)
+        """Weighted squared error of each sample, (b,), in float32. `mask` (b, 1, h, w) weighs the places."""
+        return _losses(self, predicted, latents, noise, timesteps, snr_gamma, mask)
 
 
 def _losses(
@@ -167,6 +169,8 @@ def _losses(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     snr_gamma: float | None,
+    mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    error = (predicted.float() - schedule.target(latents, noise, timesteps)).square().mean((1, 2, 3))
+    errors = (predicted.float() - schedule.target(latents, noise, timesteps)).square()
+    error = (errors if mask is None else errors * mask).mean((1, 2, 3))
     return error * schedule.weights(timesteps, snr_gamma)

@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipelines.schema import METHODS, UserError
+from pipelines.schema import COMPOSED, METHODS, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMBEDDED = REPOSITORY / "models"
@@ -44,6 +44,19 @@ OWN_SCHEDULER = ("z_image",)
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What a base keeps in a GPU's memory; see benchmarks/count_memory.py, which counted it."""
+
+    denoiser_m: float  # parameters, millions
+    text_m: float
+    vae_m: float
+    lora_m_per_rank: float  # LoRA on attention and feed-forward layers
+    activations_gb: float  # kept for the way back per picture of `resolution_px`, in bfloat16
+    checkpointed_gb: float  # the same with gradient checkpointing, the block that is repeated included
+    decode_gb: float  # by the VAE while one picture is decoded, in float32
+
+
+@dataclass(frozen=True)
 class BaseRow:
     """One base model. `family` decides the code that runs it; the rest is data."""
 
@@ -63,6 +76,12 @@ class BaseRow:
     path: str | None = None  # folder or single-file checkpoint on this machine
     variant: str | None = None  # of the weight files on the hub: "fp16"
     buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) it was trained on; () = square only
+    footprint: Footprint | None = None  # None: not counted
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """`methods`, which are taught when nobody says, and those made of them."""
+        return (*self.methods, *(name for name, parts in COMPOSED.items() if set(parts) <= set(self.methods)))
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -155,6 +174,7 @@ BASES: dict[str, BaseRow] = {
             min_eye_distance_px=60.0,
             aligned=False,
             variant="fp16",
+            footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2),
         ),
         BaseRow(
             name="sdxl",
@@ -172,6 +192,7 @@ BASES: dict[str, BaseRow] = {
             aligned=False,
             variant="fp16",
             buckets=SDXL_BUCKETS,
+            footprint=Footprint(2567, 818, 84, 2.66, 6.77, 0.73, 8.6),
         ),
         BaseRow(
             name="z-image",
@@ -420,6 +441,7 @@ def _local_row(
         aligned=False,
         path=str(path),
         buckets=buckets or (like.buckets if resolution_px == like.resolution_px else ()),
+        footprint=like.footprint if resolution_px == like.resolution_px else None,
     )
 
 

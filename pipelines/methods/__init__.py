@@ -1,4 +1,4 @@
-"""The three methods, and what was made elsewhere, behind one small interface (`base.Method`).
+"""The methods, and what was made elsewhere, behind one small interface (`base.Method`).
 
 In: a method's name. Out: the object that makes its trainable parameters, saves them and applies them.
 """
@@ -6,7 +6,7 @@ In: a method's name. Out: the object that makes its trainable parameters, saves 
 from __future__ import annotations
 
 from pipelines.methods.base import Method
-from pipelines.schema import METHODS, UserError
+from pipelines.schema import ALL_METHODS, UserError
 
 
 def method(name: str) -> Method:
@@ -14,12 +14,13 @@ def method(name: str) -> Method:
     from pipelines.methods.dreambooth import DreamBooth
     from pipelines.methods.imported import ImportedEmbedding, ImportedLoRA
     from pipelines.methods.lora import LoRA
+    from pipelines.methods.pivotal import Pivotal
     from pipelines.methods.textual_inversion import TextualInversion
 
     elsewhere: dict[str, Method] = {"imported lora": ImportedLoRA(), "imported embedding": ImportedEmbedding()}
-    known: dict[str, Method] = {each.name: each for each in (TextualInversion(), DreamBooth(), LoRA())}
+    known: dict[str, Method] = {each.name: each for each in (TextualInversion(), DreamBooth(), LoRA(), Pivotal())}
     if name in elsewhere:
         return elsewhere[name]
     if name not in known:
-        raise UserError(f"There is no method {name}. Choose one of: {', '.join(METHODS)}.")
+        raise UserError(f"There is no method {name}. Choose one of: {', '.join(ALL_METHODS)}.")
     return known[name]

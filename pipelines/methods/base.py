@@ -29,6 +29,7 @@ class Group:
     parameters: tuple[torch.nn.Parameter, ...]
     learning_rate: float
     weight_decay: float
+    until: float = 1.0  # share of the steps after which it stays as it is
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """LoRA (Hu et al. 2021): learn small low-rank changes of the denoiser's layers, and of the text encoders' if asked.
 
+With `dora` each weight's size learns apart from its direction (Liu et al. 2024); with `rslora` alpha is divided by the
+root of the rank (Kalajdzievski 2023).
+
 PEFT makes the adapters, diffusers' own writer saves them (`pytorch_lora_weights.safetensors`) with the metadata that
 keeps alpha: without it loaders assume alpha = rank and apply the wrong strength. `load_lora_weights(folder)` reads it.
 Beside it lies the same for A1111, ComfyUI and InvokeAI (`likeness_lora.safetensors`, see `methods.kohya`).
@@ -19,7 +22,7 @@ from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
 from pipelines.methods import kohya
 from pipelines.methods.base import Artifact, Group, sort_header, write_file
-from pipelines.runtime import derived_seed
+from pipelines.runtime import derived_seed, free_memory_gb
 from pipelines.schema import Recipe, UserError
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -31,6 +34,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "attention+feed_forward": ATTENTION + FEED_FORWARD,
     "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
 }
+MERGE_ON_GPU_GB = 24.0  # free; SDXL in float32, merged, and once more as it is drawn with
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -43,7 +47,7 @@ class LoRA:
     def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> LoRALearner:
         if recipe.targets not in TARGETS:
             raise UserError(f"LoRA targets are one of {', '.join(TARGETS)}, not {recipe.targets}.")
-        if recipe.rank < 1 or recipe.alpha <= 0:
+        if recipe.rank < 1 or not recipe.alpha > 0:
             raise UserError("LoRA needs a rank of at least 1 and an alpha above 0.")
         if recipe.text_learning_rate > 0 and not family.architecture.text_learns:
             raise UserError(
@@ -53,9 +57,15 @@ class LoRA:
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """Stock loading onto float32 copies, then merged into the weights: drawing costs no more than with the base."""
+        # float32 copies are four times what drawing needs: a small GPU's memory has no room for them
+        free = free_memory_gb(family.device)
+        where = "cpu" if free is not None and free < MERGE_ON_GPU_GB else None
+        unet = family.new_unet(trainable=True, device=where).requires_grad_(False)
         # a file may hold layers of text encoders, which must not reach the shared ones; one that never learns is safe
-        text = family.new_text() if family.architecture.text_learns else family.text
-        modules = Modules(family.new_unet(trainable=True).requires_grad_(False), text)
+        text = family.new_text(device=where) if family.architecture.text_learns else family.text
+        modules = Modules(unet, text)
+        scaled = recipe.dora and strength != 1  # DoRA's own scale is not proportional: 0 would not give the base back
+        plain = [part.clone() for part in _weights(modules)] if scaled else []
         pipeline = family.pipeline(modules)
         try:
             with quiet():
@@ -67,11 +77,13 @@ class LoRA:
                 f"{FILE} is missing, damaged or was not learned on {family.row.title}. Train again, or choose its base."
             ) from error
         adapted = [name for name, part in pipeline.components.items() if getattr(part, "peft_config", None)]
-        pipeline.fuse_lora(components=adapted, lora_scale=strength)
+        pipeline.fuse_lora(components=adapted, lora_scale=1.0 if scaled else strength)
         pipeline.unload_lora_weights()
+        for merged, before in zip(_weights(modules), plain, strict=bool(plain)):
+            merged.copy_(before + strength * (merged - before))
         moved(modules.unet, family.device.name, family.device.torch_dtype).requires_grad_(False).eval()
         for encoder in modules.text.encoders:
-            encoder.requires_grad_(False).eval()
+            moved(encoder, family.device.name, torch.float32).requires_grad_(False).eval()
         return modules
 
 
@@ -83,9 +95,11 @@ class LoRALearner:
         text = family.new_text() if self.live_text else family.text
         with torch.random.fork_rng(devices=[]):  # PEFT draws its start from the global generator
             torch.manual_seed(derived_seed(recipe.seed, 11))
-            _add_adapter(unet, recipe, (family.architecture.targets or TARGETS)[recipe.targets])
+            _add_adapter(unet, recipe, (family.architecture.targets or TARGETS)[recipe.targets], dora=recipe.dora)
             if self.live_text:
                 for encoder in text.encoders:
+                    # never DoRA: diffusers' loader drops the magnitudes of text encoders in silence (0.42.1 with
+                    # transformers 5.23), so that every other program would draw something else
                     _add_adapter(encoder, recipe, TEXT_TARGETS)
         self.modules = Modules(unet, text)
 
@@ -110,7 +124,9 @@ class LoRALearner:
         }
 
     def scales(self) -> tuple[str, ...]:
-        """The change is B @ A: scaling one factor scales it."""
+        """The change is B @ A: scaling one factor scales it. DoRA's is no product: nothing in it scales it."""
+        if self._recipe.dora:
+            return ()
         return tuple(name for name in self.tensors() if ".lora_B." in name)
 
     @torch.no_grad()
@@ -123,12 +139,14 @@ class LoRALearner:
             for name, parameter in self.tensors().items():
                 part, _, rest = name.partition(".")
                 wanted = rest.replace(".default.", ".")
+                if "lora_magnitude_vector" in rest:
+                    wanted = wanted.removesuffix(".weight")
                 named = (f"{parts[part]}.{wanted}", f"{parts[part]}.text_model.{wanted}")
                 parameter.copy_(saved[next(each for each in named if each in saved)])
         except (OSError, SafetensorError, StopIteration, RuntimeError) as error:
             raise UserError(
-                "What LoRA learned before does not fit: it has another rank, or other layers learned. Choose the same, "
-                "or train afresh."
+                "What LoRA learned before does not fit: it has another rank or kind, or other layers learned. Choose "
+                "the same, or train afresh."
             ) from error
 
     def after_step(self) -> None:
@@ -185,7 +203,7 @@ class LoRALearner:
         )
 
 
-def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ...]) -> None:
+def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ...], *, dora: bool = False) -> None:
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
@@ -194,6 +212,8 @@ def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ..
         lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # any positive number works
         target_modules=list(targets),
         init_lora_weights="gaussian",
+        use_dora=dora,
+        use_rslora=recipe.rslora,
     )
     module.add_adapter(config)  # type: ignore[operator]
     for part in module.modules():
@@ -203,6 +223,12 @@ def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ..
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _weights(modules: Modules) -> list[torch.Tensor]:
+    """Every weight, in an order that merging adapters does not change."""
+    parts = (modules.unet, *modules.text.encoders)
+    return [parameter.detach() for part in parts for _, parameter in sorted(part.named_parameters())]
 
 
 def _adapters(module: torch.nn.Module) -> tuple[torch.nn.Parameter, ...]:

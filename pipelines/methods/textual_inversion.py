@@ -7,6 +7,7 @@ restored; the vectors join it only while a prompt is encoded (`bases.text`). Sav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
-from pipelines.bases.text import LearnedRows
+from pipelines.bases.text import LearnedRows, Text
 from pipelines.methods.base import Artifact, Group, write_file
 from pipelines.runtime import derived_seed
 from pipelines.schema import Recipe, UserError
@@ -37,10 +38,14 @@ def embedding_file(encoder: int) -> str:
     return "learned_embeds.safetensors" if encoder == 0 else f"learned_embeds_{encoder + 1}.safetensors"
 
 
-def _modules(family: Family, rows: tuple[torch.Tensor, ...]) -> Modules:
+def text_with_rows(
+    family: Family, rows: Sequence[torch.Tensor], encoders: tuple[torch.nn.Module, ...] | None = None
+) -> Text:
+    """A text side that knows the words, one (n, d) tensor of rows per encoder; `encoders`: others than the base's."""
     first_ids = tuple(len(tokenizer) for tokenizer in family.text.tokenizers)
-    learned = LearnedRows(tokens(len(rows[0])), rows, first_ids)
-    return Modules(family.shared().unet, family.text_with(learned))
+    text = family.text_with(LearnedRows(tokens(len(rows[0])), tuple(rows), first_ids))
+    text.encoders = encoders or text.encoders
+    return text
 
 
 class TextualInversion:
@@ -49,17 +54,25 @@ class TextualInversion:
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         return " ".join([*tokens(recipe.vectors), recipe.class_word])
 
-    def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> TextualInversionLearner:
+    def learner(
+        self,
+        family: Family,
+        recipe: Recipe,
+        *,
+        identity: np.ndarray | None = None,
+        modules: Modules | None = None,
+    ) -> TextualInversionLearner:
+        """`modules`: what the words are said to, where that is not the base itself."""
         if not 1 <= recipe.vectors <= MAX_VECTORS:
             raise UserError(f"Textual inversion learns 1 to {MAX_VECTORS} vectors, not {recipe.vectors}.")
-        return TextualInversionLearner(family, recipe, identity)
+        return TextualInversionLearner(family, recipe, identity, modules or family.shared())
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """`strength` has no meaning here: the words are there or not."""
-        return _modules(family, tuple(_saved_rows(family, folder)))
+        return Modules(family.shared().unet, text_with_rows(family, saved_rows(family, folder)))
 
 
-def _saved_rows(family: Family, folder: Path) -> list[torch.Tensor]:
+def saved_rows(family: Family, folder: Path) -> list[torch.Tensor]:
     """The learned vectors of each text encoder, (n, d). Raises UserError when they are not there or do not fit."""
     rows = []
     for index, encoder in enumerate(family.text.encoders):
@@ -80,7 +93,7 @@ def _saved_rows(family: Family, folder: Path) -> list[torch.Tensor]:
 class TextualInversionLearner:
     live_text = True
 
-    def __init__(self, family: Family, recipe: Recipe, identity: np.ndarray | None) -> None:
+    def __init__(self, family: Family, recipe: Recipe, identity: np.ndarray | None, modules: Modules) -> None:
         self._family, self._recipe = family, recipe
         starts = [
             _start(family, encoder, index, recipe, identity) for index, encoder in enumerate(family.text.encoders)
@@ -90,7 +103,7 @@ class TextualInversionLearner:
             NORM_HEADROOM * max(float(_table(encoder).float().norm(dim=1).max()), float(start.norm(dim=1).max()))
             for encoder, start in zip(family.text.encoders, starts, strict=True)
         ]
-        self.modules = _modules(family, tuple(self._rows))
+        self.modules = Modules(modules.unet, text_with_rows(family, self._rows, modules.text.encoders))
 
     def groups(self) -> list[Group]:
         # no weight decay: the norm clamp does its work without pulling towards zero
@@ -104,7 +117,7 @@ class TextualInversionLearner:
 
     @torch.no_grad()
     def start_from(self, folder: Path) -> None:
-        for rows, saved in zip(self._rows, _saved_rows(self._family, folder), strict=True):
+        for rows, saved in zip(self._rows, saved_rows(self._family, folder), strict=True):
             if saved.shape != rows.shape:
                 raise UserError(
                     f"Textual inversion learned {len(saved)} vectors before, not {len(rows)}. Choose as many, or train "
