@@ -10,10 +10,10 @@ so there is nothing about a person, a machine or a time in it, and all its stren
 
 Reading compares the phases at the lattice points with the key: all scales and shifts that cropping may have caused are
 tried. In a picture without the mark the phases have nothing to do with the key, so the chance that `Reading.strength`
-reaches `THRESHOLD` anywhere is at most `tries * exp(-THRESHOLD**2 / 2)`: a sum of K independent cosines exceeds
+reaches `THRESHOLD` anywhere is at most `tries * exp(-THRESHOLD**2 / 2)` (`false_alarm_bound`): a sum of K independent cosines exceeds
 z * sqrt(K / 2) with probability exp(-z**2 / 2) at most (Chernoff's bound with E[exp(t cos)] = I0(t) <= exp(t**2 / 4)).
-Cox et al., "Secure spread spectrum watermarking for multimedia" (1997), for hiding by many weak waves; Kutter, "Watermarking
-resisting to translation, rotation and scaling" (1998), for a repeated pattern as its own ruler.
+Cox et al., "Secure spread spectrum watermarking for multimedia" (1997): many weak waves; Kutter, "Watermarking resisting
+to translation, rotation, and scaling" (1998): a repeated pattern is its own ruler.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ KEY = b"Likeness watermark 1: drawn by an AI"  # published on purpose
 SPACING_CYCLES = 3.0  # per short side, between neighbouring waves
 BAND_CYCLES = (14.0, 48.0)  # per short side: below, every face hides it; above, halving a 256 px picture removes it
 MIN_SIDE_PX = 112  # below, the band is no longer there
-PSNR_DB = 42.0
+PSNR_DB = (44.0, 43.0, 42.0, 41.0, 40.0)  # how faint, against the picture; the first that holds is taken
 THRESHOLD = 8.0
+MARGIN = 3.0  # that a mark has over the threshold after the harm that it is made for
+FEWEST_WAVES = 100  # within the picture's own resolution, or nothing is said
 GRID = 64  # shifts tried along each axis of the pattern's period
 # The short side of the marked picture over that of the picture at hand: below 1 it was pasted onto something larger.
 SCALES = np.exp(np.arange(math.log(0.48), math.log(2.1), 0.006))
@@ -92,61 +94,110 @@ def _activity(grey: np.ndarray) -> np.ndarray:
     return np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 1.5 * sigma))
 
 
-def embed(image: np.ndarray, *, psnr_db: float = PSNR_DB) -> np.ndarray:
+def embed(image: np.ndarray) -> np.ndarray:
     """A copy of `image`, uint8 (H, W, 3), with the mark. The same picture always gives the same bits.
 
-    Smaller than `MIN_SIDE_PX` a picture comes back as it is: nothing could be read from it.
+    As faint as it can be and still be read after the picture was halved and saved as JPEG 75 (`PSNR_DB`). Smaller than
+    `MIN_SIDE_PX` a picture comes back as it is: nothing could be read from it.
     """
-    if min(image.shape[:2]) < MIN_SIDE_PX:
+    import cv2
+
+    rows, columns = image.shape[:2]
+    if min(rows, columns) < MIN_SIDE_PX:
         return image.copy()
-    grey = _brightness(image)
-    room = np.clip(_activity(grey) + 3.0, 3.0, 16.0)
-    waves = room * pattern(*image.shape[:2])
-    waves *= 255 * 10 ** (-psnr_db / 20) / math.sqrt(float((waves**2).mean()))
-    return np.clip(np.rint(image + waves[:, :, None]), 0, 255).astype(np.uint8)
+    grey = _at_most(_brightness(image), READ_SIDE_PX)  # the waves are long enough to be made there and enlarged
+    waves = np.clip(_activity(grey) + 3.0, 3.0, 16.0) * pattern(*grey.shape)
+    if waves.shape != (rows, columns):
+        waves = cv2.resize(waves, (columns, rows), interpolation=cv2.INTER_CUBIC)
+    waves *= 255 / math.sqrt(float((waves**2).mean()))
+    for psnr_db in PSNR_DB:
+        added = np.rint(waves * 10 ** (-psnr_db / 20)).astype(np.int16)
+        marked = np.clip(image + added[:, :, None], 0, 255).astype(np.uint8)
+        if psnr_db == PSNR_DB[-1] or _strength_after_harm(marked) >= THRESHOLD + MARGIN:
+            break
+    return marked
+
+
+def _strength_after_harm(image: np.ndarray) -> float:
+    """How well the mark reads from a copy of half the size (not below `MIN_SIDE_PX`), saved as JPEG 75."""
+    import cv2
+
+    small = _at_most(image, READ_SIDE_PX)
+    small = _at_most(small, max(MIN_SIDE_PX, min(small.shape[:2]) // 2))
+    _, packed = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])
+    harmed = cv2.imdecode(packed, cv2.IMREAD_COLOR)[:, :, ::-1]
+    return float(_agreement(_phases(_brightness(harmed)), np.ones(1)).max())
 
 
 def read(image: np.ndarray) -> Reading:
-    """Look for the mark in an image, uint8 (H, W, 3), of any size, cropped or not."""
+    """Look for the mark in an image, uint8 (H, W, 3), of any size, cropped or not, mirrored or not."""
+    if min(image.shape[:2]) < MIN_SIDE_PX // 2:
+        return Reading(False, 0.0, 1.0, "the picture is too small to read one from")
+    grey = _at_most(_brightness(image), READ_SIDE_PX)
+    best = Reading(False, 0.0, 1.0)
+    for mirrored in (False, True):
+        spectrum = _phases(np.ascontiguousarray(grey[:, ::-1]) if mirrored else grey)
+        for scales in np.array_split(SCALES, 8):  # all at once would take 100 MB
+            strengths = _agreement(spectrum, scales)
+            if strengths.max() > best.strength:
+                strongest = float(strengths.max())
+                best = Reading(strongest >= THRESHOLD, strongest, float(scales[strengths.argmax()]))
+        if best.present:
+            break
+    return best
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Of a real image: the half with frequencies >= 0 across, only its phases, seen from the image's middle."""
+
+    phases: np.ndarray  # (height, width // 2 + 1), complex, of length 1
+    width: int
+    short_px: int
+
+
+def _phases(grey: np.ndarray) -> _Spectrum:
     import cv2
 
-    short = min(image.shape[:2])
-    if short < MIN_SIDE_PX // 2:
-        return Reading(False, 0.0, 1.0, "the picture is too small to read a watermark from")
-    grey = _brightness(image)
-    if short > READ_SIDE_PX:
-        ratio = READ_SIDE_PX / short
-        size = (round(grey.shape[1] * ratio), round(grey.shape[0] * ratio))
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     short = min(grey.shape)
     fine = grey - cv2.GaussianBlur(grey, (0, 0), short / 24)
-    fine /= _activity(grey) + 3.0
+    fine /= _activity(grey) + 3.0  # as `embed` weighed the waves, so that no part of the picture drowns the others
     fine *= np.outer(_window(grey.shape[0]), _window(grey.shape[1]))
     height, width = (cv2.getOptimalDFTSize(2 * side) for side in fine.shape)
     padded = np.zeros((height, width), np.float32)
     padded[: fine.shape[0], : fine.shape[1]] = fine
     padded = np.roll(padded, (-(fine.shape[0] // 2), -(fine.shape[1] // 2)), (0, 1))
     spectrum = np.fft.rfft2(padded)
+    return _Spectrum(spectrum / np.maximum(np.abs(spectrum), 1e-9), width, short)
+
+
+def _agreement(spectrum: _Spectrum, scales: np.ndarray) -> np.ndarray:
+    """(S,): for each scale the agreement with the key at the best of all shifts, in standard deviations of chance."""
     where, phases, _ = lattice()
-    key = np.exp(-1j * phases)
-    best, scale = 0.0, 1.0
-    for some in np.array_split(SCALES, 8):
-        cycles = SPACING_CYCLES / (some[:, None, None] * short) * where  # per pixel, (scales, K, 2)
-        known = (np.abs(cycles) < 0.47).all(-1)
-        down, across = np.rint(cycles[..., 1] * height).astype(int), np.rint(cycles[..., 0] * width).astype(int)
-        mirrored = across < 0  # of a real image, the other half of the spectrum is the conjugate of this one
-        across, down = np.abs(across), np.where(mirrored, -down, down) % height
-        found = spectrum[down, np.minimum(across, spectrum.shape[1] - 1)]
-        found = np.where(mirrored, found.conj(), found)
-        agree = np.where(known, found / np.maximum(np.abs(found), 1e-12), 0) * key
-        table = np.zeros((len(some), GRID, GRID), np.complex64)
-        table[:, where[:, 1] % GRID, where[:, 0] % GRID] = agree
-        sums = np.fft.ifft2(table).real.max((1, 2)) * GRID * GRID
-        count = known.sum(1)
-        strengths = np.where(count >= 100, sums / np.sqrt(np.maximum(count, 1) / 2), 0.0)
-        if strengths.max() > best:
-            best, scale = float(strengths.max()), float(some[strengths.argmax()])
-    return Reading(best >= THRESHOLD, best, scale)
+    height, width = spectrum.phases.shape[0], spectrum.width
+    cycles = SPACING_CYCLES / (scales[:, None, None] * spectrum.short_px) * where  # per pixel, (S, K, 2)
+    known = (np.abs(cycles) < 0.47).all(-1)
+    across, down = np.rint(cycles[..., 0] * width).astype(int), np.rint(cycles[..., 1] * height).astype(int)
+    other_half = across < 0  # the conjugate of the half that is there
+    across, down = np.abs(across), np.where(other_half, -down, down) % height
+    found = spectrum.phases[down, np.minimum(across, spectrum.phases.shape[1] - 1)]
+    found = np.where(other_half, found.conj(), found)
+    table = np.zeros((len(scales), GRID, GRID), np.complex64)
+    table[:, where[:, 1] % GRID, where[:, 0] % GRID] = np.where(known, found, 0) * np.exp(-1j * phases)
+    sums = np.fft.ifft2(table).real.max((1, 2)) * GRID * GRID
+    count = known.sum(1)
+    return np.where(count >= FEWEST_WAVES, sums / np.sqrt(np.maximum(count, 1) / 2), 0.0)
+
+
+def _at_most(image: np.ndarray, side_px: int) -> np.ndarray:
+    """`image` with its short side at most so long."""
+    import cv2
+
+    ratio = side_px / min(image.shape[:2])
+    if ratio >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _window(length: int) -> np.ndarray:
@@ -158,4 +209,4 @@ def _window(length: int) -> np.ndarray:
 
 def false_alarm_bound() -> float:
     """At most this likely is it that a picture without the mark is said to have it."""
-    return len(SCALES) * GRID * GRID * math.exp(-(THRESHOLD**2) / 2)
+    return 2 * len(SCALES) * GRID * GRID * math.exp(-(THRESHOLD**2) / 2)
