@@ -241,9 +241,7 @@ def _field_mark(path: Path) -> Mark:
     packet = _xmp_of(path)
     found = re.search(
         rb"DigitalSourceType\b[^<]{0,300}?https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet
-    ) or re.search(
-        rb"DigitalSourceType>\s*https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet
-    )
+    ) or re.search(rb"DigitalSourceType>\s*https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet)
     if found is None:
         return Mark(name, False, False, "none", "IPTC field: the file does not say how the picture came about.")
     value = found[1].decode("ascii")
