@@ -35,9 +35,8 @@ OFFLINE = {
     "builder": {"thumbnail": {"enabled": False}},
 }
 MIMES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "AVIF": "image/avif"}
-READ_LIMIT_S = 30
+READ_LIMIT_S = 60
 READ_LIMIT_BYTES = 3 << 30  # of address space, most of it never touched
-FILE_LIMIT_BYTES = 256 << 20
 CHAIN_FILE, KEY_FILE = "chain.pem", "key.pem"
 
 
