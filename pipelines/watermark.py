@@ -80,18 +80,18 @@ def lattice() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return where, phases, 1.0 / np.hypot(*where.T)
 
 
-def pattern(height_px: int, width_px: int, amplitudes: np.ndarray) -> np.ndarray:
-    """The waves with these (K,) amplitudes, float32 (H, W), seen from the middle."""
+def pattern(shape: tuple[int, ...], amplitudes: np.ndarray) -> np.ndarray:
+    """The waves with these (K,) amplitudes, float32 of this shape (H, W), seen from the middle."""
     where, phases, _ = lattice()
     reach = int(np.abs(where).max())
     table = np.zeros((2 * reach + 1, 2 * reach + 1), np.complex64)
     table[where[:, 1] + reach, where[:, 0] + reach] = amplitudes * np.exp(1j * phases)
-    steps = 2j * np.pi * SPACING_CYCLES / min(height_px, width_px) * np.arange(-reach, reach + 1)
+    steps = 2j * np.pi * SPACING_CYCLES / min(shape) * np.arange(-reach, reach + 1)
 
     def waves(length: int) -> np.ndarray:
         return np.exp(np.outer(np.arange(length) - (length - 1) / 2, steps)).astype(np.complex64)
 
-    return ((waves(height_px) @ table) @ waves(width_px).T).real
+    return ((waves(shape[0]) @ table) @ waves(shape[1]).T).real
 
 
 def _brightness(image: np.ndarray) -> np.ndarray:
@@ -134,7 +134,7 @@ def embed(image: np.ndarray) -> np.ndarray:
     room = _room(grey)
     plan = _Plan.of(grey, room)
     for psnr_db in PSNR_DB:
-        waves = room * pattern(*grey.shape, plan.amplitudes(255 * 10 ** (-psnr_db / 20)))
+        waves = room * pattern(grey.shape, plan.amplitudes(255 * 10 ** (-psnr_db / 20)))
         if waves.shape != (rows, columns):
             waves = cv2.resize(waves, (columns, rows), interpolation=cv2.INTER_CUBIC)
         marked = np.clip(image + np.rint(waves).astype(np.int16)[:, :, None], 0, 255).astype(np.uint8)
@@ -158,7 +158,7 @@ class _Plan:
     def of(cls, grey: np.ndarray, room: np.ndarray) -> _Plan:
         falling = lattice()[2]
         own = _at_lattice(_spectrum(grey))
-        trial = _at_lattice(_spectrum(grey + (0.5 * room * pattern(*grey.shape, falling)).astype(np.float32)))
+        trial = _at_lattice(_spectrum(grey + (0.5 * room * pattern(grey.shape, falling)).astype(np.float32)))
         return cls(own, float(np.median((trial - own).real / (0.5 * falling))), float(np.sqrt((room**2).mean())))
 
     def amplitudes(self, rms: float) -> np.ndarray:
@@ -195,7 +195,7 @@ def _strength_after_harm(image: np.ndarray) -> float:
     found = []
     for harmed, quality, scales in ((half, 85, np.ones(1)), (cropped, 75, np.array([1.105, 1.111, 1.117]))):
         _, packed = cv2.imencode(".jpg", harmed[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        again = np.ascontiguousarray(cv2.imdecode(packed, cv2.IMREAD_COLOR)[:, :, ::-1])
+        again = np.ascontiguousarray(np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))[:, :, ::-1])
         found.append(float(_agreement(_phases(_brightness(again)), scales).max()))
     return min(found)
 
@@ -233,9 +233,9 @@ def _spectrum(grey: np.ndarray) -> _Spectrum:
 
     short = min(grey.shape)
     fine = grey - cv2.GaussianBlur(grey, (0, 0), short / 24)
-    fine /= _activity(grey) + 1.5  # so that no part of the picture drowns the others ...
+    fine = fine / (_activity(grey) + 1.5)  # so that no part of the picture drowns the others ...
     fine = 2 * np.tanh(fine / 2)  # ... and no edge
-    fine *= np.outer(_window(grey.shape[0]), _window(grey.shape[1]))
+    fine = fine * np.outer(_window(grey.shape[0]), _window(grey.shape[1]))
     height, width = (cv2.getOptimalDFTSize(2 * side) for side in fine.shape)
     padded = np.zeros((height, width), np.float32)
     padded[: fine.shape[0], : fine.shape[1]] = fine
