@@ -397,7 +397,7 @@ def _still_reads(data: bytes) -> bool:
     with Image.open(io.BytesIO(data)) as picture:
         if picture.mode == "RGBA":
             white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            picture = Image.alpha_composite(white, picture)
+            return watermark.read(np.array(Image.alpha_composite(white, picture).convert("RGB"))).present
         return watermark.read(np.array(picture.convert("RGB"))).present
 
 
