@@ -48,6 +48,11 @@ def data_root() -> Path:
     return Path(os.environ.get("LIKENESS_HOME") or "runs").expanduser().resolve()
 
 
+def credentials_folder() -> Path:
+    """Where the certificate lies that this copy signs its pictures with (`pipelines.credentials`). Not created here."""
+    return data_root() / ".credentials"
+
+
 # ------------------------------------------------------------------------------------------------- plain files
 
 
@@ -93,12 +98,17 @@ def plain(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a temporary file beside it, fsync, rename. `UserError` when the disk is full."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same for bytes."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     with told_when_full():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
