@@ -80,7 +80,7 @@ def phone_photos(pictures: Sequence[Path], folder: Path) -> list[Path]:
         grain = np.random.default_rng(index).normal(0, GRAIN, pixels.shape).astype(np.float32)
         grainy = np.clip(pixels + grain, 0, 255).astype(np.uint8)
         out.append(folder / f"IMG_{index:04d}.jpg")
-        Image.fromarray(grainy).save(out[-1], quality=88)
+        Image.fromarray(grainy).save(out[-1], quality=94)
     return out
 
 
