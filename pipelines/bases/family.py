@@ -23,7 +23,7 @@ from torch import nn
 from pipelines.bases.objective import NoiseSchedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
-from pipelines.runtime import Device, pick_device
+from pipelines.runtime import Device, is_worth_compiling, pick_device, tune
 from pipelines.schema import ATTENTIONS, UserError
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
@@ -157,6 +157,15 @@ class Family:
         side = self.row.resolution_px // self.pixels_per_latent
         if self.device.kind == "cpu" and side * side <= PLAIN_ATTENTION_MAX_TOKENS:
             unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
+
+    def compile_for(self, unet: nn.Module, steps: int) -> None:
+        """Compile the repeated blocks of an own copy in place where so many steps repay it. Names, weights and saved
+        files stay as they are; where the compiler fails, PyTorch goes on without it.
+        """
+        if unet is self._shared_unet or not is_worth_compiling(self.device, steps):
+            return
+        torch._dynamo.config.suppress_errors = True
+        unet.compile_repeated_blocks()  # type: ignore[operator]
 
     def new_text(self) -> Text:
         """A copy of the text side with float32 encoders of its own, to be trained or adapted."""
@@ -298,6 +307,7 @@ def load_family(
     import diffusers
 
     device = device or pick_device()
+    tune(device)
     report = progress or (lambda _text, _share: None)
     pipeline_class = getattr(diffusers, FAMILIES[row.family].pipeline)
     # float16 is how the real bases are stored; a small base, or a CPU, takes float32 and no rounding
