@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,8 @@ def build_family(kind: str, device: Device, *, tiny: bool) -> Family:
         parts[name] = torch.nn.Linear(1, 1)
     parts |= {"tokenizer": None, "tokenizer_2": None}
     pipeline = SimpleNamespace(components=parts, scheduler=scheduler, config={})
-    return Family(BASES[kind], device, pipeline, None)
+    row = replace(BASES[kind], resolution_px=64, buckets=()) if tiny else BASES[kind]
+    return Family(row, device, pipeline, None)
 
 
 def conditioning(family: Family, batch: int) -> Any:
@@ -157,9 +158,8 @@ def script(family: Family, method: str, batch: int) -> Callable[[], None]:
     unet: Any = copy.deepcopy(family._clean_unet)
     if method == "lora":
         unet.requires_grad_(False).to(device.name, dtype)
-        unet.add_adapter(
-            LoraConfig(r=16, lora_alpha=16, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"])
-        )
+        targets = ["to_k", "to_q", "to_v", "to_out.0"]
+        unet.add_adapter(LoraConfig(r=16, lora_alpha=16, init_lora_weights="gaussian", target_modules=targets))
         parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         for parameter in parameters:
             parameter.data = parameter.data.float()
@@ -252,7 +252,9 @@ def table(found: Sequence[Figures]) -> str:
     ]
     for each in found:
         bar = MEMORY_BARS_GB.get(each.case) if each.who == "likeness" else None
-        held = "" if bar is None or each.peak_gb is None else f"{'within' if each.peak_gb <= bar else 'ABOVE'} {bar:g} GB"
+        held = (
+            "" if bar is None or each.peak_gb is None else f"{'within' if each.peak_gb <= bar else 'ABOVE'} {bar:g} GB"
+        )
         peak = "-" if each.peak_gb is None else f"{each.peak_gb:.2f} GB"
         lines.append(
             f"| {each.case} | {each.who} | {each.step_ms:.1f} ms | {each.step_tflop:.3g} TFLOP | "

@@ -341,7 +341,9 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
         if mine is None or theirs is None:
             continue
         whole, step = theirs.to_artefact_s / mine.to_artefact_s, theirs.update_s / mine.update_s
-        out.append(Bar(method, "times faster to the artefact", round(whole, 2), TO_ARTEFACT_BAR, whole >= TO_ARTEFACT_BAR))
+        out.append(
+            Bar(method, "times faster to the artefact", round(whole, 2), TO_ARTEFACT_BAR, whole >= TO_ARTEFACT_BAR)
+        )
         out.append(Bar(method, "times faster between updates", round(step, 2), UPDATE_BAR, step >= UPDATE_BAR))
         if mine.identity is not None and theirs.identity is not None:
             gained = mine.identity - theirs.identity
@@ -401,7 +403,9 @@ def main() -> int:
         if name not in METHODS:
             parser.error(f"--methods are of {', '.join(METHODS)}, not {name}")
         if not (options.scripts / SCRIPTS[name]).is_file():
-            parser.error(f"{options.scripts} has no {SCRIPTS[name]}. Give the examples/ folder of a diffusers checkout.")
+            parser.error(
+                f"{options.scripts} has no {SCRIPTS[name]}. Give the examples/ folder of a diffusers checkout."
+            )
 
     from benchmarks.compare_draft import conditions
     from pipelines.bases.registry import find_base

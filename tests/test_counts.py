@@ -111,7 +111,9 @@ def test_class_images_cost_no_encoding(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_look_at_a_checkpoint_is_one_batch(monkeypatch, tmp_path, method):
-    watch = Watch("nobody", ("portrait of {subject}", "{subject}, red jacket"), lambda frames: Look(1.0, 1.0, None, 1.0))
+    watch = Watch(
+        "nobody", ("portrait of {subject}", "{subject}, red jacket"), lambda frames: Look(1.0, 1.0, None, 1.0)
+    )
     plain, _ = trained(monkeypatch, tmp_path / "plain", method, steps=4)
     calls, _ = trained(monkeypatch, tmp_path / "watched", method, steps=4, watch_every=2, watch=watch)
     assert calls - plain == Counter(denoise=2 * WATCH_STEPS, decode=2, text=2 * 2)

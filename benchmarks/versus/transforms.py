@@ -116,5 +116,3 @@ class Normalize:
         mean = torch.tensor(self.mean, dtype=tensor.dtype)[:, None, None]
         std = torch.tensor(self.std, dtype=tensor.dtype)[:, None, None]
         return (tensor - mean) / std
-
-
