@@ -1,13 +1,13 @@
-"""One training step on a GPU: full-size SD 1.5 and SDXL with random weights, ours beside the scripts' with their best flags.
+"""One training step on a GPU: full-size SD 1.5 and SDXL with random weights, ours beside the scripts' at their best.
 
     python benchmarks/gpu_step.py [--cases sd15-lora-1,sdxl-lora-4] [--json F]
     python benchmarks/gpu_step.py --tiny        # the same code on a CPU in seconds; its figures mean nothing
 
 In: nothing; the models are built from their configurations, so nothing is downloaded. Out: per case the step's time,
 arithmetic (`torch.utils.flop_counter`) and its rate beside what the card reaches on a large bfloat16 product, and peak
-memory. "script" is the body of the loop of diffusers' train_dreambooth_lora.py / train_dreambooth.py with every flag that
-helps (bf16, TF32, precomputed text embeddings): the VAE encodes in each step, AdamW is PyTorch's default. Reading photos
-is in neither. LoRA is rank 16 on attention in both.
+memory. "script" is the body of the loop of diffusers' train_dreambooth_lora.py / train_dreambooth.py with every flag
+that helps (bf16, TF32, precomputed text embeddings): the VAE encodes in each step, AdamW is PyTorch's default. Reading
+photos is in neither. LoRA is rank 16 on attention in both.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from pipelines.runtime import Device, pick_device
 from pipelines.schema import Recipe
 
 if TYPE_CHECKING:
-    import torch
-
     from pipelines.bases.family import Family
 
 MEMORY_BARS_GB = {"sd15-lora-1": 6.0, "sdxl-lora-1": 12.0}

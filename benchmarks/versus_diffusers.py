@@ -1,6 +1,6 @@
 """Ours beside diffusers' own example scripts: the same base, photos, resolution, batch and number of steps, in one run.
 
-    python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples [--methods lora,dreambooth] [--steps 60] [--json F]
+    python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples [--methods lora] [--steps 60] [--json F]
 
 In: the examples/ folder of a diffusers checkout (tag v0.40.0 is the newest that suits diffusers 0.42; nothing of it is
 copied) and, if wanted, a folder of photos; without one the sample person's pictures are enlarged to 12 megapixels. Out:
@@ -293,7 +293,7 @@ def stock_pipeline(base: Path, row: Row) -> Any:
     import torch
 
     loader = diffusers.StableDiffusionPipeline.from_pretrained
-    pipeline: Any = loader(row.folder if row.method == "dreambooth" else base, torch_dtype=torch.float32)
+    pipeline: Any = loader(row.folder if row.method == "dreambooth" else base, dtype=torch.float32)
     if row.method == "lora":
         pipeline.load_lora_weights(row.folder, weight_name="pytorch_lora_weights.safetensors")
     elif row.method == "textual_inversion":
@@ -355,7 +355,7 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown, ratios in brackets: how many times ours."""
     mine = {row.method: row for row in rows if row.who == OURS}
     lines = [
-        "| method | who | to artefact | between updates | its CPU time | images/s | peak memory | artefact | identity |",
+        "| method | who | to artefact | between updates | CPU time | images/s | peak memory | artefact | identity |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
 
@@ -428,12 +428,12 @@ def main() -> int:
             photos = [Path(shutil.copy(file, _made(work / "photos"))) for file in sorted(options.photos.iterdir())]
         judged_by = [Path(shutil.move(file, _made(work / "judged_by"))) for file in photos[-options.judged_by :]]
         said.append(
-            f"both sides get {len(photos) - len(judged_by)} photos; {len(judged_by)} more judge. Ours keeps some of its "
-            "own back (validation, held out) and learns from the others; the scripts learn from all"
+            f"both sides get {len(photos) - len(judged_by)} photos; {len(judged_by)} more judge. Ours keeps some of "
+            "its own back (validation, held out) and learns from the others; the scripts learn from all"
         )
         asked = Asked(
-            row.name, row.folder.resolve(), row.resolution_px, options.class_word, row.identifier, options.steps, options.batch,
-            options.quality, options.scripts.resolve(), work / "photos", work, work / "stand_ins",
+            row.name, row.folder.resolve(), row.resolution_px, options.class_word, row.identifier, options.steps,
+            options.batch, options.quality, options.scripts.resolve(), work / "photos", work, work / "stand_ins",
         )  # fmt: skip
         found = conditions()
         for line in [f"{key}: {value}" for key, value in found.items()] + said:

@@ -18,7 +18,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -88,9 +88,8 @@ def pick_device(preferred: str | None = None) -> Device:
     return Device(name, "float32", "CPU without AMX: float32 was measured 1.5 times as fast as bfloat16")
 
 
-# Compiling a denoiser's repeated block takes about a minute and is repaid by a fifth of each step's time: at a tenth of a
-# second per step after 3000 steps. Both are estimates until somebody runs benchmarks/gpu_step.py on such a machine, so
-# the threshold is high.
+# Compiling a denoiser's repeated block takes about a minute and is repaid by a fifth of each step's time: at a tenth of
+# a second per step after 3000 steps. Both are estimates that nobody has measured yet, so the threshold is high.
 COMPILE_FROM_STEPS = 3000
 
 

@@ -17,7 +17,16 @@ from pipelines.bases import family as family_module
 from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, completed, completions, find_base, phrases_of, unknown_words, vocabulary
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
-from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb, pick_device
+from pipelines.runtime import (
+    COMPILE_FROM_STEPS,
+    Device,
+    derived_seed,
+    is_worth_compiling,
+    noise,
+    peak_memory_mb,
+    pick_device,
+    tune,
+)
 from pipelines.schema import UserError
 from tests.tiny import tiny_family, tiny_folder
 
@@ -481,3 +490,43 @@ def test_a_local_base_is_offered_its_own_words_only():
     row = find_base(str(tiny_folder("portrait")))
     offered = completions(row, "portrait of {subject}", limit=50)
     assert offered and all(row.unknown_words(each) == [] for each in offered)
+
+
+def test_only_long_trainings_on_nvidia_cards_are_compiled(monkeypatch):
+    import importlib.util
+
+    card = Device("cuda:1", "bfloat16", "a card")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "triton" else found(name))
+    assert is_worth_compiling(card, COMPILE_FROM_STEPS)
+    assert not is_worth_compiling(card, COMPILE_FROM_STEPS - 1)
+    assert not is_worth_compiling(Device("cuda", "float32", "an old card"), COMPILE_FROM_STEPS)
+    assert not any(is_worth_compiling(Device(name, "bfloat16", ""), 10**6) for name in ("cpu", "mps"))
+    monkeypatch.setenv("LIKENESS_COMPILE", "0")
+    assert not is_worth_compiling(card, COMPILE_FROM_STEPS)
+    monkeypatch.delenv("LIKENESS_COMPILE")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else found(name))
+    assert not is_worth_compiling(card, COMPILE_FROM_STEPS), "there is nothing to compile with"
+
+
+def test_what_is_shared_is_never_compiled(monkeypatch):
+    """Compiled blocks round differently: who shares the clean base would see it."""
+    family = tiny_family("sd15")
+    compiled = []
+    monkeypatch.setattr(family_module, "is_worth_compiling", lambda *_: True)
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    monkeypatch.setattr(type(family.new_unet(trainable=False)), "compile_repeated_blocks", compiled.append)
+    own = family.new_unet(trainable=False)
+    family.compile_for(family.shared().unet, 10**6)
+    assert compiled == []
+    family.compile_for(own, 10**6)
+    assert len(compiled) == 1 and compiled[0] is own
+
+
+def test_cards_compute_in_tf32_and_nothing_else_is_touched(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    benchmark = torch.backends.cudnn.benchmark
+    tune(Device("cpu", "float32", "no card"))
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+    tune(Device("cuda:0", "bfloat16", "a card"))
+    assert torch.backends.cuda.matmul.allow_tf32 is True and torch.backends.cudnn.benchmark == benchmark

@@ -43,7 +43,7 @@ def _note_updates(optimizers):
     import time
 
     mine = os.getpid()
-    out = open(os.path.join(os.environ["LIKENESS_TIMINGS"], f"{mine}.jsonl"), "a", buffering=1)
+    out = open(os.path.join(os.environ["LIKENESS_TIMINGS"], f"{mine}.jsonl"), "a", buffering=1)  # noqa: SIM115
 
     def note(**more):
         if os.getpid() == mine:  # a forked process is not the one that trains

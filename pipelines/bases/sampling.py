@@ -31,8 +31,8 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tcd": ("TCDScheduler", {}),
 }
 SCHEDULERS: tuple[str, ...] = ("default", *_SCHEDULERS)
-# For drafts of 4 to 8 steps with guidance near 1, and only on weights that were distilled for it (Luo et al. 2023, Zheng
-# et al. 2024): a merged checkpoint, or a base with such a LoRA fused. Other weights give washed-out pictures.
+# For drafts of 4 to 8 steps with guidance near 1, and only on weights that were distilled for it (Luo et al. 2023,
+# Zheng et al. 2024): a merged checkpoint, or a base with such a LoRA fused. Other weights give washed-out pictures.
 DISTILLED = ("lcm", "tcd")
 ETA = {"tcd": 0.3}  # share of fresh noise per step, its authors' choice; everywhere else none
 
