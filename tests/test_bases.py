@@ -515,7 +515,9 @@ def test_what_is_shared_is_never_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr(family_module, "is_worth_compiling", lambda *_: True)
     monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
-    monkeypatch.setattr(type(family.new_unet(trainable=False)), "compile_repeated_blocks", compiled.append)
+    monkeypatch.setattr(
+        type(family.new_unet(trainable=False)), "compile_repeated_blocks", lambda unet: compiled.append(unet)
+    )
     own = family.new_unet(trainable=False)
     family.compile_for(family.shared().unet, 10**6)
     assert compiled == []
