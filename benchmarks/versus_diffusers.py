@@ -292,12 +292,15 @@ def stock_pipeline(base: Path, row: Row) -> Any:
     import diffusers
     import torch
 
+    from pipelines.bases.family import quiet
+
     loader = diffusers.StableDiffusionPipeline.from_pretrained
-    pipeline: Any = loader(row.folder if row.method == "dreambooth" else base, dtype=torch.float32)
-    if row.method == "lora":
-        pipeline.load_lora_weights(row.folder, weight_name="pytorch_lora_weights.safetensors")
-    elif row.method == "textual_inversion":
-        pipeline.load_textual_inversion(row.folder, weight_name="learned_embeds.safetensors")
+    with quiet():
+        pipeline: Any = loader(row.folder if row.method == "dreambooth" else base, dtype=torch.float32)
+        if row.method == "lora":
+            pipeline.load_lora_weights(row.folder, weight_name="pytorch_lora_weights.safetensors")
+        elif row.method == "textual_inversion":
+            pipeline.load_textual_inversion(row.folder, weight_name="learned_embeds.safetensors")
         pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, 32)
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

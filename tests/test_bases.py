@@ -525,10 +525,14 @@ def test_what_is_shared_is_never_compiled(monkeypatch):
     assert len(compiled) == 1 and compiled[0] is own
 
 
-def test_cards_compute_in_tf32_and_nothing_else_is_touched(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    benchmark = torch.backends.cudnn.benchmark
-    tune(Device("cpu", "float32", "no card"))
-    assert torch.backends.cuda.matmul.allow_tf32 is False
-    tune(Device("cuda:0", "bfloat16", "a card"))
-    assert torch.backends.cuda.matmul.allow_tf32 is True and torch.backends.cudnn.benchmark == benchmark
+def test_cards_compute_in_tf32_and_nothing_else_is_touched():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    try:
+        matmul.allow_tf32 = False
+        tune(Device("cpu", "float32", "no card"))
+        assert matmul.allow_tf32 is False
+        tune(Device("cuda:0", "bfloat16", "a card"))
+        assert matmul.allow_tf32 is True and cudnn.benchmark == before[2]
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
