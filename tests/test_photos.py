@@ -534,6 +534,6 @@ def test_however_many_photos_are_read_at_once_the_set_is_the_same(tmp_path, monk
     for readers in (1, 4):
         monkeypatch.setattr(photos, "_readers", lambda readers=readers: readers)
         told = []
-        taken = photos.intake(files, tmp_path / str(readers), progress=lambda *said: told.append(said))
+        taken = photos.intake(files, tmp_path / str(readers), progress=lambda *said, told=told: told.append(said))
         found[readers] = (taken.digest, taken.checks, list(taken.rejected), told)
     assert found[1] == found[4] and [done for done, *_ in told] == [1, 2, 3, 4, 5, 6]
