@@ -230,14 +230,17 @@ def _detect(image: np.ndarray) -> list[Face]:
     return _faces_at_full_size(image, best, copy.shape)
 
 
+_one_detector = threading.Lock()
+
+
 def _detect_on_copy(copy: np.ndarray, upsample: int, margin: int) -> list[tuple[np.ndarray, float]]:
     """Boxes (left, top, right, bottom) on `copy`, with scores; `margin` pixels of repeated edge are added first."""
-    detector = _dlib_models()[0]
     if margin:
         import cv2
 
         copy = cv2.copyMakeBorder(copy, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-    boxes, scores, _ = detector.run(copy, upsample, 0.0)
+    with _one_detector:  # it keeps the picture's pyramid in itself
+        boxes, scores, _ = _dlib_models()[0].run(copy, upsample, 0.0)
     return [
         (np.array([b.left(), b.top(), b.right(), b.bottom()], np.float64) - margin, float(score))
         for b, score in zip(boxes, scores)

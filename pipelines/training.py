@@ -193,6 +193,7 @@ def _run(
     # what learns, and where it stands
     method = find_method(name)
     learner = method.learner(family, recipe, identity=identity)
+    family.compile_for(learner.modules.unet, steps)
     fingerprint = _fingerprint(recipe, data, photo_digest, family)
     if recipe.start_from and not _has_checkpoint(out, fingerprint):
         _start_from(learner, out, recipe, family)

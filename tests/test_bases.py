@@ -16,8 +16,17 @@ from safetensors.torch import load_file, save_file
 from pipelines.bases import family as family_module
 from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, completed, completions, find_base, phrases_of, unknown_words, vocabulary
-from pipelines.bases.sampling import SCHEDULERS, Row, sample, sample_latents
-from pipelines.runtime import Device, derived_seed, noise, peak_memory_mb, pick_device
+from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
+from pipelines.runtime import (
+    COMPILE_FROM_STEPS,
+    Device,
+    derived_seed,
+    is_worth_compiling,
+    noise,
+    peak_memory_mb,
+    pick_device,
+    tune,
+)
 from pipelines.schema import UserError
 from tests.tiny import add_checker, tiny_family, tiny_folder
 
@@ -155,8 +164,34 @@ def test_our_sampler_is_the_stock_pipelines(kind):
     assert type(family.pipeline()) is type(pipeline)
 
 
+@pytest.mark.parametrize("name", DISTILLED)
+@pytest.mark.parametrize("steps", [4, 60])
+def test_samplers_of_distilled_weights_draw_the_stock_pipelines_pictures(name, steps):
+    """Noise between steps included: it is the row's own, whoever else is in the batch. LCM alone allows 50 steps."""
+    family = tiny_family("sd15")
+    rows = [Row("portrait of man", 3, guidance=1.0), Row("portrait of woman", 4, guidance=1.0)]
+    ours = sample_latents(family, family.shared(), rows, steps=steps, scheduler_name=name)
+    alone = sample_latents(family, family.shared(), rows[1:], steps=steps, scheduler_name=name)
+    assert torch.allclose(ours[1:], alone, rtol=1e-3, atol=1e-3 * float(ours.std()))
+    if steps > 50:
+        return
+    pipeline = family.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = scheduler(family, name)
+    stock = pipeline(
+        [row.prompt for row in rows],
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        latents=torch.cat([noise(row.seed, (1, *family.latent_shape())) for row in rows]),
+        generator=[torch.Generator().manual_seed(derived_seed(row.seed, 1)) for row in rows],
+        eta=0.3,
+        output_type="latent",
+    ).images
+    assert torch.allclose(ours, stock, rtol=1e-3, atol=1e-3 * float(stock.std()))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in DISTILLED])  # these weights are not
 def test_every_scheduler_ends_in_a_picture_of_the_same_scale(kind, name):
     family = tiny_family(kind)
     rows = [Row("portrait of man", 3)]
@@ -462,3 +497,49 @@ def test_a_local_base_is_offered_its_own_words_only():
     row = find_base(str(tiny_folder("portrait")))
     offered = completions(row, "portrait of {subject}", limit=50)
     assert offered and all(row.unknown_words(each) == [] for each in offered)
+
+
+def test_only_long_trainings_on_nvidia_cards_are_compiled(monkeypatch):
+    import importlib.util
+
+    card = Device("cuda:1", "bfloat16", "a card")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "triton" else found(name))
+    assert is_worth_compiling(card, COMPILE_FROM_STEPS)
+    assert not is_worth_compiling(card, COMPILE_FROM_STEPS - 1)
+    assert not is_worth_compiling(Device("cuda", "float32", "an old card"), COMPILE_FROM_STEPS)
+    assert not any(is_worth_compiling(Device(name, "bfloat16", ""), 10**6) for name in ("cpu", "mps"))
+    monkeypatch.setenv("LIKENESS_COMPILE", "0")
+    assert not is_worth_compiling(card, COMPILE_FROM_STEPS)
+    monkeypatch.delenv("LIKENESS_COMPILE")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else found(name))
+    assert not is_worth_compiling(card, COMPILE_FROM_STEPS), "there is nothing to compile with"
+
+
+def test_what_is_shared_is_never_compiled(monkeypatch):
+    """Compiled blocks round differently: who shares the clean base would see it."""
+    family = tiny_family("sd15")
+    compiled = []
+    monkeypatch.setattr(family_module, "is_worth_compiling", lambda *_: True)
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    monkeypatch.setattr(
+        type(family.new_unet(trainable=False)), "compile_repeated_blocks", lambda unet: compiled.append(unet)
+    )
+    own = family.new_unet(trainable=False)
+    family.compile_for(family.shared().unet, 10**6)
+    assert compiled == []
+    family.compile_for(own, 10**6)
+    assert len(compiled) == 1 and compiled[0] is own
+
+
+def test_cards_compute_in_tf32_and_nothing_else_is_touched():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    try:
+        matmul.allow_tf32 = False
+        tune(Device("cpu", "float32", "no card"))
+        assert matmul.allow_tf32 is False
+        tune(Device("cuda:0", "bfloat16", "a card"))
+        assert matmul.allow_tf32 is True and cudnn.benchmark == before[2]
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

@@ -533,3 +533,16 @@ def test_real_photos_of_one_person(tmp_path):
     cut = photos.frames(result.train, aligned=True, resolution_px=128)
     assert cut.shape == (6, 128, 128, 3)
     assert all("{subject}" in text for text in photos.captions(cut))
+
+
+def test_however_many_photos_are_read_at_once_the_set_is_the_same(tmp_path, monkeypatch):
+    sample = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
+    files = [*sorted(sample.glob("*.png"))[:5], tmp_path / "broken.jpg"]
+    files[-1].write_text("not a photo")
+    found = {}
+    for readers in (1, 4):
+        monkeypatch.setattr(photos, "_readers", lambda readers=readers: readers)
+        told = []
+        taken = photos.intake(files, tmp_path / str(readers), progress=lambda *said, told=told: told.append(said))
+        found[readers] = (taken.digest, taken.checks, list(taken.rejected), told)
+    assert found[1] == found[4] and [done for done, *_ in told] == [1, 2, 3, 4, 5, 6]

@@ -18,7 +18,8 @@ from ui.theme import METHOD_COLOURS, METHOD_NAMES
 
 if TYPE_CHECKING:
     from pipelines.lookalike import Answer, Opinion
-    from pipelines.marking import Mark, Verification
+    from pipelines.marking import Mark as AiMark
+    from pipelines.marking import Verification
     from pipelines.votes import Share
 
 MARK_LETTERS = "ABCD"
@@ -746,7 +747,7 @@ def marks(found: Verification) -> str:
     )
 
 
-def _presence(mark: Mark) -> str:
+def _presence(mark: AiMark) -> str:
     return {"tampered": "changed", "unreadable": "unreadable"}.get(mark.state, "yes" if mark.present else "no")
 
 

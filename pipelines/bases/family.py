@@ -30,7 +30,7 @@ from pipelines.bases.checker import ImageFilter
 from pipelines.bases.objective import NoiseSchedule, Schedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
-from pipelines.runtime import Device, pick_device
+from pipelines.runtime import Device, is_worth_compiling, pick_device, tune
 from pipelines.schema import ATTENTIONS, UserError
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
@@ -42,6 +42,8 @@ DIFFUSION_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
 }
 PLAIN_SD = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -245,6 +247,15 @@ class Family:
         if self.device.kind == "cpu" and side * side <= PLAIN_ATTENTION_MAX_TOKENS:
             unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
 
+    def compile_for(self, unet: nn.Module, steps: int) -> None:
+        """Compile the repeated blocks of an own copy in place where so many steps repay it. Names, weights and saved
+        files stay as they are; where the compiler fails, PyTorch goes on without it.
+        """
+        if unet is self._shared_unet or not is_worth_compiling(self.device, steps):
+            return
+        torch._dynamo.config.suppress_errors = True
+        unet.compile_repeated_blocks()  # type: ignore[operator]
+
     def new_text(self, *, device: str | None = None) -> Text:
         """A copy of the text side with float32 encoders of its own, to be trained or adapted."""
         return self._text(self._encoders(frozen=False, device=device))
@@ -409,7 +420,11 @@ class Family:
 
     def set_timesteps(self, sampler: Any, steps: int, shape: tuple[int, int, int]) -> None:
         """Lay `steps` out as the stock pipeline does, for latents of `shape` (c, h, w)."""
-        sampler.set_timesteps(steps, device=torch.device(self.device.name))
+        # distilled samplers pick their steps from so many, which can't be fewer
+        finer = (
+            {"original_inference_steps": steps} if steps > sampler.config.get("original_inference_steps", steps) else {}
+        )
+        sampler.set_timesteps(steps, device=torch.device(self.device.name), **finer)
 
     def guidance_weight(self, guidance: float) -> float:
         """w of `without + w * (with - without)` for a guidance as the stock pipeline counts it; 1 is none."""
@@ -491,6 +506,7 @@ def load_family(
     import diffusers
 
     device = device or pick_device()
+    tune(device)
     report = progress or (lambda _text, _share: None)
     architecture = FAMILIES[row.family]
     if attention not in architecture.attentions and attention in ATTENTIONS:

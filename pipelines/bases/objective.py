@@ -37,6 +37,7 @@ class Schedule(Protocol):
         timesteps: torch.Tensor,
         *,
         snr_gamma: float | None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
 

@@ -98,8 +98,8 @@ class ZImage(Family):
         count = int(self.scheduler_config.get("num_train_timesteps", 1000))
         return FlowSchedule(count, self._flow_shift(self.latent_shape())[0])
 
-    def new_unet(self, *, trainable: bool) -> nn.Module:
-        transformer = super().new_unet(trainable=trainable)
+    def new_unet(self, *, trainable: bool, device: str | None = None) -> nn.Module:
+        transformer = super().new_unet(trainable=trainable, device=device)
         if self.tight:
             transformer.enable_gradient_checkpointing()  # type: ignore[operator]
         return transformer

@@ -1,0 +1,126 @@
+"""The side-by-side benchmarks: what stands in for torchvision does what it says, and every program runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import gpu_step, versus_diffusers
+from benchmarks.versus import transforms
+from benchmarks.versus_diffusers import CAREFUL, DEFAULTS, OURS, Process, Row, bars, phone_photos, row_of, table
+
+VERSUS = Path(transforms.__file__).parent
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_the_stand_in_crops_and_resizes_as_torchvision_says():
+    assert transforms.Resize(30)(picture(80, 60)).size == (40, 30)
+    assert transforms.Resize(30)(picture(60, 80)).size == (30, 40)
+    assert transforms.Resize((30, 50))(picture(60, 80)).size == (50, 30)
+    wide = picture(80, 60)
+    assert np.array_equal(np.asarray(transforms.CenterCrop(40)(wide)), np.asarray(wide)[10:50, 20:60])
+    torch.manual_seed(0)
+    crops = {transforms.RandomCrop(50)(wide).tobytes() for _ in range(8)}
+    inside = {np.asarray(wide)[t : t + 50, s : s + 50].tobytes() for t in range(11) for s in range(31)}
+    assert len(crops) > 3 and crops <= inside
+    with pytest.raises(ValueError, match="does not fit"):
+        transforms.RandomCrop(70)(wide)
+
+
+def test_the_stand_in_makes_tensors_as_torchvision_says():
+    image = picture(6, 4)
+    chain = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+    tensor = chain(image)
+    assert tensor.shape == (3, 4, 6) and tensor.dtype == torch.float32
+    back = ((tensor * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(back, np.asarray(image))
+    always, never = transforms.RandomHorizontalFlip(1.0)(image), transforms.RandomHorizontalFlip(0.0)(image)
+    assert np.array_equal(np.asarray(always), np.asarray(image)[:, ::-1]) and never is image
+    assert {mode.name.lower() for mode in transforms.InterpolationMode} >= {"bilinear", "bicubic", "lanczos", "nearest"}
+
+
+def test_updates_are_noted_from_outside(tmp_path):
+    """Any optimizer, any process: one line per update with rising clocks, and one for the end."""
+    program = (
+        "import torch\nw = torch.nn.Parameter(torch.zeros(3))\nfor kind in (torch.optim.AdamW, torch.optim.SGD):\n"
+        "    o = kind([w], lr=0.1)\n    for _ in range(2):\n        w.sum().backward(); o.step()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(VERSUS), "LIKENESS_TIMINGS": str(tmp_path), "LIKENESS_STAND_INS": ""}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    (file,) = tmp_path.glob("*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 5 and lines[-1]["end"] and not any("end" in line for line in lines[:-1])
+    for name in ("t", "cpu", "rss_mb"):
+        assert [line[name] for line in lines] == sorted(line[name] for line in lines) and lines[0][name] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="the real one is here")
+def test_the_stand_in_is_there_for_scripts_and_not_for_transformers(tmp_path):
+    assert "torchvision is not installed" in versus_diffusers.stand_ins(tmp_path / "stand_ins")[0]
+    program = (
+        "import transformers\nfrom torchvision import transforms\nprint(transforms.CenterCrop(8).size)\n"
+        "from transformers.utils import is_torchvision_available\nassert not is_torchvision_available()\n"
+        "from diffusers import StableDiffusionPipeline\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(VERSUS), "LIKENESS_STAND_INS": str(tmp_path / "stand_ins")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "8"
+
+
+def test_photos_are_phone_sized_and_hold_the_picture(tmp_path):
+    small = picture(8, 8).resize((64, 64), Image.Resampling.BICUBIC)
+    small.save(tmp_path / "a.png")
+    (photo,) = phone_photos([tmp_path / "a.png"], tmp_path / "photos")
+    with Image.open(photo) as opened:
+        assert opened.size == (4000, 3000) and opened.format == "JPEG"
+        middle = opened.convert("RGB").crop((500, 0, 3500, 3000)).resize((64, 64), Image.Resampling.BOX)
+    assert np.abs(np.asarray(middle, np.float32) - np.asarray(small, np.float32)).mean() < 6
+    assert photo.stat().st_size > 1_000_000
+
+
+def _row(who: str, to_artefact_s: float, update_s: float, identity: float | None) -> Row:
+    return Row("lora", who, 10, 8, to_artefact_s, update_s, update_s, update_s, 8 / update_s, 1.0, 100, 1000, identity)
+
+
+def test_bars_hold_only_against_the_defaults():
+    mine, slow, careful = _row(OURS, 10, 0.2, 0.5), _row(DEFAULTS, 30, 0.32, 0.5), _row(CAREFUL, 5, 0.1, 0.9)
+    assert [bar.met for bar in bars([mine, slow, careful])] == [True, True, True]
+    assert [bar.met for bar in bars([mine, _row(DEFAULTS, 29, 0.29, 0.51)])] == [False, False, False]
+    assert len(bars([mine, _row(DEFAULTS, 30, 0.3, None)])) == 2 and bars([mine, careful]) == []
+    assert "(3x)" in table([mine, slow]) and table([mine]).count("x)") == 0
+
+
+def test_a_row_is_made_of_the_notes():
+    updates = [{"t": 100.0 + 2 * k, "cpu": 5.0 + k, "rss_mb": 10.0} for k in range(4)]
+    row = row_of("lora", OURS, Process(90.0, 120.0, updates, 12.0, 55.0), batch=8, ready=115.0, files=[])
+    assert (row.steps, row.to_artefact_s, row.update_s, row.update_cpu_s, row.images_per_s) == (4, 25.0, 2.0, 1.0, 4.0)
+
+
+def test_the_gpu_harness_runs(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    cases = "sd15-lora-1,sd15-dreambooth-2,sdxl-lora-2"
+    assert gpu_step.main(["--tiny", "--cases", cases, "--repeats", "1", "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())["figures"]
+    assert [(each["case"], each["who"]) for each in figures] == [
+        (case, who) for case in cases.split(",") for who in ("likeness", "script")
+    ]
+    for each in figures:
+        assert each["step_ms"] > 0 and each["step_tflop"] > 0 and each["peak_gb"] is None
+    # the script encodes the pictures in every step on top of the same arithmetic
+    mine, theirs = figures[0], figures[1]
+    assert theirs["step_tflop"] > mine["step_tflop"]
+    assert "sdxl-lora-2" in capsys.readouterr().out
