@@ -37,6 +37,11 @@ def data_root() -> Path:
     return Path(os.environ.get("LIKENESS_HOME") or "runs").expanduser().resolve()
 
 
+def credentials_folder() -> Path:
+    """Where the certificate lies that this copy signs its pictures with (`pipelines.credentials`). Not created here."""
+    return data_root() / ".credentials"
+
+
 # ------------------------------------------------------------------------------------------------- plain files
 
 
@@ -82,12 +87,17 @@ def plain(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a temporary file beside it, fsync, rename. `UserError` when the disk is full."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same for bytes."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     with told_when_full():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -350,6 +360,11 @@ class Run:
     def renders(self, column: str) -> Path:
         """Folder of one column's pictures."""
         return self.folder / "renders" / _plain_name(column)
+
+    def finished(self, picture: str) -> Path:
+        """Folder of what was made of one picture (its path inside the run) to be shown to others."""
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", picture.removeprefix("renders/").removesuffix(".png"))
+        return self.folder / "finished" / name[:150]
 
     def relative(self, path: Path | str) -> str:
         """A path inside the run as its files name it."""
