@@ -101,6 +101,11 @@ def recipe(base: str, method: str, quality: str, *, class_word: str, seed: int =
     return _record(Recipe, settings | chosen, file)
 
 
+def load(kind: type[Record], file: Path) -> Record:
+    """A record of this kind from a JSON file. Raises UserError that names the file and what is wrong with it."""
+    return _record(kind, _read(file), file)
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
