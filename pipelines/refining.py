@@ -315,7 +315,10 @@ def _tried(
 
     if guard.blind:
         return ended(DROPPED, "No recogniser finds a face in the raw picture, so nothing can watch over it."), None
-    made = _done(step, image, size_px, tools)
+    try:
+        made = _done(step, image, size_px, tools)
+    except UserError as problem:  # a model that is damaged or not here; the other steps go on
+        return ended(DROPPED, str(problem)), None
     if isinstance(made, str):
         return ended(DROPPED if step.id == "background" else NOT_NEEDED, made), None
     after = guard.look(made)
@@ -336,9 +339,10 @@ def _done(step: Step, image: np.ndarray, size_px: int, tools: Tools) -> np.ndarr
             return f"The picture has {max(image.shape[:2])} px already, so nothing had to be drawn."
         return fitted((tools.enlarge or enlarger(step.choice))(image), size_px)
     if step.id == "restore":
-        if tools.restore is None:
+        restore = tools.restore or (enlarger(step.choice) if step.choice else None)
+        if restore is None:
             return "No face restorer is installed here, so nothing was redrawn."
-        return fitted(tools.restore(image), max(image.shape[:2]))
+        return restored(image, restore)
     if step.id == "sharpen":
         return sharpened(image, step.power)
     return _before_another(image, step.choice)
@@ -467,9 +471,55 @@ def fitted(image: np.ndarray, size_px: int) -> np.ndarray:
     return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4))
 
 
+# Where face restorers want the eyes in a square of 512 px: FFHQ's framing, which all of them learned from.
+RESTORED_PX, RESTORED_EYES, RESTORED_APART_PX = 512, (256.0, 240.0), 126.0
+
+
+def restored(image: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | str:
+    """With its face redrawn: cut out as restorers want it, redrawn, put back with a soft edge."""
+    import cv2
+
+    found = faces.detect_faces(image)
+    if not found:
+        return "No face was found to restore."
+    across = found[0].eyes[1] - found[0].eyes[0]
+    scale = RESTORED_APART_PX / max(float(np.hypot(*across)), 1e-6)
+    angle = float(np.arctan2(across[1], across[0]))
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    there = np.array([[cos, sin, 0.0], [-sin, cos, 0.0]])
+    there[:, 2] = np.array(RESTORED_EYES) - there[:, :2] @ found[0].eyes.mean(0)
+    side = (RESTORED_PX, RESTORED_PX)
+    crop = cv2.warpAffine(image, there, side, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    redrawn = cv2.resize(restore(crop), side, interpolation=cv2.INTER_AREA)
+    oval = cv2.ellipse(np.zeros(side, np.float32), (256, 265), (150, 190), 0, 0, 360, 1.0, -1)
+    mask = cv2.GaussianBlur(oval, (0, 0), 18)
+    inverse = cv2.invertAffineTransform(there)
+    back = {"dsize": image.shape[1::-1], "flags": cv2.INTER_LINEAR}
+    weight = cv2.warpAffine(mask, inverse, **back)[..., None]
+    face = cv2.warpAffine(redrawn, inverse, borderMode=cv2.BORDER_REPLICATE, **back)
+    return (weight * face + (1 - weight) * image + 0.5).astype(np.uint8)
+
+
+def restorers() -> tuple[str, ...]:
+    """Face restorers whose weights a person put on this machine, by name."""
+    from pipelines.upscaling import UPSCALERS, upscaler_folder
+
+    return tuple(row.name for row in UPSCALERS.values() if row.is_restorer and (upscaler_folder() / row.file).is_file())
+
+
+def upscalers() -> tuple[str, ...]:
+    """Upscalers that work here, the embedded one first."""
+    from pipelines.upscaling import NAME, UPSCALERS, upscaler_folder
+
+    there = [row.name for row in UPSCALERS.values() if not row.is_restorer and (upscaler_folder() / row.file).is_file()]
+    return tuple(dict.fromkeys((NAME, *there)))
+
+
 @lru_cache(maxsize=2)
 def enlarger(name_or_path: str = "") -> Callable[[np.ndarray], np.ndarray]:
-    """The network that doubles a picture; the embedded one where none is named. Raises UserError."""
+    """The network of that name or file; the embedded one where none is named. Kept for the next picture. Raises
+    UserError.
+    """
     from pipelines.upscaling import load_upscaler
 
     return load_upscaler(name_or_path).enlarge if name_or_path else load_upscaler().enlarge
