@@ -74,7 +74,7 @@ def size_of(name: str, *, px: int | None = None) -> Size:
 
     known = delivery.sizes()
     alike = [size for size in known.values() if size.id.partition("-")[0] == name]
-    size = known[name] if name in known or len(alike) != 1 and delivery.find_size(name) else alike[0]
+    size = alike[0] if name not in known and len(alike) == 1 else delivery.find_size(name)
     if px is None:
         return size
     low, high = PX_LIMITS
@@ -95,7 +95,9 @@ def finish(
     base: str = "",
     on_step: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Finished:
-    """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. Raises UserError."""
+    """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
+    the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
+    """
     from pipelines import delivery, faces, refining
 
     size = size or size_of(order.size)
@@ -109,7 +111,7 @@ def finish(
     found = faces.detect_faces(refined.image)
     delivered = delivery.deliver_marked(
         refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
-        shrink=True, base=base,
+        shrink=True, base=Path(base).name,
     )  # fmt: skip
     return Finished(refined, delivered, _seen(delivered, baseline), size.id, (*refined.notes, *delivered.notes))
 
@@ -235,8 +237,8 @@ def finish_pictures(
             image = decode(path)
             baseline = known or baseline_of(run, image, judging)
             known = baseline if baseline.of == refining.HELD_OUT else None  # the embeddings of the photos, for the next
-            base, subject = _drawn_by(path)
-            finished = finish(image, order, baseline=baseline, tools=tools, base=base.rpartition("/")[2])
+            base, subject = drawn_by(path)
+            finished = finish(image, order, baseline=baseline, tools=tools, base=base)
             _keep(run, picture, image, finished, order, base=base, subject=subject)
             made.append((path.parent.name + "-" + path.stem, finished.delivered))
             kept = sum(one.state == refining.KEPT for one in finished.refined.steps)
@@ -250,7 +252,7 @@ def finish_pictures(
     delivery.batch_zip(made, run.folder / "finished" / ARCHIVE)
 
 
-def _drawn_by(path: Path) -> tuple[str, str | None]:
+def drawn_by(path: Path) -> tuple[str, str | None]:
     """(base, id of what was learned) as a PNG of ours says; a picture made elsewhere says nothing."""
     from PIL import Image
 
@@ -323,6 +325,15 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, format="JPEG", quality=88)
     workspace.write_bytes(path, packed.getvalue())
+
+
+def record_of(run: workspace.Run, picture: str) -> dict[str, Any] | None:
+    """What is known of one finished picture; None where it was not finished, or its record is damaged."""
+    with contextlib.suppress(UserError):
+        saved = workspace.read_json(run.finished(picture) / RECORD)
+        if isinstance(saved, dict) and saved.get("picture") == picture:
+            return saved
+    return None
 
 
 def records(run: workspace.Run) -> list[dict[str, Any]]:
