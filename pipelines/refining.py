@@ -25,7 +25,7 @@ from pipelines.schema import PhotoSet, UserError
 from pipelines.scoring import Reference
 
 FILE = Path(__file__).resolve().parents[1] / "presets" / "refining.json"
-SIZE_PX = 512
+SIZE_PX, LEAST_PX = 512, 16
 KEPT, DROPPED, NOT_NEEDED = "kept", "dropped", "not needed"
 HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself"
 # Of two pictures of one moment judges say more than of 95% of all pairs of photos of one person: what a lone picture
@@ -204,11 +204,12 @@ class _Guard:
     def __init__(self, baseline: Baseline, raw: np.ndarray, tolerance: dict[str, float] | None) -> None:
         self.baseline = baseline
         self.raw = self.look(raw)
-        self.tolerance = {
-            one.judge.name: (tolerance or {}).get(one.judge.name, tolerance_of(one, baseline.of, raw))
-            for one in baseline.references
-            if self.raw[one.judge.name] is not None
-        }
+        self.tolerance = {}
+        for one in baseline.references:
+            name = one.judge.name
+            if self.raw[name] is not None:
+                given = (tolerance or {}).get(name)
+                self.tolerance[name] = tolerance_of(one, baseline.of, raw) if given is None else given
 
     def look(self, image: np.ndarray) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
@@ -270,11 +271,11 @@ def refine(
 
     `size_px` is the longer side that the picture grows to; a larger one keeps its size. `tolerance` (judge -> how much
     similarity may be lost against the raw picture) replaces the measured one. Raises UserError for a picture below
-    64 px, and for a model that can't be read.
+    `LEAST_PX`. A model that can't be read costs its step only.
     """
     started = time.perf_counter()
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < 64:
-        raise UserError("The picture is too small or no picture. Finishing starts at 64 px.")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < LEAST_PX:
+        raise UserError(f"The picture is too small, or none. Finishing starts at {LEAST_PX} px.")
     raw = np.ascontiguousarray(image)
     guard = _Guard(baseline, raw, tolerance)
     chosen = {step.id: step for step in steps}
