@@ -22,6 +22,9 @@ class Shape(NamedTuple):
     blocks: int = 10
 
 
+DEFAULT_SHAPE = Shape()
+
+
 class Residual(nn.Module):
     """Two convolutions beside the identity, without normalisation and scaled down (as in EDSR and ESRGAN)."""
 
@@ -42,7 +45,7 @@ class Enlarger(nn.Module):
     convolution sees twice as far, and costs a quarter.
     """
 
-    def __init__(self, shape: Shape = Shape()) -> None:
+    def __init__(self, shape: Shape = DEFAULT_SHAPE) -> None:
         super().__init__()
         edge, body = shape.edge, shape.body
         self.shape = shape
@@ -53,9 +56,13 @@ class Enlarger(nn.Module):
         self.up = nn.Conv2d(body, 4 * edge, 3, padding=1)
         self.fuse = nn.Conv2d(2 * edge, edge, 3, padding=1)
         self.tail = nn.Conv2d(edge, 12, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)  # an untrained one is plain bicubic
-        if self.tail.bias is not None:
-            nn.init.zeros_(self.tail.bias)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                # torch's own start shrinks the signal at every layer, and then nothing is learned for long
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.tail.weight.mul_(0.05)  # an untrained one is nearly bicubic
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]

@@ -191,7 +191,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError("The picture to enlarge has to be RGB with 8 bits per channel. Convert it first.")
     height, width = image.shape[:2]
-    if not (SMALLEST_PX <= min(height, width) and max(height, width) <= LARGEST_PX):
+    if min(height, width) < SMALLEST_PX or max(height, width) > LARGEST_PX:
         raise UserError(
             f"The picture has {width} x {height} pixels; {SMALLEST_PX} to {LARGEST_PX} a side can be enlarged. "
             "Choose another size."
@@ -274,9 +274,9 @@ def _run(net: Any, image: np.ndarray, device: str) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
+        x = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)[None].float() / 255
         y = net(x)[0].float().clamp(0, 1) * 255
-        return y.round().byte().permute(1, 2, 0).cpu().numpy()  # type: ignore[no-any-return]
+        return y.round().byte().permute(1, 2, 0).contiguous().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def _in_tiles(image: np.ndarray, run: Callable[[np.ndarray], np.ndarray], *, scale: int) -> np.ndarray:
@@ -371,9 +371,9 @@ def flaw_map(image: np.ndarray) -> FlawMap:
     ratio = told["size_px"] / min(height, width)
     image = _resized(image, round(height * ratio), round(width * ratio))
     with torch.inference_mode():
-        x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
         logits = _critic()(x)[0, 0].numpy()
-    values = 1 / (1 + np.exp(np.clip(logits * told["slope"], -30, 30)))
+    values = 1 / (1 + np.exp(np.clip(logits, -30, 30)))
     return FlawMap(values.astype(np.float32), float(values.mean()))
 
 

@@ -164,11 +164,11 @@ def spoiled(large: np.ndarray, rebuilt: np.ndarray, rng: np.random.Generator) ->
         small = resized(blurred(large, sigma) if sigma else large, SMALL_PX, kernel)
         rough = True
     if rough and rng.random() < 0.5:
-        level = rng.uniform(0.5, 7.0)
+        level = rng.uniform(0.5, 5.0)
         grain = rng.normal(0, level, small.shape[:2] + (3 if rng.random() < 0.6 else 1,))
         small = np.clip(small + grain, 0, 255).round().astype(np.uint8)
     if rough and rng.random() < 0.5:
-        small = jpeg(small, int(rng.integers(45, 97)))
+        small = jpeg(small, int(rng.integers(60, 97)))
     return small
 
 
