@@ -1,7 +1,8 @@
-"""The command line: `python -m pipelines check|train|generate|finish|score|compare|forget`.
+"""The command line: `python -m pipelines check|train|generate|finish|score|compare|verify|forget`.
 
 In: arguments. Out: what was asked for in files, a summary (or with `--json` JSON and nothing else) on stdout, progress
-and problems on stderr. Exit code 0 when the work was done, whatever the verdict; 2 for wrong use; 1 when it failed.
+and problems on stderr. Exit code 0 when the work was done, whatever the verdict; 2 for wrong use; 1 when it failed
+(`verify` says itself what its codes mean).
 Try it: `python -m pipelines compare PHOTO_DIR --class-word man --out RUN`.
 
 Running a command counts as consent to learn the face in the photos, and is recorded in the run.
@@ -230,6 +231,15 @@ def parser() -> argparse.ArgumentParser:
     finish.add_argument("--upscaler", default="", help="name, or path of a .safetensors file (the embedded one)")
     finish.add_argument("--restorer", default="", help="a face restorer's name or path, for the step restore")
     _judge_arguments(finish)
+
+    verify = command(
+        "verify",
+        "Read the marks that say a picture was drawn by an AI.",
+        _verify,
+        epilog="exit code: 0 a mark says so, 1 none does, 2 the file is no picture that can be read.\n"
+        "No mark does not show that a picture is a photo.",
+    )
+    verify.add_argument("image", metavar="FILE", type=Path, help="JPEG, PNG, WebP, AVIF or another picture")
 
     forget = command("forget", "Remove a run with everything in it; prints a receipt.", _forget)
     forget.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
@@ -707,6 +717,27 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     """File names; where two are the same, the paths as they were given."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    if not asked.image.is_file():
+        raise WrongUse(f"There is no file {asked.image}. Check the path.")
+    from pipelines import marking
+
+    try:
+        found = marking.verify(asked.image)
+    except UserError as problem:
+        raise WrongUse(str(problem)) from problem
+    if asked.json:
+        marks = {mark.name: {k: v for k, v in asdict(mark).items() if k != "name"} for mark in found.marks}
+        _print_json(
+            {"found": found.found, "tampered": found.tampered, "sentence": found.sentence, "marks": marks}
+        )
+    else:
+        print(found.sentence)
+        for mark in found.marks:
+            print(f"  {mark.sentence}")
+    return DONE if found.found else FAILED
 
 
 def _forget(asked: argparse.Namespace) -> int:

@@ -5,8 +5,8 @@ bytes of a file that keeps to all of them, with what was done as sentences; seve
 Try it: `deliver_marked(image, sizes()["linkedin-400"], format_name="JPEG", max_kb=60, face=face)`.
 
 The crop is placed by the face. Nothing is ever stretched: where the picture ends before the crop does, the crop moves or
-shrinks, or (`outside: "extend"`) the backdrop is continued, blurred, at the sides and above - never below, where a body
-would have to be invented. A kB is 1,000 bytes, so a promise holds in either reading.
+shrinks, or (`outside: "extend"`) the backdrop is continued, blurred, at the sides, and above where nothing of the head
+touches the edge - never below, where a body would have to be invented. A kB is 1,000 bytes, so a promise holds in either reading.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ SMALLEST_SHARE = 0.25  # of the sides, when a smaller picture was asked for rath
 # detector's box, whose height is 2.4 of them (dlib, median of 22 portraits), counts where it says more.
 HEAD_PER_EYES = 3.6
 HEAD_PER_BOX = 1.25
+BACKDROP_SPREAD = 40.0  # grey levels between the colours of a backdrop along one edge
 SMOOTH_ENLARGEMENT = 1.5  # beyond, a print or a screen shows it
 
 
@@ -128,11 +129,14 @@ def crop(image: np.ndarray, size: Size, *, face: Face | None = None) -> tuple[np
     if (size.width_px, size.height_px) == (0, 0):
         return np.ascontiguousarray(image), ()
     left, top, width, height = _window(image.shape, size, face)
+    wanted = height
     if size.outside == "extend":
-        image, moved, words = _extended(image, (left, top, width, height))
+        image, moved, words = _extended(image, (left, top, width, height), above=_clear_above(image, face))
         left, top = left + moved[0], top + moved[1]
         notes += words
     left, top, width, height = _inside(image.shape, left, top, width, height)
+    if face is not None and height < 0.93 * wanted:
+        notes.append("The picture ends close to the head, so the head fills more of this size than usual.")
     picture = Image.fromarray(np.ascontiguousarray(image))
     # `box` may lie between pixels, so both directions are scaled by exactly the same factor.
     scaled = picture.resize(
@@ -172,37 +176,49 @@ def _inside(
     return min(max(left, 0.0), columns - width), min(max(top, 0.0), rows - height), width, height
 
 
+def _clear_above(image: np.ndarray, face: Face | None) -> bool:
+    """Whether the picture's upper edge shows nothing but backdrop above this face."""
+    if face is None:
+        return False
+    head = HEAD_PER_EYES * face.eye_distance_px
+    x = float(face.eyes[:, 0].mean())
+    first, last = int(max(0, x - 0.6 * head)), int(min(image.shape[1], x + 0.6 * head))
+    edge = image[: max(2, image.shape[0] // 64), first:last].astype(np.float32).mean(0)
+    return len(edge) > 0 and float(np.abs(edge - np.median(edge, axis=0)).max(-1).max()) < BACKDROP_SPREAD
+
+
 def _extended(
-    image: np.ndarray, window: tuple[float, float, float, float]
+    image: np.ndarray, window: tuple[float, float, float, float], *, above: bool
 ) -> tuple[np.ndarray, tuple[int, int], tuple[str, ...]]:
-    """`image` with its backdrop continued at the sides and above as far as the window reaches, and how far its corner
+    """`image` with its backdrop continued at the sides (and above) as far as the window reaches, and how far its corner
     moved (x, y).
     """
     import cv2
 
     rows, columns = image.shape[:2]
     left, top, width, height = window
-    # Never below: when the window reaches there, it moves up, and only what then is missing above is added.
-    top = min(top, rows - height)
-    beyond = [max(0, int(np.ceil(value))) for value in (-left, left + width - columns, -top)]
-    if not any(beyond):
+    if not above and height > rows:  # all of the height, then; and as much width as belongs to it
+        left, width, height = left + width * (1 - rows / height) / 2, width * rows / height, float(rows)
+    top = min(top, rows - height)  # never below: when the window reaches there, it moves up
+    over = (-left, left + width - columns, -top if above else 0.0)
+    at_left, at_right, at_top = (max(0, int(np.ceil(value - 1e-6))) for value in over)
+    if not (at_left or at_right or at_top):
         return image, (0, 0), ()
-    at_left, at_right, above = beyond
-    wide = cv2.copyMakeBorder(image, above, 0, at_left, at_right, cv2.BORDER_REPLICATE)
+    wide = cv2.copyMakeBorder(image, at_top, 0, at_left, at_right, cv2.BORDER_REPLICATE)
     # Streaks of single pixels would give it away: the farther from the picture, the more of them run together.
     near = max(1.5, 0.01 * rows)
     soft, softer = (cv2.GaussianBlur(wide, (0, 0), sigma) for sigma in (near, 6 * near))
     down, across = np.ogrid[: wide.shape[0], : wide.shape[1]]
-    away = np.maximum(np.maximum(at_left - across, across - (at_left + columns - 1)), above - down)
+    away = np.maximum(np.maximum(at_left - across, across - (at_left + columns - 1)), at_top - down)
     away = np.clip(away, 0, None).astype(np.float32)[:, :, None] / near
     first, second = np.clip(away / 2, 0, 1), np.clip((away - 2) / 12, 0, 1)
     mixed = wide * (1 - first) + (soft * (1 - second) + softer * second) * first
     out = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-    out[above:, at_left : at_left + columns] = image
+    out[at_top:, at_left : at_left + columns] = image
     where = " and ".join(
-        name for name, amount in (("at the sides", at_left + at_right), ("above", above)) if amount
+        name for name, amount in (("at the sides", at_left + at_right), ("above", at_top)) if amount
     )
-    return out, (at_left, above), (f"The picture is too narrow for this size: its backdrop was continued {where}.",)
+    return out, (at_left, at_top), (f"The picture is too narrow for this size: its backdrop was continued {where}.",)
 
 
 def _round(image: np.ndarray) -> np.ndarray:

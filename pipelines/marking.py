@@ -280,7 +280,7 @@ def _watermark_mark(image: np.ndarray) -> Mark:
     odds = watermark.false_alarm_bound()
     return Mark(
         name, True, True, "found",
-        f"Watermark: found in the pixels (strength {found.strength:.1f}, needed {watermark.THRESHOLD:.0f}); by chance "
+        f"Watermark: found in the pixels (strength {found.strength:.1f}, needed {watermark.THRESHOLD:g}); by chance "
         f"that happens less than once in {10 ** int(-np.log10(odds)):,} pictures. It says: an AI model drew this "
         "picture.",
     )  # fmt: skip

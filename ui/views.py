@@ -18,6 +18,7 @@ from ui.theme import METHOD_COLOURS, METHOD_NAMES
 
 if TYPE_CHECKING:
     from pipelines.lookalike import Answer, Opinion
+    from pipelines.marking import Mark, Verification
     from pipelines.votes import Share
 
 MARK_LETTERS = "ABCD"
@@ -727,6 +728,27 @@ def stepper(steps: Sequence[tuple[str, str, bool]]) -> str:
 
 def notes(texts: Sequence[str]) -> str:
     return "".join(note(text) for text in texts)
+
+
+MARKS = {"credentials": "Content credentials", "field": "IPTC field", "watermark": "Watermark"}
+
+
+def marks(found: Verification) -> str:
+    """What the three marks of a dropped picture say: a sentence, and a small table."""
+    kind = "bad" if found.tampered else "ok" if found.found else ""
+    rows = "".join(
+        f'<tr><th scope="row">{MARKS[mark.name]}</th><td>{_presence(mark)}</td>'
+        f"<td>{escape(mark.sentence.split(': ', 1)[-1])}</td></tr>"
+        for mark in found.marks
+    )
+    return (
+        f'{note(found.sentence, kind)}<table class="lk-table lk-marks"><thead><tr><th scope="col">Mark</th>'
+        f'<th scope="col">Found</th><th scope="col">What it says</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _presence(mark: Mark) -> str:
+    return {"tampered": "changed", "unreadable": "unreadable"}.get(mark.state, "yes" if mark.present else "no")
 
 
 def judge_title(judge: str, *, first: bool) -> str:
