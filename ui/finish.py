@@ -7,7 +7,7 @@ process: the worker does it, so it is safe to close the page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -266,18 +266,21 @@ def _result(view: View, shot: Shot) -> str:
     if record is None:
         return views.downloads(links)
     folder = run.finished(shot.path)
-    return finished(record, lambda name: view.services.media.link(folder / Path(name).name)) + views.downloads(links)
+    return finished(record, lambda name: view.services.media.link(folder / Path(name).name), views.downloads(links))
 
 
-def finished(record: Mapping[str, Any], link: Any) -> str:
+def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: str = "") -> str:
     """A finished picture: the whole before and after, what the judges say, and every step. `link` makes a file's
-    name an address.
+    name an address; `downloads` is HTML.
     """
     kept = sum(step["state"] == refining.KEPT for step in record["steps"])
     dropped = [step for step in record["steps"] if step["state"] == refining.DROPPED]
     whole = _slider(link(record["raw_file"]), link(record["refined_file"]), "raw", "refined", "The whole")
-    head = f"{kept} of {len(record['steps'])} steps kept"
-    head += f", {len(dropped)} dropped." if dropped else "."
+    head = f"{kept} of {len(record['steps'])} steps kept."
+    if dropped:
+        head += f" {len(dropped)} dropped, each says why below."
+    elif kept:
+        head += " Every recogniser finds as much of the person in it as in the raw picture."
     items = "".join(_step(step, link) for step in record["steps"])
     marks = record.get("marks") or {}
     there = [name for name, key in (("content credentials", "credentials"), ("IPTC field", "field"),
@@ -285,8 +288,8 @@ def finished(record: Mapping[str, Any], link: Any) -> str:
     marked = f"Marked as drawn by an AI: {', '.join(there)}." if there else "It could not be marked."
     notes = "".join(f"<li>{escape(note)}</li>" for note in (marked, *record["notes"]))
     return (
-        f'<div class="lk-fin"><div>{whole}</div><div>{views.note(head, "warn" if dropped else "ok")}{_judges(record)}'
-        f'<ul class="lk-opinions">{notes}</ul></div></div><div class="lk-fin-steps">{items}{_flaws(record, link)}</div>'
+        f'<div class="lk-fin"><div>{whole}</div><div>{views.note(head, "warn" if dropped else "ok")}{downloads}'
+        f'{_judges(record)}<ul class="lk-opinions">{notes}</ul></div></div><div class="lk-fin-steps">{items}{_flaws(record, link)}</div>'
     )
 
 
@@ -323,7 +326,7 @@ def _judges(record: Mapping[str, Any]) -> str:
 TAGS = {refining.KEPT: "ok", refining.DROPPED: "no", refining.NOT_NEEDED: ""}
 
 
-def _step(step: Mapping[str, Any], link: Any) -> str:
+def _step(step: Mapping[str, Any], link: Callable[[str], str]) -> str:
     choice = f": {escape(step['choice'])}" if step["choice"] else ""
     tag = f'<span class="lk-tag {TAGS.get(step["state"], "")}">{escape(step["state"])}</span>'
     pictures = ""
@@ -336,7 +339,7 @@ def _step(step: Mapping[str, Any], link: Any) -> str:
     )
 
 
-def _flaws(record: Mapping[str, Any], link: Any) -> str:
+def _flaws(record: Mapping[str, Any], link: Callable[[str], str]) -> str:
     found = record.get("flaws")
     if not found:
         return ""
