@@ -23,7 +23,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from ui import api, finish, generate, score, theme, train, upload
+    from ui import api, finish, generate, score, theme, train, upload, verify
     from ui.ballot import Ballots
     from ui.guard import Guard
     from ui.page import Page
@@ -57,6 +57,7 @@ def build() -> tuple[Any, dict[str, Any]]:
                 finishing = finish.build(services)
             with gr.Tab(say("Score"), id="score", interactive=False, render_children=True) as score_tab:
                 scoring = score.build(services)
+        verifying = verify.build()
 
         def around(view: View) -> dict[Any, Any]:
             """The line of steps, and which tabs are open. A tab with something to see stays open while work goes on."""
@@ -74,6 +75,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         starts += generate.wire(generating, services, capability, show)
         starts += finish.wire(finishing, services, capability, show)
         score.wire(scoring, services, capability, show)
+        verify.wire(verifying)
 
         show.settle()
         wire_page(demo, services, capability, steps, show, starts=starts)

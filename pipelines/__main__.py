@@ -730,9 +730,7 @@ def _verify(asked: argparse.Namespace) -> int:
         raise WrongUse(str(problem)) from problem
     if asked.json:
         marks = {mark.name: {k: v for k, v in asdict(mark).items() if k != "name"} for mark in found.marks}
-        _print_json(
-            {"found": found.found, "tampered": found.tampered, "sentence": found.sentence, "marks": marks}
-        )
+        _print_json({"found": found.found, "tampered": found.tampered, "sentence": found.sentence, "marks": marks})
     else:
         print(found.sentence)
         for mark in found.marks:

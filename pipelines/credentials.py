@@ -35,9 +35,8 @@ OFFLINE = {
     "builder": {"thumbnail": {"enabled": False}},
 }
 MIMES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "AVIF": "image/avif"}
-READ_LIMIT_S = 30
+READ_LIMIT_S = 60
 READ_LIMIT_BYTES = 3 << 30  # of address space, most of it never touched
-FILE_LIMIT_BYTES = 256 << 20
 CHAIN_FILE, KEY_FILE = "chain.pem", "key.pem"
 
 
@@ -113,9 +112,9 @@ def _own(folder: Path) -> Identity:
     try:
         return Identity((folder / CHAIN_FILE).read_bytes(), (folder / KEY_FILE).read_bytes())
     except OSError as error:
-        raise UserError(f"The certificate in {folder.name} can't be read. Delete that folder; a new one is made.") from (
-            error
-        )
+        raise UserError(
+            f"The certificate in {folder.name} can't be read. Delete that folder; a new one is made."
+        ) from (error)
 
 
 def _make_own(folder: Path) -> None:
@@ -236,7 +235,9 @@ def sign(data: bytes, format_name: str, *, base: str = "", watermarked: bool = F
         raise UserError("Content credentials need c2pa-python. Run: pip install -r requirements.txt.") from error
     who = identity()
     software = {"name": "Likeness", **({"version": known} if (known := version()) else {})}
-    drawn_by = f"Drawn by a generative model ({plain_base(base)})" if plain_base(base) else "Drawn by a generative model"
+    drawn_by = (
+        f"Drawn by a generative model ({plain_base(base)})" if plain_base(base) else "Drawn by a generative model"
+    )
     actions = [
         {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": software, "description": drawn_by}
     ]

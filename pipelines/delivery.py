@@ -1,12 +1,13 @@
 """Delivery: a finished portrait in the sizes and file formats that people need, small enough and still marked.
 
 In: an image, a `Size` (a file of presets/sizes; dropping one in adds a menu entry), a format, a target in kB. Out: the
-bytes of a file that keeps to all of them, with what was done as sentences; several of them as a ZIP with a contact sheet.
+bytes of a file that keeps to all of them, with what was done as sentences; several as a ZIP with a contact sheet.
 Try it: `deliver_marked(image, sizes()["linkedin-400"], format_name="JPEG", max_kb=60, face=face)`.
 
-The crop is placed by the face. Nothing is ever stretched: where the picture ends before the crop does, the crop moves or
-shrinks, or (`outside: "extend"`) the backdrop is continued, blurred, at the sides, and above where nothing of the head
-touches the edge - never below, where a body would have to be invented. A kB is 1,000 bytes, so a promise holds in either reading.
+The crop is placed by the face. Nothing is ever stretched: where the picture ends before the crop does, the crop moves
+or shrinks, or (`outside: "extend"`) the backdrop is continued, blurred, at the sides, and above where nothing of the
+head touches the edge - never below, where a body would have to be invented. A kB is 1,000 bytes, so a promise holds in
+either reading.
 """
 
 from __future__ import annotations
@@ -215,9 +216,7 @@ def _extended(
     mixed = wide * (1 - first) + (soft * (1 - second) + softer * second) * first
     out = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     out[at_top:, at_left : at_left + columns] = image
-    where = " and ".join(
-        name for name, amount in (("at the sides", at_left + at_right), ("above", at_top)) if amount
-    )
+    where = " and ".join(name for name, amount in (("at the sides", at_left + at_right), ("above", at_top)) if amount)
     return out, (at_left, at_top), (f"The picture is too narrow for this size: its backdrop was continued {where}.",)
 
 
@@ -333,7 +332,9 @@ def _smaller(size: Size, shape: tuple[int, ...], share: float) -> Size:
         return replace(
             size, width_px=max(16, round(columns * share)), height_px=max(16, round(rows * share)), head_share=None
         )
-    return replace(size, width_px=max(16, round(size.width_px * share)), height_px=max(16, round(size.height_px * share)))
+    return replace(
+        size, width_px=max(16, round(size.width_px * share)), height_px=max(16, round(size.height_px * share))
+    )
 
 
 def _fitting(
@@ -384,7 +385,7 @@ def _fitting(
 
 def _too_large(format_name: str, max_kb: float | None, allow_hint: bool) -> str:
     if format_name == "PNG":
-        way = "PNG loses nothing, so there is no quality to lower. Choose JPEG or WebP, a smaller size or a larger target."
+        way = "PNG has no quality to lower. Choose JPEG or WebP, a smaller size or a larger target."
     else:
         way = "Choose a larger target, a smaller size" + (", or another format." if allow_hint else ".")
     return f"This picture does not fit into {max_kb:g} kB as {format_name} at a quality worth having. {way}"

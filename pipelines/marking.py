@@ -21,6 +21,7 @@ import numpy as np
 
 from pipelines import credentials, watermark, workspace
 from pipelines.credentials import SOURCE_TYPE, Credentials
+from pipelines.photos import FORMATS as PHOTO_FORMATS
 from pipelines.photos import decode
 from pipelines.schema import UserError
 
@@ -118,6 +119,9 @@ def with_watermark(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] not in (3, 4) or image.dtype != np.uint8:
         raise ValueError("an image is uint8, (H, W, 3) or (H, W, 4)")
     marked = watermark.embed(np.ascontiguousarray(image[:, :, :3]))
+    if image.shape[2] == 4:
+        unseen = image[:, :, 3] == 0
+        marked[unseen] = image[unseen, :3]
     return np.concatenate([marked, image[:, :, 3:]], axis=2)
 
 
@@ -241,9 +245,7 @@ def _field_mark(path: Path) -> Mark:
     packet = _xmp_of(path)
     found = re.search(
         rb"DigitalSourceType\b[^<]{0,300}?https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet
-    ) or re.search(
-        rb"DigitalSourceType>\s*https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet
-    )
+    ) or re.search(rb"DigitalSourceType>\s*https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet)
     if found is None:
         return Mark(name, False, False, "none", "IPTC field: the file does not say how the picture came about.")
     value = found[1].decode("ascii")
@@ -259,7 +261,7 @@ def _xmp_of(path: Path) -> bytes:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[name for name in PHOTO_FORMATS if name in Image.OPEN]) as image:
             for key in ("xmp", "XML:com.adobe.xmp"):
                 packet = image.info.get(key)
                 if packet:

@@ -10,10 +10,11 @@ so there is nothing about a person, a machine or a time in it, and all its stren
 
 Reading compares the phases at the lattice points with the key: all scales and shifts that cropping may have caused are
 tried. In a picture without the mark the phases have nothing to do with the key, so the chance that `Reading.strength`
-reaches `THRESHOLD` anywhere is at most `tries * exp(-THRESHOLD**2 / 2)` (`false_alarm_bound`): a sum of K independent cosines exceeds
-z * sqrt(K / 2) with probability exp(-z**2 / 2) at most (Chernoff's bound with E[exp(t cos)] = I0(t) <= exp(t**2 / 4)).
-Cox et al., "Secure spread spectrum watermarking for multimedia" (1997): many weak waves; Kutter, "Watermarking resisting
-to translation, rotation, and scaling" (1998): a repeated pattern is its own ruler.
+reaches `THRESHOLD` anywhere is at most tries * exp(-THRESHOLD**2 / 2) (`false_alarm_bound`): a sum of K independent
+cosines exceeds z * sqrt(K / 2) with probability exp(-z**2 / 2) at most (Chernoff's bound with
+E[exp(t cos)] = I0(t) <= exp(t**2 / 4)).
+Cox et al., "Secure spread spectrum watermarking for multimedia" (1997): many weak waves; Kutter, "Watermarking
+resisting to translation, rotation, and scaling" (1998): a repeated pattern is its own ruler.
 """
 
 from __future__ import annotations
@@ -29,7 +30,18 @@ KEY = b"Likeness watermark 1: drawn by an AI"  # published on purpose
 SPACING_CYCLES = 3.0  # per short side, between neighbouring waves
 BAND_CYCLES = (14.0, 48.0)  # per short side: below, every face hides it; above, halving a 256 px picture removes it
 MIN_SIDE_PX = 112  # below, the band is no longer there
-PSNR_DB = (52.0, 50.0, 48.0, 46.0, 45.0, 44.0, 43.0, 42.0, 41.0, 40.0)  # how faint, against the picture; the first that holds is taken
+PSNR_DB = (
+    52.0,
+    50.0,
+    48.0,
+    46.0,
+    45.0,
+    44.0,
+    43.0,
+    42.0,
+    41.0,
+    40.0,
+)  # how faint, against the picture; the first that holds is taken
 THRESHOLD = 7.5
 MARGIN = 2.5  # that a mark has over the threshold after the harm that it is made for
 FEWEST_WAVES = 100  # within the picture's own resolution, or nothing is said
@@ -59,7 +71,9 @@ def lattice() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for u in range(-reach, reach + 1)
         if (v > 0 or u > 0) and BAND_CYCLES[0] <= SPACING_CYCLES * math.hypot(u, v) <= BAND_CYCLES[1]
     ]
-    stream = b"".join(hashlib.sha256(KEY + number.to_bytes(4, "big")).digest() for number in range(len(points) // 8 + 1))
+    stream = b"".join(
+        hashlib.sha256(KEY + number.to_bytes(4, "big")).digest() for number in range(len(points) // 8 + 1)
+    )
     phases = np.frombuffer(stream, ">u4")[: len(points)] * (2 * np.pi / 2**32)
     where = np.array(points)
     # What is there already falls off about as 1/f: falling off alike, all waves stand out of it equally.
@@ -94,8 +108,8 @@ def _activity(grey: np.ndarray, *, spread: float = 1.5) -> np.ndarray:
 
 
 def _room(grey: np.ndarray) -> np.ndarray:
-    """How strong waves may be at each pixel (H, W), on a scale of its own: where much goes on, much more is unseen. Flat
-    parts beside an edge (cheek, backdrop) count as flat.
+    """How strong waves may be at each pixel (H, W), on a scale of its own: where much goes on, much more is unseen.
+    Flat parts beside an edge (cheek, backdrop) count as flat.
     """
     import cv2
 

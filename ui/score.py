@@ -10,7 +10,7 @@ import gradio as gr
 
 from pipelines import figures as drawings
 from pipelines.schema import UserError
-from ui import look, verify, views, vote
+from ui import look, views, vote
 from ui.errors import told
 from ui.state import Services, View
 from ui.wiring import Show, Updates
@@ -37,7 +37,6 @@ class ScoreTab:
     downloads: gr.HTML
     looking: look.LookSection
     voting: vote.VoteSection
-    verifying: verify.VerifyBox
 
     def show(self, view: View) -> Updates:
         judge = view.judge()
@@ -68,7 +67,6 @@ class ScoreTab:
             self.judge: gr.update(value=view.judge()),
             self.downloads: gr.update(value=""),
             **self.looking.restore(view),
-            **self.verifying.restore(view),
         }
 
     def news(self, view: View) -> Updates:
@@ -89,16 +87,12 @@ def build(services: Services) -> ScoreTab:
         say("Prepare the download"), visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
     )
     downloads = gr.HTML(elem_id="lk-downloads")
-    verifying = verify.build()
-    return ScoreTab(
-        blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting, verifying
-    )
+    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
 
 
 def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
     look.wire(tab.looking, services, capability, show)
     vote.wire(tab.voting, services, capability, show)
-    verify.wire(tab.verifying)
 
     @told
     def listen(kept: object, judge: str | None) -> Updates:

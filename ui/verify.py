@@ -1,4 +1,4 @@
-"""The verify box: any picture, and whether its three marks say that an AI drew it."""
+"""The verify box below the tabs: any picture, and whether its three marks say that an AI drew it. It needs no run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import gradio as gr
 from pipelines.schema import UserError
 from ui import photobox, views
 from ui.errors import told
-from ui.state import View
 from ui.wiring import Updates
 from ui.words import say
 
@@ -26,9 +25,6 @@ ABOUT = say(
 class VerifyBox:
     drop: gr.File
     answer: gr.HTML
-
-    def restore(self, view: View) -> Updates:
-        return {self.answer: gr.update(value="")}
 
 
 def build() -> VerifyBox:

@@ -742,7 +742,7 @@ def marks(found: Verification) -> str:
         for mark in found.marks
     )
     return (
-        f'{note(found.sentence, kind)}<table class="lk-table lk-marks"><thead><tr><th scope="col">Mark</th>'
+        f'{note(found.sentence, kind)}<table class="lk-table lk-verified"><thead><tr><th scope="col">Mark</th>'
         f'<th scope="col">Found</th><th scope="col">What it says</th></tr></thead><tbody>{rows}</tbody></table>'
     )
 
