@@ -224,10 +224,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="comma-separated, of exposure, denoise, enlarge, restore, sharpen; or none\n(exposure,enlarge,sharpen)",
     )
-    finish.add_argument("--background", default="", help="blur, studio, white, light grey, charcoal, navy, teal or sand")
+    finish.add_argument(
+        "--background", default="", help="blur, studio, white, light grey, charcoal, navy, teal or sand"
+    )
     finish.add_argument("--size", default="linkedin", help="of presets/sizes, by its name or its beginning (linkedin)")
     finish.add_argument("--px", type=_whole, help="of its longer side (the size's own)")
-    finish.add_argument("--max-kb", type=_real, default=200, help="the file has at most so many kB, marks included (200)")
+    finish.add_argument("--max-kb", type=_real, default=200, help="of the file at most, marks included (200)")
     finish.add_argument("--upscaler", default="", help="name, or path of a .safetensors file (the embedded one)")
     finish.add_argument("--restorer", default="", help="a face restorer's name or path, for the step restore")
     _judge_arguments(finish)

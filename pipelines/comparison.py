@@ -297,7 +297,8 @@ def perform(
     """
     spec.check()
     flow = _Flow(run, spec, stop, leave, pause, resident)
-    jobs = {"compare": flow.compare, "train": flow.train_only, "generate": flow.generate_only, "finish": flow.finish_only}
+    jobs = {"compare": flow.compare, "train": flow.train_only, "generate": flow.generate_only}
+    jobs |= {"finish": flow.finish_only}
     try:
         yield from jobs[spec.kind]()
     except _Stopped as stopped:

@@ -298,9 +298,9 @@ def _keep(
         if one.state == refining.KEPT:
             before = said["after_file"]
     record |= {
-        "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file, "raw_file": "preview_0-raw.jpg",
-        "refined_file": preview("9-refined", finished.refined.image), "made": workspace.timestamp(),
-        "order": workspace.plain(order), "flaws": _flaws(finished.refined.image, folder),
+        "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file,
+        "raw_file": "preview_0-raw.jpg", "refined_file": preview("9-refined", finished.refined.image),
+        "made": workspace.timestamp(), "order": workspace.plain(order), "flaws": _flaws(finished.refined.image, folder),
     }  # fmt: skip
     workspace.write_json(folder / RECORD, record)
 

@@ -40,7 +40,10 @@ from pipelines.workspace import Lock, Run
 __all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
 
 BUSY, FINISHED = ("queued", "running"), ("done", "cancelled", "failed", "interrupted")
-LONG, SHORT = ("compare", "train"), ("generate", "finish")  # kinds of jobs; a short one is done between a long one's steps
+LONG, SHORT = (
+    ("compare", "train"),
+    ("generate", "finish"),
+)  # kinds of jobs; short ones are done between a long one's steps
 PER_VISITOR = 2  # unfinished jobs: one being worked on and one waiting
 LINE_ENV = "LIKENESS_QUEUE"  # how many jobs may wait in all
 LINE_LIMIT = 50

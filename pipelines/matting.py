@@ -98,7 +98,7 @@ def _seeds(image: np.ndarray, middle: np.ndarray, apart: float) -> Seeds:
         return np.asarray((across / wide) ** 2 + ((down - centre) / high) ** 2)
 
     face = oval(0.5, 0.95, 1.35) < 1
-    # neck, and what lies below it: at the chin 0.45 eye distances to either side, then as wide as shoulders at least are
+    # neck, and what lies below it: at the chin 0.45 eye distances to either side, then as narrow shoulders
     body = (down > 1.2) & (np.abs(across) < 0.45 + 1.3 * np.clip(down - 2.05, 0, 1.2))
     head = oval(0.15, 1.75, 2.15) < 1
     shoulders = (down > 1.7) & (np.abs(across) < 1.0 + 2.4 * np.clip((down - 1.7) / 1.1, 0, 1))

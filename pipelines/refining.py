@@ -1,6 +1,6 @@
 """Refinement that may not change who it is: from a raw render to a picture worth using.
 
-In: an RGB uint8 (H, W, 3) picture, the steps somebody chose, and whom it has to stay like (`Baseline`). Out: `Refined` -
+In: an RGB uint8 (H, W, 3) picture, the steps somebody chose, and whom it has to stay like (`Baseline`). Out: `Refined`,
 the picture, and per step what became of it: kept, dropped with the reason, or not needed. After every step each face
 recogniser looks again; a step after which any of them finds less of the person than in the raw picture, by more than
 re-saving a picture may change (presets/refining.json), is dropped. No step retouches skin.
@@ -441,7 +441,7 @@ def denoised(image: np.ndarray, strength: float = 0.4) -> np.ndarray | str:
 
 
 def sharpened(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
-    """Clearer edges: an unsharp mask on the brightness alone, without rims (nothing becomes brighter or darker than what
+    """Clearer edges: an unsharp mask on the brightness alone, without rims (nothing gets brighter or darker than what
     lies around it) and hardly in flat areas, where it would only show pores and grain. RGB uint8 in and out.
     """
     import cv2

@@ -96,9 +96,7 @@ def test_steps_are_done_in_their_own_order_and_told_one_by_one(raw):
 
 @pytest.mark.parametrize("says", [(greenness, never_minds), (never_minds, greenness)])
 def test_either_judge_may_veto_and_what_it_saw_is_told(raw, says):
-    out = refine(
-        raw, [Step("enlarge")], baseline=watched(*says), tolerance=LIMITS, size_px=256, tools=Tools(green)
-    )
+    out = refine(raw, [Step("enlarge")], baseline=watched(*says), tolerance=LIMITS, size_px=256, tools=Tools(green))
     (step,) = out.steps
     who = "judge 1" if says[0] is greenness else "judge 2"
     assert step.state == DROPPED and step.sentence.startswith(who) and "0.10 instead of 0.90" in step.sentence
@@ -166,7 +164,8 @@ def test_a_model_that_can_not_be_read_costs_its_step_only(raw):
 
 def test_tolerances_are_measured_ones_and_no_judge_borrows_anothers(raw):
     saved = json.loads(refining.FILE.read_text())
-    assert set(saved["tolerance"]) >= {"arcface-mini", "dlib"} and "python benchmarks/refine_tolerance.py" in saved["source"]
+    assert set(saved["tolerance"]) >= {"arcface-mini", "dlib"}
+    assert "python benchmarks/refine_tolerance.py" in saved["source"]
     assert all(0 < value <= 0.05 for value in saved["tolerance"].values())
     jitter = iter([0.5, *[0.5 - step for step in (0.0, 0.02, 0.04, 0.01)]])
     (reference,) = watched(lambda image: next(jitter)).references
@@ -325,7 +324,8 @@ def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
     noisy = cv2.resize(noise.astype(np.float32), (384, 384))
     picture, _ = portrait_on(np.zeros(3), SAMPLE[3])
     picture = np.asarray(Image.fromarray(picture).resize((384, 384)))
-    hidden = np.where(picture.max(2, keepdims=True) < 40, np.clip(skin * 0.35 + noisy, 0, 255), picture).astype(np.uint8)
+    wall = picture.max(2, keepdims=True) < 40
+    hidden = np.where(wall, np.clip(skin * 0.35 + noisy, 0, 255), picture).astype(np.uint8)
     (again, *_) = faces.detect_faces(hidden)
     assert matting.matte(hidden, again).problem is not None
     blank = np.full_like(large, 128)

@@ -339,8 +339,8 @@ def build(services: Services) -> None:
     ) -> Status:
         """Start finishing pictures: refined, cut to a size, marked. Returns at once; poll `status`, then `finished`.
 
-        files: of `score`'s pictures. steps: of exposure, denoise, enlarge, sharpen; None for the usual ones. background:
-        blur, studio or a colour; empty leaves it. size: of presets/sizes, or its beginning.
+        files: of `score`'s pictures. steps: of exposure, denoise, enlarge, sharpen; None for the usual ones.
+        background: blur, studio or a colour; empty leaves it. size: of presets/sizes, or its beginning.
         """
         session = admitted(key, request)
         view = services.view(key)

@@ -239,9 +239,7 @@ def _status(view: View, liked: int) -> str:
         return views.note(view.drawing.problem, "bad")
     if view.drawing.busy:
         waiting = views.waiting(view.drawing.ahead, view.drawing.starts_in_s)
-        return views.note(
-            f"{waiting or view.drawing.text or 'Starting ...'} {view.drawn_text} {view.safe_to_leave}"
-        )
+        return views.note(f"{waiting or view.drawing.text or 'Starting ...'} {view.drawn_text} {view.safe_to_leave}")
     return ""
 
 
@@ -289,7 +287,8 @@ def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: s
     notes = "".join(f"<li>{escape(note)}</li>" for note in (marked, *record["notes"]))
     return (
         f'<div class="lk-fin"><div>{whole}</div><div>{views.note(head, "warn" if dropped else "ok")}{downloads}'
-        f'{_judges(record)}<ul class="lk-opinions">{notes}</ul></div></div><div class="lk-fin-steps">{items}{_flaws(record, link)}</div>'
+        f'{_judges(record)}<ul class="lk-opinions">{notes}</ul></div></div><div class="lk-fin-steps">{items}'
+        f"{_flaws(record, link)}</div>"
     )
 
 

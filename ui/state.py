@@ -827,10 +827,10 @@ def _packed(run: workspace.Run) -> list[Path]:
     """What goes into the download: no photo as it came, no checkpoints, no logs. The report and the grid show the
     person beside the pictures, as the base sees them.
     """
-    files = [f for part in ("methods", "renders", "finished") for f in sorted((run.folder / part).rglob("*")) if f.is_file()]
-    files = [
-        f for f in files if not re.match(r"checkpoint|class_images|preview_|finished\.zip", f.name) and not f.name.startswith(".")
-    ]
+    parts = ("methods", "renders", "finished")
+    files = [f for part in parts for f in sorted((run.folder / part).rglob("*")) if f.is_file()]
+    apart = re.compile(r"checkpoint|class_images|preview_|finished\.zip|\.")
+    files = [f for f in files if not apart.match(f.name)]
     files += [
         f
         for f in (
