@@ -59,7 +59,7 @@ def matte(image: np.ndarray, face: Face) -> Matte:
     labels = seeds.labels.copy()
     state = np.zeros((1, 65)), np.zeros((1, 65))
     bgr = np.ascontiguousarray(cv2.GaussianBlur(small, (0, 0), 1.0)[:, :, ::-1])
-    cv2.grabCut(bgr, labels, None, *state, ROUNDS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(bgr, labels, (0, 0, 1, 1), *state, ROUNDS, cv2.GC_INIT_WITH_MASK)  # the mask counts, not the rectangle
     person = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
     person = _one_piece(person, middle, apart)
     alpha = _soft(image, person, apart / scale)

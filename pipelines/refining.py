@@ -183,11 +183,11 @@ def harmless_copies(image: np.ndarray) -> list[np.ndarray]:
     def saved(pixels: np.ndarray) -> np.ndarray:
         done, packed = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
         assert done, "a JPEG of a picture in memory"
-        return np.ascontiguousarray(cv2.imdecode(packed, cv2.IMREAD_COLOR)[:, :, ::-1])
+        return np.ascontiguousarray(np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))[:, :, ::-1])
 
     copies = [saved(image)]
     for x, y in ((1, 0), (0, 1), (-1, -1)):
-        moved = np.float32([[1, 0, x], [0, 1, y]])
+        moved = np.array([[1, 0, x], [0, 1, y]], np.float32)
         size = image.shape[1], image.shape[0]
         copies.append(saved(cv2.warpAffine(image, moved, size, borderMode=cv2.BORDER_REPLICATE)))
     return copies
@@ -324,8 +324,8 @@ def _tried(
         return ended(DROPPED if step.id == "background" else NOT_NEEDED, made), None
     after = guard.look(made)
     pictures = (image, made)
-    if problem := guard.against(after):
-        return ended(DROPPED, problem, after=after, pictures=pictures), None
+    if against := guard.against(after):
+        return ended(DROPPED, against, after=after, pictures=pictures), None
     return ended(KEPT, guard.kept(after), after=after, pictures=pictures), made
 
 
@@ -424,7 +424,7 @@ def noise_level(image: np.ndarray) -> float:
     import cv2
 
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    kernel = np.float32([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     response = np.abs(cv2.filter2D(grey, -1, kernel, borderType=cv2.BORDER_REFLECT))
     return float(np.median(response) / (0.6745 * 6.0))
 
@@ -495,9 +495,9 @@ def restored(image: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> 
     oval = cv2.ellipse(np.zeros(side, np.float32), (256, 265), (150, 190), 0, 0, 360, 1.0, -1)
     mask = cv2.GaussianBlur(oval, (0, 0), 18)
     inverse = cv2.invertAffineTransform(there)
-    back = {"dsize": image.shape[1::-1], "flags": cv2.INTER_LINEAR}
-    weight = cv2.warpAffine(mask, inverse, **back)[..., None]
-    face = cv2.warpAffine(redrawn, inverse, borderMode=cv2.BORDER_REPLICATE, **back)
+    whole = image.shape[1], image.shape[0]
+    weight = cv2.warpAffine(mask, inverse, whole)[..., None]
+    face = cv2.warpAffine(redrawn, inverse, whole, borderMode=cv2.BORDER_REPLICATE)
     return (weight * face + (1 - weight) * image + 0.5).astype(np.uint8)
 
 
