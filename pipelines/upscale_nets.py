@@ -114,6 +114,8 @@ class Critic(nn.Module):
         other = Critic(normalised=False)
         with torch.no_grad():
             for ours, theirs in zip(self.layers, other.layers):
+                assert isinstance(ours, nn.Conv2d) and isinstance(theirs, nn.Conv2d)
+                assert ours.bias is not None and theirs.bias is not None
                 theirs.weight.copy_(ours.weight)
                 theirs.bias.copy_(ours.bias)
         return other.eval()

@@ -28,6 +28,7 @@ NAME = "upscale-x2-mini"
 MODEL = Path(__file__).resolve().parents[1] / "models" / NAME
 SMALLEST_PX, LARGEST_PX = 16, 4096
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
+EXTRA = "spandrel_extra_arches"
 # A face restorer sees one upright face in a square of this size; the embedded base's framing is close to its own.
 RESTORED_PX = 512
 # The enlarger sees 51 pixels far. Tiles overlap by more than that, so that no seam can be found.
@@ -166,7 +167,7 @@ def find_upscaler(name_or_path: str | Path) -> UpscalerRow:
             licence="unknown: ask whoever made it",
             scale=0,  # known once it is loaded
             file=path.name,
-            source="a file on this machine",
+            source="where it came from",
             about="A person's own file.",
             path=str(path),
         )
@@ -331,9 +332,11 @@ def _load_with_spandrel(row: UpscalerRow, path: Path, device: str) -> Any:
 
             spandrel_extra_arches.install(ignore_duplicates=True)
     except ImportError as error:
+        how = "Install requirements-gpu.txt"
+        if error.name == EXTRA:
+            how = f"Install it with `pip install {EXTRA}==0.2.0` if its terms suit you ({row.licence})"
         raise UserError(
-            f"{row.title} needs the package {error.name or 'spandrel'}, which is not installed. "
-            f"Install requirements-gpu.txt, or choose {NAME}."
+            f"{row.title} needs the package {error.name or 'spandrel'}, which is not here. {how}, or choose {NAME}."
         ) from error
     try:
         model = spandrel.ModelLoader(device=device).load_from_file(path)

@@ -202,8 +202,16 @@ def test_without_spandrel_a_sentence_names_what_to_install(tmp_path, monkeypatch
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(UserError, match=r"torchvision, which is not installed. Install requirements-gpu.txt"):
+    with pytest.raises(UserError, match=r"torchvision, which is not here. Install requirements-gpu.txt"):
         load_upscaler(path)
+
+
+def test_codeformers_own_package_is_named_with_its_terms(tmp_path, stub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spandrel_extra_arches", None)
+    path = tmp_path / "codeformer.safetensors"
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"spandrel_extra_arches==0.2.0` if its terms suit you .*non-commercial"):
+        load_upscaler(path, device="cpu")
 
 
 class _Model:

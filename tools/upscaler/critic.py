@@ -141,7 +141,12 @@ def on_cells(right: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 def train(portraits: data.Portraits, drawn: np.ndarray, folder: Path, *, budget_s: float, device: str) -> None:
     """Train until `budget_s` of wall clock (all runs together) is used; starts from the `gan` stage's critic."""
-    net = training.averaged(folder, "gan")
+    enlarger = training.averaged(folder, "gan")
+
+    def net(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return enlarger(x).float()  # type: ignore[no-any-return]
+
     critic = training.trained_critic(folder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: p.detach().clone() for name, p in critic.named_parameters()}
     optimizer = torch.optim.AdamW(critic.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)

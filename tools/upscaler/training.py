@@ -24,8 +24,8 @@ from tools.upscaler.features import Features, from_onnx
 CROP_PX, CROPS, FRAMES = 56, 8, 2
 EMA = 0.998
 PIXELS = {"rate": 1e-3, "features": 0.0, "gan": 0.0}
-GAN = {"rate": 4e-4, "features": 0.05, "gan": 0.01}
-CRITIC_RATE = 2e-4
+GAN = {"rate": 4e-4, "features": 0.05, "gan": 0.02}
+CRITIC_RATE = 6e-4
 VALIDATION = 24  # of the training portraits, to watch by: the held-out ones are for the figures only
 
 
