@@ -26,7 +26,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     from starlette.middleware import Middleware
 
     from pipelines import importing
-    from ui import api, generate, score, theme, train, upload, verify
+    from ui import api, finish, generate, score, theme, train, upload, verify
     from ui.ballot import Ballots
     from ui.guard import Guard
     from ui.page import Page
@@ -56,6 +56,7 @@ def build() -> tuple[Any, dict[str, Any]]:
                 training = train.build(services)
             with gr.Tab(say("Generate"), id="generate", interactive=False, render_children=True) as generate_tab:
                 generating = generate.build(services)
+                finishing = finish.build(services)
             with gr.Tab(say("Score"), id="score", interactive=False, render_children=True) as score_tab:
                 scoring = score.build(services)
         verifying = verify.build()
@@ -69,11 +70,12 @@ def build() -> tuple[Any, dict[str, Any]]:
                 score_tab: gr.update(interactive=view.score_opens),
             }
 
-        show = Show(services, [uploading, training, generating, scoring], around)
+        show = Show(services, [uploading, training, generating, finishing, scoring], around)
         api.build(services)  # before the pages' private handlers, some of which bear the same names
         upload.wire(uploading, services, capability, show)
         starts = train.wire(training, services, capability, show)
         starts += generate.wire(generating, services, capability, show)
+        starts += finish.wire(finishing, services, capability, show)
         score.wire(scoring, services, capability, show)
         verify.wire(verifying)
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipelines check|train|generate|score|compare|import|extract|verify|forget`.
+"""The command line: `python -m pipelines check|train|generate|finish|score|compare|import|extract|verify|forget`.
 
 In: arguments. Out: what was asked for in files, a summary (or with `--json` JSON and nothing else) on stdout, progress
 and problems on stderr. Exit code 0 when the work was done, whatever the verdict; 2 for wrong use; 1 when it failed
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pipelines.comparison import JobSpec
     from pipelines.faces import Judge
     from pipelines.lookalike import Opinion
+    from pipelines.refining import Outcome
     from pipelines.workspace import Run
 
 DREAMBOOTH_LORA = "likeness_dreambooth_lora.safetensors"
@@ -244,6 +245,32 @@ def parser() -> argparse.ArgumentParser:
     )
     imports.add_argument("--remove", metavar="NAME", help="take an imported column out again")
     _judge_arguments(imports)
+    finish = command("finish", "Refine one picture, cut it to a size, and mark it as drawn by an AI.", _finish)
+    finish.add_argument("image", metavar="IMAGE", type=Path, help="a render, or any portrait")
+    finish.add_argument("--out", metavar="FILE", type=Path, required=True, help=".jpg, .png, .webp or .avif")
+    finish.add_argument(
+        "--run",
+        dest="of_run",
+        metavar="RUN",
+        type=Path,
+        help="whose held-out photos say whom it has to stay like\n(default: the picture itself)",
+    )
+    finish.add_argument(
+        "--steps",
+        type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none")),
+        metavar="NAMES",
+        help="comma-separated, of exposure, denoise, enlarge, restore, sharpen; or none\n(exposure,enlarge,sharpen)",
+    )
+    finish.add_argument(
+        "--background", default="", help="blur, studio, white, light grey, charcoal, navy, teal or sand"
+    )
+    finish.add_argument("--size", default="linkedin", help="of presets/sizes, by its name or its beginning (linkedin)")
+    finish.add_argument("--px", type=_whole, help="of its longer side (the size's own)")
+    finish.add_argument("--max-kb", type=_real, default=200, help="of the file at most, marks included (200)")
+    finish.add_argument("--upscaler", default="", help="name, or path of a .safetensors file (the embedded one)")
+    finish.add_argument("--restorer", default="", help="a face restorer's name or path, for the step restore")
+    _judge_arguments(finish)
+
     verify = command(
         "verify",
         "Read the marks that say a picture was drawn by an AI.",
@@ -282,7 +309,7 @@ def _judge_arguments(made: argparse.ArgumentParser) -> None:
         type=Path,
         help="holds models/<pack>/*.onnx (ArcFace packs)",
     )
-    if made.prog.split()[-1] != "score":
+    if made.prog.split()[-1] not in ("score", "finish"):
         made.add_argument(
             "--download-judge",
             action="store_true",
@@ -766,6 +793,58 @@ def _opinion(one: Opinion) -> dict[str, Any]:
         "is_held_out": one.is_held_out,
         "nearest": {each.who: each.similarity for each in one.nearest},
     }
+
+
+def _finish(asked: argparse.Namespace) -> int:
+    from pipelines import faces, finishing, marking, refining, workspace
+    from pipelines.photos import decode
+    from pipelines.schema import Finish
+
+    _face_models(asked)
+    if not asked.image.is_file():
+        raise WrongUse(f"There is no file {asked.image}. Check the path.")
+    kinds = [name for name, ends in marking.FORMATS.items() if asked.out.suffix.lower() in ends]
+    if not kinds:
+        raise WrongUse(f"{asked.out.name} names no format. End it in .jpg, .png, .webp or .avif.")
+    run = _run_of(asked.of_run) if asked.of_run else None
+    order = Finish(
+        ("renders/picture.png",),
+        refining.DEFAULT_STEPS if asked.steps is None else asked.steps,
+        background=asked.background,
+        upscaler=asked.upscaler,
+        restorer=asked.restorer,
+        size=asked.size,
+        max_kb=asked.max_kb,
+        format_name=kinds[0],
+    )
+    try:
+        finishing.check(order)
+        size = finishing.size_of(asked.size, px=asked.px)
+    except UserError as problem:
+        raise WrongUse(str(problem)) from problem
+    image = decode(asked.image)
+    judges = faces.available_judges(on_problem=_say)
+    baseline = finishing.baseline_of(run, image, judges) if run else refining.baseline_itself(judges, image)
+    bar = Bar()
+    base, _ = finishing.drawn_by(asked.image)
+    made = finishing.finish(
+        image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one))
+    )
+    workspace.write_bytes(asked.out, made.delivered.data)
+    if asked.json:
+        _print_json({"file": str(asked.out), **finishing.told(made)})
+        return DONE
+    for sentence in made.notes:
+        _say(sentence)
+    one = made.delivered
+    print(f"{asked.out}: {one.width_px} x {one.height_px} px, {one.kb:.0f} kB {one.format_name}")
+    for judge, found in finishing.told(made)["similarity"].items():
+        print(f"{judge}: {_figure(found['raw'])} raw, {_figure(found['delivered'])} as delivered, to {baseline.of}")
+    return DONE
+
+
+def _told(one: Outcome) -> str:
+    return f"{one.step.name}: {one.state}. {one.sentence}"
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -40,6 +40,7 @@ from pipelines.schema import (
     OPTIMIZERS,
     QUALITIES,
     Event,
+    Finish,
     PhotoSet,
     Recipe,
     Sampling,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from pipelines.runtime import Device
     from pipelines.scoring import Marks
 
-KINDS = ("compare", "train", "generate")
+KINDS = ("compare", "train", "generate", "finish")
 RENDERS = 8  # per column of a comparison
 # Plain looks first: a comparison asks about the face, not about costumes. Every base family finds its own among them.
 COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
@@ -93,7 +94,8 @@ Drawn = tuple[str, Sampling, Path]  # column, what was asked for, where it lies
 class JobSpec:
     """What to do in a run. JSON-able; the worker reads nothing else."""
 
-    kind: str = "compare"  # "compare": everything | "train": up to the artefacts | "generate": draw and score
+    # "compare": everything | "train": up to the artefacts | "generate": draw and score | "finish": refine and deliver
+    kind: str = "compare"
     base: str = "portrait-128"  # a registry name or a path
     class_word: str = "person"
     methods: tuple[str, ...] = METHODS  # to train; for "generate" the columns to draw, "none" being the untrained base
@@ -112,6 +114,7 @@ class JobSpec:
     attention: str = "sdpa"  # or "xformers", on NVIDIA GPUs
     processes: int = 1  # that teach together, on as many GPUs
     download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
+    finish: Finish | None = None  # for "finish"
 
     def check(self) -> None:
         """Raises UserError, naming it, for anything that can't be done. Light: no torch."""
@@ -124,11 +127,15 @@ class JobSpec:
             if value not in known:
                 raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
         row = find_base(self.base)
-        offered = COLUMNS if self.kind == "generate" else ALL_METHODS
+        if self.kind == "finish":
+            from pipelines import finishing
+
+            finishing.check(self.finish)
+        offered = COLUMNS if self.kind in ("generate", "finish") else ALL_METHODS
         if not self.methods:
             raise UserError(f"No method was chosen. Choose at least one of: {', '.join(offered)}.")
         for name in self.methods:
-            if self.kind == "generate" and is_imported(name):
+            if self.kind in ("generate", "finish") and is_imported(name):
                 continue
             if name not in offered:
                 raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
@@ -171,6 +178,8 @@ class JobSpec:
         pictures = max(len(self.samplings), self.renders) * len(COLUMNS) * 4 * row.resolution_px**2
         learned = 0.8e9 * row.vram_gb if "dreambooth" in self.methods else 0.05e9 * (1 + row.vram_gb)
         learned *= 1.25  # where checkpoints are chosen, the best one so far is saved beside the last
+        if self.finish is not None:
+            return int(50e6 + 3e6 * len(self.finish.pictures))
         return int(50e6 + pictures + (0 if self.kind == "generate" else learned))
 
 
@@ -183,6 +192,9 @@ def spec_from_json(saved: Any) -> JobSpec:
                 values[name] = tuple(str(each) for each in values[name])
         values["images"] = {str(name): tuple(map(str, files)) for name, files in values.get("images", {}).items()}
         values["samplings"] = tuple(Sampling(**each) for each in values.get("samplings", ()))
+        if values.get("finish") is not None:
+            lists = {name: tuple(map(str, values["finish"][name])) for name in ("pictures", "steps")}
+            values["finish"] = Finish(**values["finish"] | lists)
         if "kind" not in values:
             raise ValueError("it names no job")
         return JobSpec(**values)
@@ -302,6 +314,7 @@ def perform(
     spec.check()
     flow = _Flow(run, spec, stop, leave, pause, resident)
     jobs = {"compare": flow.compare, "train": flow.train_only, "generate": flow.generate_only}
+    jobs |= {"finish": flow.finish_only}
     try:
         yield from jobs[spec.kind]()
     except _Stopped as stopped:
@@ -467,6 +480,14 @@ class _Flow:
         gone = sum(sampling in samplings and column in columns for column, sampling in self.refused)
         said = f"{len(drawn)} pictures are ready" + (f"; the image filter refused {gone} others" if gone else "")
         yield Event("done", text=said, seconds=self.clock.seconds)
+
+    def finish_only(self) -> Iterator[Event]:
+        from pipelines import finishing
+
+        assert self.spec.finish is not None, "checked"
+        yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self._ends)
+        self._stop_here()
+        yield Event("done", text="The pictures are finished", seconds=self.clock.seconds)
 
     # -- stages ------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,10 @@ from pipelines.workspace import Lock, Run
 __all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
 
 BUSY, FINISHED = ("queued", "running"), ("done", "cancelled", "failed", "interrupted")
-LONG, SHORT = ("compare", "train"), ("generate",)  # kinds of jobs; a short one is done between a long one's steps
+LONG, SHORT = (
+    ("compare", "train"),
+    ("generate", "finish"),
+)  # kinds of jobs; short ones are done between a long one's steps
 PER_VISITOR = 2  # unfinished jobs: one being worked on and one waiting
 LINE_ENV = "LIKENESS_QUEUE"  # how many jobs may wait in all
 LINE_LIMIT = 50
@@ -65,7 +68,7 @@ class JobStatus:
     """How a run's current (or last) job stands."""
 
     state: str  # "none" | "queued" | "running" | "done" | "cancelled" | "failed" | "interrupted"
-    kind: str = ""  # of the job: "compare" | "train" | "generate"
+    kind: str = ""  # of the job: "compare" | "train" | "generate" | "finish"
     reason: str | None = None  # one sentence, when it is not simply done
     phase: str | None = None  # what it is doing, in words
     job: str = ""  # changes with every start

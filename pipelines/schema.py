@@ -262,6 +262,20 @@ def check_variation(sampling: Sampling) -> None:
 
 
 @dataclass(frozen=True)
+class Finish:
+    """How pictures of a run are to be finished; `pipelines.finishing` checks it."""
+
+    pictures: tuple[str, ...]  # paths inside the run, as in `Sampling.source`
+    steps: tuple[str, ...] = ()  # of `refining.STEPS`
+    background: str = ""  # of `matting.BACKGROUNDS`; "" = as it is
+    upscaler: str = ""  # a registered name; "" = the embedded one
+    restorer: str = ""
+    size: str = "linkedin"  # of `delivery`'s sizes
+    max_kb: int = 200
+    format_name: str = "JPEG"
+
+
+@dataclass(frozen=True)
 class Subject:
     """A trained method's card: what was learned, from what, and where it lies. Never weights in memory."""
 

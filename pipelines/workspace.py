@@ -372,6 +372,11 @@ class Run:
         """Folder of one column's pictures."""
         return self.folder / "renders" / _plain_name(column)
 
+    def finished(self, picture: str) -> Path:
+        """Folder of what was made of one picture (its path inside the run) to be shown to others."""
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", picture.removeprefix("renders/").removesuffix(".png"))
+        return self.folder / "finished" / name[:150]
+
     def relative(self, path: Path | str) -> str:
         """A path inside the run as its files name it."""
         return Path(path).resolve().relative_to(self.folder.resolve()).as_posix()

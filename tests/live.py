@@ -26,7 +26,7 @@ def live_app(
     real_enqueue = jobs.enqueue
 
     def enqueue(run, spec=None, **who):
-        if spec is not None and spec.kind != "generate" and teach is not None:
+        if spec is not None and spec.kind not in ("generate", "finish") and teach is not None:
             spec = teach(spec)
         real_enqueue(run, spec, **who)
 

@@ -19,7 +19,7 @@ from tests.runs import PEOPLE, make_run
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "generate", "score", "compare", "verify", "forget", "worker")
+COMMANDS = ("train", "generate", "finish", "score", "compare", "verify", "forget", "worker")
 needs_people = pytest.mark.skipif(not PEOPLE.is_dir(), reason="the photos of people lie outside the repository")
 
 

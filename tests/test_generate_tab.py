@@ -411,7 +411,8 @@ def test_pictures_of_one_seed_and_other_steps_do_not_hide_each_other(page):
         page.draw(replace(SAMPLING, steps=steps))
     html = views.side_by_side(page.view.pictures, ("none", "lora"))
     assert html.count("<img") == 4
-    assert html.count("data-picture") == 16 and html.count("aria-label") == 16
+    buttons = 4 * len(views.SHOT_ACTS)
+    assert html.count("data-picture") == buttons and html.count("aria-label") == buttons
 
 
 def test_nothing_a_person_typed_gets_through_unescaped():

@@ -11,17 +11,18 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 
 import gradio as gr
 
-from pipelines import presets, workspace
+from pipelines import finishing, presets, refining, workspace
 from pipelines.bases.registry import BaseRow
 from pipelines.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
 from ui import errors, photobox
+from ui.finish import order_of
 from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
 from ui.guard import cookie
 from ui.sessions import Session
@@ -68,7 +69,7 @@ class Status(TypedDict):
 
     state: str  # "none", "queued", "running", "done", "cancelled", "failed" or "interrupted"
     busy: bool  # something is under way: ask again in a few seconds
-    kind: str  # "train" or "generate": what is, or was last, under way
+    kind: str  # "train", "generate" or "finish": what is, or was last, under way
     text: str  # what is being done just now
     problem: str  # why it failed, as a sentence
     ahead: int  # jobs of others before this one, while it is queued
@@ -116,6 +117,38 @@ class Scores(TypedDict):
     about: str  # its licence, and what its numbers mean
     table: list[Row]
     pictures: list[Picture]
+
+
+class FinishedStep(TypedDict):
+    """What became of one step."""
+
+    step: str
+    state: str  # "kept", "dropped" or "not needed"
+    sentence: str  # why
+
+
+class Likeness(TypedDict):
+    """One face recogniser about one finished picture."""
+
+    judge: str
+    raw: float | None  # similarity of the picture as it was drawn
+    delivered: float | None  # of the file
+    may_lose: float | None  # a step that loses more was dropped
+
+
+class FinishedPicture(TypedDict):
+    """One finished picture."""
+
+    file: str  # of the picture it was made from
+    link: str  # relative address of the finished file
+    format: str
+    width_px: int
+    height_px: int
+    bytes: int
+    compared_with: str  # what the similarities are with
+    likeness: list[Likeness]
+    steps: list[FinishedStep]
+    notes: list[str]
 
 
 class Link(TypedDict):
@@ -302,6 +335,43 @@ def build(services: Services) -> None:
         return _scores(services, session, view, judge)
 
     @spoken
+    def finish(
+        key: str,
+        files: list[str],
+        request: gr.Request,
+        steps: list[str] | None = None,
+        background: str = "",
+        size: str = "linkedin",
+        max_kb: int = 200,
+        format: str = "JPEG",
+    ) -> Status:
+        """Start finishing pictures: refined, cut to a size, marked. Returns at once; poll `status`, then `finished`.
+
+        files: of `score`'s pictures. steps: of exposure, denoise, enlarge, sharpen; None for the usual ones.
+        background: blur, studio or a colour; empty leaves it. size: of presets/sizes, or its beginning.
+        """
+        session = admitted(key, request)
+        view = services.view(key)
+        if view.drawing.busy:
+            raise UserError("Pictures are being drawn already. Wait until they are there, or call stop first.")
+        known = {shot.path for shot in view.pictures}
+        if not isinstance(files, list) or not files or not all(isinstance(f, str) and f in known for f in files):
+            raise UserError("There is no such picture in this run. `score` lists the files that can be finished.")
+        wanted = list(refining.DEFAULT_STEPS) if steps is None else steps
+        order = order_of(
+            tuple(dict.fromkeys(files)), steps=wanted, background=background, size=size, max_kb=max_kb,
+            format_name=format,
+        )  # fmt: skip
+        services.start_finishing(session, order)
+        return _status(services.view(key))
+
+    @spoken
+    def finished(key: str, request: gr.Request) -> list[FinishedPicture]:
+        """The finished pictures, the newest first, and what became of every step."""
+        session = admitted(key, request)
+        return [_finished(services, session, record) for record in finishing.records(session.run)]
+
+    @spoken
     def download(key: str, request: gr.Request) -> list[Link]:
         """Links to everything learned and drawn, as one ZIP, and to the report."""
         session = admitted(key, request)
@@ -332,7 +402,7 @@ def build(services: Services) -> None:
 
     # one person's photos are judged in order; several people's at the same time, as on the page
     gr.api(add_photos, api_name="add_photos", concurrency_limit=4, concurrency_id="photos")
-    for handler in (train, status, generate, score, download, stop, delete):
+    for handler in (train, status, generate, score, finish, finished, download, stop, delete):
         gr.api(handler, api_name=handler.__name__, concurrency_limit=4)
 
 
@@ -474,6 +544,25 @@ def _scores(services: Services, session: Session, view: View, judge: str) -> Sco
             )
             for shot in view.pictures
         ],
+    )
+
+
+def _finished(services: Services, session: Session, record: Mapping[str, Any]) -> FinishedPicture:
+    file = session.run.finished(record["picture"]) / Path(record["file"]).name
+    return FinishedPicture(
+        file=record["picture"],
+        link=services.media.link(file, name=f"portrait{file.suffix}"),
+        format=record["format"],
+        width_px=record["width_px"],
+        height_px=record["height_px"],
+        bytes=record["bytes"],
+        compared_with=record["reference"],
+        likeness=[
+            Likeness(judge=judge, raw=found["raw"], delivered=found["delivered"], may_lose=found["may_lose"])
+            for judge, found in record["similarity"].items()
+        ],
+        steps=[FinishedStep(step=one["step"], state=one["state"], sentence=one["sentence"]) for one in record["steps"]],
+        notes=list(record["notes"]),
     )
 
 

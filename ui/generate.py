@@ -100,7 +100,7 @@ element.addEventListener('click', (event) => {
   button.setAttribute('aria-disabled', 'true');
   pressed = {...button.dataset};
   trigger('click', {picture: pressed.picture, action: pressed.action});
-  const target = {vary: '#lk-vary', compare: '#lk-compare', use: '#lk-prompt'}[pressed.kind];
+  const target = {vary: '#lk-vary', compare: '#lk-compare', use: '#lk-prompt', finish: '#lk-finish'}[pressed.kind];
   setTimeout(() => {
     free();
     if (target) document.querySelector(target)?.scrollIntoView({block: 'nearest', behavior: 'smooth'});
@@ -586,6 +586,9 @@ class Actions:
             self.services.sessions.choose(session, picked=shot.id)
             varied = shot.method if shot.method in view.columns else view.columns[-1]
             return {**self.show(kept), self.tab.vary_method: varied}
+        if action == "finish":
+            self.services.sessions.choose(session, finishing=shot.id)
+            return self.show(kept)
         if action == "use" and shot.sampling is not None:
             return self._use(kept, view, shot.sampling)
         if action == "compare":

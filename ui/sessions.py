@@ -39,6 +39,7 @@ class Choices:
     only_favourites: bool = False  # of all pictures
     shown: int | None = None  # number of the generation job whose pictures are shown; None = the last one
     picked: str = ""  # id of the picture to vary
+    finishing: str = ""  # id of the picture to finish; "" = the most alike
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.comparison import JobSpec, Setting
 from pipelines.estimates import Pace
 from pipelines.runtime import free_memory_gb
-from pipelines.schema import ALL_METHODS, COLUMNS, Event, Recipe, Sampling, UserError, place_of
+from pipelines.schema import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
 from ui import gpu, photobox, pictures, views
 from ui.limits import require_room
 from ui.media import Media
@@ -39,6 +39,8 @@ Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe
 STRIP = 6  # earlier previews in a lane
 LOOKS = 5  # at validation pictures in a training of the app
 MAX_STEPS, MAX_BATCH = 3000, 32
+PICTURES = ("render", "finished")  # kinds of events that bring one
+FINISH_S = 5.0  # about what finishing a picture takes on two cores
 GO_ON_SHARE = 0.5  # of the steps, where a training starts from what was learned before
 BASE_ENV = "LIKENESS_BASE"  # a folder or checkpoint the operator adds to the list and makes the default
 
@@ -516,8 +518,8 @@ class Services:
             losses={method: tuple(curve) for method, curve in losses.items()},
             likeness={method: tuple(curve) for method, curve in likeness.items()},
             previews={method: tuple(dict.fromkeys(paths)) for method, paths in previews.items()},
-            drawn=max((event.step for event in this_job if event.kind == "render"), default=0),
-            to_draw=max((event.steps for event in this_job if event.kind == "render"), default=0),
+            drawn=max((event.step for event in this_job if event.kind in PICTURES), default=0),
+            to_draw=max((event.steps for event in this_job if event.kind in PICTURES), default=0),
             refused=sum(event.kind == "refused" for event in this_job),
         )
 
@@ -671,6 +673,15 @@ class Services:
             samplings=samplings,
         )  # fmt: skip
         self._enqueue(session, session.run.drawing, spec)
+
+    def start_finishing(self, session: Session, order: Finish) -> None:
+        """Put pictures of the run in the line to be finished; they need no base model. Raises UserError."""
+        choices = session.choices
+        spec = JobSpec(
+            kind="finish", base=choices.base or self.default_base, class_word=choices.class_word, methods=("none",),
+            finish=order,
+        )  # fmt: skip
+        self._enqueue(session, session.run.drawing, spec, estimate_s=FINISH_S * len(order.pictures))
 
     def _enqueue(
         self, session: Session, run: workspace.Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
@@ -850,10 +861,10 @@ def _packed(run: workspace.Run) -> list[Path]:
     """What goes into the download: no photo as it came, no checkpoints, no logs. The report and the grid show the
     person beside the pictures, as the base sees them.
     """
-    files = [f for part in ("methods", "renders") for f in sorted((run.folder / part).rglob("*")) if f.is_file()]
-    files = [
-        f for f in files if not re.match(r"checkpoint|class_images|preview_", f.name) and not f.name.startswith(".")
-    ]
+    parts = ("methods", "renders", "finished")
+    files = [f for part in parts for f in sorted((run.folder / part).rglob("*")) if f.is_file()]
+    apart = re.compile(r"checkpoint|class_images|preview_|finished\.zip|\.")
+    files = [f for f in files if not apart.match(f.name)]
     files += [
         f
         for f in (

@@ -381,6 +381,7 @@ SHOT_ACTS = (
     ("use", "Use these settings"),
     ("vary", "Make variations of it"),
     ("compare", "Before and after"),
+    ("finish", "Finish this picture"),
 )
 
 

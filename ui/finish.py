@@ -1,0 +1,350 @@
+"""Finishing a picture: from the raw render to a file worth using, below the pictures of the Generate tab.
+
+In: a picture of the run, the steps and the size a person chose. Out: a job in the line (it needs no base model), and,
+once it is done, before and after of every step, what both judges say, and the file. Nothing is finished in this
+process: the worker does it, so it is safe to close the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines import delivery, finishing, marking, refining
+from pipelines.matting import BACKGROUNDS
+from pipelines.schema import Finish, UserError
+from ui import pictures, views
+from ui.errors import told
+from ui.generate import ON_SLIDE
+from ui.state import Services, View
+from ui.theme import METHOD_NAMES
+from ui.views import Shot
+from ui.wiring import Show, Updates
+from ui.words import say
+
+AS_IT_IS = ""
+KB = 200
+ABOUT = say(
+    '<h2>Finish a picture</h2><p class="lk-note">Larger, clearer, cut to size, small enough and marked as drawn by an '
+    "AI. After every step both face recognisers look again; a step that changes who it is gets dropped. Skin is never "
+    "retouched.</p>"
+)
+
+
+@dataclass
+class FinishSection:
+    box: gr.Column
+    picture: gr.HTML
+    steps: gr.CheckboxGroup
+    background: gr.Dropdown
+    size: gr.Dropdown
+    max_kb: gr.Number
+    format_name: gr.Dropdown
+    upscaler: gr.Dropdown
+    start: gr.Button
+    favourites: gr.Button
+    status: gr.HTML
+    result: gr.HTML
+
+    def show(self, view: View) -> Updates:
+        shot = shot_of(view)
+        ready = shot is not None and not view.drawing.busy
+        liked = sum(each.favourite for each in view.pictures)
+        return {
+            self.box: gr.update(visible=shot is not None),
+            self.picture: gr.update(value=_chosen(view, shot) if shot else ""),
+            self.start: gr.update(interactive=ready),
+            self.favourites: gr.update(interactive=ready and liked > 0),
+            self.status: gr.update(value=_status(view, liked)),
+            self.result: gr.update(value=_result(view, shot) if shot else ""),
+        }
+
+    def restore(self, view: View) -> Updates:
+        return {}
+
+    def news(self, view: View) -> Updates:
+        return {}
+
+
+def build(services: Services) -> FinishSection:
+    restorers, upscalers = refining.restorers(), refining.upscalers()
+    offered = [(kind.name, name) for name, kind in refining.STEPS.items() if name != "background"]
+    offered = [(name, step) for name, step in offered if step != "restore" or restorers]
+    sizes = [(size.name, size.id) for size in delivery.sizes().values()]
+    with gr.Column(visible=False, elem_id="lk-finish") as box:
+        gr.HTML(ABOUT)
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=150, scale=1):
+                picture = gr.HTML(elem_id="lk-finish-picture")
+            with gr.Column(min_width=260, scale=3):
+                steps = gr.CheckboxGroup(
+                    offered, value=list(refining.DEFAULT_STEPS), label=say("Steps"), elem_id="lk-finish-steps"
+                )
+                background = gr.Dropdown(
+                    [("as it is", AS_IT_IS), *((name, name) for name in BACKGROUNDS)], value=AS_IT_IS,
+                    label=say("Background"), elem_id="lk-finish-background",
+                    info=say("The person is told from the wall by colour; fine strands of hair are lost."),
+                )  # fmt: skip
+                if not restorers:
+                    gr.HTML(
+                        '<p class="lk-note lk-small">'
+                        + say("No face restorer is installed here, so none is offered: they often change who it is.")
+                        + "</p>"
+                    )
+                upscaler = gr.Dropdown(
+                    list(upscalers), value=upscalers[0], label=say("Upscaler"), visible=len(upscalers) > 1
+                )
+            with gr.Column(min_width=220, scale=2):
+                size = gr.Dropdown(
+                    sizes, value=finishing.size_of("linkedin").id, label=say("Size"), elem_id="lk-finish-size"
+                )
+                with gr.Row():
+                    max_kb = gr.Number(
+                        value=KB, precision=0, minimum=finishing.KB_LIMITS[0], maximum=finishing.KB_LIMITS[1],
+                        label=say("At most, in kB"), min_width=100, elem_id="lk-finish-kb",
+                    )  # fmt: skip
+                    format_name = gr.Dropdown(
+                        list(marking.FORMATS), value="JPEG", label=say("Format"), min_width=100,
+                        elem_id="lk-finish-format",
+                    )  # fmt: skip
+                start = gr.Button(say("Finish this picture"), variant="primary", elem_id="lk-finish-start")
+                favourites = gr.Button(say("Finish all favourites"), size="sm", elem_id="lk-finish-favourites")
+        status = gr.HTML(elem_id="lk-finish-status")
+        result = gr.HTML(elem_id="lk-finished", js_on_load=ON_SLIDE)
+    return FinishSection(
+        box, picture, steps, background, size, max_kb, format_name, upscaler, start, favourites, status, result
+    )
+
+
+def wire(section: FinishSection, services: Services, capability: gr.BrowserState, show: Show) -> list[Any]:
+    """Connects the section's handlers; returns the events that put a job in the line."""
+    act = Actions(section, services, show)
+    dials: dict[str, Any] = {
+        "steps": section.steps, "background": section.background, "size": section.size, "max_kb": section.max_kb,
+        "format_name": section.format_name, "upscaler": section.upscaler,
+    }  # fmt: skip
+    wide: dict[str, Any] = {
+        "inputs_kwargs": dials, "outputs": show.outputs, "api_visibility": "private", "show_progress": "hidden",
+        "trigger_mode": "once",
+    }  # fmt: skip
+    return [
+        section.start.click(told(act.one), [capability], **wide),
+        section.favourites.click(told(act.favourites), [capability], **wide),
+    ]
+
+
+class Actions:
+    """What the section's buttons do. Every argument comes from a browser; `UserError` is told to the person."""
+
+    def __init__(self, section: FinishSection, services: Services, show: Show) -> None:
+        self.section, self.services, self.show = section, services, show
+
+    def one(self, kept: object, **dials: Any) -> Updates:
+        view = self._ready(kept)
+        shot = shot_of(view)
+        if shot is None:
+            raise UserError("There is no picture to finish yet. Draw some first.")
+        return self._start(kept, (shot.path,), dials)
+
+    def favourites(self, kept: object, **dials: Any) -> Updates:
+        view = self._ready(kept)
+        liked = tuple(shot.path for shot in view.pictures if shot.favourite)
+        if not liked:
+            raise UserError("No picture is a favourite yet. Press the heart below a picture.")
+        return self._start(kept, liked[: finishing.AT_MOST], dials)
+
+    def _ready(self, kept: object) -> View:
+        self.services.sessions.need(kept)
+        view = self.services.view(kept)
+        if view.drawing.busy:
+            raise UserError("Pictures are being drawn or finished already. Wait until they are there, or press Stop.")
+        return view
+
+    def _start(self, kept: object, chosen: tuple[str, ...], dials: Mapping[str, object]) -> Updates:
+        self.services.start_finishing(self.services.sessions.need(kept), order_of(chosen, **dials))
+        return self.show(kept)
+
+
+def order_of(
+    chosen: tuple[str, ...],
+    *,
+    steps: object,
+    background: object,
+    size: object,
+    max_kb: object,
+    format_name: object,
+    upscaler: object = "",
+    restorer: object = "",
+) -> Finish:
+    """A wish made of what a browser or a program sent, checked. Only models that are registered can be named: a path
+    would be one of this machine's. Raises UserError.
+    """
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise UserError(f"Steps are a list, of {', '.join(refining.STEPS)}.")
+    for label, text in (("background", background), ("size", size), ("format", format_name), ("upscaler", upscaler)):
+        if not isinstance(text, str) or len(text) > 60:
+            raise UserError(f"There is no such {label}. Choose one from the list.")
+    if upscaler and upscaler not in refining.upscalers():
+        raise UserError(f"There is no such upscaler here. Choose one of: {', '.join(refining.upscalers())}.")
+    there = refining.restorers()
+    restorer = restorer or (there[0] if there else "")
+    if restorer and restorer not in there:
+        raise UserError("There is no such face restorer here.")
+    low, high = finishing.KB_LIMITS
+    if isinstance(max_kb, bool) or not isinstance(max_kb, int | float) or not low <= max_kb <= high:
+        raise UserError(f"The target must be {low} to {high:,} kB.")
+    order = Finish(
+        chosen, tuple(steps), str(background), str(upscaler), str(restorer) if "restore" in steps else "", str(size),
+        int(max_kb), str(format_name),
+    )  # fmt: skip
+    finishing.check(order)
+    return order
+
+
+def shot_of(view: View) -> Shot | None:
+    """The picture to finish: the one whose button was pressed, else the most alike, favourites first."""
+    pressed = next((shot for shot in view.pictures if shot.id and shot.id == view.choices.finishing), None)
+    if pressed is not None:
+        return pressed
+    drawn = [shot for shot in view.pictures if shot.method != "none"]
+    return max(
+        drawn, key=lambda shot: (shot.favourite, not shot.drawing, shot.similarity is not None, shot.similarity or 0.0),
+        default=None,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- words and pictures
+
+
+def _chosen(view: View, shot: Shot) -> str:
+    name = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}"
+    why = "chosen" if shot.id == view.choices.finishing else "the most alike" + (" favourite" if shot.favourite else "")
+    score = f"{shot.similarity:.2f} {shot.verdict or ''}" if shot.similarity is not None else "no score"
+    return (
+        f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(f"To finish: {name}")}"><figcaption>'
+        f"<b>{escape(name)}</b><span>{escape(score)}</span><span>{why}; press the wand below any picture to finish "
+        "that one</span></figcaption></figure>"
+    )
+
+
+def _status(view: View, liked: int) -> str:
+    if view.drawing.kind != "finish":
+        return ""
+    if view.drawing.problem:
+        return views.note(view.drawing.problem, "bad")
+    if view.drawing.busy:
+        waiting = views.waiting(view.drawing.ahead, view.drawing.starts_in_s)
+        return views.note(f"{waiting or view.drawing.text or 'Starting ...'} {view.drawn_text} {view.safe_to_leave}")
+    return ""
+
+
+def _result(view: View, shot: Shot) -> str:
+    """What was made of this picture, and the ZIP of all that were finished together."""
+    assert view.session is not None
+    run = view.session.run
+    record = finishing.record_of(run, shot.path)
+    if record is not None and pictures.picture_id(shot.path, record["base"], record["subject"]) != shot.id:
+        record = None  # of an earlier training's picture of the same name
+    archive = run.folder / "finished" / finishing.ARCHIVE
+    links = []
+    if record is not None:
+        file = run.finished(shot.path) / record["file"]
+        name = f"portrait-{shot.method}-seed{shot.seed}{file.suffix}"
+        text = f"{record['width_px']} × {record['height_px']} {record['format']}, {record['bytes'] / 1000:.0f} kB"
+        links.append((f"Download: {text}", view.services.media.link(file, name=name)))
+    if archive.is_file():
+        together = len(record["order"]["pictures"]) if record is not None else 2
+        if together > 1:
+            links.append(("All finished together (ZIP)", view.services.media.link(archive, name="portraits.zip")))
+    if record is None:
+        return views.downloads(links)
+    folder = run.finished(shot.path)
+    return finished(record, lambda name: view.services.media.link(folder / Path(name).name), views.downloads(links))
+
+
+def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: str = "") -> str:
+    """A finished picture: the whole before and after, what the judges say, and every step. `link` makes a file's
+    name an address; `downloads` is HTML.
+    """
+    kept = sum(step["state"] == refining.KEPT for step in record["steps"])
+    dropped = [step for step in record["steps"] if step["state"] == refining.DROPPED]
+    whole = _slider(link(record["raw_file"]), link(record["refined_file"]), "raw", "refined", "The whole")
+    head = f"{kept} of {len(record['steps'])} steps kept."
+    if dropped:
+        head += f" {len(dropped)} dropped, each says why below."
+    elif kept:
+        head += " Every recogniser finds as much of the person in it as in the raw picture."
+    items = "".join(_step(step, link) for step in record["steps"])
+    marks = record.get("marks") or {}
+    there = [name for name, key in (("content credentials", "credentials"), ("IPTC field", "field"),
+                                    ("watermark", "watermark")) if marks.get(key)]  # fmt: skip
+    marked = f"Marked as drawn by an AI: {', '.join(there)}." if there else "It could not be marked."
+    notes = "".join(f"<li>{escape(note)}</li>" for note in (marked, *record["notes"]))
+    return (
+        f'<div class="lk-fin"><div>{whole}</div><div>{views.note(head, "warn" if dropped else "ok")}{downloads}'
+        f'{_judges(record)}<ul class="lk-opinions">{notes}</ul></div></div><div class="lk-fin-steps">{items}'
+        f"{_flaws(record, link)}</div>"
+    )
+
+
+def _slider(before: str, after: str, one: str, other: str, what: str) -> str:
+    """Two pictures over each other; a real slider, so keys and screen readers work."""
+    return (
+        f'<figure class="lk-ba"><div class="lk-ba-pair" style="--at:50%"><img src="{escape(before)}" '
+        f'alt="{escape(f"{what}, {one}")}"><img class="lk-ba-top" src="{escape(after)}" '
+        f'alt="{escape(f"{what}, {other}")}"><input type="range" min="0" max="100" value="50" '
+        f'aria-label="{escape(f"{what}: border between {one} and {other}")}"><i></i><span class="lk-ba-one">'
+        f'{escape(one)}</span><span class="lk-ba-two">{escape(other)}</span></div></figure>'
+    )
+
+
+def _judges(record: Mapping[str, Any]) -> str:
+    """Both judges before and after, and what that means."""
+    rows = []
+    for judge, found in record["similarity"].items():
+        cells = "".join(f"<td>{views.number(found[key])}</td>" for key in ("raw", "refined", "delivered"))
+        may = "–" if found["may_lose"] is None else f"{found['may_lose']:.2f}"
+        rows.append(f'<tr><th scope="row">{escape(judge)}</th>{cells}<td>{may}</td></tr>')
+    if record["reference"] == refining.HELD_OUT:
+        count = record["reference_photos"]
+        about = f"How alike it is to {count} photo{'s' if count != 1 else ''} that training never saw"
+    else:
+        about = "How alike it is to the raw picture itself"
+    heads = "".join(f'<th scope="col">{h}</th>' for h in ("Judge", "Raw", "Refined", "File", "May lose"))
+    return (
+        f'<div class="lk-scroll"><table class="lk-table"><caption>{about}. A step that loses more is dropped.</caption>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+TAGS = {refining.KEPT: "ok", refining.DROPPED: "no", refining.NOT_NEEDED: ""}
+
+
+def _step(step: Mapping[str, Any], link: Callable[[str], str]) -> str:
+    choice = f": {escape(step['choice'])}" if step["choice"] else ""
+    tag = f'<span class="lk-tag {TAGS.get(step["state"], "")}">{escape(step["state"])}</span>'
+    pictures = ""
+    if step.get("after_file"):
+        pictures = _slider(link(step["before_file"]), link(step["after_file"]), "before", "after", step["name"])
+    opened = " open" if step["state"] == refining.DROPPED else ""
+    return (
+        f"<details{opened}><summary>{escape(step['name'])}{choice} {tag}</summary><p>{escape(step['sentence'])}</p>"
+        f"{pictures}</details>"
+    )
+
+
+def _flaws(record: Mapping[str, Any], link: Callable[[str], str]) -> str:
+    found = record.get("flaws")
+    if not found:
+        return ""
+    return (
+        "<details><summary>Where it may look drawn</summary><p>Orange is where a small network would look for mistakes "
+        "of the drawing: a hint where to look closely, no proof.</p>"
+        f'<img class="lk-flaws" src="{escape(link(found["file"]))}" alt="The picture in grey, suspicious places in '
+        f'orange; {found["score"]:.2f} of 1 overall" loading="lazy"></details>'
+    )
