@@ -17,7 +17,7 @@ from typing import Any
 
 from ui.startup import prepare_environment, sweep_uploads
 
-FORGET_S = 600.0  # Gradio itself never forgets a page that was closed
+FORGET_S = 300.0  # Gradio itself never forgets a page that was closed
 
 
 def build() -> tuple[Any, dict[str, Any]]:
@@ -118,7 +118,7 @@ def keep_hours() -> float:
 
 
 def _janitor(services: Any, page: Any, keep_s: float) -> None:
-    """At the start and every ten minutes: idle runs, uploads that nobody took in, and pages that were closed."""
+    """At the start and every minute: idle runs, uploads that nobody took in, and pages that were closed."""
     while True:
         try:
             if keep_s:
@@ -127,7 +127,7 @@ def _janitor(services: Any, page: Any, keep_s: float) -> None:
             page.forget_visits(FORGET_S)
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)
-        time.sleep(min(600.0, keep_s or 600.0))
+        time.sleep(min(60.0, keep_s or 60.0))
 
 
 def main() -> None:

@@ -67,7 +67,8 @@ def main() -> int:
                 continue
             first = Sampling(style.prompt, style.negative_prompt, steps=style.steps, guidance=style.guidance)
             asked = [replace(first, seed=seed) for seed in options.seeds]
-            drawn = list(generator.render(asked, run.method(METHOD), class_word=class_word, batch=8))
+            rendered = generator.render(asked, run.method(METHOD), class_word=class_word, batch=8)
+            drawn = [(sampling, image) for sampling, image in rendered if image is not None]
             worth = [_worth(image, sampling, alike) for sampling, image in drawn]
             best = max(range(len(drawn)), key=lambda index: worth[index])
             picture, blob = drawn[best][1], _jpeg(drawn[best][1])

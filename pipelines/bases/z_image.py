@@ -107,9 +107,9 @@ class ZImage(Family):
     def use_plain_attention(self, unet: nn.Module) -> None:
         """It has one attention of its own."""
 
-    def _encoders(self, *, frozen: bool) -> tuple[nn.Module, ...]:
+    def _encoders(self, *, frozen: bool, device: str | None = None) -> tuple[nn.Module, ...]:
         if not (frozen and self.tight):
-            return super()._encoders(frozen=frozen)
+            return super()._encoders(frozen=frozen, device=device)
         return (moved(self._parts["text_encoder"], "cpu", self.device.torch_dtype),)
 
     def _text(self, encoders: tuple[nn.Module, ...]) -> Text:

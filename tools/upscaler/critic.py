@@ -39,7 +39,7 @@ def enlarged(net: Callable[[torch.Tensor], torch.Tensor], image: np.ndarray, rng
 
 def finished(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What happens to every picture, of both kinds alike: light and colour, blur, grain, JPEG."""
-    out = image.astype(np.float32)
+    out: np.ndarray = image.astype(np.float32)
     if rng.random() < 0.25:
         out = out.mean(2, keepdims=True).repeat(3, 2)
     elif rng.random() < 0.7:  # a background's colour must not tell what was drawn
@@ -136,7 +136,7 @@ def batch(
 
 
 def on_cells(right: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    return F.adaptive_avg_pool2d(right, tuple(shape[-2:]))
+    return F.adaptive_avg_pool2d(right, (shape[-2], shape[-1]))
 
 
 def train(portraits: data.Portraits, drawn: np.ndarray, folder: Path, *, budget_s: float, device: str) -> None:

@@ -43,7 +43,8 @@ class Features(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(net.stem, net.stem_act, net.stem_depth, net.stem_act2)
         self.blocks = nn.ModuleList([net.blocks[k] for k in range(BLOCKS)])
-        widths = [net.stem.out_channels, *(block.project.out_channels for block in self.blocks if _is(block))]
+        widths = [int(net.stem.out_channels)]
+        widths += [int(block.project.out_channels) for block in self.blocks if _is(block)]  # type: ignore[arg-type, union-attr]
         self.spread = nn.ParameterList([nn.Parameter(torch.ones(1, w, 1, 1), requires_grad=False) for w in widths])
 
     def raw(self, x: torch.Tensor) -> list[torch.Tensor]:
