@@ -171,7 +171,7 @@ def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people
     places = []
     for picture, right in pictures(critic.SPLICED, held, 3):
         values = 1 - upscaling.flaw_map(picture).values
-        cells = critic.on_cells(torch.tensor(right)[None, None], torch.Size(values.shape)).numpy()
+        cells = critic.on_cells(torch.tensor(right)[None, None], torch.Size(values.shape)).numpy()[0, 0]
         places.append(critic.auc(values[cells > 0.9], values[cells < 0.1]))
     out["auc_place"] = float(np.mean(places))
     if people is not None:
