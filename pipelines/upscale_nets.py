@@ -82,7 +82,8 @@ class Enlarger(nn.Module):
 class Critic(nn.Module):
     """A patch discriminator (b, 3, h, w) -> logits (b, 1, h/8, w/8): above zero a patch looks like a photo.
 
-    Spectral norm holds it back while it trains; `plain()` folds that into the weights for use.
+    Spectral norm holds its inner layers back while it trains; `plain()` folds that into the weights for use. The outer
+    ones stay free: what tells a soft picture from a sharp one is so faint that a wholly bounded network never finds it.
     """
 
     WIDTHS = (32, 64, 128, 160)
@@ -93,14 +94,18 @@ class Critic(nn.Module):
         one, two, three, four = self.WIDTHS
         self.layers = nn.ModuleList(
             [
-                norm(nn.Conv2d(3, one, 4, 2, 1)),
+                nn.Conv2d(3, one, 4, 2, 1),
                 norm(nn.Conv2d(one, two, 4, 2, 1)),
                 norm(nn.Conv2d(two, three, 4, 2, 1)),
                 norm(nn.Conv2d(three, four, 3, 1, 1)),
                 norm(nn.Conv2d(four, four, 3, 1, 2, dilation=2)),
-                norm(nn.Conv2d(four, 1, 1)),
+                nn.Conv2d(four, 1, 1),
             ]
         )
+        for layer in (self.layers[0], self.layers[-1]):
+            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+            nn.init.kaiming_normal_(layer.weight, a=0.2)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * 2 - 1

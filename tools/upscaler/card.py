@@ -41,12 +41,14 @@ grain, JPEG of quality 60 to 96 or both were laid over most of the others and so
 First L1 alone ({pixels_steps} steps, {pixels_s:.0f} s), then L1, the first layers of `arcface-mini` as a perceptual
 term and the relativistic critic with weight {gan_weight} ({gan_steps} steps, {gan_s:.0f} s). Then the critic went on
 alone ({critic_steps} steps, {critic_s:.0f} s) with {samples} pictures of nobody that `portrait-128` drew. One thread
-of a busy machine. Licence of the weights: Apache-2.0.
+of a busy machine. The tool was changed twice on the way: after 306 steps of the second stage its critic began anew with
+free outer layers (bounded ones had stayed at chance), and other hues were added about step 1,500. Licence of the
+weights: Apache-2.0.
 
 ## Figures: enlarging
 
-{portraits} held-out portraits, 113 -> 226. *clean*: shrunk by bicubic. *drawn*: through the base's autoencoder at 128
-first, which is what a finished render of this project looks like. Measured on the exported files by
+{portraits:.0f} held-out portraits, 113 -> 226. *clean*: shrunk by bicubic. *drawn*: through the base's autoencoder at
+128 first, which is what a finished render of this project looks like. Measured on the exported files by
 
     {command}
 
@@ -67,9 +69,9 @@ thread(s) (bar: < 1.5 s on 2 cores; load of the machine meanwhile {load:.1f}).
 
 ## Figures: finding flaws
 
-{portraits} held-out portraits against {drawings} held-out drawings of the untrained base. **Both come through the same
-chain** (113 pixels, the same kernels and ways to enlarge, the same light, hue, blur, grain and JPEG), or the critic
-would find the resizing and not the drawing. AUC: 0.5 is chance, 1 is perfect.
+{portraits:.0f} held-out portraits against {drawings:.0f} held-out drawings of the untrained base. **Both come through
+the same chain** (113 pixels, the same kernels and ways to enlarge, the same light, hue, blur, grain and JPEG), or the
+critic would find the resizing and not the drawing. AUC: 0.5 is chance, 1 is perfect.
 
 | what is told apart | AUC |
 |---|---|

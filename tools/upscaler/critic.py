@@ -44,7 +44,7 @@ def finished(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         out = out.mean(2, keepdims=True).repeat(3, 2)
     elif rng.random() < 0.7:  # a background's colour must not tell what was drawn
         grey = out.mean(2, keepdims=True)
-        out = grey + (out - grey) @ _turn(float(rng.uniform(0, 2 * math.pi))) * rng.uniform(0.3, 1.2)
+        out = grey + (out - grey) @ data.hue_turn(float(rng.uniform(0, 2 * math.pi))) * rng.uniform(0.3, 1.2)
     out = 255 * (np.clip(out, 0, 255) / 255) ** np.exp(rng.uniform(-0.3, 0.3)) * np.exp(rng.uniform(-0.15, 0.15))
     if rng.random() < 0.3:
         out = data.blurred(out, float(rng.uniform(0.3, 0.9)))
@@ -52,14 +52,6 @@ def finished(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         out = out + rng.normal(0, rng.uniform(0.5, 4.0), out.shape[:2] + (1,))
     done = np.clip(out, 0, 255).round().astype(np.uint8)
     return data.jpeg(done, int(rng.integers(70, 98))) if rng.random() < 0.5 else done
-
-
-def _turn(angle: float) -> np.ndarray:
-    """Hue: a turn about the grey axis of RGB, as a matrix (3, 3) for row vectors."""
-    axis = np.full(3, 1 / math.sqrt(3))
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
-    return turn.T.astype(np.float32)  # type: ignore[no-any-return]
 
 
 def spot(rng: np.random.Generator, size_px: int = data.LARGE_PX) -> np.ndarray:

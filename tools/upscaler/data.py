@@ -172,12 +172,31 @@ def spoiled(large: np.ndarray, rebuilt: np.ndarray, rng: np.random.Generator) ->
     return small
 
 
+def hue_turn(angle: float) -> np.ndarray:
+    """Hue: a turn about the grey axis of RGB, as a matrix (3, 3) for row vectors."""
+    axis = np.full(3, 1 / math.sqrt(3))
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+    return turn.T.astype(np.float32)  # type: ignore[no-any-return]
+
+
+def recoloured(images: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """The same other hue and saturation for all: studios have no green walls, but people ask for them."""
+    turn, saturation = hue_turn(float(rng.uniform(0, 2 * math.pi))), float(rng.uniform(0.5, 2.0))
+    out = []
+    for image in images:
+        grey = image.mean(2, keepdims=True, dtype=np.float32)
+        coloured = grey + (image - grey) @ turn * saturation
+        out.append(np.clip(coloured, 0, 255).round().astype(np.uint8))
+    return tuple(out)
+
+
 def pairs(
     portraits: Portraits, chosen: np.ndarray, rng: np.random.Generator, *, crop_px: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Small spoiled crops (b, 3, crop, crop) and the true large ones (b, 3, 2 crop, 2 crop), both 0..1.
 
-    `crop_px` None gives whole frames. Mirrored at random.
+    `crop_px` None gives whole frames. Mirrored at random, a third in other colours.
     """
     small, large = [], []
     for k in chosen:
@@ -193,6 +212,8 @@ def pairs(
             x, y = min(x, SMALL_PX - crop_px), min(y, SMALL_PX - crop_px)
             low = low[y : y + crop_px, x : x + crop_px]
             true = true[2 * y : 2 * (y + crop_px), 2 * x : 2 * (x + crop_px)]
+        if rng.random() < 0.35:
+            low, true = recoloured((low, true), rng)
         if rng.random() < 0.5:
             low, true = low[:, ::-1], true[:, ::-1]
         small.append(low)

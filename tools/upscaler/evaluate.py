@@ -29,59 +29,81 @@ def everything(
     upscaling.settings.cache_clear()
     upscaling._critic.cache_clear()
     held = np.flatnonzero(portraits.held_out)
-    photos = portraits.large[held]
-    enlarge = upscaling.load_upscaler().enlarge
-    figures: dict[str, float] = {"portraits": len(held)}
-    for name, source in (("clean", photos), ("rebuilt", portraits.rebuilt[held])):
-        small = [data.resized(one, data.SMALL_PX, Image.Resampling.BICUBIC) for one in source]
-        for way, make in (("ours", enlarge), ("bicubic", bicubic)):
-            made = np.stack([make(one) for one in small])
-            figures |= {f"{name}_{way}_{k}": v for k, v in compared(photos, made, packs).items()}
-    figures |= seconds(enlarge)
+    figures = {"portraits": float(len(held)), **enlarging(portraits, held, packs)}
     figures |= flaws(portraits, held, drawn[data.SAMPLES :], people)
     figures["enlarger_bytes"] = (out / "enlarger.safetensors").stat().st_size
     figures["critic_bytes"] = (out / "critic.safetensors").stat().st_size
     return figures
 
 
+def enlarging(portraits: data.Portraits, held: np.ndarray, packs: Path | None) -> dict[str, float]:
+    photos = portraits.large[held]
+    enlarge = upscaling.load_upscaler().enlarge
+    judges = Judges(packs)
+    originals = [judges.look(one) for one in photos]
+    figures: dict[str, float] = {}
+    for name, source in (("clean", photos), ("rebuilt", portraits.rebuilt[held])):
+        small = [data.resized(one, data.SMALL_PX, Image.Resampling.BICUBIC) for one in source]
+        for way, make in (("ours", enlarge), ("bicubic", bicubic)):
+            made = np.stack([make(one) for one in small])
+            found = fidelity(photos, made) | judges.compare(originals, [judges.look(one) for one in made])
+            figures |= {f"{name}_{way}_{k}": v for k, v in found.items()}
+    return figures | seconds(enlarge)
+
+
 def bicubic(image: np.ndarray) -> np.ndarray:
     return data.resized(image, 2 * image.shape[0], Image.Resampling.BICUBIC)
 
 
-def compared(photos: np.ndarray, made: np.ndarray, packs: Path | None) -> dict[str, float]:
-    """Each made picture against its photo: identity, fidelity, sharpness, features."""
+def fidelity(photos: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    """How near each made picture is to its photo, and how sharp beside it."""
     from pipelines import arcface_mini
     from tools.upscaler.features import Features, from_onnx
 
     true, got = data.tensor(photos), data.tensor(made)
     features = Features(from_onnx(arcface_mini.MODEL)).fit(true)
-    out = {
+    return {
         "psnr_db": float(data.psnr(got, true).mean()),
         "sharpness": float((data.gradient_energy(got) / data.gradient_energy(true)).mean()),
         "feature_distance": float(features.distance(got, true)),
     }
-    judges: list[tuple[str, faces.Judge]] = [("arcface_mini", faces.judge("arcface-mini"))]
-    if packs is not None:
-        judges.append(("buffalo_sc", faces.ArcFaceJudge("buffalo_sc", packs / "models" / "buffalo_sc")))
-    distances = [dlib_distance(a, b) for a, b in zip(photos, made)]
-    # a face that is no longer found is not the same person
-    out["same_person"] = float(np.mean([d is not None and d < SAME_PERSON_L2 for d in distances]))
-    out["dlib_distance"] = float(np.mean([d for d in distances if d is not None]))
-    for name, judge in judges:
-        alike = []
-        for photo, picture in zip(photos, made):
-            a, b = judge.look(photo).vector, judge.look(picture).vector
-            alike.append(judge.similarity(a, b) if a is not None and b is not None else 0.0)
-        out[name] = float(np.mean(alike))
-    return out
 
 
-def dlib_distance(a: np.ndarray, b: np.ndarray) -> float | None:
-    seen = [(image, faces.dlib_detect(image)) for image in (a, b)]
-    if not all(found for _, found in seen):
-        return None
-    one, other = (faces.dlib_embed(image, found[0]) for image, found in seen)
-    return float(np.linalg.norm(one - other))
+class Judges:
+    """What each recogniser sees in a picture; the face is found once, by dlib."""
+
+    def __init__(self, packs: Path | None) -> None:
+        from pipelines.arcface_mini import ArcFaceMini
+
+        self.mini = ArcFaceMini()
+        self.pack = faces.ArcFaceJudge("buffalo_sc", packs / "models" / "buffalo_sc") if packs else None
+
+    def look(self, image: np.ndarray) -> dict[str, np.ndarray | None]:
+        found = faces.dlib_detect(image)
+        out: dict[str, np.ndarray | None] = {
+            "dlib": faces.dlib_embed(image, found[0]) if found else None,
+            "arcface_mini": self.mini.embed_face(image, found[0]) if found else None,
+        }
+        if self.pack is not None:
+            out["buffalo_sc"] = self.pack.look(image).vector
+        return out
+
+    def compare(self, a: list, b: list) -> dict[str, float]:
+        """Means over pictures; a face that is no longer found is not the same person, and not alike."""
+        distances = [float(np.linalg.norm(x["dlib"] - y["dlib"])) for x, y in zip(a, b) if _both(x["dlib"], y["dlib"])]
+        out = {
+            "same_person": sum(d < SAME_PERSON_L2 for d in distances) / len(a),
+            "dlib_distance": float(np.mean(distances)),
+        }
+        for name in a[0]:
+            if name != "dlib":
+                alike = [float(np.dot(x[name], y[name])) if _both(x[name], y[name]) else 0.0 for x, y in zip(a, b)]
+                out[name] = float(np.mean(alike))
+        return out
+
+
+def _both(x: np.ndarray | None, y: np.ndarray | None) -> bool:
+    return x is not None and y is not None
 
 
 def seconds(enlarge: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
@@ -149,7 +171,7 @@ def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people
     places = []
     for picture, right in pictures(critic.SPLICED, held, 3):
         values = 1 - upscaling.flaw_map(picture).values
-        cells = critic.on_cells(torch.tensor(right)[None, None], torch.Size(values.shape)).numpy()
+        cells = critic.on_cells(torch.tensor(right)[None, None], torch.Size(values.shape)).numpy()[0, 0]
         places.append(critic.auc(values[cells > 0.9], values[cells < 0.1]))
     out["auc_place"] = float(np.mean(places))
     if people is not None:
