@@ -114,7 +114,7 @@ class JobSpec:
     attention: str = "sdpa"  # or "xformers", on NVIDIA GPUs
     processes: int = 1  # that teach together, on as many GPUs
     download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
-    finish: Finish | None = None  # for "finish"
+    finish: Finish | None = field(default=None, metadata={"later": True})  # for "finish"
 
     def check(self) -> None:
         """Raises UserError, naming it, for anything that can't be done. Light: no torch."""

@@ -80,7 +80,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sampling):
         return {name: plain(each) for name, each in sampling_fields(value).items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        every = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        # what came later is left out where it says nothing, so that keys of earlier versions stay what they were
+        return {f.name: plain(each) for f, each in every.items() if not (f.metadata.get("later") and each == f.default)}
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

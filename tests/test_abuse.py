@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="counts descriptors a
 SERVED_S = 1.0  # within this the others are answered while somebody floods (p95)
 # Most of what follows comes from one address: the limits of one browser are what is tested here.
 LIMITS = {"LIKENESS_EVENTS_PER_MINUTE": "3000", "LIKENESS_UPLOAD_MB_PER_HOUR": "120", "LIKENESS_MAX_UPLOADS": "3"}
+LIMITS |= {"LIKENESS_IMPORT_MB": "25"}  # the largest file of all that the page takes
 
 
 @pytest.fixture(scope="module")

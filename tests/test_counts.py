@@ -102,7 +102,7 @@ def test_live_words_are_encoded_once_a_step(monkeypatch, tmp_path):
 
 def test_class_images_cost_no_encoding(monkeypatch, tmp_path):
     """They are kept as the latents that they were drawn as."""
-    from pipelines.training import CLASS_IMAGE_STEPS
+    from pipelines.batches import CLASS_IMAGE_STEPS
 
     calls, rows = trained(monkeypatch, tmp_path, "dreambooth", steps=3, batch=2, prior_weight=1.0, prior_images=4)
     assert rows["encode"] == PHOTOS and calls["decode"] == PROOF["decode"]

@@ -71,5 +71,5 @@ def test_the_page_is_wired_to_drive(zero, services):  # noqa: F811
 
     demo, _ = app.build()
     driven = [each for each in demo.fns.values() if each.name == "drive"]
-    assert len(driven) == 6, "the page's opening, training, and four ways to draw"
+    assert len(driven) == 8, "the page's opening, training, four ways to draw and two to finish"
     assert all(each.concurrency_id == "gpu" and each.concurrency_limit == 1 for each in driven)
