@@ -287,7 +287,8 @@ def test_a_base_with_one_method_shows_one(services):  # noqa: F811
     assert updates[tab.methods]["choices"] == [("LoRA", "lora")] and updates[tab.methods]["value"] == ["lora"]
     assert {method for method, column in tab.advanced.items() if updates[column]["visible"]} == {"lora"}
     shown = {name for name, dial in tab.dials.items() if updates[dial].get("visible", True)}
-    assert shown == {"lora_steps", "lora_learning_rate", "lora_rank", "batch"}
+    own = {"lora_steps", "lora_learning_rate", "lora_rank", "lora_dora"}
+    assert shown == own | {"batch", "face_weight", "optimizer"}
     offered = drawing.restore(view)
     assert offered[drawing.scheduler]["choices"] == [("default", "default")]
     usual = tab.restore(replace(view, row=BASES["sd15"]))

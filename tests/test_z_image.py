@@ -17,7 +17,7 @@ from pipelines.bases import z_image
 from pipelines.bases.family import FAMILIES, load_family
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, FAMILY_METHODS, default_base, find_base
-from pipelines.bases.sampling import SCHEDULERS, Row, sample, sample_latents, scheduler
+from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
 from pipelines.comparison import JobSpec
 from pipelines.estimates import estimate
 from pipelines.generation import Generator
@@ -329,7 +329,8 @@ def test_other_schedulers_are_a_sentence():
 def test_the_page_offers_what_it_draws_with():
     from ui.generate import SIZES, schedulers
 
-    assert schedulers(BASES["z-image"]) == ("default",) and schedulers(BASES["sd15"]) == SCHEDULERS
+    assert schedulers(BASES["z-image"]) == ("default",)
+    assert schedulers(BASES["sd15"]) == tuple(name for name in SCHEDULERS if name not in DISTILLED)
     assert all(size % 16 == 0 for size in SIZES["z_image"])
 
 
