@@ -42,8 +42,10 @@ def enlarging(portraits: data.Portraits, held: np.ndarray, packs: Path | None) -
     judges = Judges(packs)
     originals = [judges.look(one) for one in photos]
     figures: dict[str, float] = {}
-    for name, source in (("clean", photos), ("rebuilt", portraits.rebuilt[held])):
-        small = [data.resized(one, data.SMALL_PX, Image.Resampling.BICUBIC) for one in source]
+    lanczos, cubic = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC
+    rebuilt = portraits.rebuilt[held]
+    for name, source, kernel in (("clean", photos, lanczos), ("soft", photos, cubic), ("rebuilt", rebuilt, cubic)):
+        small = [data.resized(one, data.SMALL_PX, kernel) for one in source]
         for way, make in (("ours", enlarge), ("bicubic", bicubic)):
             made = np.stack([make(one) for one in small])
             found = fidelity(photos, made) | judges.compare(originals, [judges.look(one) for one in made])
