@@ -87,7 +87,7 @@ def train(
         with torch.autocast(device, torch.bfloat16):
             made = net(small)
             # half of the batch: on all of it this term costs more than the enlarger itself
-            half = len(made) // 2
+            half = max(1, len(made) // 2)
             seen = features.distance(made[:half], large[:half]) if against else made.new_zeros(())
         made = made.float()
         losses = {"l1": (made - large).abs().mean()}
