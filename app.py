@@ -7,8 +7,6 @@ Face Space.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import shutil
@@ -127,16 +125,9 @@ def _janitor(services: Any, page: Any, keep_s: float) -> None:
                 services.sweep(older_than_s=keep_s)
             sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
             page.forget_visits(FORGET_S)
-            _give_back_memory()
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)
         time.sleep(min(60.0, keep_s or 60.0))
-
-
-def _give_back_memory() -> None:
-    """Checking photos leaves half a megabyte a visit in the C library's free lists, which it returns only when asked."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def main() -> None:
