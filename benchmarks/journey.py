@@ -12,6 +12,7 @@ button is pressed, work found again each time, no error in the console, no reque
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import signal
 import sys
@@ -102,7 +103,7 @@ class Journey:
             self.shot(page, "desktop-1-start")
             page.locator("#lk-drop input[type=file]").set_input_files([str(photo) for photo in self.photos])
             self.says(page, "#lk-upload-status", "photos are used")
-            page.locator("#lk-class-word label", has_text=self.class_word).last.click()
+            page.locator("#lk-class-word label", has_text=re.compile(rf"^\s*{self.class_word}\s*$")).click()
             page.locator("#lk-consent input").check()
             self.says(page, "#lk-steps", "Ready")
             self.shot(page, "desktop-2-upload")
