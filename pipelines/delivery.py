@@ -2,7 +2,7 @@
 
 In: an image, a `Size` (a file of presets/sizes; dropping one in adds a menu entry), a format, a target in kB. Out: the
 bytes of a file that keeps to all of them, with what was done as sentences; several as a ZIP with a contact sheet.
-Try it: `deliver_marked(image, sizes()["linkedin-400"], format_name="JPEG", max_kb=60, face=face)`.
+Try it: `deliver(image, sizes()["linkedin-400"], format_name="JPEG", max_kb=60, face=face)`.
 
 The crop is placed by the face. Nothing is ever stretched: where the picture ends before the crop does, the crop moves
 or shrinks, or (`outside: "extend"`) the backdrop is continued, blurred, at the sides, and above where nothing of the
@@ -243,46 +243,15 @@ def deliver(
     quality: int | None = None,
     shrink: bool = False,
     base: str = "",
+    marked: bool = True,
 ) -> Delivered:
-    """`image`, uint8 (H, W, 3) in sRGB, as a file of this size without watermark and content credentials.
+    """`image`, uint8 (H, W, 3) in sRGB, as a file of this size with all three marks, or (`marked` false) without
+    watermark and content credentials.
 
-    With `max_kb` the best quality that keeps to it is searched for, at most `quality` where that is given; `shrink`
-    allows fewer pixels when even the lowest acceptable quality is too large. Raises UserError when it can't be done.
+    With `max_kb` the best quality that keeps to it is searched for, at most `quality` where that is given; marks count
+    into it, since the file is signed before it is weighed. `shrink` allows fewer pixels when even the lowest acceptable
+    quality is too large. Raises UserError when it can't be done.
     """
-    return _delivered(
-        image, size, format_name, max_kb=max_kb, face=face, quality=quality, shrink=shrink, base=base, marked=False
-    )
-
-
-def deliver_marked(
-    image: np.ndarray,
-    size: Size,
-    *,
-    format_name: str = "JPEG",
-    max_kb: float | None = None,
-    face: Face | None = None,
-    quality: int | None = None,
-    shrink: bool = False,
-    base: str = "",
-) -> Delivered:
-    """`deliver` with all three marks, which count into `max_kb`: the file is signed before it is weighed."""
-    return _delivered(
-        image, size, format_name, max_kb=max_kb, face=face, quality=quality, shrink=shrink, base=base, marked=True
-    )
-
-
-def _delivered(
-    image: np.ndarray,
-    size: Size,
-    format_name: str,
-    *,
-    max_kb: float | None,
-    face: Face | None,
-    quality: int | None,
-    shrink: bool,
-    base: str,
-    marked: bool,
-) -> Delivered:
     _check_wishes(size, format_name, max_kb, quality)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError("an image is uint8, (H, W, 3)")
@@ -473,7 +442,7 @@ def batch_zip(
                 progress(number, len(files))
         if sheet:
             page = Size("sheet", "Contact sheet", 0, 0)
-            made = deliver_marked(contact_sheet(small, captions), page, format_name="JPEG", quality=90, base=base)
+            made = deliver(contact_sheet(small, captions), page, format_name="JPEG", quality=90, base=base)
             archive.writestr(zipfile.ZipInfo("contact-sheet.jpg"), made.data)
     workspace.write_bytes(out, packed.getvalue())
     return out

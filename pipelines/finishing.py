@@ -109,7 +109,7 @@ def finish(
         tools=tools or refining.Tools(),
     )  # fmt: skip
     found = faces.detect_faces(refined.image)
-    delivered = delivery.deliver_marked(
+    delivered = delivery.deliver(
         refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
         shrink=True, base=Path(base).name,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipelines.schema import UserError
 
 SAMPLE = sorted((Path(__file__).resolve().parents[1] / "presets" / "sample_person").glob("*.png"))
 SIZES = delivery.sizes()
+unmarked = partial(delivery.deliver, marked=False)
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +143,7 @@ def test_a_head_at_the_upper_edge_is_not_continued_upwards():
 
 
 def test_a_circle_keeps_nothing_outside_it(portrait):
-    made = delivery.deliver_marked(portrait, SIZES["avatar-circle"], format_name="PNG", face=FACE)
+    made = delivery.deliver(portrait, SIZES["avatar-circle"], format_name="PNG", face=FACE)
     pixels = np.array(opened(made))
     assert pixels.shape == (512, 512, 4)
     alpha = pixels[:, :, 3]
@@ -150,11 +152,11 @@ def test_a_circle_keeps_nothing_outside_it(portrait):
     outside = pixels[alpha == 0][:, :3]
     assert (outside == 255).all(), "no part of the picture is out there"
     with pytest.raises(UserError, match="JPEG lacks"):
-        delivery.deliver(portrait, SIZES["avatar-circle"], format_name="JPEG")
+        unmarked(portrait, SIZES["avatar-circle"], format_name="JPEG")
 
 
 def test_as_drawn_changes_no_pixel(portrait):
-    made = delivery.deliver(portrait, SIZES["as-drawn"], format_name="PNG")
+    made = unmarked(portrait, SIZES["as-drawn"], format_name="PNG")
     assert np.array_equal(np.array(opened(made)), portrait) and made.marks is None and made.quality is None
 
 
@@ -164,7 +166,7 @@ def test_as_drawn_changes_no_pixel(portrait):
 @pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("max_kb", [16, 40])
 def test_the_file_keeps_to_its_weight_with_all_marks_in_it(format_name, max_kb, portrait, tmp_path):
-    made = delivery.deliver_marked(
+    made = delivery.deliver(
         portrait, SIZES["linkedin-400"], format_name=format_name, max_kb=max_kb, face=FACE, base="portrait-128"
     )
     assert len(made.data) <= max_kb * 1000 and made.kb == len(made.data) / 1000
@@ -178,27 +180,27 @@ def test_the_file_keeps_to_its_weight_with_all_marks_in_it(format_name, max_kb, 
 
 def test_the_best_quality_that_fits_is_found(portrait):
     size = SIZES["linkedin-400"]
-    made = delivery.deliver(portrait, size, max_kb=20, face=FACE)
+    made = unmarked(portrait, size, max_kb=20, face=FACE)
     assert made.quality is not None and made.quality < delivery.HIGHEST_QUALITY["JPEG"]
     cut, _ = delivery.crop(portrait, size, face=FACE)
     assert len(marking.encode(cut, "JPEG", quality=made.quality)) == len(made.data) <= 20_000
     assert len(marking.encode(cut, "JPEG", quality=made.quality + 1)) > 20_000
-    assert delivery.deliver(portrait, size, max_kb=20, face=FACE, quality=50).quality == 50
+    assert unmarked(portrait, size, max_kb=20, face=FACE, quality=50).quality == 50
 
 
 def test_what_cannot_be_reached_is_said_and_shrinks_only_when_asked(portrait):
     size = SIZES["square-1080"]
     with pytest.raises(UserError, match="does not fit into 12 kB"):
-        delivery.deliver_marked(portrait, size, max_kb=12, face=FACE)
-    made = delivery.deliver_marked(portrait, size, max_kb=12, face=FACE, shrink=True)
+        delivery.deliver(portrait, size, max_kb=12, face=FACE)
+    made = delivery.deliver(portrait, size, max_kb=12, face=FACE, shrink=True)
     assert len(made.data) <= 12_000 and made.width_px == made.height_px < 1080
     assert any("more would not have fitted" in note for note in made.notes)
     with pytest.raises(UserError, match="PNG has no quality"):
-        delivery.deliver(portrait, size, format_name="PNG", max_kb=30)
-    small = delivery.deliver(portrait, SIZES["as-drawn"], format_name="PNG", max_kb=30, shrink=True)
+        unmarked(portrait, size, format_name="PNG", max_kb=30)
+    small = unmarked(portrait, SIZES["as-drawn"], format_name="PNG", max_kb=30, shrink=True)
     assert len(small.data) <= 30_000 and small.width_px == small.height_px < 256
     with pytest.raises(UserError, match="does not fit"):
-        delivery.deliver_marked(portrait, size, max_kb=2, shrink=True)
+        delivery.deliver(portrait, size, max_kb=2, shrink=True)
 
 
 def test_wishes_are_checked(portrait):
@@ -208,9 +210,9 @@ def test_wishes_are_checked(portrait):
         {"quality": 101}, {"format_name": "BMP"}, {"format_name": "../x"},
     ):  # fmt: skip
         with pytest.raises(UserError):
-            delivery.deliver(portrait, size, **wrong)
+            unmarked(portrait, size, **wrong)
     with pytest.raises(UserError, match="pixels wide"):
-        delivery.deliver(portrait, replace(size, width_px=10**9, height_px=10**9))
+        unmarked(portrait, replace(size, width_px=10**9, height_px=10**9))
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -218,7 +220,7 @@ def test_wishes_are_checked(portrait):
 
 @pytest.mark.parametrize("format_name", marking.FORMATS)
 def test_profile_and_dpi_are_in_the_file_and_exif_is_not(format_name, portrait):
-    made = delivery.deliver_marked(portrait, SIZES["passport-35x45"], format_name=format_name, face=FACE)
+    made = delivery.deliver(portrait, SIZES["passport-35x45"], format_name=format_name, face=FACE)
     picture = opened(made)
     assert (picture.width, picture.height) == (413, 531) == (made.width_px, made.height_px)
     assert picture.info["icc_profile"] == marking.srgb_profile()
@@ -228,10 +230,10 @@ def test_profile_and_dpi_are_in_the_file_and_exif_is_not(format_name, portrait):
 
 
 def test_a_picture_with_far_too_few_pixels_is_told_of(portrait):
-    made = delivery.deliver(portrait, SIZES["print-10x15"], face=FACE)
+    made = unmarked(portrait, SIZES["print-10x15"], face=FACE)
     assert any("Enlarged" in note for note in made.notes)
     large = np.repeat(np.repeat(portrait, 12, 0), 12, 1)
-    fine = delivery.deliver(large, SIZES["print-10x15"], face=face_at(1536, 1390, 300))
+    fine = unmarked(large, SIZES["print-10x15"], face=face_at(1536, 1390, 300))
     assert not any("Enlarged" in note for note in fine.notes)
 
 
@@ -247,8 +249,8 @@ def test_a_contact_sheet_shows_every_picture(portrait):
 
 
 def test_a_zip_holds_every_file_under_a_safe_name_and_a_marked_sheet(portrait, tmp_path):
-    made = delivery.deliver_marked(portrait, SIZES["linkedin-400"], max_kb=40, face=FACE)
-    circle = delivery.deliver_marked(portrait, SIZES["avatar-circle"], format_name="WEBP", face=FACE)
+    made = delivery.deliver(portrait, SIZES["linkedin-400"], max_kb=40, face=FACE)
+    circle = delivery.deliver(portrait, SIZES["avatar-circle"], format_name="WEBP", face=FACE)
     names = ["../../etc/passwd", "a b", "a b", "", "contact-sheet"]
     done: list[int] = []
     out = delivery.batch_zip(
