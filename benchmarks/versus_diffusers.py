@@ -1,16 +1,19 @@
 """Ours beside diffusers' own example scripts: the same base, photos, resolution, batch and number of steps, in one run.
 
     python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples [--methods lora] [--steps 60] [--json F]
+    python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples --people PEOPLE_DIR [--only p01,p04]
 
 In: the examples/ folder of a diffusers checkout (tag v0.40.0 is the newest that suits diffusers 0.42; nothing of it is
 copied) and, if wanted, a folder of photos; without one the sample person's pictures are enlarged to 12 megapixels. Out:
 a table and JSON. Every row is a process of its own, started as a person would start it, one after another; nothing else
-should run meanwhile. `benchmarks/README.md` says what each figure holds.
+should run meanwhile. With --people (a folder per person and `people.csv`: person, class_word) the same is run for each
+on their photos as they are, and the table holds identity alone. `benchmarks/README.md` says what each figure holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ PHOTO_SIDE_PX, PHOTO_WIDTH_PX = 3000, 4000
 GRAIN = 4.0  # grey levels: with it an enlarged picture takes as many bytes, and as long to decode, as a phone's
 TO_ARTEFACT_BAR, UPDATE_BAR = 3.0, 1.5
 OURS, DEFAULTS, CAREFUL = "likeness", "script, its defaults", "script, everything done for it"
+UNTRAINED = "untrained base, its class word"
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Row:
     faces: str = ""  # in how many of them the judge found a face
     phrase: str = field(default="", repr=False)
     folder: str = field(default="", repr=False)
+    person: str = ""
 
 
 # -- photos --------------------------------------------------------------------------------------------------------
@@ -384,10 +389,48 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def identities(rows: Sequence[Row], method: str, who: str) -> dict[str, float]:
+    """Person to identity."""
+    return {row.person: row.identity or 0.0 for row in rows if (row.method, row.who) == (method, who)}
+
+
+def identity_bars(rows: Sequence[Row]) -> list[Bar]:
+    """Ours against the script at its defaults, mean over people."""
+    out = []
+    for method in dict.fromkeys(row.method for row in rows if row.who == OURS):
+        mine, theirs = identities(rows, method, OURS), identities(rows, method, DEFAULTS)
+        gained = statistics.mean(mine[person] - theirs[person] for person in mine)
+        out.append(Bar(method, "more identity over people", round(gained, 4), 0.0, gained >= 0))
+    return out
+
+
+def identity_table(rows: Sequence[Row]) -> str:
+    """Markdown: means over people, and ours minus each with the 95% interval of a bootstrap over people."""
+    from pipelines.scoring import paired_bootstrap
+
+    lines = ["| method | who | identity | ours is higher by | for |", "|---|---|---|---|---|"]
+    for method in dict.fromkeys(row.method for row in rows if row.who == OURS):
+        mine = identities(rows, method, OURS)
+        for who in (OURS, DEFAULTS, CAREFUL, UNTRAINED):
+            other = identities(rows, "none" if who == UNTRAINED else method, who)
+            if not other:
+                continue
+            cells = [method.replace("_", " "), who, f"{statistics.mean(other.values()):.3f}", "", ""]
+            if who != OURS:
+                pairs = [(mine[person], other[person]) for person in mine]
+                drawn = paired_bootstrap([[a] for a, _ in pairs], [[b] for _, b in pairs])
+                cells[3] = f"{drawn.difference:.3f} ({drawn.low:.3f} to {drawn.high:.3f})"
+                cells[4] = f"{sum(a > b for a, b in pairs)} of {len(pairs)} people"
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scripts", type=Path, required=True, help="examples/ of a diffusers checkout")
     parser.add_argument("--photos", type=Path, help="8 to 15 photos of one person (default: the sample person, 12 MP)")
+    parser.add_argument("--people", type=Path, help="a folder of people with people.csv instead: identity over them")
+    parser.add_argument("--only", default="", help="of --people, these: p01,p04 (all)")
     parser.add_argument("--class-word", default="woman", help="what the person is (woman, as the sample person)")
     parser.add_argument("--judged-by", type=int, default=2, help="photos that nobody trains on: the last ones (2)")
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -402,6 +445,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="keep what is made in this folder, which must not exist")
     options = parser.parse_args()
     methods = options.methods.split(",")
+    if options.people and not options.pictures:
+        parser.error("--people compares identity, which --pictures 0 leaves out")
     for name in methods:
         if name not in METHODS:
             parser.error(f"--methods are of {', '.join(METHODS)}, not {name}")
@@ -416,58 +461,79 @@ def main() -> int:
     row = find_base(options.base)
     if row.folder is None:
         parser.error(f"{row.title} is not a folder on this machine. Give the path of one.")
+    asked = Asked(
+        row.name, row.folder.resolve(), row.resolution_px, options.class_word, row.identifier, options.steps,
+        options.batch, options.quality, options.scripts.resolve(), Path(), Path(), Path(),
+    )  # fmt: skip
+    found = conditions()
+    for key, value in found.items():
+        print(f"{key}: {value}", flush=True)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary) / "work").resolve()
         work.mkdir(parents=True)
         said = stand_ins(work / "stand_ins")
-        if options.photos is None:
-            source = sorted((ROOT / "presets/sample_person").glob("*.png"))
-            photos = phone_photos(source, work / "photos")
-            said.append(
-                f"photos: the sample person's {len(source)} pictures, enlarged to 4000 x 3000 with grain "
-                f"({sum(file.stat().st_size for file in photos) / len(photos) / 1e6:.1f} MB each)"
-            )
+        asked = replace(asked, stand_ins=work / "stand_ins")
+        if options.people:
+            words = {r["person"]: r["class_word"] for r in csv.DictReader((options.people / "people.csv").open())}
+            for person in options.only.split(",") if options.only else words:
+                (work / person).mkdir()
+                one = replace(asked, work=work / person, class_word=words[person])
+                rows += measure(one, methods, options, options.people / person, said)
+                for each in rows:
+                    each.person = each.person or person
+                shutil.rmtree(work / person)  # a script's DreamBooth is a whole pipeline
         else:
-            photos = [Path(shutil.copy(file, _made(work / "photos"))) for file in sorted(options.photos.iterdir())]
-        judged_by = [Path(shutil.move(file, _made(work / "judged_by"))) for file in photos[-options.judged_by :]]
-        said.append(
-            f"both sides get {len(photos) - len(judged_by)} photos; {len(judged_by)} more judge. Ours keeps some of "
-            "its own back (validation, held out) and learns from the others; the scripts learn from all"
+            rows = measure(replace(asked, work=work), methods, options, options.photos, said)
+    verdict = identity_bars(rows) if options.people else bars(rows)
+    print("\n" + (identity_table(rows) if options.people else table(rows)) + "\n")
+    for bar in verdict:
+        print(f"{'met   ' if bar.met else 'MISSED'} {bar.method}: {bar.figure:g} {bar.what} (bar: {bar.wanted:g})")
+    if options.json:
+        saved = {
+            "conditions": found,
+            "notes": said,
+            "rows": [{k: v for k, v in asdict(row).items() if k != "folder"} for row in rows],
+            "bars": [asdict(bar) for bar in verdict],
+        }
+        options.json.write_text(json.dumps(saved, indent=1) + "\n")
+    return 0 if all(bar.met for bar in verdict) else 1
+
+
+def measure(
+    asked: Asked, methods: Sequence[str], options: argparse.Namespace, source: Path | None, said: list[str]
+) -> list[Row]:
+    """All rows of one person; `said` gets what a reader must know."""
+    notes = []
+    if source is None:
+        pictures = sorted((ROOT / "presets/sample_person").glob("*.png"))
+        photos = phone_photos(pictures, asked.work / "photos")
+        notes.append(
+            f"photos: the sample person's {len(pictures)} pictures, enlarged to 4000 x 3000 with grain "
+            f"({sum(file.stat().st_size for file in photos) / len(photos) / 1e6:.1f} MB each)"
         )
-        asked = Asked(
-            row.name, row.folder.resolve(), row.resolution_px, options.class_word, row.identifier, options.steps,
-            options.batch, options.quality, options.scripts.resolve(), work / "photos", work, work / "stand_ins",
-        )  # fmt: skip
-        found = conditions()
-        for line in [f"{key}: {value}" for key, value in found.items()] + said:
-            print(line, flush=True)
-        rows: list[Row] = []
-        for name in methods:
-            for measure in (
-                lambda name=name: ours(asked, name),
-                lambda name=name: script(asked, name, careful=False),
-                *([] if options.no_careful else [lambda name=name: script(asked, name, careful=True)]),
-            ):
-                rows.append(measure())
-                print(f"{rows[-1].method}, {rows[-1].who}: {rows[-1].to_artefact_s:.1f} s", flush=True)
-        judge = None
-        if options.pictures:
-            judge = judge_rows(rows, asked, judged_by, options.pictures, options.judge)
-            print(f"identity: {judge}, {options.pictures} pictures per artefact, drawn by the stock pipeline")
-        verdict = bars(rows)
-        print("\n" + table(rows) + "\n")
-        for bar in verdict:
-            print(f"{'met   ' if bar.met else 'MISSED'} {bar.method}: {bar.figure:g} {bar.what} (bar: {bar.wanted:g})")
-        if options.json:
-            saved = {
-                "conditions": found,
-                "notes": said,
-                "judge": judge,
-                "rows": [{k: v for k, v in asdict(row).items() if k != "folder"} for row in rows],
-                "bars": [asdict(bar) for bar in verdict],
-            }
-            options.json.write_text(json.dumps(saved, indent=1) + "\n")
-        return 0 if all(bar.met for bar in verdict) else 1
+    else:
+        photos = [Path(shutil.copy(file, _made(asked.work / "photos"))) for file in sorted(source.iterdir())]
+    judged_by = [Path(shutil.move(file, _made(asked.work / "judged_by"))) for file in photos[-options.judged_by :]]
+    asked = replace(asked, photos=asked.work / "photos")
+    notes.append(
+        f"both sides get {len(photos) - len(judged_by)} photos; {len(judged_by)} more judge. Ours keeps some of "
+        "its own back (validation, held out) and learns from the others; the scripts learn from all"
+    )
+    rows: list[Row] = []
+    for name in methods:
+        for side in (OURS, DEFAULTS) if options.no_careful else (OURS, DEFAULTS, CAREFUL):
+            rows.append(ours(asked, name) if side == OURS else script(asked, name, careful=side == CAREFUL))
+            print(f"{name}, {side}: {rows[-1].to_artefact_s:.1f} s", flush=True)
+    if options.people:
+        rows.append(Row("none", UNTRAINED, *[0] * 10, phrase=asked.class_word))
+    if options.pictures:
+        judge = judge_rows(rows, asked, judged_by, options.pictures, options.judge)
+        notes.append(f"identity: {judge}, {options.pictures} pictures per artefact, drawn by the stock pipeline")
+    for line in notes:
+        print(line, flush=True)
+    said += [line for line in notes if line not in said]
+    return rows
 
 
 def _made(folder: Path) -> Path:

@@ -16,7 +16,18 @@ from PIL import Image
 
 from benchmarks import gpu_step, versus_diffusers
 from benchmarks.versus import transforms
-from benchmarks.versus_diffusers import CAREFUL, DEFAULTS, OURS, Process, Row, bars, phone_photos, row_of, table
+from benchmarks.versus_diffusers import (
+    CAREFUL,
+    DEFAULTS,
+    OURS,
+    UNTRAINED,
+    Process,
+    Row,
+    bars,
+    phone_photos,
+    row_of,
+    table,
+)
 
 VERSUS = Path(transforms.__file__).parent
 
@@ -94,6 +105,25 @@ def test_photos_are_phone_sized_and_hold_the_picture(tmp_path):
 
 def _row(who: str, to_artefact_s: float, update_s: float, identity: float | None) -> Row:
     return Row("lora", who, 10, 8, to_artefact_s, update_s, update_s, update_s, 8 / update_s, 1.0, 100, 1000, identity)
+
+
+def test_identity_is_compared_over_people():
+    rows = []
+    for person, mine, theirs in (("p01", 0.5, 0.2), ("p02", 0.3, 0.4), ("p03", 0.4, 0.0)):
+        rows += [_row(OURS, 1, 1, mine), _row(DEFAULTS, 1, 1, theirs), _row(UNTRAINED, 1, 1, 0.1)]
+        rows[-1].method = "none"
+        for row in rows[-3:]:
+            row.person = person
+    rows[-2].identity = None  # no face in any picture: no likeness
+    (bar,) = versus_diffusers.identity_bars(rows)
+    assert bar.met and bar.figure == pytest.approx(0.2)
+    table = versus_diffusers.identity_table(rows).splitlines()
+    assert table[2].split(" | ")[1:3] == ["likeness", "0.400"]
+    assert table[3].split(" | ")[2] == "0.200" and "2 of 3 people" in table[3] and "0.200 (" in table[3]
+    assert table[4].split(" | ")[2] == "0.100" and "3 of 3 people" in table[4]
+    for row in rows:
+        row.identity = 0.1 if row.who == OURS else 0.2
+    assert not versus_diffusers.identity_bars(rows)[0].met
 
 
 def test_bars_hold_only_against_the_defaults():
