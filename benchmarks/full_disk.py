@@ -28,7 +28,7 @@ from kill_worker import last_step, take_in, torn
 from visits import App, Visitor, conditions, sample_photos, table
 
 from pipelines import comparison, jobs, worker
-from pipelines.comparison import JobSpec
+from pipelines.jobspec import JobSpec
 from pipelines.schema import Sampling, UserError
 from pipelines.workspace import Run
 

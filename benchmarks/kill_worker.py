@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, so that resu
 from visits import conditions, sample_photos, table
 
 from pipelines import jobs, workspace
-from pipelines.comparison import JobSpec
+from pipelines.jobspec import JobSpec
 from pipelines.workspace import Run
 
 EVERY = 5  # steps between checkpoints

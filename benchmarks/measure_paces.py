@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import estimates, jobs, presets, runtime, workspace
 from pipelines.bases.registry import find_base
-from pipelines.comparison import JobSpec
+from pipelines.jobspec import JobSpec
 from pipelines.photos import photo_files
 from pipelines.training import load_subject
 

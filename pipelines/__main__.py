@@ -38,8 +38,8 @@ from pipelines.schema import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.comparison import JobSpec
     from pipelines.faces import Judge
+    from pipelines.jobspec import JobSpec
     from pipelines.lookalike import Opinion
     from pipelines.refining import Outcome
     from pipelines.workspace import Run
@@ -365,14 +365,14 @@ def _setting(text: str) -> tuple[str, str, Any]:
 
 
 def _compare(asked: argparse.Namespace) -> int:
-    from pipelines import comparison, workspace
+    from pipelines import jobspec, workspace
     from pipelines.bases.registry import find_base
 
     if asked.matrix is not None:
         return _study(asked)
     run, spec = _prepare(asked, kind="compare")
     if asked.prompt:
-        samplings = comparison.samplings_of(find_base(spec.base), asked.prompt, renders=asked.renders, seed=asked.seed)
+        samplings = jobspec.samplings_of(find_base(spec.base), asked.prompt, renders=asked.renders, seed=asked.seed)
         spec = _replaced(spec, samplings=samplings)
     if asked.images:
         spec = _replaced(spec, images=_made_elsewhere(asked.images))
@@ -487,7 +487,7 @@ def _train(asked: argparse.Namespace) -> int:
 
 def _generate(asked: argparse.Namespace) -> int:
     from pipelines import jobs, workspace
-    from pipelines.comparison import JobSpec
+    from pipelines.jobspec import JobSpec
 
     _face_models(asked)
     run = _run_of(asked.folder)
@@ -796,7 +796,7 @@ def _opinion(one: Opinion) -> dict[str, Any]:
 
 
 def _finish(asked: argparse.Namespace) -> int:
-    from pipelines import faces, finishing, marking, refining, workspace
+    from pipelines import faces, finishing, inscription, marking, refining, workspace
     from pipelines.photos import decode
     from pipelines.schema import Finish
 
@@ -826,7 +826,8 @@ def _finish(asked: argparse.Namespace) -> int:
     judges = faces.available_judges(on_problem=_say)
     baseline = finishing.baseline_of(run, image, judges) if run else refining.baseline_itself(judges, image)
     bar = Bar()
-    base, _ = finishing.drawn_by(asked.image)
+    drawn = inscription.read(asked.image)
+    base = drawn.base if drawn else ""
     made = finishing.finish(
         image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one))
     )
@@ -904,7 +905,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines import workspace
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.comparison import JobSpec
+    from pipelines.jobspec import JobSpec
     from pipelines.photos import photo_files
 
     _face_models(asked)

@@ -6,8 +6,6 @@ Pictures and texts that never change are encoded once. The loop (`training.train
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipelines.bases.objective import Schedule
 from pipelines.bases.sampling import Row, sample_latents
 from pipelines.bases.text import Conditioning
 from pipelines.checkpoints import load_tensors, save_tensors
+from pipelines.fingerprints import sha
 from pipelines.methods.base import Learner
 from pipelines.parallel import World
 from pipelines.runtime import derived_seed, noise
@@ -280,7 +279,3 @@ def class_images(
     stacked = {shape: torch.stack(latents) for shape, latents in drawn.items()}
     save_tensors(file, {f"{h}x{w}": latents for (h, w), latents in stacked.items()}, {"stamp": stamp})
     return stacked
-
-
-def sha(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

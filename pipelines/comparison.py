@@ -13,41 +13,33 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import queue
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines import parallel, presets, safety, workspace
-from pipelines.bases.registry import BASES, BaseRow, default_base, find_base
+from pipelines import inscription, parallel, presets, workspace
+from pipelines.bases.registry import BASES, default_base, find_base
+from pipelines.fingerprints import base_sha256, file_sha256, sha, threads, versions
+from pipelines.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.parallel import World
 from pipelines.schema import (
     ALL_METHODS,
-    ATTENTIONS,
-    CHECKPOINTING,
-    CLASS_WORDS,
     COLUMNS,
     COMPOSED,
-    METHODS,
-    OPTIMIZERS,
-    QUALITIES,
     Event,
-    Finish,
     PhotoSet,
     Recipe,
     Sampling,
     Score,
     Subject,
     UserError,
-    check_variation,
     is_imported,
     place_of,
     sampling_fields,
@@ -64,168 +56,14 @@ if TYPE_CHECKING:
     from pipelines.runtime import Device
     from pipelines.scoring import Marks
 
-KINDS = ("compare", "train", "generate", "finish")
-RENDERS = 8  # per column of a comparison
-# Plain looks first: a comparison asks about the face, not about costumes. Every base family finds its own among them.
-COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
 # Methods of bases up to this size train side by side, step by step in turn; of larger ones one after another, so that
 # only one of them is in memory at a time.
 SIDE_BY_SIDE_UP_TO_GB = 2.0
 OTHERS = 3  # photos of other people in a heatmap
 SMALL_BASE_BATCH, LARGE_BASE_BATCH = 8, 4
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
-SETTING_LIMITS: dict[str, tuple[float, float]] = {
-    "steps": (1, 100_000), "batch": (1, 256), "vectors": (1, 8), "rank": (1, 256), "alpha": (0, 1024),
-    "prior_images": (1, 1000), "checkpoint_every": (1, 100_000), "learning_rate": (0, 1), "text_learning_rate": (0, 1),
-    "ema": (0, 0.999999), "caption_dropout": (0, 1), "prior_weight": (0, 10), "clip_norm": (0, 1000),
-    "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "noise_from": (0, 0.99),
-    "preview_every_s": (0, 86_400), "watch_every": (0, 100_000), "patience": (0, 1000),
-    "vector_learning_rate": (0, 1), "freeze_vectors_after": (0, 1), "face_weight": (0, 100),
-    "background_weight": (0, 100),
-}  # fmt: skip
-SETTING_CHOICES = {"optimizer": OPTIMIZERS, "gradient_checkpointing": CHECKPOINTING}
-
-Setting = int | float | str | bool | None
 T = TypeVar("T")
 Drawn = tuple[str, Sampling, Path]  # column, what was asked for, where it lies
-
-
-@dataclass(frozen=True)
-class JobSpec:
-    """What to do in a run. JSON-able; the worker reads nothing else."""
-
-    # "compare": everything | "train": up to the artefacts | "generate": draw and score | "finish": refine and deliver
-    kind: str = "compare"
-    base: str = "portrait-128"  # a registry name or a path
-    class_word: str = "person"
-    methods: tuple[str, ...] = METHODS  # to train; for "generate" the columns to draw, "none" being the untrained base
-    quality: str = "good"
-    seed: int = 0
-    split_seed: int | None = None  # determines which photos are held out; None: `seed` does
-    photos: tuple[str, ...] = ()  # files to take in; empty: the run's photos were taken in already
-    keep: tuple[str, ...] = ()  # names of photos to use although the checks would leave them out
-    samplings: tuple[Sampling, ...] = ()  # what to draw; empty for "compare": `renders` plain portraits
-    renders: int = RENDERS
-    stylised: tuple[str, ...] = ()  # prompts no recogniser can judge (paintings, cartoons): out of the identity figures
-    others: tuple[str, ...] = ()  # photos of other people, for the heatmap; empty: the synthetic sample person's
-    images: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> pictures made elsewhere: one more column
-    settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
-    device: str | None = None  # "cpu", "cuda", "mps"; None = the best here
-    attention: str = "sdpa"  # or "xformers", on NVIDIA GPUs
-    processes: int = 1  # that teach together, on as many GPUs
-    download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
-    finish: Finish | None = field(default=None, metadata={"later": True})  # for "finish"
-
-    def check(self) -> None:
-        """Raises UserError, naming it, for anything that can't be done. Light: no torch."""
-        for value, known, what in (
-            (self.kind, KINDS, "kind of job"),
-            (self.quality, QUALITIES, "quality"),
-            (self.class_word, CLASS_WORDS, "class word"),
-            (self.attention, ATTENTIONS, "attention"),
-        ):
-            if value not in known:
-                raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
-        row = find_base(self.base)
-        if self.kind == "finish":
-            from pipelines import finishing
-
-            finishing.check(self.finish)
-        offered = COLUMNS if self.kind in ("generate", "finish") else ALL_METHODS
-        if not self.methods:
-            raise UserError(f"No method was chosen. Choose at least one of: {', '.join(offered)}.")
-        for name in self.methods:
-            if self.kind in ("generate", "finish") and is_imported(name):
-                continue
-            if name not in offered:
-                raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
-            if name != "none" and name not in row.offered:
-                raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.offered)}.")
-        _number("The seed", self.seed, 0, 2**53, whole=True)
-        _number("The split's seed", self.split, 0, 2**53, whole=True)
-        _number("The number of processes", self.processes, 1, 64, whole=True)
-        _number("The number of pictures", self.renders, 1, 500, whole=True)
-        if self.kind == "generate" and not self.samplings:
-            raise UserError("Nothing to draw was named. Give a prompt or pick a style.")
-        for each in self.samplings:
-            for label, number in (("Guidance", each.guidance), ("Strength", each.strength), ("Steps", each.steps)):
-                _number(label, number, 0, 1000)
-            _number("The seed", each.seed, 0, 2**53, whole=True)
-            check_variation(each)
-            safety.check_prompt(each.prompt, each.negative_prompt)
-            if row.own_scheduler and each.scheduler != "default":
-                raise UserError(f"{row.title} draws with its own scheduler only. Choose default.")
-            if each.source is not None and self.kind != "generate":
-                raise UserError("A comparison draws from noise only. Vary its pictures afterwards: generate does that.")
-        for name, files in self.images.items():
-            if name in COLUMNS or is_imported(name) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
-                raise UserError(
-                    f"{name} can't name a column of pictures made elsewhere. Use small letters, digits, - and _, and "
-                    f"none of {', '.join(COLUMNS)}."
-                )
-            if not 1 <= len(files) <= 500:
-                raise UserError(f"The column {name} needs 1 to 500 pictures, not {len(files)}.")
-        for method, changes in self.settings.items():
-            _check_settings(method, changes)
-
-    @property
-    def split(self) -> int:
-        return self.seed if self.split_seed is None else self.split_seed
-
-    def disk_bytes(self) -> int:
-        """About how much the job writes: checkpoints hold weights and two moments, artefacts the weights."""
-        row = find_base(self.base)
-        pictures = max(len(self.samplings), self.renders) * len(COLUMNS) * 4 * row.resolution_px**2
-        learned = 0.8e9 * row.vram_gb if "dreambooth" in self.methods else 0.05e9 * (1 + row.vram_gb)
-        learned *= 1.25  # where checkpoints are chosen, the best one so far is saved beside the last
-        if self.finish is not None:
-            return int(50e6 + 3e6 * len(self.finish.pictures))
-        return int(50e6 + pictures + (0 if self.kind == "generate" else learned))
-
-
-def spec_from_json(saved: Any) -> JobSpec:
-    """The spec in a spec.json. Raises UserError when it is not one."""
-    try:
-        values = {each.name: saved[each.name] for each in fields(JobSpec) if each.name in dict(saved)}
-        for name in ("methods", "photos", "keep", "stylised", "others"):
-            if name in values:
-                values[name] = tuple(str(each) for each in values[name])
-        values["images"] = {str(name): tuple(map(str, files)) for name, files in values.get("images", {}).items()}
-        values["samplings"] = tuple(Sampling(**each) for each in values.get("samplings", ()))
-        if values.get("finish") is not None:
-            lists = {name: tuple(map(str, values["finish"][name])) for name in ("pictures", "steps")}
-            values["finish"] = Finish(**values["finish"] | lists)
-        if "kind" not in values:
-            raise ValueError("it names no job")
-        return JobSpec(**values)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError("The run's spec.json is damaged. Start again with the settings you want.") from error
-
-
-def _number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not low <= value <= high or (whole and int(value) != value):  # type: ignore[operator, call-overload]
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"{name} must be {kind} from {low:g} to {high:g}, not {value}.")
-
-
-def _check_settings(method: str, changes: dict[str, Setting]) -> None:
-    if method not in ALL_METHODS:
-        raise UserError(f"There is no method {method}. Choose one of: {', '.join(ALL_METHODS)}.")
-    known = {each.name: str(each.type) for each in fields(Recipe)}
-    for name, value in changes.items():
-        if name not in known or name in ("base", "method", "class_word", "seed"):
-            raise UserError(f"A recipe has no setting {name} to change. Leave it out.")
-        kind = known[name]
-        if value is None and "None" in kind:
-            continue
-        if name in SETTING_LIMITS:
-            low, high = SETTING_LIMITS[name]
-            _number(f"The recipe's {name}", value, low, high, whole=kind == "int")
-        elif name in SETTING_CHOICES and value not in SETTING_CHOICES[name]:
-            raise UserError(f"The recipe's {name} is one of {', '.join(SETTING_CHOICES[name])}, not {value}.")
-        elif type(value).__name__ != kind:
-            raise UserError(f"The recipe's {name} can't be {value}. Leave it out, or give a {kind}.")
 
 
 # ------------------------------------------------------------------------------------------------- the doors
@@ -324,32 +162,6 @@ def perform(
             flow.clock.save()
 
 
-def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: int) -> tuple[Sampling, ...]:
-    """`renders` pictures: prompts take turns, every picture has a seed of its own, so each is one more witness."""
-    looks = [Sampling(prompt=prompt, guidance=row.guidance) for prompt in prompts]
-    return tuple(Sampling(**{**asdict(looks[index % len(looks)]), "seed": seed + index}) for index in range(renders))
-
-
-def default_samplings(row: BaseRow, *, renders: int = RENDERS, seed: int = 0) -> tuple[Sampling, ...]:
-    """What a comparison draws when nobody says: plain photographic styles this base can express, in turn.
-
-    Only photographic ones: recognisers say nothing about drawings. Raises UserError when the base can express none.
-    """
-    known = presets.styles()
-    wanted = [*(known[name] for name in COMPARED_STYLES if name in known), *known.values()]
-    fitting = [style for style in wanted if style.photoreal and presets.style_problem(style, row) is None]
-    looks = list({style.id: style for style in fitting}.values())[: len(COMPARED_STYLES)]
-    if not looks:
-        raise UserError(f"{row.title} can't express any of the photographic styles. Give prompts of your own.")
-    samplings = []
-    for index in range(renders):
-        look = looks[index % len(looks)]
-        samplings.append(
-            Sampling(look.prompt, look.negative_prompt, steps=look.steps, guidance=look.guidance, seed=seed + index)
-        )
-    return tuple(samplings)
-
-
 # ------------------------------------------------------------------------------------------------- the flow
 
 
@@ -396,7 +208,7 @@ class _Flow:
         self.run, self.spec, self.resident = run, spec, resident or Resident()
         self.stop, self.leave, self.pause = stop, leave, pause
         self.row = find_base(spec.base)
-        self.clock = _Clock(run.job_folder / "clock.json", _sha(workspace.plain(spec)))
+        self.clock = _Clock(run.job_folder / "clock.json", sha(workspace.plain(spec)))
         self.started = workspace.timestamp()
         self.world = World()  # alone, until `join_in` has looked
         self.problems: list[str] = []  # of single methods; the others went on
@@ -716,7 +528,7 @@ class _Flow:
                     method=column,
                     base=self.row.name,
                     subject_id=subject.id if subject else None,
-                    source_sha256=_file_sha256(self.run.folder / sampling.source) if sampling.source else None,
+                    source_sha256=file_sha256(self.run.folder / sampling.source) if sampling.source else None,
                 )
                 yield self._rendered(column, sampling, paths[sampling], len(drawn), total)
                 drawn.append((column, sampling, paths[sampling]))
@@ -756,11 +568,11 @@ class _Flow:
 
     def _is_drawn(self, sampling: Sampling, path: Path) -> bool:
         """Whether the picture is there. A variation whose source was drawn anew meanwhile is out of date."""
-        saved = _settings_in(path)
+        saved = inscription.read(path, whole=True)
         if saved is None or sampling.source is None:
             return saved is not None
         source = self.run.folder / sampling.source
-        return not source.is_file() or saved.source_sha256 == _file_sha256(source)
+        return not source.is_file() or saved.source_sha256 == file_sha256(source)
 
     def brought(self) -> list[Drawn]:
         """Pictures made elsewhere, copied into the run so that its report stays whole. A damaged one keeps its place:
@@ -851,7 +663,7 @@ class _Flow:
         self._save_scores(scores, photos)
 
         rebuilt = family.decode(family.encode_images(frames(photos.held_out, self.row)).latents(None))
-        drawn = {path: _settings_in(path) for path in scores if path.parent == self.run.renders("none")}
+        drawn = {path: inscription.read(path, whole=True) for path in scores if path.parent == self.run.renders("none")}
         # a variation by the untrained base shows whoever its source shows: that is no floor
         untrained = {path for path, saved in drawn.items() if saved is None or saved.sampling.source is None}
         marks: dict[str, Marks] = {}
@@ -885,7 +697,7 @@ class _Flow:
         trained: dict[str, float | None] = {}
         rows: list[dict[str, Any]] = []
         # pictures that were looked at before are not looked at again: in the app every click adds a few to many
-        stamp = _sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in beside])
+        stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in beside])
         before = workspace.read_json(self._closer)
         known = before["pictures"] if isinstance(before, dict) and before.get("stamp") == stamp else {}
         seen_now: dict[str, Any] = {}
@@ -1000,7 +812,7 @@ class _Flow:
                 self.run.renders(column).glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name)
             )
             for path in files:
-                saved = _settings_in(path)
+                saved = inscription.read(path, whole=True)
                 if saved is not None:
                     found.append((column, saved.sampling, path))
         return found
@@ -1012,7 +824,7 @@ class _Flow:
             if column != "none" and subject is None:
                 continue
             for path in self.run.renders(column).glob("*.png"):
-                saved = _settings_in(path)
+                saved = inscription.read(path, whole=True)
                 if saved is None or (saved.base, saved.subject) != (self.row.name, subject.id if subject else None):
                     earlier = path.parent / "earlier"
                     earlier.mkdir(exist_ok=True)
@@ -1120,15 +932,15 @@ class _Flow:
             "finished": workspace.timestamp(),
             "wall_s": round(self.clock.seconds, 3),
             "peak_mem_mb": round(peak_memory_mb(), 1),
-            "versions": _versions(),
-            "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": _threads()},
+            "versions": versions(),
+            "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": threads()},
             "device": asdict(device),
             "memory": self.memory,
             "base": {
                 "name": self.row.name,
                 "family": self.row.family,
                 "repo": f"{self.row.repo}@{self.row.revision}" if self.row.repo else None,
-                "sha256": _base_sha256(self.row),
+                "sha256": base_sha256(self.row),
             },
             "class_word": self.spec.class_word,
             "quality": self.spec.quality,
@@ -1153,7 +965,7 @@ class _Flow:
                 if is_imported(name) and (card := self._subject(name)) is not None
             },
             "samplings": [sampling_fields(each) for each in samplings],
-            "renders": {cell.path: _file_sha256(self.run.folder / cell.path) for cell in findings.cells},
+            "renders": {cell.path: file_sha256(self.run.folder / cell.path) for cell in findings.cells},
             "judges": {
                 judge.name: {"weights_sha256": judge.weights_sha256, "licence": judge.licence,
                              "marks": workspace.plain(findings.marks[judge.name])}
@@ -1201,7 +1013,7 @@ def _key_of(run: Run, spec: JobSpec, photos: PhotoSet) -> str:
     """What determines a report: the job, the photos, and the files that were imported."""
     cards = [workspace.read_json(run.method(name) / "subject.json") or {} for name in workspace.imported(run)]
     imported = [[sorted(card.get(each, "") for card in cards) for each in ("id", "phrase")]] if cards else []
-    return _sha(workspace.plain(spec), photos.digest, *imported)
+    return sha(workspace.plain(spec), photos.digest, *imported)
 
 
 def _complete(run: Run, key: str) -> bool:
@@ -1214,30 +1026,7 @@ def _complete(run: Run, key: str) -> bool:
 
 def render_name(sampling: Sampling) -> str:
     """The file name of a picture: its seed, and a hash of everything else that determines it."""
-    return f"seed{sampling.seed}-{_sha(sampling_fields(sampling))[:10]}.png"
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """The settings inside one of our PNGs."""
-
-    sampling: Sampling
-    base: str
-    subject: str | None
-    source_sha256: str | None = None  # of the picture that was varied
-
-
-def _settings_in(path: Path) -> _Saved | None:
-    """None when there is no such picture, or it is torn or none of ours."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            saved = json.loads(image.info["likeness"])
-            image.load()
-        return _Saved(Sampling(**saved["sampling"]), str(saved["base"]), saved["subject"], saved.get("source_sha256"))
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError):
-        return None
+    return f"seed{sampling.seed}-{sha(sampling_fields(sampling))[:10]}.png"
 
 
 def _descriptors(photos: PhotoSet) -> np.ndarray | None:
@@ -1273,47 +1062,9 @@ def _title(column: str) -> str:
     return title_of(column)
 
 
-def _sha(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _source(paths: Sequence[Path], seed: int, keep: Sequence[str]) -> str | None:
     """What the photos were made from; None when a file is no longer where it was."""
     try:
-        return _sha(sorted([path.name, _file_sha256(path)] for path in paths), seed, sorted(keep))
+        return sha(sorted([path.name, file_sha256(path)] for path in paths), seed, sorted(keep))
     except OSError:
         return None
-
-
-def _base_sha256(row: BaseRow) -> str | None:
-    """Of a base on this machine: a hash over its weight files. A base of the hub is named by its revision."""
-    if row.repo is not None or row.folder is None:
-        return None
-    files = [row.folder] if row.folder.is_file() else sorted(row.folder.rglob("*.safetensors"))
-    return _sha([[path.name, _file_sha256(path)] for path in files])
-
-
-def _threads() -> int:
-    """Sums over several threads are rounded in another order: part of what has to be the same for the same bits."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _versions() -> dict[str, str | None]:
-    from importlib import metadata
-
-    names = ("likeness", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "opencv-python",
-             "insightface", "onnxruntime", "dlib-bin", "pillow")  # fmt: skip
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found

@@ -8,7 +8,6 @@ step. Try it: `python -m pipelines finish render.png --size linkedin --max-kb 20
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import workspace
+from pipelines import inscription, workspace
 from pipelines.schema import SOURCE_NAME, Event, Finish, PhotoSet, UserError
 
 if TYPE_CHECKING:
@@ -237,9 +236,10 @@ def finish_pictures(
             image = decode(path)
             baseline = known or baseline_of(run, image, judging)
             known = baseline if baseline.of == refining.HELD_OUT else None  # the embeddings of the photos, for the next
-            base, subject = drawn_by(path)
+            drawn = inscription.read(path)  # a picture made elsewhere says nothing
+            base = drawn.base if drawn else ""
             finished = finish(image, order, baseline=baseline, tools=tools, base=base)
-            _keep(run, picture, image, finished, order, base=base, subject=subject)
+            _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
             made.append((path.parent.name + "-" + path.stem, finished.delivered))
             kept = sum(one.state == refining.KEPT for one in finished.refined.steps)
             data = {"picture": picture, "kept": kept, "asked": len(finished.refined.steps)}
@@ -250,18 +250,6 @@ def finish_pictures(
     if not made:
         raise UserError(" ".join(dict.fromkeys(problems)))
     delivery.batch_zip(made, run.folder / "finished" / ARCHIVE)
-
-
-def drawn_by(path: Path) -> tuple[str, str | None]:
-    """(base, id of what was learned) as a PNG of ours says; a picture made elsewhere says nothing."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            saved = json.loads(str(image.info.get("likeness")))
-        return str(saved["base"]), None if saved["subject"] is None else str(saved["subject"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", None
 
 
 def _keep(

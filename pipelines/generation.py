@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import PIL.Image
 import PIL.ImageOps
 import PIL.PngImagePlugin
 
+from pipelines import inscription
 from pipelines.bases import sampling as sampler
 from pipelines.bases.family import Family, Modules, load_family
 from pipelines.bases.registry import BaseRow
@@ -30,7 +30,6 @@ from pipelines.schema import Render, Sampling, Subject, UserError, check_variati
 from pipelines.training import load_subject
 
 SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
-TEXT_CHUNK = "likeness"
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 200),
     "guidance": (0, 50),
@@ -203,7 +202,7 @@ def save_render(
     if source_sha256 is not None:  # of the picture that was varied
         settings["source_sha256"] = source_sha256
     chunks = PIL.PngImagePlugin.PngInfo()
-    chunks.add_text(TEXT_CHUNK, json.dumps(settings))
+    chunks.add_text(inscription.TEXT_CHUNK, json.dumps(settings))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda partial: image.save(partial, format="PNG", pnginfo=chunks))
     return Render(str(path), method, subject_id, sampling)
@@ -211,17 +210,10 @@ def save_render(
 
 def read_settings(path: Path) -> Sampling | None:
     """The settings inside a PNG of ours, checked like a person's own; None where there are no valid ones."""
+    found = inscription.read(path)
     try:
-        with PIL.Image.open(path) as image:
-            text = image.info.get(TEXT_CHUNK)
-        if not isinstance(text, str) or len(text) > 100_000:
-            return None
-        saved = json.loads(text)["sampling"]
-        known = {field.name: saved[field.name] for field in fields(Sampling) if field.name in saved}
-        if not all(isinstance(known.get(name, ""), str) for name in ("prompt", "negative_prompt", "scheduler")):
-            return None
-        sampling = Sampling(**known)
-        check(sampling)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError, PIL.Image.DecompressionBombError):
+        if found is not None:
+            check(found.sampling)
+    except (UserError, ValueError, TypeError):
         return None
-    return sampling
+    return found.sampling if found is not None else None

@@ -8,7 +8,6 @@ Try it: `python -m pipelines import RUN FILE --name theirs`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from pipelines import formats, workspace
 from pipelines.bases.registry import BaseRow
+from pipelines.fingerprints import file_sha256
 from pipelines.formats import Entry, Header, Layout
 from pipelines.schema import IMPORTED, Recipe, Subject, UserError, is_imported
 from pipelines.workspace import Run
@@ -278,8 +278,7 @@ def add(
 
 
 def _card(column: str, learned: Path, found: Found, row: BaseRow, class_word: str, phrase: str) -> Subject:
-    with learned.open("rb") as file:
-        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    sha = file_sha256(learned)
     if found.kind == "embedding":
         said = " ".join([*tokens(column, found.rank), phrase or class_word])
     else:

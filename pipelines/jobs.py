@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import parallel, workspace
-from pipelines.comparison import JobSpec, spec_from_json
+from pipelines.jobspec import JobSpec, spec_from_json
 from pipelines.ledger import WAITING, WORKING, Entry, Ledger
 from pipelines.schema import ALL_METHODS, Event, UserError
 from pipelines.workspace import Lock, Run

@@ -6,12 +6,11 @@ texts inside PNGs is read. Try it: `print(readme(run, files))`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import workspace
+from pipelines import inscription, workspace
 from pipelines.schema import ALL_METHODS
 from pipelines.workspace import Run
 
@@ -69,7 +68,7 @@ def settings(run: Run) -> dict[str, Any]:
         run.relative(path): saved.get("sampling")
         for column in workspace.columns(run)
         for path in sorted(run.renders(column).glob("*.png"))
-        if (saved := _inside(path)) is not None
+        if (saved := inscription.fields_in(path)) is not None
     }
     photos = workspace.load_photo_set(run)
     return {
@@ -90,17 +89,6 @@ def settings(run: Run) -> dict[str, Any]:
 def _base(name: object) -> str | None:
     """A base as others may read it: of a local one its folder's name, never its path."""
     return None if name is None else Path(str(name)).name
-
-
-def _inside(path: Path) -> dict[str, Any] | None:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            saved = json.loads(str(image.info.get("likeness")))
-    except (OSError, ValueError):
-        return None
-    return saved if isinstance(saved, dict) else None
 
 
 def readme(run: Run, files: Sequence[Path]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import workspace
-from pipelines.comparison import JobSpec, spec_from_json
+from pipelines.jobspec import JobSpec, spec_from_json
 from pipelines.schema import Photo, PhotoSet, UserError
 from pipelines.workspace import Run
 

@@ -25,7 +25,8 @@ from typing import Any
 
 from pipelines import jobs, presets, workspace
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.comparison import CONSENT, JobSpec, Setting, is_complete
+from pipelines.comparison import CONSENT, is_complete
+from pipelines.jobspec import JobSpec, Setting
 from pipelines.schema import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
 from pipelines.workspace import Run
 

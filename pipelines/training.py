@@ -29,9 +29,10 @@ from pipelines import optimizers
 from pipelines.bases.family import Family, Modules, checkpointed, load_family
 from pipelines.bases.registry import FAMILY_METHODS, find_base
 from pipelines.bases.sampling import Row, sample_latents
-from pipelines.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images, sha
+from pipelines.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images
 from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from pipelines.estimates import memory_needs
+from pipelines.fingerprints import sha
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained, write_file
 from pipelines.parallel import World
@@ -662,9 +663,9 @@ def _write_subject(
     size: int,
     complete: bool,
 ) -> Subject:
-    sha = digest(out, artifact.learned)
+    learned = digest(out, artifact.learned)
     subject = Subject(
-        id=f"{recipe.method}-{sha[:12]}",
+        id=f"{recipe.method}-{learned[:12]}",
         method=recipe.method,
         base=family.row.name,
         base_revision=family.row.revision,
@@ -673,7 +674,7 @@ def _write_subject(
         recipe=recipe,
         photo_digest=photo_digest,
         artifact=artifact.file,
-        sha256=sha,
+        sha256=learned,
         steps=step,
         train_s=round(clock.seconds, 3),
         peak_mem_mb=round(peak_memory_mb(), 1),

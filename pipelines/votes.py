@@ -9,18 +9,16 @@ Only what was learned from these photos counts: answers about an earlier trainin
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
-from pipelines import presets, workspace
-from pipelines.schema import ALL_METHODS, COLUMNS, UserError
+from pipelines import inscription, presets, workspace
+from pipelines.schema import ALL_METHODS, COLUMNS, Sampling, UserError
 from pipelines.workspace import Run
 
 ROUNDS = 12  # of one vote: two minutes of a friend's time
@@ -111,44 +109,21 @@ def pairs(run: Run, now: Standing, *, with_base: bool = False) -> list[dict[str,
     rest) that every method with pictures was drawn with. Drawings and prompts without the person stay out: a judge
     says nothing about them either.
     """
-    drawn: dict[str, dict[str, str]] = {}
+    drawn: dict[str, dict[Sampling, str]] = {}
     for column, subject in {"none": None, **now.subjects}.items():
         if column == "none" and not with_base:
             continue
         for path in sorted(run.renders(column).glob("*.png")):
-            about = _settings(str(path), path.stat().st_mtime_ns)
-            if about is not None and (about.base, about.subject) == (now.base, subject):
-                drawn.setdefault(column, {})[about.asked] = run.relative(path)
+            about = inscription.read_again(path)
+            if about is None or (about.base, about.subject) != (now.base, subject):
+                continue
+            if "{subject}" in about.sampling.prompt and about.sampling.prompt not in presets.stylised():
+                drawn.setdefault(column, {})[about.sampling] = run.relative(path)
     if len(drawn) < 2:
         return []
     shared = set.intersection(*(set(found) for found in drawn.values()))
     first = next(iter(drawn.values()))
     return [{column: drawn[column][asked] for column in drawn} for asked in first if asked in shared]
-
-
-@dataclass(frozen=True)
-class _Settings:
-    asked: str  # every setting, as one text
-    base: str
-    subject: str | None
-
-
-@lru_cache(maxsize=4096)
-def _settings(file: str, _stamp: int) -> _Settings | None:
-    """What a PNG of ours says about itself; None for others and for what no vote is held about."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            saved = json.loads(str(image.info.get("likeness")))
-        sampling, subject = dict(saved["sampling"]), saved["subject"]
-        prompt = str(sampling["prompt"])
-        asked = json.dumps(sampling, sort_keys=True)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if "{subject}" not in prompt or prompt in presets.stylised():
-        return None
-    return _Settings(asked, str(saved["base"]), None if subject is None else str(subject))
 
 
 # ------------------------------------------------------------------------------------------------- voting

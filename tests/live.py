@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.comparison import JobSpec
+from pipelines.jobspec import JobSpec
 
 
 @contextlib.contextmanager

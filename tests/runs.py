@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines import workspace
-from pipelines.comparison import JobSpec
+from pipelines.jobspec import JobSpec
 from pipelines.schema import Photo, PhotoSet
 from pipelines.workspace import Run
 

@@ -16,8 +16,9 @@ from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
 from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, find_base
-from pipelines.comparison import JobSpec, perform
+from pipelines.comparison import perform
 from pipelines.generation import Generator
+from pipelines.jobspec import JobSpec
 from pipelines.runtime import Device
 from pipelines.schema import COLUMNS, PhotoSet, Sampling, UserError
 from pipelines.training import train

@@ -20,7 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines import comparison, jobs, replay, report, workspace
 from pipelines.bases.registry import BASES, find_base
-from pipelines.comparison import JobSpec, compare, default_samplings, perform, render_name, samplings_of
+from pipelines.comparison import compare, perform, render_name
+from pipelines.jobspec import JobSpec, default_samplings, samplings_of
 from pipelines.metrics import Worth
 from pipelines.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
 from pipelines.scoring import Marks

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_refining import Watcher, bicubic, greenness, never_minds
 
-from pipelines import comparison, finishing, marking, refining, workspace
+from pipelines import comparison, finishing, jobspec, marking, refining, workspace
 from pipelines.__main__ import main
 from pipelines.schema import Finish, PhotoSet, UserError
 from pipelines.workspace import Run
@@ -35,7 +35,9 @@ def plain_enlarging(monkeypatch, tmp_path):
 def draw(path: Path, number: int = 0, *, base: str = "portrait-128", subject: str | None = "lora-1") -> Path:
     """A render of 128 px with its settings inside."""
     chunks = PngInfo()
-    chunks.add_text("likeness", json.dumps({"base": base, "subject": subject}))
+    chunks.add_text(
+        "likeness", json.dumps({"sampling": {"prompt": "portrait of {subject}"}, "base": base, "subject": subject})
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.open(SAMPLE[number]).convert("RGB").resize((128, 128), Image.Resampling.BICUBIC)
     picture.save(path, pnginfo=chunks)
@@ -187,8 +189,8 @@ def test_the_worker_does_it_without_a_base_model(run, watchers, monkeypatch):
         raise AssertionError("finishing needs no base model")
 
     monkeypatch.setattr(comparison._Flow, "load", load)
-    spec = comparison.JobSpec("finish", methods=("none",), finish=ORDER)
-    assert comparison.spec_from_json(workspace.plain(spec)) == spec
+    spec = jobspec.JobSpec("finish", methods=("none",), finish=ORDER)
+    assert jobspec.spec_from_json(workspace.plain(spec)) == spec
     assert spec.disk_bytes() < 100e6
     events = list(comparison.perform(run, spec))
     assert [event.kind for event in events] == ["phase", "finished", "done"]
@@ -212,9 +214,9 @@ def test_the_worker_does_it_without_a_base_model(run, watchers, monkeypatch):
 )
 def test_an_order_that_makes_no_sense_never_becomes_a_job(changes):
     with pytest.raises(UserError):
-        comparison.JobSpec("finish", methods=("none",), finish=replace(ORDER, **changes)).check()
+        jobspec.JobSpec("finish", methods=("none",), finish=replace(ORDER, **changes)).check()
     with pytest.raises(UserError, match="No picture"):
-        comparison.JobSpec("finish", methods=("none",)).check()
+        jobspec.JobSpec("finish", methods=("none",)).check()
 
 
 def test_forgetting_a_run_takes_the_finished_pictures_along(run, watchers):

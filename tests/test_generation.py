@@ -14,8 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines import workspace
 from pipelines.bases import sampling as sampler
-from pipelines.comparison import JobSpec, render_name, spec_from_json
+from pipelines.comparison import render_name
 from pipelines.generation import SCHEDULERS, Generator, check, read_settings, save_render
+from pipelines.jobspec import JobSpec, spec_from_json
 from pipelines.runtime import noise
 from pipelines.schema import METHODS, Sampling, UserError
 from tests.tiny import tiny_family, tiny_folder, tiny_subject

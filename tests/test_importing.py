@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import formats, importing, packing, workspace
 from pipelines.bases.registry import find_base
-from pipelines.comparison import JobSpec, perform
+from pipelines.comparison import perform
+from pipelines.jobspec import JobSpec
 from pipelines.methods import kohya, method
 from pipelines.report import to_json
 from pipelines.schema import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of

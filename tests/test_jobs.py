@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import jobs, workspace
-from pipelines.comparison import JobSpec, perform, spec_from_json
+from pipelines.comparison import perform
 from pipelines.jobs import JobStatus, follow, hold, start, status, stop
+from pipelines.jobspec import JobSpec, spec_from_json
 from pipelines.schema import METHODS, Event, Sampling, UserError
 from pipelines.training import load_subject
 from pipelines.worker import MEMORY, explain, short

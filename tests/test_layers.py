@@ -24,6 +24,8 @@ LAYERS = (
         "checkpoints",
         "calibration",
         "bases.registry",
+        "fingerprints",
+        "inscription",
     ),
     (
         "ledger",
@@ -48,6 +50,7 @@ LAYERS = (
     ("training", "generation", "scoring", "lookalike", "votes", "metrics", "clip_text", "refining"),
     ("selection",),
     ("finishing",),
+    ("jobspec",),
     ("comparison", "report", "figures", "packing"),
     ("jobs", "worker", "replay", "study", "study_report", "__main__"),
 )

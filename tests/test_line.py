@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import jobs, worker, workspace
-from pipelines.comparison import JobSpec, perform
+from pipelines.comparison import perform
 from pipelines.jobs import enqueue, events, hold, place, status, stop
+from pipelines.jobspec import JobSpec
 from pipelines.ledger import FILE, Ledger
 from pipelines.schema import METHODS, Event, Sampling, UserError
 from pipelines.training import load_subject

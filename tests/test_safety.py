@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from pipelines import comparison, jobs, presets, safety, workspace
-from pipelines.comparison import JobSpec
+from pipelines.jobspec import JobSpec
 from pipelines.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
 from pipelines.schema import Sampling, UserError
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe

@@ -104,7 +104,7 @@ def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
 def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     from dataclasses import fields
 
-    from pipelines.comparison import SETTING_LIMITS
+    from pipelines.jobspec import SETTING_LIMITS
     from pipelines.schema import Recipe
     from ui.train import COMMON, DIALS
 

@@ -598,7 +598,7 @@ def test_impossible_new_settings_are_refused(changes, said, tmp_path):
     ],
 )
 def test_new_settings_from_outside_are_checked_before_anything_starts(changes, said):
-    from pipelines.comparison import JobSpec
+    from pipelines.jobspec import JobSpec
 
     with pytest.raises(UserError, match=said):
         JobSpec(settings={"lora": changes}).check()

@@ -18,9 +18,9 @@ from pipelines.bases.family import FAMILIES, load_family
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, FAMILY_METHODS, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
-from pipelines.comparison import JobSpec
 from pipelines.estimates import estimate
 from pipelines.generation import Generator
+from pipelines.jobspec import JobSpec
 from pipelines.methods import method
 from pipelines.presets import recipe as preset_recipe
 from pipelines.presets import style_problem, styles

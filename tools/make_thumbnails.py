@@ -41,9 +41,10 @@ def main() -> int:
 
     from pipelines import presets, scoring, workspace
     from pipelines.bases.registry import find_base
-    from pipelines.comparison import JobSpec, perform
+    from pipelines.comparison import perform
     from pipelines.faces import judge
     from pipelines.generation import Generator
+    from pipelines.jobspec import JobSpec
     from pipelines.photos import photo_files
     from pipelines.schema import Sampling
 

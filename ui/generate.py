@@ -21,7 +21,7 @@ import gradio as gr
 
 from pipelines import presets, safety
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
-from pipelines.comparison import COMPARED_STYLES
+from pipelines.jobspec import COMPARED_STYLES
 from pipelines.schema import Sampling, Style, UserError, place_of
 from ui import imports, photobox, pictures, views
 from ui.errors import told

@@ -7,7 +7,6 @@ An upload is decoded as soon as it arrives; a metadata-free copy is kept in the 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from pipelines import workspace
 from pipelines.bases.registry import BaseRow
+from pipelines.fingerprints import file_sha256
 from pipelines.schema import Photo, PhotoSet, SetReport, UserError
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
@@ -257,7 +257,7 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box
             learn += [
                 one.file
                 for one in staged
-                if one.file and not one.pin and seen and _digest(run.folder / STAGED / one.file) in seen
+                if one.file and not one.pin and seen and file_sha256(run.folder / STAGED / one.file) in seen
             ]
             try:
                 made = photos.intake(
@@ -298,7 +298,7 @@ def _learned_from(run: workspace.Run, box: Box) -> frozenset[str]:
     if box.photo_set is None:
         return frozenset()
     used = {photo.name for photo in (*box.photo_set.train, *box.photo_set.validation)}
-    return frozenset(_digest(run.folder / STAGED / one.file) for one in box.staged if one.file and one.name in used)
+    return frozenset(file_sha256(run.folder / STAGED / one.file) for one in box.staged if one.file and one.name in used)
 
 
 def _methods_seen(run: workspace.Run) -> dict[str, list[str]]:
@@ -311,11 +311,6 @@ def _seen(run: workspace.Run, method: str | None = None) -> frozenset[str]:
     """Digests of the photos that a method (None: any) was shown in this run."""
     found = _methods_seen(run)
     return frozenset(str(sha) for name, shas in found.items() if method in (None, name) for sha in shas)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:

@@ -1,6 +1,6 @@
 """A run's pictures as the Generate tab needs them: what each says about itself, which are liked, what was drawn when.
 
-In: the run's PNGs, its events and favourites.json. Out: `About`, `Drawing`s and favourites. Nothing is booked twice: a
+In: the run's PNGs, its events and favourites.json. Out: `Drawing`s and favourites. Nothing is booked twice: a
 picture's settings lie inside it, and jobs are told apart by their events, so a reload and a restart see the same.
 """
 
@@ -9,32 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import workspace
+from pipelines import inscription, workspace
 from pipelines.schema import Event, Sampling, UserError
 from ui.views import Shot
 
 GONE = "That picture is no longer here. Reload the page and try again."
-
-
-@dataclass(frozen=True)
-class About:
-    """What a PNG of ours says about itself."""
-
-    sampling: Sampling
-    base: str
-    subject: str | None
-
-    @property
-    def prompt(self) -> str:
-        return self.sampling.prompt
-
-    @property
-    def seed(self) -> int:
-        return self.sampling.seed
 
 
 @dataclass(frozen=True)
@@ -56,24 +38,6 @@ class Drawing:
     @property
     def methods(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(shot.method for shot in self.shots))
-
-
-@lru_cache(maxsize=4096)
-def about(file: str, _stamp: int) -> About | None:
-    """None for a picture that is none of ours. `generation.read_settings` would bring torch into this process."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            saved = json.loads(str(image.info.get("likeness")))
-        found = saved["sampling"]
-        known = {field.name: found[field.name] for field in fields(Sampling) if field.name in found}
-        sampling = Sampling(**(known | {"prompt": str(found["prompt"]), "seed": int(found["seed"])}))
-        hash(sampling)
-        subject = saved["subject"]
-        return About(sampling, str(saved["base"]), None if subject is None else str(subject))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def picture_id(path: str, base: str, subject: str | None) -> str:
@@ -148,7 +112,7 @@ def favourite_files(run: workspace.Run) -> list[Path]:
             continue
         aside = file.parent / "earlier" / f"{subject or 'untrained'}-{file.name}"
         for one in (file, aside):
-            said = about(str(one), one.stat().st_mtime_ns) if one.is_file() else None
+            said = inscription.read_again(one)
             if said is not None and (said.base, said.subject) == (base, subject):
                 found.append(one)
                 break

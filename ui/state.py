@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import estimates, jobs, presets, workspace
+from pipelines import estimates, inscription, jobs, presets, workspace
 from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
-from pipelines.comparison import JobSpec, Setting
 from pipelines.estimates import Pace
+from pipelines.jobspec import JobSpec, Setting
 from pipelines.runtime import free_memory_gb
 from pipelines.schema import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
 from ui import gpu, photobox, pictures, views
@@ -769,14 +769,14 @@ class Services:
         files = []
         for column, subject in known.items():
             for file in sorted(run.renders(column).glob("*.png"), key=lambda f: (f.stat().st_mtime_ns, f.name)):
-                about = pictures.about(str(file), file.stat().st_mtime_ns)
+                about = inscription.read_again(file)
                 if about is not None and (about.base, about.subject) == (view.row.name, subject):
                     files.append((column, file, about))
-        drawn = set(presets.stylised())
+        stylised = set(presets.stylised())
         for column, file, about in files:
             for name in by_render.get(_inside(run, str(file)), {}):  # a judge that has seen drawings only is one too
                 scores.setdefault(name, {})
-            if about.prompt in drawn or "{subject}" not in about.prompt or about.sampling.source:
+            if about.sampling.prompt in stylised or "{subject}" not in about.sampling.prompt or about.sampling.source:
                 continue
             for name, line in by_render.get(_inside(run, str(file)), {}).items():
                 scores.setdefault(name, {}).setdefault(column, []).append(line.get("similarity"))
@@ -789,11 +789,12 @@ class Services:
             found = by_render.get(path, {})
             said = found.get(judge or "", {})
             told = {key: said.get(key) for key in ("similarity", "reason", "verdict", "note", "words")}
+            drawn, prompt = about.sampling, about.sampling.prompt
             shots.append(
                 Shot(
-                    column, about.seed, self.media.link(file), about.prompt, **told, scored=judge in found,
-                    drawing=about.prompt in drawn, id=pictures.picture_id(path, about.base, about.subject), path=path,
-                    base=about.base, subject=about.subject, sampling=about.sampling, when_s=file.stat().st_mtime,
+                    column, drawn.seed, self.media.link(file), prompt, **told, scored=judge in found,
+                    drawing=prompt in stylised, id=pictures.picture_id(path, about.base, about.subject), path=path,
+                    base=about.base, subject=about.subject, sampling=drawn, when_s=file.stat().st_mtime,
                     favourite=(path, about.base, about.subject) in liked,
                 )
             )  # fmt: skip
