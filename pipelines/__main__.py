@@ -758,7 +758,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
         raise UserError(f"The run {run.folder.name} holds no photos to compare with.")
     own = {photo.name for photo in photos.photos}
     sample = [path for path in sorted((presets.PRESETS / "sample_person").glob("*.png")) if path.name not in own]
-    knowing, notes = lookalike.known(judges, photos, sample=sample, base=sorted(run.renders("none").glob("*.png")))
+    knowing, notes = lookalike.known(judges, photos, sample=sample, base=sorted(run.pictures("none")))
     for sentence in notes:
         _say(sentence)
     images: dict[str, Any] = {}

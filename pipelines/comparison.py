@@ -808,10 +808,7 @@ class _Flow:
         """Every picture in the run, oldest first within its column (what is out of date was set aside)."""
         found = []
         for column in workspace.columns(self.run):
-            files = sorted(
-                self.run.renders(column).glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name)
-            )
-            for path in files:
+            for path in self.run.pictures(column):
                 saved = inscription.read(path, whole=True)
                 if saved is not None:
                     found.append((column, saved.sampling, path))
@@ -823,7 +820,7 @@ class _Flow:
             subject = self._subject(column) if column != "none" else None
             if column != "none" and subject is None:
                 continue
-            for path in self.run.renders(column).glob("*.png"):
+            for path in self.run.pictures(column):
                 saved = inscription.read(path, whole=True)
                 if saved is None or (saved.base, saved.subject) != (self.row.name, subject.id if subject else None):
                     earlier = path.parent / "earlier"

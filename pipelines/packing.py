@@ -67,7 +67,7 @@ def settings(run: Run) -> dict[str, Any]:
     pictures = {
         run.relative(path): saved.get("sampling")
         for column in workspace.columns(run)
-        for path in sorted(run.renders(column).glob("*.png"))
+        for path in sorted(run.pictures(column))
         if (saved := inscription.fields_in(path)) is not None
     }
     photos = workspace.load_photo_set(run)

@@ -113,7 +113,7 @@ def pairs(run: Run, now: Standing, *, with_base: bool = False) -> list[dict[str,
     for column, subject in {"none": None, **now.subjects}.items():
         if column == "none" and not with_base:
             continue
-        for path in sorted(run.renders(column).glob("*.png")):
+        for path in sorted(run.pictures(column)):
             about = inscription.read_again(path)
             if about is None or (about.base, about.subject) != (now.base, subject):
                 continue

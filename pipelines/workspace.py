@@ -374,6 +374,15 @@ class Run:
         """Folder of one column's pictures."""
         return self.folder / "renders" / _plain_name(column)
 
+    def pictures(self, column: str) -> list[Path]:
+        """One column's pictures, oldest first. What is being written is none yet, what goes meanwhile is none any more."""
+        found = []
+        for path in self.renders(column).glob("*.png"):
+            if not path.name.startswith("."):  # unlike a shell's, this pattern finds `.part-1234-seed1.png` as well
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((path.stat().st_mtime_ns, path.name, path))
+        return [path for *_, path in sorted(found)]
+
     def finished(self, picture: str) -> Path:
         """Folder of what was made of one picture (its path inside the run) to be shown to others."""
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", picture.removeprefix("renders/").removesuffix(".png"))

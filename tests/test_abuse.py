@@ -574,3 +574,16 @@ def test_what_a_page_is_told_of_its_events_ends_the_wait():
     done = b'data: {"msg":"process_completed","event_id":"0a1b","output":{}}\n\n'
     assert ended_event(done) == "0a1b" and re.fullmatch("[0-9a-f]+", "0a1b")
     assert ended_event(b'data: {"msg":"process_generating","event_id":"0a1b"}\n\n') is None
+
+
+def test_a_folder_is_measured_while_files_come_and_go(tmp_path, monkeypatch):
+    from ui import limits
+
+    (tmp_path / "part.bin").write_bytes(bytes(3_000_000))
+    monkeypatch.setenv("LIKENESS_RUN_GB", "0.002")
+
+    def gone(path: str) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(limits.os, "lstat", gone)
+    limits.require_room(tmp_path)

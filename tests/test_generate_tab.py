@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
 
-from pipelines import jobs, presets, workspace
+from pipelines import inscription, jobs, presets, workspace
 from pipelines.bases.registry import completions, find_base, unknown_words
 from pipelines.comparison import render_name
 from pipelines.schema import Event, Sampling, UserError
@@ -275,6 +275,23 @@ def test_variations_start_from_the_picked_picture(page):
 
 
 # ------------------------------------------------------------------------------------------------- pictures
+
+
+def test_a_page_that_looks_while_pictures_are_written_and_set_aside_shows_the_whole_ones(page, monkeypatch):
+    none, lora = page.draw()
+    half = lora.with_name(f".part-1-{lora.name}")
+    half.write_bytes(lora.read_bytes())  # complete, but not renamed yet
+    assert [shot.path for shot in page.view.pictures] == [page.run.relative(none), page.run.relative(lora)]
+    read = inscription.read_again
+
+    def then_it_goes(path: Path):
+        found = read(path)
+        if path == lora:
+            lora.unlink()
+        return found
+
+    monkeypatch.setattr(inscription, "read_again", then_it_goes)
+    assert [shot.path for shot in page.view.pictures] == [page.run.relative(none)]
 
 
 @pytest.mark.parametrize(

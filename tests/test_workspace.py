@@ -214,3 +214,22 @@ def test_consent_is_noted_with_time_and_means(tmp_path):
     workspace.record_consent(run, means="command line: train", statement="yes")
     saved = workspace.read_json(run.consent)
     assert saved["means"] == "command line: train" and saved["when"].endswith("Z")
+
+
+def test_pictures_are_whole_and_oldest_first(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    folder = run.renders("lora")
+    folder.mkdir(parents=True)
+    for age, name in enumerate(("b.png", "a.png", ".part-123-c.png", "gone.png", "notes.txt")):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (1000 + age, 1000 + age))
+    look = Path.stat
+
+    def stat_of(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "gone.png":
+            raise FileNotFoundError(path)
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_of)
+    assert [path.name for path in run.pictures("lora")] == ["b.png", "a.png"]
+    assert run.pictures("none") == []

@@ -177,7 +177,11 @@ def require_room(folder: Path) -> None:
         raise SystemExit("LIKENESS_RUN_GB must be a number of gigabytes, such as 20; 0 means no limit.") from None
     if not allowed:
         return
-    held = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+    held = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a training replaces its checkpoints meanwhile
+                held += os.lstat(os.path.join(parent, name)).st_size
     if held > allowed * 1e9:
         raise UserError(
             f"This run holds {held / 1e9:.1f} GB; at most {allowed:g} GB are kept. Download what you need in the Score "

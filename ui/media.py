@@ -50,7 +50,10 @@ class Media:
         relative = path.resolve().relative_to(self.root).as_posix()
         expires = int(time.time() // LIFETIME_S + 2) * LIFETIME_S
         # The modification time makes a replaced preview a new address, so the browser shows the new picture.
-        stamp = int(path.stat().st_mtime * 1000) if path.exists() else 0
+        try:
+            stamp = int(path.stat().st_mtime * 1000)
+        except FileNotFoundError:
+            stamp = 0
         query = f"?v={stamp}" + (f"&name={quote(name)}" if name else "")
         return f"{PREFIX.lstrip('/')}{expires}/{self._sign(expires, relative)}/{quote(relative)}{query}"
 

@@ -6,6 +6,7 @@ a tab is still closed. Everything is read from the run's folder, so a reload, a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -768,12 +769,13 @@ class Services:
         known = {"none": None} | {method: card.id for method, card in view.trained.items()} | view.imported
         files = []
         for column, subject in known.items():
-            for file in sorted(run.renders(column).glob("*.png"), key=lambda f: (f.stat().st_mtime_ns, f.name)):
+            for file in run.pictures(column):
                 about = inscription.read_again(file)
                 if about is not None and (about.base, about.subject) == (view.row.name, subject):
-                    files.append((column, file, about))
+                    with contextlib.suppress(FileNotFoundError):  # set aside this very moment
+                        files.append((column, file, about, file.stat().st_mtime))
         stylised = set(presets.stylised())
-        for column, file, about in files:
+        for column, file, about, _ in files:
             for name in by_render.get(_inside(run, str(file)), {}):  # a judge that has seen drawings only is one too
                 scores.setdefault(name, {})
             if about.sampling.prompt in stylised or "{subject}" not in about.sampling.prompt or about.sampling.source:
@@ -784,7 +786,7 @@ class Services:
         judge = view.judge()
         liked = set(pictures.favourites(run))
         shots = []
-        for column, file, about in files:
+        for column, file, about, when_s in files:
             path = _inside(run, str(file))
             found = by_render.get(path, {})
             said = found.get(judge or "", {})
@@ -794,7 +796,7 @@ class Services:
                 Shot(
                     column, drawn.seed, self.media.link(file), prompt, **told, scored=judge in found,
                     drawing=prompt in stylised, id=pictures.picture_id(path, about.base, about.subject), path=path,
-                    base=about.base, subject=about.subject, sampling=drawn, when_s=file.stat().st_mtime,
+                    base=about.base, subject=about.subject, sampling=drawn, when_s=when_s,
                     favourite=(path, about.base, about.subject) in liked,
                 )
             )  # fmt: skip
