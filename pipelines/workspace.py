@@ -375,7 +375,7 @@ class Run:
         return self.folder / "renders" / _plain_name(column)
 
     def pictures(self, column: str) -> list[Path]:
-        """One column's pictures, oldest first. What is being written is none yet, what goes meanwhile is none any more."""
+        """One column's pictures, oldest first. What is being written is none yet, what goes meanwhile is left out."""
         found = []
         for path in self.renders(column).glob("*.png"):
             if not path.name.startswith("."):  # unlike a shell's, this pattern finds `.part-1234-seed1.png` as well
