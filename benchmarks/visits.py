@@ -7,6 +7,7 @@ Try it: `with App(home) as app: Visitor(app.address).open()`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -89,6 +90,7 @@ class App:
             "descriptors": server.num_fds(),
             "files_in_runs": sum(len(names) for _, _, names in os.walk(self.runs)),
             "files_in_uploads": sum(len(names) for _, _, names in os.walk(self.uploads)),
+            "oldest_run_min": round(max(map(_idle_s, self.runs.glob("[0-9a-f]*")), default=0.0) / 60, 1),
         }
 
     def __enter__(self) -> App:
@@ -97,6 +99,16 @@ class App:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def _idle_s(run: Path) -> float:
+    """Seconds since anything was written in a run; 0 for one that is just being deleted."""
+    newest = 0.0
+    for parent, _, names in os.walk(run):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                newest = max(newest, os.lstat(os.path.join(parent, name)).st_mtime)
+    return time.time() - newest if newest else 0.0
 
 
 class Visitor:
