@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -475,3 +476,17 @@ def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
     assert "face 1, colour: It looks like this person." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["score", str(any_picture)])
+
+
+def test_letters_stand_above_their_lines_and_not_on_each_other():
+    from ui import views
+
+    values = (0.37, 0.30, 0.49, 0.488)
+    marks = tuple(views.Mark(f"mark {n}", value, "what it means") for n, value in enumerate(values))
+    html = views.strip(views.StripData("a judge", marks))
+    places = re.findall(r'lk-mark" style="left:([\d.]+)%;bottom:(\d+)px" title="mark (\d)"', html)
+    assert sorted(int(n) for *_, n in places) == [0, 1, 2, 3]
+    assert all(float(left) == pytest.approx(100 * values[int(n)]) for left, _, n in places)
+    for bottom in {bottom for _, bottom, _ in places}:
+        row = sorted(float(left) for left, at, _ in places if at == bottom)
+        assert all(b - a >= views.LETTER_GAP for a, b in zip(row, row[1:]))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.votes import Share
 
 MARK_LETTERS = "ABCD"
+LETTER_GAP = 10.0  # percent of the axis: a letter is 19 px wide, the axis of a phone 200
 OTHER_COLOUR = "#7c3aed"  # on the strip: what no method drew
 
 
@@ -344,7 +345,7 @@ def _likeness(data: Lane, colour: str) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points)
     return (
-        f'<figure class="lk-likeness"><svg viewBox="0 0 {wide} {high + 4}" role="img" aria-label="Likeness to the '
+        f'<figure class="lk-likeness"><svg viewBox="-4 0 {wide + 8} {high + 4}" role="img" aria-label="Likeness to the '
         f'validation photos over the steps: {", ".join(f"{value:.2f}" for value in values)}"><polyline points="{line}" '
         f'fill="none" stroke="{colour}" stroke-width="2"/>{dots}</svg><figcaption>likeness to photos it does not learn '
         f"from: {values[-1]:.2f}, best {max(values):.2f}</figcaption></figure>"
@@ -641,12 +642,15 @@ def strip(data: StripData) -> str:
         if mark.value is not None:
             lines.append(f'<div class="lk-line" style="left:{at(mark.value)}"></div>')
             letters.append((float(at(mark.value)[:-1]), letter, mark))
-    # Letters that would sit on each other are pushed apart; their dashed lines keep the true place.
+    # A letter that would sit on its neighbour goes one line up, so that each stands above its own dashed line.
     placed: list[str] = []
-    last = -10.0
+    last = [-LETTER_GAP, -LETTER_GAP]
     for where, letter, mark in sorted(letters):
-        last = max(where, last + 4.2)
-        placed.append(f'<span class="lk-mark" style="left:{last:.2f}%" title="{escape(mark.name)}">{letter}</span>')
+        free = [line for line in (0, 1) if where - last[line] >= LETTER_GAP]
+        line = free[0] if free else last.index(min(last))
+        last[line] = max(where, last[line] + LETTER_GAP)
+        style = f"left:{last[line]:.2f}%;bottom:{4 + 21 * line}px"
+        placed.append(f'<span class="lk-mark" style="{style}" title="{escape(mark.name)}">{letter}</span>')
     rows = []
     for method, dots in data.dots.items():
         colour = METHOD_COLOURS.get(method, OTHER_COLOUR)
