@@ -466,13 +466,13 @@ def main() -> int:
         options.batch, options.quality, options.scripts.resolve(), Path(), Path(), Path(),
     )  # fmt: skip
     found = conditions()
-    for key, value in found.items():
-        print(f"{key}: {value}", flush=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary) / "work").resolve()
         work.mkdir(parents=True)
         said = stand_ins(work / "stand_ins")
+        for line in [f"{key}: {value}" for key, value in found.items()] + said:
+            print(line, flush=True)
         asked = replace(asked, stand_ins=work / "stand_ins")
         if options.people:
             words = {r["person"]: r["class_word"] for r in csv.DictReader((options.people / "people.csv").open())}
