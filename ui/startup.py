@@ -42,8 +42,8 @@ def share_heaps() -> None:
     """All threads share two heaps, unless MALLOC_ARENA_MAX says otherwise.
 
     The threads that answer clicks come and go. glibc gives each a heap, up to eight per core, and keeps every heap as
-    large as its busiest moment: the server would grow by 4 MB now and then for an hour. Only
-    glibc does that.
+    large as its busiest moment: the server would grow by 4 MB now and then for an hour.
+    Only glibc does that.
     """
     if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(OSError, AttributeError):
