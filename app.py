@@ -49,7 +49,7 @@ def build() -> tuple[Any, dict[str, Any]]:
             + "</p></div>"
         )
         steps = gr.HTML(elem_id="lk-steps")
-        with gr.Tabs(elem_id="lk-tabs"):
+        with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap"):  # "menu" hides tabs by a width measured too early
             with gr.Tab(say("Upload"), id="upload"):
                 uploading = upload.build(services, keep_hours=keep_hours())
             with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
