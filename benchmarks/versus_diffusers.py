@@ -2,12 +2,14 @@
 
     python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples [--methods lora] [--steps 60] [--json F]
     python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples --people PEOPLE_DIR [--only p01,p04]
+    python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples --folds 5
 
 In: the examples/ folder of a diffusers checkout (tag v0.40.0 is the newest that suits diffusers 0.42; nothing of it is
 copied) and, if wanted, a folder of photos; without one the sample person's pictures are enlarged to 12 megapixels. Out:
 a table and JSON. Every row is a process of its own, started as a person would start it, one after another; nothing else
 should run meanwhile. With --people (a folder per person and `people.csv`: person, class_word) the same is run for each
-on their photos as they are, and the table holds identity alone. `benchmarks/README.md` says what each figure holds.
+on their photos as they are, and the table holds identity alone; with --folds on one person, other photos judging each
+time, because two of them alone say little. `benchmarks/README.md` says what each figure holds.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Row:
     faces: str = ""  # in how many of them the judge found a face
     phrase: str = field(default="", repr=False)
     folder: str = field(default="", repr=False)
-    person: str = ""
+    subject: str = ""  # the person, or the fold
 
 
 # -- photos --------------------------------------------------------------------------------------------------------
@@ -390,22 +392,22 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def identities(rows: Sequence[Row], method: str, who: str) -> dict[str, float]:
-    """Person to identity."""
-    return {row.person: row.identity or 0.0 for row in rows if (row.method, row.who) == (method, who)}
+    """Person, or fold, to identity."""
+    return {row.subject: row.identity or 0.0 for row in rows if (row.method, row.who) == (method, who)}
 
 
-def identity_bars(rows: Sequence[Row]) -> list[Bar]:
-    """Ours against the script at its defaults, mean over people."""
+def identity_bars(rows: Sequence[Row], over: str) -> list[Bar]:
+    """Ours against the script at its defaults, mean over people or folds (`over` says which)."""
     out = []
     for method in dict.fromkeys(row.method for row in rows if row.who == OURS):
         mine, theirs = identities(rows, method, OURS), identities(rows, method, DEFAULTS)
-        gained = statistics.mean(mine[person] - theirs[person] for person in mine)
-        out.append(Bar(method, "more identity over people", round(gained, 4), 0.0, gained >= 0))
+        gained = statistics.mean(mine[each] - theirs[each] for each in mine)
+        out.append(Bar(method, f"more identity over {over}", round(gained, 4), 0.0, gained >= 0))
     return out
 
 
-def identity_table(rows: Sequence[Row]) -> str:
-    """Markdown: means over people, and ours minus each with the 95% interval of a bootstrap over people."""
+def identity_table(rows: Sequence[Row], over: str) -> str:
+    """Markdown: means over people or folds, and ours minus each with the 95% interval of a bootstrap over them."""
     from pipelines.scoring import paired_bootstrap
 
     lines = ["| method | who | identity | ours is higher by | for |", "|---|---|---|---|---|"]
@@ -417,10 +419,10 @@ def identity_table(rows: Sequence[Row]) -> str:
                 continue
             cells = [method.replace("_", " "), who, f"{statistics.mean(other.values()):.3f}", "", ""]
             if who != OURS:
-                pairs = [(mine[person], other[person]) for person in mine]
+                pairs = [(mine[each], other[each]) for each in mine]
                 drawn = paired_bootstrap([[a] for a, _ in pairs], [[b] for _, b in pairs])
                 cells[3] = f"{drawn.difference:.3f} ({drawn.low:.3f} to {drawn.high:.3f})"
-                cells[4] = f"{sum(a > b for a, b in pairs)} of {len(pairs)} people"
+                cells[4] = f"{sum(a > b for a, b in pairs)} of {len(pairs)} {over}"
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -431,6 +433,7 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, help="8 to 15 photos of one person (default: the sample person, 12 MP)")
     parser.add_argument("--people", type=Path, help="a folder of people with people.csv instead: identity over them")
     parser.add_argument("--only", default="", help="of --people, these: p01,p04 (all)")
+    parser.add_argument("--folds", type=int, default=0, help="one person so many times, judged by other photos")
     parser.add_argument("--class-word", default="woman", help="what the person is (woman, as the sample person)")
     parser.add_argument("--judged-by", type=int, default=2, help="photos that nobody trains on: the last ones (2)")
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -445,8 +448,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="keep what is made in this folder, which must not exist")
     options = parser.parse_args()
     methods = options.methods.split(",")
-    if options.people and not options.pictures:
-        parser.error("--people compares identity, which --pictures 0 leaves out")
+    if (options.people or options.folds) and not options.pictures:
+        parser.error("--people and --folds compare identity, which --pictures 0 leaves out")
+    if options.people and options.folds:
+        parser.error("--folds is for one person, --people for several")
     for name in methods:
         if name not in METHODS:
             parser.error(f"--methods are of {', '.join(METHODS)}, not {name}")
@@ -477,16 +482,17 @@ def main() -> int:
         if options.people:
             words = {r["person"]: r["class_word"] for r in csv.DictReader((options.people / "people.csv").open())}
             for person in options.only.split(",") if options.only else words:
-                (work / person).mkdir()
                 one = replace(asked, work=work / person, class_word=words[person])
-                rows += measure(one, methods, options, options.people / person, said)
-                for each in rows:
-                    each.person = each.person or person
-                shutil.rmtree(work / person)  # a script's DreamBooth is a whole pipeline
+                rows += measure(one, methods, options, options.people / person, said, subject=person)
+        elif options.folds:
+            for fold in range(options.folds):
+                one = replace(asked, work=work / str(fold))
+                rows += measure(one, methods, options, options.photos, said, subject=str(fold), fold=fold)
         else:
-            rows = measure(replace(asked, work=work), methods, options, options.photos, said)
-    verdict = identity_bars(rows) if options.people else bars(rows)
-    print("\n" + (identity_table(rows) if options.people else table(rows)) + "\n")
+            rows = measure(replace(asked, work=work / "all"), methods, options, options.photos, said)
+    over = "people" if options.people else "folds" if options.folds else ""
+    verdict = identity_bars(rows, over) if over else bars(rows)
+    print("\n" + (identity_table(rows, over) if over else table(rows)) + "\n")
     for bar in verdict:
         print(f"{'met   ' if bar.met else 'MISSED'} {bar.method}: {bar.figure:g} {bar.what} (bar: {bar.wanted:g})")
     if options.json:
@@ -501,9 +507,17 @@ def main() -> int:
 
 
 def measure(
-    asked: Asked, methods: Sequence[str], options: argparse.Namespace, source: Path | None, said: list[str]
+    asked: Asked,
+    methods: Sequence[str],
+    options: argparse.Namespace,
+    source: Path | None,
+    said: list[str],
+    *,
+    subject: str = "",
+    fold: int = 0,
 ) -> list[Row]:
-    """All rows of one person; `said` gets what a reader must know."""
+    """All rows of one person, or fold; `said` gets what a reader must know. Only what stands alone (no `subject`) is
+    kept: a script's DreamBooth is a whole pipeline."""
     notes = []
     if source is None:
         pictures = sorted((ROOT / "presets/sample_person").glob("*.png"))
@@ -514,6 +528,8 @@ def measure(
         )
     else:
         photos = [Path(shutil.copy(file, _made(asked.work / "photos"))) for file in sorted(source.iterdir())]
+    turned = fold * options.judged_by % len(photos)
+    photos = photos[turned:] + photos[:turned]
     judged_by = [Path(shutil.move(file, _made(asked.work / "judged_by"))) for file in photos[-options.judged_by :]]
     asked = replace(asked, photos=asked.work / "photos")
     notes.append(
@@ -525,7 +541,7 @@ def measure(
         for side in (OURS, DEFAULTS) if options.no_careful else (OURS, DEFAULTS, CAREFUL):
             rows.append(ours(asked, name) if side == OURS else script(asked, name, careful=side == CAREFUL))
             print(f"{name}, {side}: {rows[-1].to_artefact_s:.1f} s", flush=True)
-    if options.people:
+    if subject:
         rows.append(Row("none", UNTRAINED, *[0] * 10, phrase=asked.class_word))
     if options.pictures:
         judge = judge_rows(rows, asked, judged_by, options.pictures, options.judge)
@@ -533,6 +549,10 @@ def measure(
     for line in notes:
         print(line, flush=True)
     said += [line for line in notes if line not in said]
+    if subject:
+        for row in rows:
+            row.subject = subject
+        shutil.rmtree(asked.work)
     return rows
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from benchmarks.versus_diffusers import (
     DEFAULTS,
     OURS,
     UNTRAINED,
+    Asked,
     Process,
     Row,
     bars,
@@ -113,17 +116,42 @@ def test_identity_is_compared_over_people():
         rows += [_row(OURS, 1, 1, mine), _row(DEFAULTS, 1, 1, theirs), _row(UNTRAINED, 1, 1, 0.1)]
         rows[-1].method = "none"
         for row in rows[-3:]:
-            row.person = person
+            row.subject = person
     rows[-2].identity = None  # no face in any picture: no likeness
-    (bar,) = versus_diffusers.identity_bars(rows)
+    (bar,) = versus_diffusers.identity_bars(rows, "people")
     assert bar.met and bar.figure == pytest.approx(0.2)
-    table = versus_diffusers.identity_table(rows).splitlines()
+    table = versus_diffusers.identity_table(rows, "people").splitlines()
     assert table[2].split(" | ")[1:3] == ["likeness", "0.400"]
     assert table[3].split(" | ")[2] == "0.200" and "2 of 3 people" in table[3] and "0.200 (" in table[3]
     assert table[4].split(" | ")[2] == "0.100" and "3 of 3 people" in table[4]
     for row in rows:
         row.identity = 0.1 if row.who == OURS else 0.2
-    assert not versus_diffusers.identity_bars(rows)[0].met
+    assert not versus_diffusers.identity_bars(rows, "people")[0].met
+
+
+def test_every_fold_is_judged_by_other_photos(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "abcdef":
+        (photos / f"{name}.png").write_bytes(b"")
+    seen = []
+
+    def train(asked, *_, **__):
+        return replace(_row("", 1, 1, None), folder=",".join(sorted(file.stem for file in asked.photos.iterdir())))
+
+    def judge(rows, asked, judged_by, *_):
+        seen.append((rows[0].folder, ",".join(file.stem for file in judged_by)))
+        return "nobody"
+
+    monkeypatch.setattr(versus_diffusers, "ours", train)
+    monkeypatch.setattr(versus_diffusers, "script", train)
+    monkeypatch.setattr(versus_diffusers, "judge_rows", judge)
+    options = Namespace(judged_by=2, no_careful=True, pictures=4, judge="")
+    asked = Asked("base", tmp_path, 128, "woman", "sks", 3, 1, "good", tmp_path, Path(), tmp_path / "work", Path())
+    for fold in range(3):
+        rows = versus_diffusers.measure(asked, ["lora"], options, photos, [], subject=str(fold), fold=fold)
+        assert {row.subject for row in rows} == {str(fold)} and not asked.work.exists()
+    assert seen == [("a,b,c,d", "e,f"), ("c,d,e,f", "a,b"), ("a,b,e,f", "c,d")]
 
 
 def test_bars_hold_only_against_the_defaults():
