@@ -31,6 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+SPIN = os.environ.get("GOMP_SPINCOUNT")  # before ours sets it: the scripts get what a person has who runs them
 
 from pipelines.schema import METHODS
 
@@ -144,6 +145,8 @@ def run(command: Sequence[str], *, cwd: Path, stand_ins: Path | None = None) -> 
         "HF_HUB_OFFLINE": "1",
         "TQDM_MININTERVAL": "5",
     }
+    if stand_ins is not None and SPIN is None:
+        environment.pop("GOMP_SPINCOUNT", None)
     started = time.time()
     with log.open("wb") as out:
         done = subprocess.run(command, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT, check=False)

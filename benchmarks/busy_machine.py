@@ -1,0 +1,87 @@
+"""How much longer does a training take while other programs keep the cores busy?
+
+    python benchmarks/busy_machine.py [--busy 0,1,2] [--spin 1000,300000] [--steps 40] [--limit 240]
+
+In: nothing (the sample person, the embedded base). Out: a table: seconds for so many steps of textual inversion beside
+so many programs that never rest, for each number of turns that PyTorch's threads wait for each other by spinning
+(GOMP_SPINCOUNT; `pipelines/__init__.py` sets 1000, the library's own is 300000). What isn't done within the limit is
+reckoned from the steps that were. Nothing else should run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+import psutil
+from visits import conditions
+
+METHOD = "textual_inversion"
+NEVER_RESTS = "while True: pass"
+
+
+def trained_s(spin: int, busy: int, steps: int, limit_s: float) -> tuple[int, float]:
+    """(steps done, seconds since the first began) of one training beside `busy` other programs."""
+    settings = (f"steps={steps}", "batch=8", "watch_every=0")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [
+            sys.executable, "-m", "pipelines", "train", str(ROOT / "presets/sample_person"), "--class-word", "woman",
+            "--methods", METHOD, "--base", "portrait-128", "--seed", "0", "--out", str(run),
+        ]  # fmt: skip
+        for each in settings:
+            command += ["--set", f"{METHOD}.{each}"]
+        others = [subprocess.Popen([sys.executable, "-c", NEVER_RESTS]) for _ in range(busy)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        training = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"GOMP_SPINCOUNT": str(spin)}, **quiet)  # type: ignore[call-overload]
+        try:
+            training.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            theirs = psutil.Process(training.pid).children(recursive=True) if training.poll() is None else []
+            for process in (*others, training, *theirs):
+                process.kill()
+            for process in (*others, training):
+                process.wait()
+            psutil.wait_procs(theirs, timeout=10)
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        told = [(event["step"], event["seconds"]) for event in events if event["kind"] == "step"]
+        return told[-1] if told else (0, 0.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--busy", default="0,1,2", help="how many programs that never rest (0,1,2)")
+    parser.add_argument("--spin", default="1000,300000", help="turns of waiting (1000,300000)")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds after which a training is stopped (240)")
+    options = parser.parse_args()
+    for key, value in conditions().items():
+        print(f"{key}: {value}")
+    print(
+        "\n| turns of waiting | other programs | steps done | seconds for all | times as long |\n|---|---|---|---|---|"
+    )
+    for spin in map(int, options.spin.split(",")):
+        alone = None
+        for busy in map(int, options.busy.split(",")):
+            done, seconds = trained_s(spin, busy, options.steps, options.limit)
+            if not done:
+                print(f"| {spin} | {busy} | none within {options.limit:.0f} s | | |", flush=True)
+                continue
+            whole = seconds / done * options.steps
+            alone = alone or whole
+            print(f"| {spin} | {busy} | {done} | {whole:.1f} | {whole / alone:.1f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
