@@ -9,6 +9,7 @@ import gradio as gr
 import pytest
 from gradio.state_holder import SessionState, StateHolder
 
+from ui import words
 from ui.page import Page
 
 
@@ -70,8 +71,9 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
     built = {each["id"]: each["props"] for each in demo.get_config_file()["components"]}
     told = show(None, restore=True)
     assert len(told) > 60
+    opening, known = show.opening["en"]
     for component, update in told.items():
-        left = show.opening.get(component, {})
+        left = opening.get(component, {})
         for name, value in update.items():
             if name == "__type__" or name in left:
                 continue
@@ -82,8 +84,14 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
             )
             held = [list(each) for each in held] if name == "choices" else held
             assert held == plain, (component.elem_id, name)
-    assert len(show.opening) < 5, "what a component can't hold is the exception"
-    assert show.changed(None, show.changed(None, {})[1])[0] == {}
+    assert len(opening) < 5, "what a component can't hold is the exception"
+    assert show.changed(None, known)[0] == {}
+    for language, steps in (("de", "Hier geht es los"), ("es", "Empieza aqu\u00ed")):
+        opening, known = show.opening[language]
+        said = {component.elem_id: update.get("value") for component, update in opening.items()}
+        assert steps in said["lk-steps"] and len(opening) < 20, "only what is said otherwise is sent"
+        with words.speaking(language):
+            assert show.changed(None, known)[0] == {}, "a page that was told needs no more"
 
 
 def test_a_visit_costs_no_description_of_the_page():

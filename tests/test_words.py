@@ -6,23 +6,57 @@ import ast
 import json
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from gradio.context import LocalContext
 
-from pipelines import votes
-from ui import errors, train, words
+from pipelines import checks, estimates, votes
+from pipelines.bases.registry import BASES
+from pipelines.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
+from pipelines.schema import CLASS_WORDS, LOW_CEILING, REASONS
+from ui import errors, photobox, train, views, words
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (*sorted((ROOT / "ui").glob("*.py")), ROOT / "app.py")
 LANGUAGES = ("de", "es")
 # Names of products and methods, and words that a language took over as they are.
-SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA"}}
+SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA", "Megabytes"}}
+VERDICTS = {LOOKS_LIKE, BORDERLINE, SOMEONE_ELSE, "uncalibrated", "no face"}
+
+
+def measured(luma: float, yaw: float = 0.0, sharpness: float = 1e3, mouth: str | None = "open") -> Any:
+    return SimpleNamespace(luma=luma, yaw=yaw, pitch=0.0, sharpness=sharpness, mouth=mouth)
+
+
+CHECKLIST = set(checks.report([], [measured(99)], [], None).checklist)
+NEXT_PHOTOS = {
+    checks._next_photo([measured(luma)] * count, dict(zip(sorted(CHECKLIST), there, strict=True)))
+    for luma, count, there in product((50, 150), (3, 6, 12), product((False, True), repeat=len(CHECKLIST)))
+} - {None}
 # What is said by a variable, and which texts that can be.
 TABLES = {
     "dial.label": {dial.label for dial in (*train.DIALS, *train.COMMON)},
     "dial.info": {dial.info for dial in (*train.DIALS, *train.COMMON)} - {""},
     "LEAVE[method]": set(train.LEAVE.values()),
+    # what `tell` says of things that have a fixed set of names
+    "word": {word for _, word in views.VERDICTS.values()}
+    | {*views.PHOTO_ACTS.values(), *dict(views.SHOT_ACTS).values(), *CLASS_WORDS},
+    "part": {*views.PARTS, *views.PINNED.values()},
+    "head": {*views.TABLE_HEADS, "Friends' picks"},
+    "data.state": {"waiting", "training", "done", "stopped", "failed"},
+    "shot.verdict": VERDICTS,
+    "best.verdict or ''": VERDICTS,
+    "LOW_CEILING": {LOW_CEILING},
+    "REASONS[code]": set(REASONS.values()),
+    "what": CHECKLIST,
+    "report.next_photo": NEXT_PHOTOS,
+    "row.about": {row.about for row in BASES.values()},
+    "QUALITY_MEANS[q]": set(train.QUALITY_MEANS.values()),
+    "basis": {"as measured on this machine", estimates.UNTIMED},
     "sentence(error)": {errors.OURS, errors.DISK_FULL, errors.MEMORY, votes.GONE},
 }
 
@@ -46,7 +80,7 @@ def said(source: str) -> set[str]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
-        if node.func.id not in ("say", "translate"):
+        if node.func.id not in ("say", "tell", "translate"):
             continue
         text = node.args[0]
         if isinstance(text, ast.Constant) and isinstance(text.value, str):
@@ -140,6 +174,48 @@ def test_what_has_no_translation_stays_english():
     assert words.translate("Train", "fr") == "Train" == words.translate("Train", "en")
     assert words.translate("A text nobody translated", "de") == "A text nobody translated"
     assert words.translate("Train", "../de") == "Train"
+
+
+def test_what_is_worked_out_is_told_in_the_language_of_the_browser_that_asks():
+    asks = {
+        "en-GB": "{0} good photos",
+        "de-AT,en;q=0.5": "{0} gute Fotos",
+        "es": "{0} fotos buenas",
+        "fr": "{0} good photos",
+    }
+    for header, wanted in asks.items():
+        token = LocalContext.request.set(SimpleNamespace(headers={"accept-language": header}))  # type: ignore[arg-type]
+        assert words.tell("{count} good photos", count=3) == wanted.format(3)
+        LocalContext.request.reset(token)
+    assert words.spoken() == "en", "a worker, or a program, is told in English"
+    with words.speaking("es"):
+        assert words.tell("Train") == "Entrenar"
+    assert words.tell("Train") == "Train" and words.tell("a {subject} stays") == "a {subject} stays"
+
+
+def test_an_answer_is_told_whole(tmp_path):
+    """No English word is left in what a photo, a lane and a step say, where all of it is known words."""
+    card = views.PhotoCard("a.jpg", "/a", "overruled", "", "training", "k", True, "held_out")
+    lane = views.Lane("lora", "training", 3, 9, 5.0, 60.0, 0.2, None, "", ((1, 0.1), (2, 0.3)))
+    english = [views.photo_cards([card]), views.lane(lane), views.waiting(2, 30.0), views.waiting(1, None)]
+    for language in LANGUAGES:
+        with words.speaking(language):
+            other = [views.photo_cards([card]), views.lane(lane), views.waiting(2, 30.0), views.waiting(1, None)]
+        for before, after in zip(english, other, strict=True):
+            shown = set(re.findall(r"[a-z]{4,}", re.sub(r"<[^>]*>", " ", before)))
+            assert shown and not shown & set(re.findall(r"[a-z]{4,}", re.sub(r"<[^>]*>", " ", after))), (before, after)
+
+
+def test_a_photos_reasons_are_told_by_their_codes():
+    def staged(text: str, *codes: str) -> Any:
+        return SimpleNamespace(reasons=codes, text=text)
+
+    both = "; ".join((REASONS["dark"], REASONS["tilted"]))
+    with words.speaking("de"):
+        assert photobox.told(staged(both, "dark", "tilted")).startswith("das Gesicht ist dunkel; ein Foto bei")
+        assert photobox.told(staged("it is a film", "unreadable")) == "it is a film", "its own words hold more"
+        assert photobox.told(staged("")) == ""
+    assert photobox.told(staged(both, "dark", "tilted")) == both
 
 
 def test_a_text_made_of_parts_is_found_out():

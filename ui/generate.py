@@ -30,7 +30,7 @@ from ui.state import Services, View
 from ui.theme import METHOD_NAMES
 from ui.views import JobCard, LookCard, Shot
 from ui.wiring import Show, Updates
-from ui.words import say
+from ui.words import say, tell
 
 OWN = "own"
 MAX_SEED = 2**31 - 1
@@ -928,7 +928,7 @@ def style_choices(row: BaseRow) -> tuple[list[tuple[str, str]], str]:
     marked = (
         f'<ul class="lk-note lk-list">{"".join(cannot)}</ul>'
         if cannot
-        else views.note("This base can draw all of them.")
+        else views.note(tell("This base can draw all of them."))
     )
     return [*can, ("Own words", OWN)], marked
 
@@ -939,8 +939,8 @@ def _status(view: View) -> str:
         return views.note(drawing.problem, "bad")
     if drawing.busy:
         return views.note(
-            f"{views.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or 'Starting ...'} {view.drawn_text} "
-            f"{view.safe_to_leave}"
+            f"{views.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or tell('Starting ...')} "
+            f"{view.drawn_text} {view.safe_to_leave}"
         )
     if drawing.refused:
         count = f"{drawing.refused} picture{'s were' if drawing.refused != 1 else ' was'}"
@@ -948,5 +948,5 @@ def _status(view: View) -> str:
             f"{count} taken for sexual content by the image filter and not saved. Try another prompt or seed.", "warn"
         )
     if not view.shots and view.generate_blocked is None:
-        return views.note("Pick a style and press Generate.")
+        return views.note(tell("Pick a style and press Generate."))
     return ""

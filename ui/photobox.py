@@ -17,7 +17,8 @@ from pathlib import Path
 from pipelines import workspace
 from pipelines.bases.registry import BaseRow
 from pipelines.fingerprints import file_sha256
-from pipelines.schema import Photo, PhotoSet, SetReport, UserError
+from pipelines.schema import REASONS, Photo, PhotoSet, SetReport, UserError
+from ui.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
 FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small run
@@ -396,6 +397,16 @@ def _named(text: str, names: dict[str, str]) -> str:
     for file, name in names.items():
         text = text.replace(file, name)
     return text
+
+
+def told(one: Staged) -> str:
+    """Why a photo is what it is, in the language of who asks. What only the English text holds - what is wrong with a
+    file, which picture it repeats - is left in English.
+    """
+    codes = [code for code in one.reasons if code in REASONS]
+    if one.text != "; ".join(REASONS[code] for code in codes):
+        return one.text
+    return "; ".join(tell(REASONS[code]) for code in codes)
 
 
 def part_of(box: Box, name: str) -> str:

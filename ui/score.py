@@ -14,7 +14,7 @@ from ui import look, views, vote
 from ui.errors import told
 from ui.state import Services, View
 from ui.wiring import Show, Updates
-from ui.words import say
+from ui.words import say, tell
 
 HOW_TO_READ = say(
     "Dots are pictures, a diamond is their mean. A score is how alike a face recogniser finds a picture and the photos "
@@ -44,7 +44,8 @@ class ScoreTab:
         ready = closed is None and judge is not None
         return {
             self.blocked: gr.update(
-                value=views.note(f"No method has a score yet. {closed or ''}", "warn"), visible=closed is not None
+                value=views.note(f"{tell('No method has a score yet.')} {closed or ''}", "warn"),
+                visible=closed is not None,
             ),
             self.judge: gr.update(choices=list(view.judges), value=judge, visible=len(view.judges) > 1),
             **{
@@ -115,9 +116,15 @@ def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: S
 def _spoke(view: View, judge: str) -> str:
     facts = view.judge_facts(judge)
     photos = len(view.box.photo_set.held_out) if view.box.photo_set else 0
-    compared = f"Compared with {photos} held-out photo{'s' if photos != 1 else ''}." if photos else ""
-    weak = " With so few, read the verdict with care." if view.box.photo_set and view.box.photo_set.weak else ""
-    return views.note(f"Judge: {judge}. {facts} {compared}{weak}") + _best(view, judge)
+    compared = weak = ""
+    if photos:
+        compared = tell("Compared with {count} held-out photos.", count=photos)
+    if photos == 1:
+        compared = tell("Compared with one held-out photo.")
+    if view.box.photo_set and view.box.photo_set.weak:
+        weak = tell("With so few, read the verdict with care.")
+    spoken = tell("Judge: {name}.", name=judge)
+    return views.note(f"{spoken} {facts} {compared} {weak}".rstrip()) + _best(view, judge)
 
 
 def _table(view: View, judge: str) -> str:
@@ -148,15 +155,20 @@ def _best(view: View, judge: str) -> str:
     own = ""
     if isinstance(low, float) and isinstance(high, float):
         span = f"{low:.2f}" if low == high else f"{low:.2f}-{high:.2f}"
-        own = f"; your own photos agree with each other at {span}"
-    return views.note(f"Best picture: {best.words}{own}. Verdict: {best.verdict}.", "ok")
+        own = tell("Your own photos agree with each other at {value}.", value=span)
+    found = tell("Best picture: {words}.", words=best.words)
+    verdict = tell("Verdict: {verdict}.", verdict=tell(best.verdict or ""))
+    return views.note(f"{found} {own} {verdict}".replace("  ", " "), "ok")
 
 
 def _warnings(view: View) -> str:
     missing = [shot for shot in view.shots if shot.scored and shot.similarity is None]
     if not missing:
         return ""
-    plural = "pictures show" if len(missing) > 1 else "pictures shows"
     return views.note(
-        f"{len(missing)} of {len(view.shots)} {plural} no face to this judge. They are counted, not dropped."
+        tell(
+            "Pictures that show no face to this judge: {count} of {all}. They are counted, not dropped.",
+            count=len(missing),
+            all=len(view.shots),
+        )
     )

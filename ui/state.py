@@ -34,10 +34,12 @@ from ui.pictures import Drawing
 from ui.sessions import Choices, Session, Sessions
 from ui.theme import METHOD_NAMES
 from ui.views import Lane, Mark, MethodRow, Shot, StripData
+from ui.words import tell
 
 log = logging.getLogger("likeness.ui")
 Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe
 STRIP = 6  # earlier previews in a lane
+TICK = "Tick the consent box in the Upload tab."
 LOOKS = 5  # at validation pictures in a training of the app
 MAX_STEPS, MAX_BATCH = 3000, 32
 PICTURES = ("render", "finished")  # kinds of events that bring one
@@ -132,8 +134,10 @@ class View:
     def safe_to_leave(self) -> str:
         """What happens to the work when the page is closed."""
         if self.services.slice is not None:
-            return "Keep this page open: here the work goes on only while it is. Nothing is lost when you close it."
-        return "It is safe to close this tab: the work goes on, and this page shows it again when you come back."
+            return tell(
+                "Keep this page open: here the work goes on only while it is. Nothing is lost when you close it."
+            )
+        return tell("It is safe to close this tab: the work goes on, and this page shows it again when you come back.")
 
     @property
     def choices(self) -> Choices:
@@ -145,11 +149,12 @@ class View:
     def train_blocked(self) -> str | None:
         if self.box.photo_set is None:
             if self.box.problem:
-                return "The photos can't be used yet; the Upload tab says why."
-            more = self.box.missing
-            return f"Add {more} more photo{'s' if more != 1 else ''} in the Upload tab."
+                return tell("The photos can't be used yet; the Upload tab says why.")
+            if self.box.missing == 1:
+                return tell("Add one more photo in the Upload tab.")
+            return tell("Add {count} more photos in the Upload tab.", count=self.box.missing)
         if not self.choices.sample and self.choices.consent_at is None:
-            return "Tick the consent box in the Upload tab."
+            return tell(TICK)
         return self.base_problem
 
     @property
@@ -157,27 +162,27 @@ class View:
         if self.train_blocked:
             return self.train_blocked
         if not self.trained and self.progress.busy:
-            return "Training is under way. Pictures can be drawn as soon as the first method is done."
+            return tell("Training is under way. Pictures can be drawn as soon as the first method is done.")
         if self.stale:
-            return "The photos or the base have changed since training. Train again first."
+            return tell("The photos or the base have changed since training. Train again first.")
         if not self.trained:
-            return "Train at least one method first."
+            return tell("Train at least one method first.")
         return None
 
     @property
     def score_blocked(self) -> str | None:
         if self.generate_blocked and not self.judges:
             return self.generate_blocked
-        return None if self.judges else "Generate pictures first: there is nothing to score yet."
+        return None if self.judges else tell("Generate pictures first: there is nothing to score yet.")
 
     @property
     def look_blocked(self) -> str | None:
         """Why no picture can be dropped into the Score tab yet: it needs held-out photos and nothing else."""
         photos = self.box.photo_set
         if photos is None or not photos.held_out:
-            return self.train_blocked or "No photo is held out to compare with. Add photos in the Upload tab."
+            return self.train_blocked or tell("No photo is held out to compare with. Add photos in the Upload tab.")
         if not self.choices.sample and self.choices.consent_at is None:
-            return "Tick the consent box in the Upload tab."
+            return tell(TICK)
         return None
 
     @property
@@ -217,7 +222,9 @@ class View:
 
     @property
     def drawn_text(self) -> str:
-        return f"{self.drawing.drawn} of {self.drawing.to_draw} are there." if self.drawing.drawn else ""
+        if not self.drawing.drawn:
+            return ""
+        return tell("{count} of {all} are there.", count=self.drawing.drawn, all=self.drawing.to_draw)
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -247,7 +254,11 @@ class View:
         likeness, strip = progress.likeness.get(method, ()), self._strip(progress.previews.get(method, ()))
         note = ""
         if card:
-            note = f"{views.amount(card.artifact_bytes)}, {card.trainable_params:,} numbers learned."
+            note = tell(
+                "{size}, {count} numbers learned.",
+                size=views.amount(card.artifact_bytes),
+                count=f"{card.trainable_params:,}",
+            )
         if step is None:
             steps, seconds = (card.steps, card.train_s) if card else (0, 0.0)
             return Lane(method, state, steps, steps, seconds, None, None, link, note, likeness, strip)
@@ -273,14 +284,17 @@ class View:
         from pipelines import faces
 
         try:
-            licence = f"Licence of its weights: {faces.judge(judge).licence}."
+            licence = tell("Licence of its weights: {licence}.", licence=faces.judge(judge).licence)
         except (UserError, OSError):
-            licence = "Its weights are not on this machine any more."
+            licence = tell("Its weights are not on this machine any more.")
         threshold = self.marks.get(judge, {}).get("threshold")
-        same = " It is uncalibrated: its numbers have no scale here."
+        same = tell("It is uncalibrated: its numbers have no scale here.")
         if isinstance(threshold, float):
-            same = f" From {threshold:.2f} on it says 'looks like you': 1 in 1000 pictures of strangers gets there."
-        return licence + same
+            same = tell(
+                "From {value} on it says 'looks like you': 1 in 1000 pictures of strangers gets there.",
+                value=f"{threshold:.2f}",
+            )
+        return f"{licence} {same}"
 
     def best_score(self, judge: str) -> tuple[str, float] | None:
         """(method, similarity) of the run's best picture to a judge; the untrained base's count as nobody's."""
@@ -300,16 +314,25 @@ class View:
             value = found.get(name)
             return float(value) if isinstance(value, int | float) else None
 
-        impostor = "99.9% of comparisons of different people lie below"
+        impostor = tell("99.9% of comparisons of different people lie below.")
         if figure("impostor") is None:
-            impostor = "Not known: this recogniser is uncalibrated here"
+            impostor = tell("Not known: this recogniser is uncalibrated here.")
         marks = (
-            Mark("Different people", figure("impostor"), impostor + "."),
-            Mark("Untrained base", figure("floor"), "The floor: pictures of nobody in particular."),
-            Mark("Best this base can draw", figure("best_possible"), "Held-out photos, rebuilt by its autoencoder."),
-            Mark("This person's own photos", figure("ceiling"), "The ceiling: real photo against real photo.",
-                 figure("ceiling_low"), figure("ceiling_high")),
-        )  # fmt: skip
+            Mark(tell("Different people"), figure("impostor"), impostor),
+            Mark(tell("Untrained base"), figure("floor"), tell("The floor: pictures of nobody in particular.")),
+            Mark(
+                tell("Best this base can draw"),
+                figure("best_possible"),
+                tell("Held-out photos, rebuilt by its autoencoder."),
+            ),
+            Mark(
+                tell("This person's own photos"),
+                figure("ceiling"),
+                tell("The ceiling: real photo against real photo."),
+                figure("ceiling_low"),
+                figure("ceiling_high"),
+            ),
+        )
         dots = {
             method: tuple(value for value in values if value is not None)
             for method, values in sorted(self.scores.get(judge, {}).items(), key=lambda item: place_of(item[0]))
@@ -347,25 +370,35 @@ class View:
         training = self.progress.busy
         scored = sum(len(values) for values in next(iter(self.scores.values()), {}).values())
         trained = ", ".join(METHOD_NAMES[m] for m in self.trained)
+        photos = tell("1 good photo") if good == 1 else tell("{count} good photos", count=good)
         done = (
-            f"{good} good photo{'s' if good != 1 else ''}" if self.box.staged else "Start here: add photos",
-            "Working ..." if training else trained or "Ready",
-            f"{len(self.pictures)} pictures" if self.pictures else "Ready",
-            f"{scored} pictures scored",
+            photos if self.box.staged else tell("Start here: add photos"),
+            tell("Working ...") if training else trained or tell("Ready"),
+            tell("{count} pictures", count=len(self.pictures)) if self.pictures else tell("Ready"),
+            tell("{count} pictures scored", count=scored),
         )
-        names = ("Upload", "Train", "Generate", "Score")
+        names = (tell("Upload"), tell("Train"), tell("Generate"), tell("Score"))
         steps: list[tuple[str, str, bool]] = []
         first = True
         for name, blocked, text in zip(
             names, (None, self.train_blocked, self.generate_blocked, self.score_blocked), done
         ):
             # Only the first closed step says what is missing; those behind it wait for the same thing.
-            reason = text if blocked is None else blocked if first else f"Opens after {names[len(steps) - 1]}"
-            if name == "Score" and blocked is not None and self.look_blocked is None:
-                reason = "Judges any picture now; methods after Generate"
+            later = tell("Opens after {step}", step=names[len(steps) - 1])
+            reason = text if blocked is None else blocked if first else later
+            if name == names[-1] and blocked is not None and self.look_blocked is None:
+                reason = tell("Judges any picture now; methods after Generate")
             first = first and blocked is None
             steps.append((name, reason, blocked is None))
         return views.stepper(steps)
+
+
+def _basis(basis: str) -> str:
+    """What an estimate rests on, in the language of who asks."""
+    reckoned = re.fullmatch(r"reckoned from (.*); nothing was timed on this machine yet", basis)
+    if reckoned:
+        return tell("reckoned from {machine}; nothing was timed on this machine yet", machine=reckoned[1])
+    return tell(basis)
 
 
 class Services:
@@ -437,7 +470,8 @@ class Services:
             link = self.link(run, f"{photobox.STAGED}/{one.file}") if one.file else None
             part = photobox.part_of(box, one.name)
             verdict = "overruled" if one.kept else one.verdict
-            card = views.PhotoCard(one.name, link, verdict, one.text, part, one.key, one.can_be_kept, one.pin)
+            text = photobox.told(one)
+            card = views.PhotoCard(one.name, link, verdict, text, part, one.key, one.can_be_kept, one.pin)
             cards.append(card)
         return views.photo_cards(cards)
 
@@ -552,7 +586,7 @@ class Services:
     ) -> str:
         """How long training will take and how much memory it needs; never guessed, see `pipelines.estimates`."""
         if not methods:
-            return views.note("Choose at least one method.")
+            return views.note(tell("Choose at least one method."))
         recipes = {
             m: recipe.replaced(steps=_fewer(recipe.steps)) if m in going_on else recipe
             for m, recipe in self.recipes(row, quality, methods, settings).items()
@@ -562,10 +596,12 @@ class Services:
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
         if found.seconds is not None:
-            parts.append(f"about {views.duration(views.rounded(found.seconds))}")
+            parts.append(tell("about {time}", time=views.duration(views.rounded(found.seconds))))
         if found.memory_mb is not None:
-            parts.append(f"{found.memory_mb / 1e3:.1f} GB of memory")
-        return views.note(f"Takes {' and '.join(parts)} ({found.basis}). Steps: {listed}. {found.memory}".strip())
+            parts.append(tell("{size} GB of memory", size=f"{found.memory_mb / 1e3:.1f}"))
+        what = tell("{first} and {second}", first=parts[0], second=parts[1]) if len(parts) == 2 else "".join(parts)
+        takes = tell("Takes {what} ({why}).", what=what, why=_basis(found.basis))
+        return views.note(f"{takes} {tell('Steps:')} {listed}. {found.memory}".strip())
 
     def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
         return estimates.estimate(row, recipes, self._known_paces()).seconds

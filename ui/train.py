@@ -15,7 +15,7 @@ from ui.errors import told
 from ui.state import Services, Settings, View
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.wiring import Show, Updates
-from ui.words import say
+from ui.words import say, tell
 
 PIVOTAL = "pivotal"
 QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging", "best": "best - patience"}
@@ -129,7 +129,7 @@ class TrainTab:
         composed = [m for m in view.row.offered if m in COMPOSED]
         return {
             self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=methods),
-            self.quality: gr.update(value=usual.quality),
+            self.quality: gr.update(choices=[(tell(QUALITY_MEANS[q]), q) for q in QUALITIES], value=usual.quality),
             self.estimate: gr.update(value=self.estimated(view, usual)),
             self.more: gr.update(choices=[(METHOD_NAMES[m], m) for m in composed], value=more, visible=bool(composed)),
             self.go_on: gr.update(value=usual.go_on),
@@ -439,19 +439,29 @@ def _start_text(view: View) -> str:
 def _status(view: View) -> str:
     progress = view.progress
     if progress.busy:
-        now = views.waiting(progress.ahead, progress.starts_in_s) or progress.text or "Starting ..."
+        now = views.waiting(progress.ahead, progress.starts_in_s) or progress.text or tell("Starting ...")
         return views.note(f"{now} {view.safe_to_leave}")
     if view.train_blocked:
         return views.note(view.train_blocked, "warn")
     if progress.problem:
         return views.note(progress.problem, "bad")
     if progress.state == "cancelled":
-        return views.note("Stopped. What was learned so far is kept; training continues from there.")
-    if view.stale:
-        again = "go on learning from where it was" if view.older else "train again"
+        return views.note(tell("Stopped. What was learned so far is kept; training continues from there."))
+    if view.stale and view.older:
         return views.note(
-            f"The photos or the base have changed since training. Please {again}, so that the pictures fit.", "warn"
+            tell(
+                "The photos or the base have changed since training. Please go on learning from where it was, so that "
+                "the pictures fit."
+            ),
+            "warn",
+        )
+    if view.stale:
+        return views.note(
+            tell("The photos or the base have changed since training. Please train again, so that the pictures fit."),
+            "warn",
         )
     if view.trained:
-        return views.note("Trained. Draw pictures in the Generate tab; the Score tab shows which are most alike.", "ok")
+        return views.note(
+            tell("Trained. Draw pictures in the Generate tab; the Score tab shows which are most alike."), "ok"
+        )
     return ""

@@ -15,7 +15,7 @@ from ui import photobox, views
 from ui.errors import told
 from ui.state import Services, View
 from ui.wiring import Show, Updates, refused_while_busy
-from ui.words import say
+from ui.words import say, tell
 
 SAMPLE = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
 CONSENT = "I am this person, or I have their permission to do this. Everybody in these photos is 18 or older."
@@ -70,7 +70,9 @@ class UploadTab:
     def restore(self, view: View) -> Updates:
         """The person's own choices, after a reload."""
         return {
-            self.class_word: gr.update(value=view.choices.class_word),
+            self.class_word: gr.update(
+                choices=[(tell(word), word) for word in CLASS_WORDS], value=view.choices.class_word
+            ),
             self.base: gr.update(value=view.row.name),
             self.consent: gr.update(value=view.choices.consent_at is not None or view.choices.sample),
         }
@@ -166,7 +168,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             for box in photobox.add(session.run, paths, services.view(kept).row):
                 yield {
                     tab.cards: services.photo_cards(session.run, box),
-                    tab.status: views.note(f"{box.stored} read so far."),
+                    tab.status: views.note(tell("{count} read so far.", count=box.stored)),
                 }
         finally:
             for path in paths:
@@ -183,7 +185,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         photobox.clear(session.run)
         session = services.sessions.choose(session, sample=True, consent_at=None, class_word=_sample_class_word())
         workspace.record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
-        yield {capability: kept, tab.status: views.note("Taking in the sample person ..."), tab.receipt: ""}
+        yield {capability: kept, tab.status: views.note(tell("Taking in the sample person ...")), tab.receipt: ""}
         for box in photobox.add(session.run, pictures, services.view(kept).row):
             yield {tab.cards: services.photo_cards(session.run, box)}
         yield show(kept, restore=True)
@@ -229,7 +231,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
     def forget(kept: object) -> Updates:
         session = services.sessions.find(kept)
         if session is None:
-            sentence = "There was nothing of yours here."
+            sentence = tell("There was nothing of yours here.")
         else:
             services.stop_and_wait(session.run)
             receipt = services.sessions.forget(session)
@@ -264,7 +266,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
 
 def about(row: Any, problem: str | None) -> str:
     """What the chosen base is, said at once."""
-    return (views.note(problem, "bad") if problem else "") + views.note(f"{row.about} Licence: {row.licence}.")
+    licence = tell("Licence: {licence}.", licence=row.licence)
+    return (views.note(problem, "bad") if problem else "") + views.note(f"{tell(row.about)} {licence}")
 
 
 def _status(view: View) -> str:
@@ -282,16 +285,19 @@ def _status(view: View) -> str:
     if box.problem:
         return views.note(box.problem, "bad") + panel
     if box.photo_set is None:
-        more = f"{box.good} can be used so far. Add {box.missing} more photo{'s' if box.missing > 1 else ''}."
-        return views.note(more) + panel
+        more = tell("Add one more photo.")
+        if box.missing != 1:
+            more = tell("Add {count} more photos.", count=box.missing)
+        return views.note(f"{tell('{count} can be used so far.', count=box.good)} {more}") + panel
     parts = box.photo_set
-    words = [f"{len(parts.train)} to learn from"]
-    words += [f"{len(parts.validation)} to watch progress"] if parts.validation else []
-    words += [f"{len(parts.held_out)} kept apart to judge with"]
-    weak = " With so few photos a verdict is weak: 8 or more are better." if parts.weak else ""
+    words = [tell("{count} to learn from", count=len(parts.train))]
+    words += [tell("{count} to watch progress", count=len(parts.validation))] if parts.validation else []
+    words += [tell("{count} kept apart to judge with", count=len(parts.held_out))]
+    used = tell("{count} photos are used: {parts}.", count=len(parts.photos), parts=", ".join(words))
+    weak = tell("With so few photos a verdict is weak: 8 or more are better.") if parts.weak else ""
     return (
-        (views.note(SAMPLE_SENTENCE) if view.choices.sample else "")
-        + views.note(f"{len(parts.photos)} photos are used: {', '.join(words)}.{weak}", "ok")
+        (views.note(tell(SAMPLE_SENTENCE)) if view.choices.sample else "")
+        + views.note(f"{used} {weak}".rstrip(), "ok")
         + panel
     )
 

@@ -1,7 +1,7 @@
 """Pieces of HTML: photo cards, training lanes, the side-by-side grid, the score strip, the method table.
 
-In: small records and finished links. Out: strings. Pure functions: no disk, no Gradio; whatever a person typed is
-escaped here. Try it: `print(strip(StripData(...)))`.
+In: small records and finished links. Out: strings. No disk; whatever a person typed is escaped here, and what is
+said is said in the language of who asks. Try it: `print(strip(StripData(...)))`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.schema import LOW_CEILING, Sampling, SetReport
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
+from ui.words import tell
 
 if TYPE_CHECKING:
     from pipelines.lookalike import Answer, Opinion
@@ -166,8 +167,12 @@ def waiting(ahead: int, seconds: float | None) -> str:
     """Where a waiting job stands, in words; "" when none is before it."""
     if not ahead:
         return ""
-    when = f" Its turn comes in about {duration(seconds)}." if seconds is not None else ""
-    return f"Waiting: {ahead} job{'s are' if ahead > 1 else ' is'} before yours.{when}"
+    if ahead == 1:
+        place = tell("Waiting: one job is before yours.")
+    else:
+        place = tell("Waiting: {count} jobs are before yours.", count=ahead)
+    when = tell("Its turn comes in about {time}.", time=duration(seconds)) if seconds is not None else ""
+    return f"{place} {when}".rstrip()
 
 
 def rounded(seconds: float) -> float:
@@ -198,6 +203,16 @@ VERDICTS = {
     "leave_out": ("no", "left out"),
     "overruled": ("so", "used, as you asked"),
 }
+PHOTO_ACTS = {
+    "remove": "Remove",
+    "dismiss": "Dismiss",
+    "leave": "Leave it out",
+    "keep": "Use it anyway",
+    "trained": "Learn from it",
+    "held_out": "Keep for judging",
+    "unpin": "Let us choose",
+}
+PARTS = ("training", "validation", "held out")
 PINNED = {"trained": "always learned from", "held_out": "always kept for judging"}
 
 
@@ -213,8 +228,9 @@ def photo_cards(cards: Sequence[PhotoCard]) -> str:
             else '<div class="lk-empty" aria-hidden="true">✕</div>'
         )
         kind, word = VERDICTS[card.verdict]
-        tag = f'<span class="lk-tag {kind}">{word}</span>'
-        part = f" <small>{escape(PINNED.get(card.pin, card.part))}</small>" if card.pin or card.part else ""
+        tag = f'<span class="lk-tag {kind}">{escape(tell(word))}</span>'
+        part = PINNED.get(card.pin, card.part)
+        part = f" <small>{escape(tell(part))}</small>" if part else ""
         text = f"<small>{escape(card.text)}</small>" if card.text else ""
         parts.append(
             f'<div class="lk-card">{picture}<div class="lk-body"><span class="lk-name" title="{escape(card.name)}">'
@@ -225,15 +241,15 @@ def photo_cards(cards: Sequence[PhotoCard]) -> str:
 
 
 def _photo_buttons(card: PhotoCard) -> str:
-    acts = [("remove", "Remove" if card.link else "Dismiss")]
+    names = ["remove" if card.link else "dismiss"]
     if card.can_be_kept:
-        acts.insert(0, ("leave", "Leave it out") if card.verdict == "overruled" else ("keep", "Use it anyway"))
+        names.insert(0, "leave" if card.verdict == "overruled" else "keep")
     if card.verdict != "leave_out" and card.link:
-        others = {"trained": "Learn from it", "held_out": "Keep for judging"}
-        acts += [("unpin", "Let us choose")] if card.pin else list(others.items())
+        names += ["unpin"] if card.pin else ["trained", "held_out"]
+    acts = [("remove" if name == "dismiss" else name, PHOTO_ACTS[name]) for name in names]
     return "".join(
         f'<button type="button" class="lk-link" data-photo="{escape(card.key)}" data-action="{action}" '
-        f'aria-label="{escape(f"{word}: {card.name}")}">{word}</button>'
+        f'aria-label="{escape(f"{tell(word)}: {card.name}")}">{escape(tell(word))}</button>'
         for action, word in acts
         if card.key
     )
@@ -241,29 +257,37 @@ def _photo_buttons(card: PhotoCard) -> str:
 
 def crop_cards(cards: Sequence[CropCard]) -> str:
     if not cards:
-        return '<p class="lk-note">The crops appear here when there are enough photos.</p>'
+        return f'<p class="lk-note">{escape(tell("The crops appear here when there are enough photos."))}</p>'
     parts = []
     for card in cards:
         key, name = escape(card.key), escape(card.name)
-        words = "<small>Kept apart: training never sees it.</small>"
+        words = f"<small>{escape(tell('Kept apart: training never sees it.'))}</small>"
         if card.learned:
             words = (
-                f'<input data-photo="{key}" value="{escape(card.caption)}" aria-label="Caption of {name}" '
-                f'maxlength="300"><small>{"yours; empty it for ours" if card.own_caption else "measured"}</small>'
+                f'<input data-photo="{key}" value="{escape(card.caption)}" '
+                f'aria-label="{escape(tell("Caption of {name}", name=card.name))}" maxlength="300">'
+                f"<small>{escape(tell('yours; empty it for ours') if card.own_caption else tell('measured'))}</small>"
             )
         zoom = f" <small>{card.zoom:.2f}×</small>" if card.zoom != 1 else ""
+        crop = tell("Crop of {name}", name=card.name)
         buttons = "".join(
             f'<button type="button" class="lk-link" data-photo="{key}" data-action="{action}" '
-            f'aria-label="{word}: {name}">{word}</button>'
-            for action, word in (("closer", "Closer"), ("wider", "Wider"))
+            f'aria-label="{escape(word)}: {name}">{escape(word)}</button>'
+            for action, word in (("closer", tell("Closer")), ("wider", tell("Wider")))
         )
         parts.append(
-            f'<div class="lk-card"><img src="{escape(card.link)}" alt="Crop of {name}" loading="lazy">'
+            f'<div class="lk-card"><img src="{escape(card.link)}" alt="{escape(crop)}" loading="lazy">'
             f'<div class="lk-body">{words}<span class="lk-acts">{buttons}{zoom}</span></div></div>'
         )
     note = (
-        '<p class="lk-note">Each photo as the base sees it, and the caption it is told; {subject} is the person. '
-        "Mirrored copies are off: faces are not symmetrical.</p>"
+        '<p class="lk-note">'
+        + escape(
+            tell(
+                "Each photo as the base sees it, and the caption it is told; {subject} is the person. Mirrored copies "
+                "are off: faces are not symmetrical."
+            )
+        )
+        + "</p>"
     )
     return f'{note}<div class="lk-photos">{"".join(parts)}</div>'
 
@@ -278,25 +302,37 @@ def photo_report(report: SetReport | None) -> str:
         f'cy="{height / 2 + max(-reach, min(reach, pitch)) / reach * 40:.1f}" r="4"/>'
         for yaw, pitch in report.angles
     )
+    where = tell("Where the faces look: {count} dots, left to right and up to down", count=len(report.angles))
     picture = (
-        f'<svg class="lk-angles" viewBox="0 0 {width} {height}" role="img" aria-label="Where the faces look: '
-        f'{len(report.angles)} dots, left to right and up to down"><rect x="1" y="1" width="{width - 2}" '
+        f'<svg class="lk-angles" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(where)}"><rect x="1" y="1" width="{width - 2}" '
         f'height="{height - 2}" rx="8"/><line x1="{width / 2}" x2="{width / 2}" y1="6" y2="{height - 6}"/>'
         f'<line x1="6" x2="{width - 6}" y1="{height / 2}" y2="{height / 2}"/>{dots}</svg>'
     )
     lines = "".join(
-        f'<li class="{"yes" if there else "no"}">{"✓" if there else "–"} {escape(what)}</li>'
+        f'<li class="{"yes" if there else "no"}">{"✓" if there else "–"} {escape(tell(what))}</li>'
         for what, there in report.checklist.items()
     )
-    counts = f"{report.good} good, {report.usable} usable, {report.left_out} left out."
-    alike = ""
+    counts = tell(
+        "{good} good, {usable} usable, {left_out} left out.",
+        good=report.good,
+        usable=report.usable,
+        left_out=report.left_out,
+    )
+    alike = add = ""
     if report.ceiling is not None:
-        alike = f"<p>They agree with each other at {report.ceiling:.2f}: no picture can be expected to do better.</p>"
-    low = note(LOW_CEILING, "warn") if report.ceiling_low else ""
-    add = f"<p>The most useful photo to add: <b>{escape(report.next_photo)}</b>.</p>" if report.next_photo else ""
+        agree = tell(
+            "They agree with each other at {value}: no picture can be expected to do better.",
+            value=f"{report.ceiling:.2f}",
+        )
+        alike = f"<p>{escape(agree)}</p>"
+    low = note(tell(LOW_CEILING), "warn") if report.ceiling_low else ""
+    below = tell("where the faces look")
+    if report.next_photo:
+        add = f"<p>{escape(tell('The most useful photo to add:'))} <b>{escape(tell(report.next_photo))}</b>.</p>"
     return (
-        f'<div class="lk-report"><figure>{picture}<figcaption>where the faces look</figcaption></figure>'
-        f"<div><p>{counts}</p>{alike}{add}</div><ul>{lines}</ul></div>{low}"
+        f'<div class="lk-report"><figure>{picture}<figcaption>{escape(below)}</figcaption></figure>'
+        f"<div><p>{escape(counts)}</p>{alike}{add}</div><ul>{lines}</ul></div>{low}"
     )
 
 
@@ -304,23 +340,27 @@ def lane(data: Lane) -> str:
     colour = METHOD_COLOURS[data.method]
     share = min(1.0, data.step / data.steps) if data.steps else 0.0
     tag = {"done": "ok", "failed": "no"}.get(data.state, "")
-    left = f"{duration(data.seconds_left)} left" if data.seconds_left is not None else f"{duration(data.seconds)} spent"
-    loss = f"loss {data.loss:.4f}" if data.loss is not None and math.isfinite(data.loss) else ""
+    if data.seconds_left is not None:
+        left = tell("{time} left", time=duration(data.seconds_left))
+    else:
+        left = tell("{time} spent", time=duration(data.seconds))
+    loss = f"{tell('loss')} {data.loss:.4f}" if data.loss is not None and math.isfinite(data.loss) else ""
     preview = (
-        f'<img class="lk-preview" src="{escape(data.preview)}" alt="Latest preview of {METHOD_NAMES[data.method]}, '
-        'always the same seed">'
+        f'<img class="lk-preview" src="{escape(data.preview)}" '
+        f'alt="{escape(tell("Latest preview of {name}, always the same seed", name=METHOD_NAMES[data.method]))}">'
         if data.preview
-        else '<div class="lk-preview">The first preview appears here.</div>'
+        else f'<div class="lk-preview">{escape(tell("The first preview appears here."))}</div>'
     )
     text = f'<p class="lk-note">{escape(data.note)}</p>' if data.note else ""
     return (
         f'<section class="lk-lane"><h3><i style="background:{colour}"></i>{METHOD_NAMES[data.method]}'
-        f'<span class="lk-tag {tag}">{escape(data.state)}</span></h3>'
+        f'<span class="lk-tag {tag}">{escape(tell(data.state))}</span></h3>'
         f'<div class="lk-bar" role="progressbar" aria-valuemin="0" aria-valuemax="{data.steps}" '
         f'aria-valuenow="{data.step}" aria-label="{METHOD_NAMES[data.method]}">'
         f'<b style="width:{share:.1%};background:{colour}"></b></div>'
-        f'<div class="lk-figures"><span>step {data.step} / {data.steps or "–"}</span><span>{left}</span>'
-        f"<span>{loss}</span></div>{preview}{_strip(data)}{_likeness(data, colour)}{text}</section>"
+        f'<div class="lk-figures"><span>{escape(tell("step"))} {data.step} / {data.steps or "–"}</span>'
+        f"<span>{escape(left)}</span><span>{escape(loss)}</span></div>"
+        f"{preview}{_strip(data)}{_likeness(data, colour)}{text}</section>"
     )
 
 
@@ -328,8 +368,8 @@ def _strip(data: Lane) -> str:
     """How the same seed has looked so far."""
     if not data.strip:
         return ""
-    name = METHOD_NAMES[data.method]
-    pictures = "".join(f'<img src="{escape(link)}" alt="An earlier preview of {name}">' for link in data.strip)
+    earlier = tell("An earlier preview of {name}", name=METHOD_NAMES[data.method])
+    pictures = "".join(f'<img src="{escape(link)}" alt="{escape(earlier)}">' for link in data.strip)
     return f'<div class="lk-frames">{pictures}</div>'
 
 
@@ -344,11 +384,16 @@ def _likeness(data: Lane, colour: str) -> str:
     points = [(wide * step / last, high - (high - 8) * (value - low) / (top - low)) for step, value in data.likeness]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points)
+    below = tell(
+        "likeness to photos it does not learn from: {last}, best {best}",
+        last=f"{values[-1]:.2f}",
+        best=f"{max(values):.2f}",
+    )
     return (
-        f'<figure class="lk-likeness"><svg viewBox="-4 0 {wide + 8} {high + 4}" role="img" aria-label="Likeness to the '
-        f'validation photos over the steps: {", ".join(f"{value:.2f}" for value in values)}"><polyline points="{line}" '
-        f'fill="none" stroke="{colour}" stroke-width="2"/>{dots}</svg><figcaption>likeness to photos it does not learn '
-        f"from: {values[-1]:.2f}, best {max(values):.2f}</figcaption></figure>"
+        f'<figure class="lk-likeness"><svg viewBox="-4 0 {wide + 8} {high + 4}" role="img" aria-label="'
+        f"{escape(tell('Likeness to the validation photos over the steps:'))} "
+        f'{", ".join(f"{value:.2f}" for value in values)}"><polyline points="{line}" '
+        f'fill="none" stroke="{colour}" stroke-width="2"/>{dots}</svg><figcaption>{escape(below)}</figcaption></figure>'
     )
 
 
@@ -356,10 +401,10 @@ def _score_line(shot: Shot, *, winner: bool) -> str:
     if shot.similarity is not None:
         told = f' title="{escape(shot.words)}"' if shot.words else ""
         number = f'<b class="{"win" if winner else ""}"{told}>{shot.similarity:.2f}{" ★" if winner else ""}</b>'
-        words = f" {escape(shot.verdict)}" if shot.verdict else ""
+        words = f" {escape(tell(shot.verdict))}" if shot.verdict else ""
         note = f'<br><small class="lk-note">{escape(shot.note)}</small>' if shot.note else ""
         return f"<span>{number}{words}{note}</span>"
-    return f"<span>{escape(shot.reason or ('not scored' if shot.scored else 'scoring …'))}</span>"
+    return f"<span>{escape(shot.reason or (tell('not scored') if shot.scored else tell('scoring …')))}</span>"
 
 
 def _cell(
@@ -396,8 +441,8 @@ def _shot_buttons(shot: Shot) -> str:
         pressed = f' aria-pressed="{"true" if liked else "false"}"' if kind == "like" else ""
         parts.append(
             f'<button type="button" class="lk-act lk-{kind}" data-picture="{escape(shot.id)}" data-kind="{kind}" '
-            f'data-action="{"unlike" if liked else kind}"{pressed} title="{word}" '
-            f'aria-label="{escape(f"{word}: {name}")}"></button>'
+            f'data-action="{"unlike" if liked else kind}"{pressed} title="{escape(tell(word))}" '
+            f'aria-label="{escape(f"{tell(word)}: {name}")}"></button>'
         )
     return f'<div class="lk-tools">{"".join(parts)}</div>'
 
@@ -614,7 +659,7 @@ def gallery(shots: Sequence[Shot], keep: int = 0, *, only_favourites: bool = Fal
         )
         cells.append(_cell(shot, kept=kept or shot.favourite, why=why, below=below))
     if shots and not cells:
-        return note("No favourites yet. Press the heart below a picture.")
+        return note(tell("No favourites yet. Press the heart below a picture."))
     return f'<div class="lk-gallery">{"".join(cells)}</div>' if cells else ""
 
 
@@ -630,7 +675,7 @@ def strip(data: StripData) -> str:
 
     lines, letters, legend = [], [], []
     for letter, mark in zip(MARK_LETTERS, data.marks, strict=False):
-        shown = "not measured" if mark.value is None else number(mark.value)
+        shown = tell("not measured") if mark.value is None else number(mark.value)
         if mark.low is not None and mark.high is not None:
             shown = f"{number(mark.low)} – {number(mark.high)}"
             width = (mark.high - mark.low) / (high - low) * 100
@@ -679,16 +724,21 @@ def strip(data: StripData) -> str:
     )
 
 
+TABLE_HEADS = ("Method", "Mean", "Best", "Normalised", "Faces found", "Seconds", "Megabytes", "Parameters")
+
+
 def table(rows: Sequence[MethodRow], friends: Mapping[str, str] | None = None) -> str:
     """`friends` is what a blind vote said, per method; its column stands beside the judge's."""
     if not rows:
         return ""
-    heads = ["Method", "Mean", "Best", "Normalised", "Faces found", "Seconds", "Megabytes", "Parameters"]
+    heads = [*TABLE_HEADS]
     if friends:
         heads.insert(4, "Friends' picks")
     body = []
     for row in rows:
-        found = "–" if row.renders is None else f"{row.faces_found or 0} of {row.renders}"
+        found = "–"
+        if row.renders is not None:
+            found = tell("{count} of {all}", count=row.faces_found or 0, all=row.renders)
         cells = [
             number(row.mean),
             number(row.best),
@@ -706,7 +756,7 @@ def table(rows: Sequence[MethodRow], friends: Mapping[str, str] | None = None) -
         )
     return (
         '<div class="lk-scroll"><table class="lk-table"><thead><tr>'
-        + "".join(f'<th scope="col">{head}</th>' for head in heads)
+        + "".join(f'<th scope="col">{escape(tell(head))}</th>' for head in heads)
         + f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -728,7 +778,7 @@ def stepper(steps: Sequence[tuple[str, str, bool]]) -> str:
         f'<li class="{"open" if is_open else "closed"}"><b>{number}. {escape(name)}</b><span>{escape(text)}</span></li>'
         for number, (name, text, is_open) in enumerate(steps, start=1)
     )
-    return f'<ol class="lk-steps" aria-label="Steps">{items}</ol>'
+    return f'<ol class="lk-steps" aria-label="{escape(tell("Steps"))}">{items}</ol>'
 
 
 def notes(texts: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from gradio.components import Component
 
 from pipelines import jobs
 from pipelines.schema import UserError
-from ui import views
+from ui import views, words
 from ui.errors import sentence, told
 from ui.guard import cookie
 from ui.sessions import Session
@@ -42,7 +42,8 @@ class Show:
         self.services = services
         self.tabs = tuple(tabs)
         self.extra = extra
-        self.opening: Updates = {}  # what a new visitor's page is told beyond what it was built with
+        # by language: what a new visitor's page is told beyond what it was built with, and what it knows then
+        self.opening: dict[str, tuple[Updates, dict[int, str]]] = {}
         nothing = services.view(None)
         self.outputs: set[Component] = set(self._all(nothing, restore=True))
 
@@ -52,9 +53,12 @@ class Show:
     def settle(self) -> None:
         """Build what a new visitor sees into the page itself: opening it then costs the server next to nothing.
 
-        Called once, while the page is built. What a component can't hold is kept for `opening`.
+        Called once, while the page is built, in English. What a component can't hold, and what is said otherwise in
+        another language, is kept for `opening`.
         """
-        for component, update in self(None, restore=True).items():
+        built, known = self(None, restore=True), self.changed(None, {})[1]
+        rest: Updates = {}
+        for component, update in built.items():
             left, held = {}, component.get_config()
             for name, value in update.items():
                 if name == "__type__":
@@ -66,7 +70,13 @@ class Show:
                 else:
                     setattr(component, name, value)
             if left:
-                self.opening[component] = gr.update(**left)
+                rest[component] = gr.update(**left)
+        self.opening[words.ENGLISH] = rest, known
+        for language in words.available():
+            with words.speaking(language):
+                told, known = self(None, restore=True), self.changed(None, {})[1]
+            other = {c: update for c, update in told.items() if _digest(update) != _digest(built[c])}
+            self.opening[language] = {**rest, **other}, known
 
     def changed(self, capability: object, seen: dict[int, str]) -> tuple[Updates, dict[int, str]]:
         """The updates whose content differs from `seen`, and the new `seen` (component id -> digest)."""
@@ -99,7 +109,6 @@ def wire_page(
     """What happens when the page opens, and once a second while it is open. `starts` are the events that put a job in
     the line: where no worker does the jobs, the page that asked for one drives it.
     """
-    built_with = show.changed(None, {})[1]
     seen = gr.State({})  # a page that slept so long that it was forgotten is told everything anew
 
     def admit(kept: object, request: gr.Request) -> bool:
@@ -111,9 +120,10 @@ def wire_page(
 
     @told
     def load(kept: object, request: gr.Request) -> Updates:
+        opening, known = show.opening[words.spoken()]
         if not admit(kept, request):  # a new visitor: the page was built for them
-            return {capability: None, seen: built_with, **show.opening}
-        return {capability: kept, seen: built_with, **show(kept, restore=True)}
+            return {capability: None, seen: known, **opening}
+        return {capability: kept, seen: known, **show(kept, restore=True)}
 
     def poll(kept: object, before: dict[int, str], request: gr.Request) -> Updates:
         try:

@@ -1,25 +1,29 @@
 """The pages' fixed texts in the reader's language: English here in the code, others in `words/<language>.json`.
 
-In: an English text. Out: `say` gives what Gradio's page replaces by the browser's language, `translate` the words
-themselves, for pages that are no Gradio. A language without a file, and a text without a translation, is English. Only
-texts that never change are translated: what the server works out for a run (status sentences, verdicts, errors, the
-reports) stays English, because Gradio translates in the browser, whole texts by their key; and the choices of radio
-groups and check boxes do, because it leaves those alone.
+In: an English text. Out: `say` gives what Gradio's page replaces by the browser's language, whole texts by their key;
+`tell` the words themselves with their figures, in the language of the browser that is being answered; `translate` the
+words in a language that is named. A language without a file, and a text without a translation, is English. So are
+errors, reports, what the worker says of its work, and everything in an answer to a program.
 Try it: `translate("Train", "de")`. Another file named as Gradio names the language adds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
 import gradio as gr
+from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
 FOLDER = Path(__file__).with_suffix("")
 ENGLISH = "en"
+_spoken: ContextVar[str | None] = ContextVar("language", default=None)
 
 
 def say(text: str) -> str:
@@ -27,6 +31,30 @@ def say(text: str) -> str:
     replaced. It must not be escaped.
     """
     return str(I18nData(_key(text)))
+
+
+def tell(text: str, **parts: object) -> str:
+    """`text` in the language of the browser that is being answered, its {parts} filled in."""
+    found = translate(text, spoken())
+    return found.format(**parts) if parts else found
+
+
+def spoken() -> str:
+    """The language of the browser that is being answered; English where none is."""
+    if (named := _spoken.get()) is not None:
+        return named
+    request = LocalContext.request.get(None)
+    return preferred(request.headers.get("accept-language") or "") if request is not None else ENGLISH
+
+
+@contextlib.contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """Whatever is told inside is told in this language."""
+    before = _spoken.set(language)
+    try:
+        yield
+    finally:
+        _spoken.reset(before)
 
 
 def languages() -> gr.I18n:
