@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from ui.words import preferred, translate
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 pytestmark = pytest.mark.browser
@@ -85,6 +87,7 @@ class Visit:
         self.foreign: list[str] = []
         self.errors: list[str] = []
         self.address = address
+        self.language = preferred(locale)
         self.page = self.open()
 
     def open(self):
@@ -121,10 +124,11 @@ class Visit:
     def add_photos(self, files: list[str], *, consent: bool = True) -> None:
         """Until they are looked at, and the next step is open."""
         self.page.locator("#lk-drop input[type=file]").set_input_files(files)
-        self.wait("#lk-upload-status", "photos are used")
+        used = translate("{count} photos are used: {parts}.", self.language)
+        self.wait("#lk-upload-status", used.partition("{count}")[2].partition("{parts}")[0].strip())
         if consent:
             self.page.locator("#lk-consent input").check()
-            self.wait("#lk-steps", "Ready")
+            self.wait("#lk-steps", translate("Ready", self.language))
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()

@@ -28,6 +28,7 @@ def test_the_upload_tab_speaks_the_browsers_language(chromium, address, locale, 
     visit = Visit(chromium, address, locale=locale)
     assert translate(DROP, language) in visit.text("#lk-drop")
     assert translate(CONSENT, language) in visit.text("#lk-consent")
+    visit.wait("#lk-steps", translate("Start here: add photos", language))  # the page's first answer brings it
     tabs = visit.page.get_by_role("tab").all_inner_texts()
     assert [tab.strip() for tab in tabs] == [translate(name, language) for name in TABS]
     assert "__i18n__" not in visit.page.evaluate(SHOWN)
@@ -38,7 +39,12 @@ def test_the_upload_tab_speaks_the_browsers_language(chromium, address, locale, 
 def test_what_the_server_sends_anew_is_translated_too(chromium, address, locale, language):  # noqa: F811
     visit = Visit(chromium, address, locale=locale)
     page = visit.page
-    visit.add_photos(photos())  # what is worked out for a run is English
+    visit.add_photos(photos())
+    steps = visit.text("#lk-steps")
+    assert translate("{count} good photos", language).format(count=len(photos())) in steps
+    assert translate("Train at least one method first.", language) in steps and "Ready" not in steps
+    assert translate("Learn from it", language) in visit.text("#lk-cards")
+    assert translate("woman", language) in visit.text("#lk-class-word")
     visit.tab(translate("Train", language))
     page.wait_for_selector("#lk-train")  # every answer brings its text
     assert visit.text("#lk-train").strip() == translate("Train", language)

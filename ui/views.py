@@ -146,6 +146,10 @@ class MethodRow:
     parameters: int | None
 
 
+def named(method: str) -> str:
+    return tell("Untrained base") if method == "none" else METHOD_NAMES[method]
+
+
 def note(text: str, kind: str = "") -> str:
     """A framed sentence; `kind` is "", "ok", "warn" or "bad". `text` is plain text."""
     return f'<div class="lk-gate {"lk-" + kind if kind else ""}" role="status">{escape(text)}</div>' if text else ""
@@ -347,16 +351,16 @@ def lane(data: Lane) -> str:
     loss = f"{tell('loss')} {data.loss:.4f}" if data.loss is not None and math.isfinite(data.loss) else ""
     preview = (
         f'<img class="lk-preview" src="{escape(data.preview)}" '
-        f'alt="{escape(tell("Latest preview of {name}, always the same seed", name=METHOD_NAMES[data.method]))}">'
+        f'alt="{escape(tell("Latest preview of {name}, always the same seed", name=named(data.method)))}">'
         if data.preview
         else f'<div class="lk-preview">{escape(tell("The first preview appears here."))}</div>'
     )
     text = f'<p class="lk-note">{escape(data.note)}</p>' if data.note else ""
     return (
-        f'<section class="lk-lane"><h3><i style="background:{colour}"></i>{METHOD_NAMES[data.method]}'
+        f'<section class="lk-lane"><h3><i style="background:{colour}"></i>{named(data.method)}'
         f'<span class="lk-tag {tag}">{escape(tell(data.state))}</span></h3>'
         f'<div class="lk-bar" role="progressbar" aria-valuemin="0" aria-valuemax="{data.steps}" '
-        f'aria-valuenow="{data.step}" aria-label="{METHOD_NAMES[data.method]}">'
+        f'aria-valuenow="{data.step}" aria-label="{named(data.method)}">'
         f'<b style="width:{share:.1%};background:{colour}"></b></div>'
         f'<div class="lk-figures"><span>{escape(tell("step"))} {data.step} / {data.steps or "–"}</span>'
         f"<span>{escape(left)}</span><span>{escape(loss)}</span></div>"
@@ -368,7 +372,7 @@ def _strip(data: Lane) -> str:
     """How the same seed has looked so far."""
     if not data.strip:
         return ""
-    earlier = tell("An earlier preview of {name}", name=METHOD_NAMES[data.method])
+    earlier = tell("An earlier preview of {name}", name=named(data.method))
     pictures = "".join(f'<img src="{escape(link)}" alt="{escape(earlier)}">' for link in data.strip)
     return f'<div class="lk-frames">{pictures}</div>'
 
@@ -411,7 +415,7 @@ def _cell(
     shot: Shot, *, winner: bool = False, kept: bool = True, why: str = "", tag: str | None = None, below: str = ""
 ) -> str:
     """One picture with its score and its buttons. `why` and `tag` are plain text, `below` is HTML."""
-    alt = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}: {shot.prompt}"
+    alt = f"{named(shot.method)}, seed {shot.seed}: {shot.prompt}"
     reason = f'<div class="lk-why">{escape(why)}</div>' if why else ""
     tag = f"seed {shot.seed}" if tag is None else tag
     return (
@@ -434,7 +438,7 @@ SHOT_ACTS = (
 def _shot_buttons(shot: Shot) -> str:
     if not shot.id:
         return ""
-    name = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}"
+    name = f"{named(shot.method)}, seed {shot.seed}"
     parts = []
     for kind, word in SHOT_ACTS:
         liked = kind == "like" and shot.favourite
@@ -481,11 +485,9 @@ def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
         cells = [
             _cell(shot, winner=best is not None and shot.similarity == best, tag=_settings(shot)) for shot in shots
         ]
-        head = f'<h3 class="lk-col" style="border-color:{METHOD_COLOURS[columns[0]]}">{METHOD_NAMES[columns[0]]}</h3>'
+        head = f'<h3 class="lk-col" style="border-color:{METHOD_COLOURS[columns[0]]}">{named(columns[0])}</h3>'
         return f'{head}<div class="lk-gallery">{"".join(cells)}</div>'
-    heads = "".join(
-        f'<div class="lk-col" style="border-color:{METHOD_COLOURS[m]}">{METHOD_NAMES[m]}</div>' for m in columns
-    )
+    heads = "".join(f'<div class="lk-col" style="border-color:{METHOD_COLOURS[m]}">{named(m)}</div>' for m in columns)
     rows = []
     for row in table:
         cells = []
@@ -519,7 +521,7 @@ def _sweep(shots: Sequence[Shot]) -> str:
         return ""
     all_steps, all_guidance = (sorted(set(values)) for values in zip(*cells))
     best = _best(shots)
-    name, seed = METHOD_NAMES[shots[0].method], shots[0].seed
+    name, seed = named(shots[0].method), shots[0].seed
     heads = "".join(f'<th scope="col">guidance {value:g}</th>' for value in all_guidance)
     rows = []
     for steps in all_steps:
@@ -580,7 +582,7 @@ def history(jobs: Sequence[JobCard]) -> str:
 
 def picked(shot: Shot) -> str:
     """The picture that is to be varied."""
-    name = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}"
+    name = f"{named(shot.method)}, seed {shot.seed}"
     return (
         f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(f"Picked: {name}")}"><figcaption>'
         f"<b>{name}</b><span>{escape(look(shot.prompt))}</span></figcaption></figure>"
@@ -589,7 +591,7 @@ def picked(shot: Shot) -> str:
 
 def _side(shot: Shot, beside: Shot) -> str:
     """A picture's name beside another's."""
-    name = METHOD_NAMES[shot.method]
+    name = named(shot.method)
     if shot.method != beside.method:
         return name
     varied = " variation" if shot.sampling and shot.sampling.source else ""
@@ -654,7 +656,7 @@ def gallery(shots: Sequence[Shot], keep: int = 0, *, only_favourites: bool = Fal
         if only_favourites and not shot.favourite:
             continue
         below = (
-            f'<div><span style="color:{METHOD_COLOURS[shot.method]}">■</span> {METHOD_NAMES[shot.method]}</div>'
+            f'<div><span style="color:{METHOD_COLOURS[shot.method]}">■</span> {named(shot.method)}</div>'
             f'<div class="lk-look-of" title="{escape(shot.prompt)}">{escape(look(shot.prompt))}</div>'
         )
         cells.append(_cell(shot, kept=kept or shot.favourite, why=why, below=below))
@@ -708,7 +710,7 @@ def strip(data: StripData) -> str:
                 f'<span class="lk-mean" style="left:{at(mean)};background:{colour}" title="mean {mean:.2f}"></span>'
             )
         rows.append(
-            f'<div class="lk-row"><div class="lk-who">{escape(METHOD_NAMES[method])}</div>'
+            f'<div class="lk-row"><div class="lk-who">{escape(named(method))}</div>'
             f'<div class="lk-track">{"".join(lines)}{points}</div></div>'
         )
     ticks = "".join(
@@ -750,7 +752,7 @@ def table(rows: Sequence[MethodRow], friends: Mapping[str, str] | None = None) -
             "–" if row.parameters is None else f"{row.parameters:,}",
         ]
         body.append(
-            f'<tr><td><i style="background:{METHOD_COLOURS[row.method]}"></i>{METHOD_NAMES[row.method]}</td>'
+            f'<tr><td><i style="background:{METHOD_COLOURS[row.method]}"></i>{named(row.method)}</td>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
         )
@@ -835,7 +837,7 @@ def _opinion(one: Opinion, answer: Answer, best: Mapping[str, tuple[str, float] 
         span += f"-{number(marks.ceiling_high)}" if marks.ceiling_low != marks.ceiling_high else ""
         parts.append(f"This person's own photos agree with each other at {span}.")
     if render is not None:
-        parts.append(f"The best render of this run reaches {number(render[1])} ({METHOD_NAMES[render[0]]}).")
+        parts.append(f"The best render of this run reaches {number(render[1])} ({named(render[0])}).")
     if one.is_held_out:
         parts.append("It is one of the held-out photos itself, so it is alike by nature.")
     if score.note:
@@ -898,7 +900,7 @@ def vote_table(rows: Sequence[tuple[str, Share]]) -> str:
             f'background:{colour}55"></b><u style="left:{one.share * 100:.1f}%;background:{colour}"></u></span>'
         )
         body.append(
-            f'<tr><td><i style="background:{colour}"></i>{METHOD_NAMES[method]}</td><td>{one.wins} of '
+            f'<tr><td><i style="background:{colour}"></i>{named(method)}</td><td>{one.wins} of '
             f"{one.appearances}</td><td>{one.share:.0%}</td><td>{one.low:.0%} to {one.high:.0%}</td>"
             f"<td>{bar}</td></tr>"
         )
