@@ -566,6 +566,20 @@ def test_the_page_is_built_without_telemetry_and_with_its_doors_closed(base):
     assert offered == documented, "the pages' own handlers are no API"
 
 
+def test_what_is_ticked_while_photos_arrive_stays_ticked(base, tmp_path, monkeypatch):
+    import app
+    from ui import photobox
+
+    demo, _ = app.build()
+    add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
+    monkeypatch.setattr(photobox, "add", lambda run, paths, row: iter([photobox.load(run)]))
+    assert add is not None
+    *_, last = add(None, [str(photo_file(tmp_path, "a.png"))])
+    said = {component.elem_id: update for component, update in last.items()}
+    assert "value" in said["lk-upload-status"] and "value" not in said["lk-consent"]
+    assert "lk-class-word" not in said and "lk-quality" not in said
+
+
 def test_the_page_needs_no_torch():
     import subprocess
 

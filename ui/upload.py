@@ -161,7 +161,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
                 raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
             kept, session = services.sessions.ensure(kept)
             refused_while_busy(services, session)
-            if session.choices.sample:  # own photos replace the sample person
+            replaced = session.choices.sample
+            if replaced:  # own photos replace the sample person
                 photobox.clear(session.run)
                 session = services.sessions.choose(session, sample=False, consent_at=None)
             yield {capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
@@ -173,7 +174,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         finally:
             for path in paths:
                 photobox.drop_upload(path)
-        yield show(kept, restore=True)
+        # what a person ticks or picks while the photos are looked at stays as they want it
+        yield show(kept, restore=replaced)
 
     @told
     def use_sample(kept: object) -> Iterator[Updates]:

@@ -74,8 +74,13 @@ def translate(text: str, language: str) -> str:
 
 def preferred(accept_language: str) -> str:
     """The language of ours that a browser's Accept-Language header likes best; English when it names none of them."""
+    return _preferred(accept_language[:500])
+
+
+@lru_cache(maxsize=256)  # asked for with every sentence
+def _preferred(accept_language: str) -> str:
     liked: list[tuple[float, str]] = []
-    for part in accept_language[:500].split(","):
+    for part in accept_language.split(","):
         found = re.fullmatch(r"([A-Za-z]{2,3})(?:-[A-Za-z0-9-]+)?(?:;q=([01](?:\.\d{1,3})?))?", part.replace(" ", ""))
         if found:
             liked.append((float(found[2] or 1), found[1].lower()))
