@@ -227,7 +227,7 @@ def photo_cards(cards: Sequence[PhotoCard]) -> str:
     parts = []
     for card in sorted(cards, key=lambda card: card.verdict != "leave_out"):
         picture = (
-            f'<img src="{escape(card.link)}" alt="Photo {escape(card.name)}" loading="lazy">'
+            f'<img src="{escape(card.link)}" alt="{escape(tell("Photo {name}", name=card.name))}" loading="lazy">'
             if card.link
             else '<div class="lk-empty" aria-hidden="true">✕</div>'
         )
