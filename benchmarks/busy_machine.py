@@ -11,7 +11,7 @@ reckoned from the steps that were. Nothing else should run.
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,6 +23,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import psutil
 from visits import conditions
+
+from pipelines import workspace
 
 METHOD = "textual_inversion"
 NEVER_RESTS = "while True: pass"
@@ -39,21 +41,24 @@ def trained_s(spin: int, busy: int, steps: int, limit_s: float) -> tuple[int, fl
         ]  # fmt: skip
         for each in settings:
             command += ["--set", f"{METHOD}.{each}"]
-        others = [subprocess.Popen([sys.executable, "-c", NEVER_RESTS]) for _ in range(busy)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        training = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"GOMP_SPINCOUNT": str(spin)}, **quiet)  # type: ignore[call-overload]
+        started: list[psutil.Process] = []
         try:
-            training.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            pass
+            started += [psutil.Popen([sys.executable, "-c", NEVER_RESTS]) for _ in range(busy)]
+            with (Path(folder) / "log.txt").open("wb") as log:
+                environment = os.environ | {"GOMP_SPINCOUNT": str(spin)}
+                training = psutil.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            started.append(training)
+            with contextlib.suppress(psutil.TimeoutExpired):
+                if training.wait(limit_s):
+                    raise SystemExit(f"The training failed:\n{(Path(folder) / 'log.txt').read_text()[-2000:]}")
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started += training.children(recursive=True)
         finally:
-            theirs = psutil.Process(training.pid).children(recursive=True) if training.poll() is None else []
-            for process in (*others, training, *theirs):
-                process.kill()
-            for process in (*others, training):
-                process.wait()
-            psutil.wait_procs(theirs, timeout=10)
-        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+            for process in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(started, timeout=10)
+        events = workspace.read_lines(run / "events.jsonl")
         told = [(event["step"], event["seconds"]) for event in events if event["kind"] == "step"]
         return told[-1] if told else (0, 0.0)
 
@@ -78,8 +83,9 @@ def main() -> int:
                 print(f"| {spin} | {busy} | none within {options.limit:.0f} s | | |", flush=True)
                 continue
             whole = seconds / done * options.steps
-            alone = alone or whole
-            print(f"| {spin} | {busy} | {done} | {whole:.1f} | {whole / alone:.1f} |", flush=True)
+            alone = whole if not busy else alone
+            times = f"{whole / alone:.1f}" if alone else ""
+            print(f"| {spin} | {busy} | {done} | {whole:.1f} | {times} |", flush=True)
     return 0
 
 

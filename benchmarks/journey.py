@@ -80,13 +80,7 @@ class Journey:
 
     @staticmethod
     def tab(page: Any, name: str) -> None:
-        """By its button, or from the menu that Gradio folds tabs into where the screen is narrow."""
-        button = page.get_by_role("tab", name=name, exact=True)
-        try:
-            button.first.wait_for(state="visible", timeout=10_000)
-        except Exception:
-            page.locator("#lk-tabs .overflow-menu button").first.click()
-        button.first.click()
+        page.get_by_role("tab", name=name, exact=True).first.click()
 
     @staticmethod
     def says(page: Any, where: str, text: str) -> None:

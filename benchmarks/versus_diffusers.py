@@ -455,6 +455,8 @@ def main() -> int:
         parser.error("--people and --folds compare identity, which --pictures 0 leaves out")
     if options.people and options.folds:
         parser.error("--folds is for one person, --people for several")
+    if options.folds < 0:
+        parser.error("--folds is a number of times")
     for name in methods:
         if name not in METHODS:
             parser.error(f"--methods are of {', '.join(METHODS)}, not {name}")
@@ -531,7 +533,9 @@ def measure(
         )
     else:
         photos = [Path(shutil.copy(file, _made(asked.work / "photos"))) for file in sorted(source.iterdir())]
-    turned = fold * options.judged_by % len(photos)
+    turned = fold * options.judged_by
+    if turned + options.judged_by > len(photos):
+        raise SystemExit(f"{len(photos)} photos are enough for {len(photos) // options.judged_by} folds, not for more.")
     photos = photos[turned:] + photos[:turned]
     judged_by = [Path(shutil.move(file, _made(asked.work / "judged_by"))) for file in photos[-options.judged_by :]]
     asked = replace(asked, photos=asked.work / "photos")

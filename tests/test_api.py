@@ -184,6 +184,16 @@ def test_what_can_not_be_drawn_is_refused():
     assert [each.seed for each in plan] == [7, 8, 9] and plan[0].prompt == plan[2].prompt
 
 
+def test_a_program_is_answered_in_english_whatever_it_likes(address, photos):
+    from gradio_client import Client
+
+    german = Client(address, analytics_enabled=False, verbose=False, headers={"accept-language": "de"})
+    first = german.predict(files=photos[:3], class_word="woman", consent=True, api_name="/add_photos")
+    assert "2 more photos" in first["problem"]
+    assert "2 more photos" in refusal(german, key=first["key"], api_name="/train")
+    german.predict(key=first["key"], api_name="/delete")
+
+
 def test_too_few_photos_say_how_many_are_missing_and_more_can_follow(client, photos):
     first = client.predict(files=photos[:3], class_word="woman", consent=True, api_name="/add_photos")
     assert (first["missing"], first["ready"]) == (2, False) and "2 more photos" in first["problem"]

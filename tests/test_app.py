@@ -580,6 +580,21 @@ def test_what_is_ticked_while_photos_arrive_stays_ticked(base, tmp_path, monkeyp
     assert "lk-class-word" not in said and "lk-quality" not in said
 
 
+def test_photos_for_a_run_that_is_gone_start_afresh(base, tmp_path, monkeypatch):
+    """The page still shows what was ticked and picked for the run that was deleted."""
+    import app
+    from ui import photobox
+
+    demo, _ = app.build()
+    add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
+    monkeypatch.setattr(photobox, "add", lambda run, paths, row: iter([photobox.load(run)]))
+    assert add is not None
+    first, *_ = add({"id": "0" * 32, "secret": "swept"}, [str(photo_file(tmp_path, "a.png"))])
+    said = {component.elem_id: update for component, update in first.items()}
+    assert said["lk-consent"]["value"] is False and said["lk-class-word"]["value"] == "person"
+    assert said["lk-base"]["value"]
+
+
 def test_the_page_needs_no_torch():
     import subprocess
 

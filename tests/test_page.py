@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import re
 
 import gradio as gr
 import pytest
@@ -92,6 +93,23 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
         assert steps in said["lk-steps"] and len(opening) < 20, "only what is said otherwise is sent"
         with words.speaking(language):
             assert show.changed(None, known)[0] == {}, "a page that was told needs no more"
+
+
+def test_the_second_visitor_is_told_what_the_first_was(monkeypatch, tmp_path):
+    """Gradio takes the updates it is given apart."""
+    monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    import app
+
+    demo, _ = app.build()
+    (event,) = (each for each in demo.fns.values() if getattr(each.fn, "__name__", "") == "load")
+    request = gr.Request(headers={"accept-language": "de"}, cookies={})
+    answers = []
+    for _visit in range(2):
+        with words.speaking("de"):
+            answer = asyncio.run(demo.postprocess_data(event, event.fn(None, request), SessionState(demo)))
+        answers.append(re.sub(r" at 0x\w+", "", repr(answer)))
+    assert answers[0] == answers[1] and "Hier geht es los" in answers[0]
 
 
 def test_a_visit_costs_no_description_of_the_page():

@@ -21,7 +21,7 @@ import gradio as gr
 from pipelines import finishing, presets, refining, workspace
 from pipelines.bases.registry import BaseRow
 from pipelines.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
-from ui import errors, photobox
+from ui import errors, photobox, words
 from ui.finish import order_of
 from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
 from ui.guard import cookie
@@ -169,14 +169,17 @@ class Receipt(TypedDict):
 
 
 def spoken(handler: Callable[P, R]) -> Callable[P, R]:
-    """`errors.told` for programs: the sentence is not escaped. Annotations are resolved, since gr.api reads them."""
+    """`errors.told` for programs: the sentence is English and not escaped. Annotations are resolved, since gr.api reads
+    them.
+    """
 
     @functools.wraps(handler)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return handler(*args, **kwargs)
-        except Exception as error:
-            raise gr.Error(errors.sentence(error), print_exception=False) from None
+        with words.speaking(words.ENGLISH):
+            try:
+                return handler(*args, **kwargs)
+            except Exception as error:
+                raise gr.Error(errors.sentence(error), print_exception=False) from None
 
     cast(Any, guarded).__signature__ = inspect.signature(handler, eval_str=True)
     return guarded

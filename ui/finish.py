@@ -22,10 +22,9 @@ from ui import pictures, views
 from ui.errors import told
 from ui.generate import ON_SLIDE
 from ui.state import Services, View
-from ui.theme import METHOD_NAMES
 from ui.views import Shot
 from ui.wiring import Show, Updates
-from ui.words import say
+from ui.words import say, tell
 
 AS_IT_IS = ""
 KB = 200
@@ -222,7 +221,7 @@ def shot_of(view: View) -> Shot | None:
 
 
 def _chosen(view: View, shot: Shot) -> str:
-    name = f"{METHOD_NAMES[shot.method]}, seed {shot.seed}"
+    name = f"{views.named(shot.method)}, seed {shot.seed}"
     why = "chosen" if shot.id == view.choices.finishing else "the most alike" + (" favourite" if shot.favourite else "")
     score = f"{shot.similarity:.2f} {shot.verdict or ''}" if shot.similarity is not None else "no score"
     return (
@@ -239,7 +238,8 @@ def _status(view: View, liked: int) -> str:
         return views.note(view.drawing.problem, "bad")
     if view.drawing.busy:
         waiting = views.waiting(view.drawing.ahead, view.drawing.starts_in_s)
-        return views.note(f"{waiting or view.drawing.text or 'Starting ...'} {view.drawn_text} {view.safe_to_leave}")
+        now = waiting or view.drawing.text or tell("Starting ...")
+        return views.note(f"{now} {view.drawn_text} {view.safe_to_leave}")
     return ""
 
 

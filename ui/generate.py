@@ -193,7 +193,7 @@ class GenerateTab:
     def show(self, view: View) -> Updates:
         busy, closed = view.drawing.busy, view.generate_blocked
         ready, picked = closed is None and not busy, view.picked
-        methods = [(METHOD_NAMES[c], c) for c in view.columns]
+        methods = [(views.named(c), c) for c in view.columns]
         return {
             self.blocked: gr.update(value=views.note(closed or "", "warn"), visible=closed is not None),
             self.start: gr.update(interactive=ready),
@@ -225,7 +225,7 @@ class GenerateTab:
         return {
             self.style: gr.update(value=views.look_cards(cards, cards[0].id), selected=cards[0].id),
             self.undrawable: gr.update(value=marked),
-            self.columns: gr.update(choices=[(METHOD_NAMES[c], c) for c in view.columns], value=list(view.columns)),
+            self.columns: gr.update(choices=[(views.named(c), c) for c in view.columns], value=list(view.columns)),
             self.size_row: gr.update(visible=not portrait),
             self.keep: gr.update(value=view.choices.keep),
             self.only: gr.update(value=view.choices.only_favourites),
@@ -241,14 +241,14 @@ class GenerateTab:
     def news(self, view: View) -> Updates:
         """A newly trained method is ticked at once; the comparison goes on to what was drawn last."""
         return {
-            self.columns: gr.update(choices=[(METHOD_NAMES[c], c) for c in view.columns], value=list(view.columns)),
+            self.columns: gr.update(choices=[(views.named(c), c) for c in view.columns], value=list(view.columns)),
             **self._methods(view),
             # not while pictures are being drawn and scored: whoever compares meanwhile keeps what they look at
             **({} if view.drawing.busy else self.compare(view, _pair(view))),
         }
 
     def _methods(self, view: View) -> Updates:
-        choices = [(METHOD_NAMES[c], c) for c in view.columns]
+        choices = [(views.named(c), c) for c in view.columns]
         last = view.columns[-1]
         varied = view.picked.method if view.picked and view.picked.method in view.columns else last
         return {
@@ -886,7 +886,7 @@ def _pair(view: View) -> tuple[Shot, Shot] | None:
 
 
 def _called(shot: Shot, beside: Shot) -> str:
-    return METHOD_NAMES[shot.method] if shot.sampling == beside.sampling else "The picture it came from"
+    return views.named(shot.method) if shot.sampling == beside.sampling else "The picture it came from"
 
 
 def _gallery(view: View) -> str:

@@ -15,7 +15,6 @@ from pipelines.schema import UserError
 from ui import photobox, views
 from ui.errors import told
 from ui.state import Services, View
-from ui.theme import METHOD_NAMES
 from ui.upload import SAMPLE
 from ui.views import StripData
 from ui.wiring import Show, Updates
@@ -143,7 +142,7 @@ def axis(view: View, answer: Answer, judge: str) -> StripData:
         dots[name] = () if value is None else (value,)
     best = view.best_score(judge)
     if best is not None:
-        dots[f"Best render ({METHOD_NAMES[best[0]]})"] = (best[1],)
+        dots[f"Best render ({views.named(best[0])})"] = (best[1],)
     return StripData(judge, data.marks, dots)
 
 

@@ -159,13 +159,16 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         try:
             if not paths:
                 raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
+            gone = kept is not None and services.sessions.find(kept) is None
             kept, session = services.sessions.ensure(kept)
             refused_while_busy(services, session)
             replaced = session.choices.sample
             if replaced:  # own photos replace the sample person
                 photobox.clear(session.run)
                 session = services.sessions.choose(session, sample=False, consent_at=None)
-            yield {capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
+            # Said at once: what a person ticks or picks while the photos are looked at stays as they want it.
+            afresh = show(kept, restore=True) if gone or replaced else {}
+            yield {**afresh, capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
             for box in photobox.add(session.run, paths, services.view(kept).row):
                 yield {
                     tab.cards: services.photo_cards(session.run, box),
@@ -174,8 +177,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         finally:
             for path in paths:
                 photobox.drop_upload(path)
-        # what a person ticks or picks while the photos are looked at stays as they want it
-        yield show(kept, restore=replaced)
+        yield show(kept)
 
     @told
     def use_sample(kept: object) -> Iterator[Updates]:

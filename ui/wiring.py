@@ -121,6 +121,7 @@ def wire_page(
     @told
     def load(kept: object, request: gr.Request) -> Updates:
         opening, known = show.opening[words.spoken()]
+        opening = {component: dict(update) for component, update in opening.items()}  # Gradio takes them apart
         if not admit(kept, request):  # a new visitor: the page was built for them
             return {capability: None, seen: known, **opening}
         return {capability: kept, seen: known, **show(kept, restore=True)}

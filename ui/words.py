@@ -1,4 +1,4 @@
-"""The pages' fixed texts in the reader's language: English here in the code, others in `words/<language>.json`.
+"""The pages' texts in the reader's language: English here in the code, others in `words/<language>.json`.
 
 In: an English text. Out: `say` gives what Gradio's page replaces by the browser's language, whole texts by their key;
 `tell` the words themselves with their figures, in the language of the browser that is being answered; `translate` the
@@ -40,11 +40,13 @@ def tell(text: str, **parts: object) -> str:
 
 
 def spoken() -> str:
-    """The language of the browser that is being answered; English where none is."""
+    """The language of the browser that is being answered; English where none is. Of what a browser likes only the first
+    counts, as for the texts that the page itself replaces.
+    """
     if (named := _spoken.get()) is not None:
         return named
     request = LocalContext.request.get(None)
-    return preferred(request.headers.get("accept-language") or "") if request is not None else ENGLISH
+    return preferred((request.headers.get("accept-language") or "").split(",")[0]) if request is not None else ENGLISH
 
 
 @contextlib.contextmanager
