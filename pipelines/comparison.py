@@ -360,8 +360,10 @@ class _Flow:
 
     def load(self) -> Generator[Event, None, tuple[Device, Family]]:
         self._stop_together()  # before anything heavy is imported
-        from pipelines.bases.family import load_family
-        from pipelines.runtime import pick_device
+        from pipelines.runtime import pick_device, uncollected
+
+        with uncollected():
+            from pipelines.bases.family import load_family
 
         yield Event("phase", text=f"Loading {self.row.title}")
         wanted = self.spec.device
@@ -371,15 +373,14 @@ class _Flow:
         yield Event("note", text=f"Computing on {device.name} in {device.dtype}: {device.reason}", data=asdict(device))
 
         def load(tell: Callable[[Event], None]) -> Family:
-            return self.resident.family(
-                (self.row, device, self.spec.attention),
-                lambda: load_family(
-                    self.row,
-                    device,
-                    attention=self.spec.attention,
-                    progress=lambda text, share: tell(Event("note", text=text, data={"stage": "base", "share": share})),
-                ),
-            )
+            def progress(text: str, share: float | None) -> None:
+                tell(Event("note", text=text, data={"stage": "base", "share": share}))
+
+            def fresh() -> Family:
+                with uncollected():  # the classes are imported as they are named
+                    return load_family(self.row, device, attention=self.spec.attention, progress=progress)
+
+            return self.resident.family((self.row, device, self.spec.attention), fresh)
 
         family = yield from _live(load)
         if family.unfiltered:
