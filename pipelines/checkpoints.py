@@ -7,11 +7,12 @@ disk leaves the previous checkpoint as it was.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipelines.workspace import write_file
 
 # What Prodigy learns about its own rate, kept beside the groups' settings.
 GROUP_STATE = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
@@ -21,16 +22,8 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, A
     """Write `tensors` and JSON-able `meta` to `path` atomically (temporary file, fsync, rename)."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(plain, str(partial), metadata={"json": json.dumps(meta or {})})
-        with partial.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_file(path, lambda partial: save_file(plain, str(partial), metadata={"json": json.dumps(meta or {})}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

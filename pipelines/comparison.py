@@ -34,6 +34,7 @@ from pipelines.schema import (
     COLUMNS,
     COMPOSED,
     Event,
+    OutOfMemory,
     PhotoSet,
     Recipe,
     Sampling,
@@ -475,7 +476,8 @@ class _Flow:
                 del share[name]
                 sentence = f"{_title(name)} was not trained: {problem}"
                 self.problems.append(sentence)
-                yield Event("failed", name, text=sentence)
+                data = {"out_of_memory": True} if isinstance(problem, OutOfMemory) else {}
+                yield Event("failed", name, text=sentence, data=data)
                 continue
             if event.steps:
                 share[name] = event.step / event.steps
@@ -591,14 +593,13 @@ class _Flow:
             for index, file in enumerate(files):
                 path = folder / f"{index:03d}.png"
                 if not path.is_file():
-                    partial = path.with_suffix(".part")
                     try:
                         picture = decode(Path(file))
                     except UserError as problem:
                         self.notes.append(f"{name}: {problem}")
                         picture = np.zeros((64, 64, 3), np.uint8)
-                    Image.fromarray(picture).save(partial, format="PNG")
-                    os.replace(partial, path)
+                    given = Image.fromarray(picture)
+                    workspace.write_file(path, lambda partial, given=given: given.save(partial, format="PNG"))  # type: ignore[misc]
                 drawn.append((name, Sampling("", seed=index), path))
         return drawn
 

@@ -23,11 +23,12 @@ from pipelines.bases import sampling as sampler
 from pipelines.bases.family import Family, Modules, load_family
 from pipelines.bases.registry import BaseRow
 from pipelines.methods import method as find_method
-from pipelines.methods.base import digest, write_file
+from pipelines.methods.base import digest
 from pipelines.runtime import Device
 from pipelines.safety import check_prompt
 from pipelines.schema import Render, Sampling, Subject, UserError, check_variation, sampling_fields
 from pipelines.training import load_subject
+from pipelines.workspace import write_file
 
 SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
 LIMITS: dict[str, tuple[float, float]] = {

@@ -258,23 +258,19 @@ def add(
         raise UserError(f"At most {MAX_IMPORTED} files can be compared in one run. Remove one first.")
     found = look(path, row, called=called)
     workspace.require_space(run.folder, 2 * path.stat().st_size, purpose="The file")
-    folder = run.method(column)
-    partial = folder.with_name(f".part-{os.getpid()}-{column}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with workspace.told_when_full():
-            partial.mkdir(parents=True)
-            learned = partial / FILE[found.kind]
-            formats.write(learned, path, found.parts, found.numbers)
-            card = _card(column, learned, found, row, class_word, phrase)
-            said = asdict(card) | {"schema": 1, "learned": [card.artifact]}
-            said["imported"] = {"kind": found.kind, "rank": found.rank}
-            workspace.write_json(partial / "subject.json", said)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return card
+
+    def fill(partial: Path) -> Subject:
+        partial.mkdir()
+        learned = partial / FILE[found.kind]
+        formats.write(learned, path, found.parts, found.numbers)
+        card = _card(column, learned, found, row, class_word, phrase)
+        said = asdict(card) | {"schema": 1, "learned": [card.artifact]}
+        said["imported"] = {"kind": found.kind, "rank": found.rank}
+        workspace.write_json(partial / "subject.json", said)
+        return card
+
+    with workspace.told_when_full():
+        return workspace.write_folder(run.method(column), fill)
 
 
 def _card(column: str, learned: Path, found: Found, row: BaseRow, class_word: str, phrase: str) -> Subject:

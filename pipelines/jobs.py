@@ -48,7 +48,7 @@ PER_VISITOR = 2  # unfinished jobs: one being worked on and one waiting
 LINE_ENV = "LIKENESS_QUEUE"  # how many jobs may wait in all
 LINE_LIMIT = 50
 DEVICES_ENV = "LIKENESS_DEVICES"  # "cuda:0,cuda:1": one worker process each; empty: one, on the best device here
-SHARED_PATIENCE_S = 60.0
+TERM_SHARED_S, KILL_SHARED_S = 10.0, 60.0  # a big base takes a while to load or save
 FULL_BYTES = 5_000_000  # with less a disk counts as full: checkpoints need more
 START_GRACE_S = 20.0  # a job whose process is not known after this long never started
 BROKEN_STARTS = 3  # worker processes in a row that end without taking a job
@@ -56,6 +56,10 @@ OURS = "Something went wrong on our side; the details are in the run's worker.lo
 INTERRUPTED = (
     "The work ended without a word: the machine was restarted or ran out of memory. "
     "Start again; it continues from the last checkpoint."
+)
+KILLED = (
+    "The machine ran out of memory and ended the work. What was learned up to the last checkpoint is kept. Close other "
+    "programs, or choose a smaller batch, a smaller base or fewer pictures at once; then start again."
 )
 FORCED = "It had to be ended by force. What was learned up to the last checkpoint is kept."
 STOPPING = "Stopping: saving what was learned"
@@ -82,6 +86,7 @@ class JobStatus:
     owner: str = ""  # whose job of the line it is
     in_line: bool = False  # it waits, or waited, in the line of its data root
     queued_at: float = 0.0  # seconds since the epoch
+    estimate_s: float | None = None  # how long it takes, where that was known when it came
 
     @property
     def busy(self) -> bool:
@@ -116,7 +121,7 @@ def start(run: Run, spec: JobSpec | None = None) -> None:
             reason = "No worker process could be started on this machine. Close other programs, then try again."
             save_status(run, replace(read_status(run), state="failed", reason=reason, ended=workspace.timestamp()))
             raise UserError(reason) from error
-        workspace.write_json(run.worker, {"job": job, "pid": pid, "born": birth(pid)})
+        workspace.write_json(run.worker, me(job, pid))
 
 
 def enqueue(
@@ -136,7 +141,7 @@ def enqueue(
             "One job of yours is being worked on and one is waiting already. Wait until one is done, or stop it."
         )
     before = read_status(run)
-    with _accepted(run, spec, owner=owner, in_line=True) as (spec, job):
+    with _accepted(run, spec, owner=owner, in_line=True, estimate_s=estimate_s) as (spec, job):
         try:
             line.add(run, job=job, owner=owner, kind=spec.kind, estimate_s=estimate_s, limit=_line_limit())
         except (UserError, OSError, sqlite3.Error):
@@ -148,7 +153,7 @@ def enqueue(
 
 @contextlib.contextmanager
 def _accepted(
-    run: Run, spec: JobSpec | None, *, owner: str = "", in_line: bool = False
+    run: Run, spec: JobSpec | None, *, owner: str = "", in_line: bool = False, estimate_s: float | None = None
 ) -> Iterator[tuple[JobSpec, str]]:
     """Check what is asked for and write the new job's files; (spec, job). Nobody else starts one meanwhile."""
     spec = spec or load_spec(run)
@@ -167,7 +172,7 @@ def _accepted(
         phase = "Waiting for its turn" if in_line else "Waiting to start"
         accepted = JobStatus(
             "queued", spec.kind, job=job, first_event=first, started=now, phase=phase, owner=owner, in_line=in_line,
-            queued_at=time.time(),
+            queued_at=time.time(), estimate_s=estimate_s,
         )  # fmt: skip
         save_status(run, accepted)
         yield spec, job
@@ -227,13 +232,16 @@ def status(run: Run) -> JobStatus:
         return found
     if stop_asked(run, found.job):
         return replace(found, state="cancelled", reason=FORCED)
+    if _out_of_memory(run):
+        return replace(found, state="failed", reason=KILLED)
     full = shutil.disk_usage(run.folder).free < FULL_BYTES  # a worker can't say so where nothing can be written
     return replace(found, state="interrupted", reason=workspace.FULL if full else INTERRUPTED)
 
 
 def events(run: Run, after: int = 0) -> list[Event]:
     """The run's events without the first `after`. Ask again with `after` + how many came."""
-    return [Event(**entry) for entry in workspace.read_lines(run.events, after=after)]
+    damaged = {"kind": "note", "text": "A line of this record was damaged when the machine stopped"}
+    return [Event(**entry) for entry in workspace.read_lines(run.events, after=after, damaged=damaged)]
 
 
 def follow(run: Run, *, every_s: float = 0.1) -> Iterator[Event]:
@@ -253,7 +261,8 @@ def stop(run: Run, *, patience_s: float = 10.0) -> None:
     """Ask the job to stop and return at once. It stops within one step and keeps what was learned.
 
     Only a worker that does not react gets SIGTERM after `patience_s` (or three times its slowest step so far) and
-    SIGKILL after as long again. One that reacted has two minutes to save.
+    SIGKILL after as long again, or a minute where it serves others too: those go on with the next process. One that
+    reacted has two minutes to save.
     """
     found = status(run)
     if not found.busy:
@@ -285,9 +294,11 @@ def load_spec(run: Run) -> JobSpec:
 
 
 def _insist(run: Run, job: str, patience_s: float) -> None:
-    if status(run).in_line:  # others are served by the same process: it is ended only when it surely hangs
-        patience_s = max(patience_s, SHARED_PATIENCE_S)
-    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+    shared = status(run).in_line
+    term, kill = signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)
+    for number, least_s in ((term, TERM_SHARED_S), (kill, KILL_SHARED_S)):
+        if shared:
+            patience_s = max(patience_s, least_s)
         since = time.monotonic()
         while True:
             found = status(run)
@@ -326,6 +337,28 @@ def read_status(run: Run) -> JobStatus:
 
 def save_status(run: Run, value: JobStatus) -> None:
     workspace.write_json(run.status, value)
+
+
+def me(job: str, pid: int | None = None) -> dict[str, Any]:
+    """What worker.json says of this process, or another one, and how often the machine ran out of memory before."""
+    pid = pid or os.getpid()
+    return {"job": job, "pid": pid, "born": birth(pid), "oom_kills": oom_kills()}
+
+
+def oom_kills() -> int | None:
+    """How many processes Linux ended since it started because memory ran out, in containers too; None elsewhere."""
+    with contextlib.suppress(OSError, ValueError):
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counters["oom_kill"]) if "oom_kill" in counters else None
+    return None
+
+
+def _out_of_memory(run: Run) -> bool:
+    """Whether Linux ended a process for want of memory since this run's worker began."""
+    worker = workspace.read_json(run.worker) or {}
+    before, now = worker.get("oom_kills"), oom_kills()
+    same_boot = str(worker.get("born")).partition(":")[0] == str(birth(os.getpid())).partition(":")[0]
+    return same_boot and isinstance(before, int) and now is not None and now > before
 
 
 def _worker_lives(run: Run, found: JobStatus) -> bool:
@@ -371,20 +404,31 @@ def watch(root: Path) -> None:
 
 
 def recover(root: Path) -> None:
-    """After a restart: the line anew from the runs' folders. Jobs that waited wait again; those whose worker is gone
-    are interrupted.
+    """After a restart, or where the line is lost: the line anew from the runs' folders. Jobs that waited wait again;
+    those whose worker is gone are interrupted. Removals that were interrupted are finished.
     """
-    found = []
+    workspace.sweep(root)
+    found, looked = [], time.time()
     for run in workspace.runs(root):
         for slot in (run, run.drawing):
             with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
                 now = status(slot)
-                if now.state == "interrupted":
+                if now.state in ("interrupted", "failed") and read_status(slot).busy:
                     save_status(slot, now)
                 elif now.busy and now.in_line:
                     found.append((slot, now))
     found.sort(key=lambda each: each[1].queued_at)
-    Ledger(root).rebuild((run, now.job, now.owner, now.kind, now.state, now.queued_at) for run, now in found)
+    entries = [
+        Entry(0, now.job, run.id, run.slot, now.owner, now.kind, now.state, now.estimate_s, _worker(run, now.job))
+        for run, now in found
+    ]
+    Ledger(root).rebuild(entries, looked=looked)
+
+
+def _worker(run: Run, job: str) -> str | None:
+    """The process that took a job, as the line names it."""
+    found = workspace.read_json(run.worker) or {}
+    return f"{found.get('pid')}@{found.get('born')}" if found.get("job") == job else None
 
 
 @dataclass
@@ -451,12 +495,9 @@ class _Supervisor(threading.Thread):
         if not root.is_dir():
             return
         line = Ledger(root)
-        entries = line.unfinished()
-        for entry in entries:  # left behind by a worker that died
-            if entry.state == WORKING and not _holds(entry):
-                with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
-                    now = status(Run(root / entry.run, entry.slot))
-                    line.put(entry.job, WAITING if now.waits and now.job == entry.job else now.state)
+        if line.is_new():  # the file was damaged or deleted while jobs waited
+            recover(root)
+        _take_back(root, line)
         waiting = [entry for entry in line.unfinished() if entry.state == WAITING]
         if ended is not None:
             quick = time.monotonic() - post.since < 10 and ended.returncode not in (0, None)
@@ -475,6 +516,23 @@ class _Supervisor(threading.Thread):
         if time.monotonic() - post.since < 3 * post.broken:
             return
         post.process, post.since = _spawn(parallel.line_command(root, device), root / "worker.log"), time.monotonic()
+
+
+def _take_back(root: Path, line: Ledger) -> None:
+    """See to jobs whose worker died: they have ended, but one that shared its worker with a job that had to be ended by
+    force waits for the next.
+    """
+    left = [entry for entry in line.unfinished() if entry.state == WORKING and not _holds(entry)]
+    forced = {entry.worker for entry in left if stop_asked(Run(root / entry.run, entry.slot), entry.job)}
+    for entry in left:
+        with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
+            run = Run(root / entry.run, entry.slot)
+            now = status(run)
+            if now.job == entry.job and not now.busy and read_status(run).busy:
+                if entry.worker in forced and now.state == "interrupted":
+                    now = replace(now, state="queued", reason=None, phase="Waiting for its turn")
+                save_status(run, now)  # why it ended is known best at once
+            line.put(entry.job, WAITING if now.waits and now.job == entry.job else now.state)
 
 
 def _holds(entry: Entry) -> bool:

@@ -131,6 +131,11 @@ class JobSpec:
     def split(self) -> int:
         return self.seed if self.split_seed is None else self.split_seed
 
+    @property
+    def denoiser_steps(self) -> int:
+        """Of all the pictures that are named."""
+        return len(self.methods) * sum(each.steps for each in self.samplings)
+
     def disk_bytes(self) -> int:
         """About how much the job writes: checkpoints hold weights and two moments, artefacts the weights."""
         row = find_base(self.base)

@@ -2,7 +2,7 @@
 
 In: jobs that were accepted. Out: the next one to do, a place in the line, how many one visitor has. It is an SQLite
 file (WAL) and only an index: the runs' folders are the truth, and `Ledger.rebuild` makes it anew from them. A file that
-is damaged or gone is replaced by an empty one. Light: no torch.
+is damaged or gone is replaced by an empty one, and `Ledger.is_new` until it is rebuilt. Light: no torch.
 Try it: `print(Ledger(root).unfinished())`.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pipelines.workspace import FULL, Run
 
 FILE = "jobs.sqlite3"
 WAITING, WORKING = "queued", "running"
+REBUILT = 1  # the file's own version number, once it holds what the folders say
 LAYOUT = """
 CREATE TABLE IF NOT EXISTS jobs (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -62,23 +63,31 @@ class Ledger:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """Raises UserError on a full disk. A damaged file is moved aside and a new one made."""
+        """Raises UserError on a full disk, and where the file turns out to be damaged: the next call has a new one."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             connection = self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # busy, full or not permitted: nothing is wrong with it
-                raise _told(error) from error
-            for stale in (self.file, *(self.file.with_name(FILE + end) for end in ("-wal", "-shm"))):
-                stale.unlink(missing_ok=True)
+        except sqlite3.OperationalError as error:  # busy, full or not permitted: nothing is wrong with it
+            raise _told(error) from error
+        except sqlite3.DatabaseError:
+            self._discard()
             connection = self._connect()
         try:
             with connection:
                 yield connection
         except sqlite3.OperationalError as error:
             raise _told(error) from error
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            self._discard()
+            raise UserError("The list of waiting jobs was damaged and is made anew. Try again.") from error
         finally:
             connection.close()
+
+    def _discard(self) -> None:
+        for stale in (self.file, *(self.file.with_name(FILE + end) for end in ("-wal", "-shm"))):
+            stale.unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.file, timeout=10.0)
@@ -105,7 +114,8 @@ class Ledger:
                 )
             values = (job, run.id, run.slot, owner, kind, WAITING, estimate_s, time.time())
             found = line.execute(
-                "INSERT INTO jobs (job, run, slot, owner, kind, state, estimate_s, queued) "
+                # a rebuilding of the line may have found it in its folder already
+                "INSERT OR REPLACE INTO jobs (job, run, slot, owner, kind, state, estimate_s, queued) "
                 f"VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING {COLUMNS}",
                 values,
             ).fetchone()
@@ -146,17 +156,30 @@ class Ledger:
         with self._connected() as line:
             line.execute("DELETE FROM jobs WHERE run = ?", (run,))
 
-    def rebuild(self, entries: Iterable[tuple[Run, str, str, str, str, float]]) -> None:
-        """Make the index anew from (run, job, owner, kind, state, queued), in the order given."""
+    def rebuild(self, entries: Sequence[Entry], *, looked: float) -> None:
+        """Make the index anew from `entries`, in their order (their places are not looked at).
+
+        `looked`: when the folders were read, in seconds since the epoch; a job that came later stays.
+        """
         with self._connected() as line:
             line.execute("BEGIN IMMEDIATE")
-            line.execute("DELETE FROM jobs")
+            line.execute("DELETE FROM jobs WHERE queued < ?", (looked,))
             line.executemany(
-                "INSERT INTO jobs (run, slot, job, owner, kind, state, queued) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(run.id, run.slot, *rest) for run, *rest in entries],
+                "INSERT OR IGNORE INTO jobs (job, run, slot, owner, kind, state, estimate_s, worker, queued) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (one.job, one.run, one.slot, one.owner, one.kind, one.state, one.estimate_s, one.worker, looked)
+                    for one in entries
+                ],
             )
+            line.execute(f"PRAGMA user_version = {REBUILT}")
 
     # ------------------------------------------------------------------------------------------------- reading
+
+    def is_new(self) -> bool:
+        """Whether the file was made, or made again, and nobody has filled it from the folders since."""
+        with self._connected() as line:
+            return bool(line.execute("PRAGMA user_version").fetchone()[0] != REBUILT)
 
     def unfinished(self) -> list[Entry]:
         """Jobs that wait or are being worked on, first come first."""

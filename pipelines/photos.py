@@ -37,6 +37,7 @@ from pipelines.checks import Examined, Recogniser, examine
 from pipelines.faces import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Face, align_by_eyes
 from pipelines.safety import check_prompt
 from pipelines.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
+from pipelines.workspace import settle
 
 MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 256 << 20
@@ -539,6 +540,7 @@ def _store(found: Looked, folder: Path) -> list[Photo]:
     for index, (one, face) in enumerate(zip(found.taken, found.faces, strict=True)):
         target = folder / f"{index:02d}{one.path.suffix}"
         os.replace(one.path, target)
+        settle(target)
         (left_x, left_y), (right_x, right_y) = face.eyes.tolist()
         left, top, right, bottom = (float(side) for side in face.box)
         said = judged[one.name]

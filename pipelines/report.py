@@ -666,17 +666,13 @@ def write(findings: Findings, run: Run, held_out: np.ndarray, learned_from: Mapp
 
     report = to_json(findings)
     workspace.write_text(run.cells, to_csv(findings))
-    partial = run.grid.with_name(".grid.part")
+    about = PngImagePlugin.PngInfo()
+    about.add_text(
+        "Description", "Likeness: methods side by side; the last column is a photo, the others are generated"
+    )
+    sheet = grid(findings, run, held_out)
     with workspace.told_when_full():
-        try:
-            about = PngImagePlugin.PngInfo()
-            about.add_text(
-                "Description", "Likeness: methods side by side; the last column is a photo, the others are generated"
-            )
-            grid(findings, run, held_out).save(partial, format="PNG", pnginfo=about)
-            partial.replace(run.grid)
-        finally:
-            partial.unlink(missing_ok=True)
+        workspace.write_file(run.grid, lambda partial: sheet.save(partial, format="PNG", pnginfo=about))
     workspace.write_json(run.figures, drawings(findings))
     workspace.write_text(run.page, to_html(findings, run, learned_from))
     workspace.write_json(run.report, report)

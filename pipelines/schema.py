@@ -65,6 +65,10 @@ class UserError(Exception):
     """Something the person can act on: one or two sentences that say what happened and what to do."""
 
 
+class OutOfMemory(UserError):
+    """Memory ran out: a process in which that happened should end before the next job."""
+
+
 @dataclass(frozen=True)
 class Photo:
     """One accepted photo. Coordinates are pixels of the upright picture."""

@@ -34,12 +34,12 @@ from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensor
 from pipelines.estimates import memory_needs
 from pipelines.fingerprints import sha
 from pipelines.methods import method as find_method
-from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained, write_file
+from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained
 from pipelines.parallel import World
 from pipelines.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
 from pipelines.safety import check_prompt
-from pipelines.schema import CHECKPOINTING, OPTIMIZERS, Event, Recipe, Subject, UserError, recipe_fields
-from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE
+from pipelines.schema import CHECKPOINTING, OPTIMIZERS, Event, OutOfMemory, Recipe, Subject, UserError, recipe_fields
+from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE, write_file
 
 WATCH_STEPS = 12
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with
@@ -109,7 +109,7 @@ def train(
             except StopIteration:
                 return
             except torch.cuda.OutOfMemoryError as error:
-                raise UserError(
+                raise OutOfMemory(
                     f"The GPU's memory is not enough for {_title(recipe)} with batch {recipe.batch}. Choose a smaller "
                     "batch, a smaller base or another method."
                 ) from error

@@ -33,13 +33,14 @@ from pipelines.jobs import (
     birth,
     leave_asked,
     load_spec,
+    me,
     read_status,
     save_status,
     status,
     stop_asked,
 )  # fmt: skip
 from pipelines.ledger import Ledger
-from pipelines.schema import Event, UserError
+from pipelines.schema import Event, OutOfMemory, UserError
 from pipelines.workspace import Lock, Run
 
 STATUS_EVERY_S = 0.5
@@ -274,9 +275,8 @@ class _Worker:
     def begin(self) -> bool:
         """Whether it could begin."""
         try:
-            workspace.write_json(
-                self.run.worker, {"job": self.status.job, "pid": os.getpid(), "born": birth(os.getpid())}
-            )
+            workspace.write_json(self.run.worker, me(self.status.job))
+            workspace.sweep_partials(self.run.folder)
             spec = load_spec(self.run)
             self.save(kind=spec.kind, phase="Starting", state="running" if self._resident else self.status.state)
             if self._device and spec.device is None:
@@ -343,6 +343,7 @@ class _Worker:
                 self._left[event.method] = event.seconds_left
         elif event.kind in ("done", "stopped", "failed") and event.method:
             self._left.pop(event.method, None)
+            self.spoiled |= bool(event.data.get("out_of_memory"))  # the other methods go on, the next job not here
         changes["left_s"] = round(sum(self._left.values()), 1) if self._left else None
         if event.text and event.kind in ("phase", "start"):
             changes["phase"] = event.text
@@ -365,7 +366,7 @@ class _Worker:
     def _fail(self, error: Exception) -> None:
         sentence = explain(error)
         self.code = 1
-        self.spoiled = sentence in (OURS, MEMORY, workspace.FULL)
+        self.spoiled |= sentence in (OURS, workspace.FULL) or _out_of_memory(error)
         with contextlib.suppress(OSError):
             with self.run.log.open("a", encoding="utf-8") as log:
                 log.write(f"{workspace.timestamp()} job {self.status.job} failed\n")
@@ -386,11 +387,13 @@ def explain(error: BaseException) -> str:
         return str(error)
     if workspace.is_full(error) or "No space left on device" in str(error):
         return workspace.FULL
-    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
-        return MEMORY
-    if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
-        return MEMORY
-    return OURS
+    return MEMORY if _out_of_memory(error) else OURS
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)  # torch's allocator on a CPU
 
 
 def short(event: Event) -> dict[str, Any]:

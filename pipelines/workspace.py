@@ -17,10 +17,10 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pipelines.schema import (
     COLUMNS,
@@ -35,11 +35,14 @@ from pipelines.schema import (
     sampling_fields,
 )
 
+T = TypeVar("T")
 MARKER = "run.json"  # a folder without it is none of ours and is never removed
 MARKER_SCHEMA = 1
 DRAWING = "drawing"
 FORGOTTEN = ".likeness-forgotten-"  # prefix of a run on its way out
 FULL = "The disk is full, so this could not be saved. Free some space or delete a run, then try again."
+PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.part")  # what is being written, by which process
+STALE_S = 600.0
 _FULL_CODES = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 
@@ -105,18 +108,88 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """The same for bytes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     with told_when_full():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        write_file(path, lambda partial: partial.write_bytes(data))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path` and put it in place in one move: nobody meets half a file, and
+    after a power cut there is the old one or the new one. Raises what `write` does, and OSError on a full disk.
+    """
+    with _beside(path) as partial:
+        write(partial)
+        settle(partial)
+        os.replace(partial, path)
+        settle(path.parent)
+
+
+def write_folder(path: Path, write: Callable[[Path], T]) -> T:
+    """The same for a folder that `write` makes; an older one is replaced. Returns what `write` does."""
+    with _beside(path) as partial:
+        made = write(partial)
+        for where, _, names in os.walk(partial):
+            for name in names:
+                settle(Path(where, name))
+            settle(Path(where))
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+        settle(path.parent)
+    return made
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name for what is being written, which `sweep_partials` knows; what is left there afterwards goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    try:
+        yield partial
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, where there is one and it can be."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Have the disk hold a file, or a folder's list of names, before anything goes on."""
+    if os.name == "nt" and path.is_dir():  # no handle on a folder there
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep_partials(folder: Path) -> int:
+    """Remove what killed writers left half written anywhere below `folder`; returns how many went."""
+    gone = 0
+    for path in folder.rglob(".*.part"):
+        found = PARTIAL.fullmatch(path.name)
+        with contextlib.suppress(OSError):
+            # the number of a writer that is gone may be somebody else's by now: no write stands still for so long
+            if found and (not _is_process(int(found[1])) or time.time() - path.stat().st_mtime > STALE_S):
+                _remove(path)
+                gone += 1
+    return gone
+
+
+def _is_process(pid: int) -> bool:
+    if os.name == "nt":  # a signal would end it there
+        import psutil
+
+        return bool(psutil.pid_exists(pid))
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -149,14 +222,25 @@ def append_line(path: Path, value: Any) -> None:
             raise
 
 
-def read_lines(path: Path, *, after: int = 0) -> list[Any]:
-    """The records of a file of JSON lines, without the first `after`; a line still being written is left out."""
+def read_lines(path: Path, *, after: int = 0, damaged: Any = None) -> list[Any]:
+    """The records of a file of JSON lines, without the first `after`; a line still being written is left out.
+
+    A line that a power cut damaged is left out too, or reads as `damaged`, for whoever counts lines.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
     lines = data.split(b"\n")[:-1]  # the last piece is empty, or a line without its end
-    return [json.loads(line) for line in lines[after:]]
+    records = (_record(line, damaged) for line in lines[after:])
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes, damaged: Any) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return damaged
 
 
 def repair_lines(path: Path) -> int:
@@ -416,7 +500,7 @@ def new_run(root: Path | None = None) -> Run:
     require_space(parent, 20_000_000, purpose="A new run")
     with told_when_full():
         parent.mkdir(parents=True, exist_ok=True)
-    sweep(parent)
+    sweep(parent, older_than_s=60.0)
     return _make(parent / secrets.token_hex(16))
 
 
@@ -617,11 +701,16 @@ def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
                 yield path.relative_to(folder).as_posix(), found.st_size, found.st_nlink
 
 
-def sweep(root: Path) -> int:
-    """Finish removals that a crash interrupted; returns how many folders went."""
+def sweep(root: Path, *, older_than_s: float = 0.0) -> int:
+    """Finish removals that a crash interrupted; returns how many folders went. Where others may be removing this very
+    moment, `older_than_s` leaves theirs alone.
+    """
     gone = 0
     if root.is_dir():
         for folder in root.glob(f"{FORGOTTEN}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - folder.stat().st_ctime < older_than_s:  # renaming a folder changes its ctime
+                    continue
             shutil.rmtree(folder, ignore_errors=True)
             gone += not folder.exists()
     return gone

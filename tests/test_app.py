@@ -994,3 +994,49 @@ def test_columns_and_methods_have_names_and_colours():
     from ui.theme import METHOD_COLOURS, METHOD_NAMES
 
     assert set(METHOD_NAMES) == set(METHOD_COLOURS) == set(COLUMNS) and set(METHODS) < set(COLUMNS)
+
+
+def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(services, base, monkeypatch):
+    from ui.generate import samplings
+
+    capability, session = services.sessions.create()
+    found = take_in(session.run)
+    session = services.sessions.choose(session, class_word="man", consent_at="now")
+    row = services.view(capability).row
+    told = []
+    monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **how: told.append(how["estimate_s"]))
+    plan = samplings(row, **DIALS)
+    services.start_generation(session, columns=("none",), samplings=plan)
+    teach(session.run, row.name, found.digest)
+    services.view(capability)  # notes that a step took half a second
+    services.start_training(session, methods=("lora",), quality="draft")
+    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps / 2
+    assert told == [None, pytest.approx(whole)]
+
+    # a training that was stopped: what it had taken is done
+    spec = jobs.JobSpec("train", row.name, "man", ("lora",), "draft")
+    workspace.write_json(session.run.spec, spec)
+    workspace.write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
+    session = services.sessions.find(capability)
+    services.start_training(session, methods=("lora",), quality="draft")
+    assert told[2] == pytest.approx(whole - 20.0)
+
+    # pictures: as long as the last ones took, a step
+    done = replace(spec, kind="generate", methods=("none", "lora"), samplings=plan)
+    session.run.drawing.job_folder.mkdir()
+    workspace.write_json(session.run.drawing.spec, done)
+    workspace.write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
+    services.view(capability)
+    services.start_generation(session, columns=("none",), samplings=plan)
+    assert told[3] == pytest.approx(4.0)
+
+
+def test_a_damaged_card_costs_its_method_and_not_the_page(services, base):
+    capability, session = services.sessions.create()
+    found = take_in(session.run)
+    row = services.view(capability).row
+    for method in ("lora", "dreambooth"):
+        teach(session.run, row.name, found.digest, method)
+    assert set(services.view(capability).trained) == {"lora", "dreambooth"}
+    (session.run.method("lora") / "subject.json").write_bytes(b"")  # as a power cut may leave it
+    assert set(services.view(capability).trained) == {"dreambooth"}

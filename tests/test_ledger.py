@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
-from pipelines.ledger import FILE, Ledger
+from pipelines.ledger import FILE, Entry, Ledger
 from pipelines.schema import UserError
 from pipelines.workspace import Run
 
@@ -77,8 +80,31 @@ def test_a_damaged_or_lost_file_is_replaced_and_rebuilt(tmp_path):
         (tmp_path / (FILE + end)).unlink(missing_ok=True)
     (tmp_path / FILE).write_bytes(b"this is no database" * 500)
     assert line.unfinished() == []
-    line.rebuild([(Run(tmp_path / "r", "drawing"), "x", "me", "generate", "queued", 1.0)])
-    entry = line.unfinished()[0]
-    assert (entry.job, entry.run, entry.slot, entry.owner, entry.kind) == ("x", "r", "drawing", "me", "generate")
-    line.forget("r")
+    assert line.is_new()
+    known = Entry(0, "x", "r", "drawing", "me", "generate", "queued", 7.5, None)
+    looked = time.time()
+    add(line, "late")  # came while the folders were being read
+    line.rebuild([known], looked=looked)
+    assert not line.is_new()
+    late, entry = line.unfinished()
+    assert late.job == "late" and replace(entry, place=0) == known
+    add(line, "x")  # one that was found in its folder before it was put in the line
+    assert [each.job for each in line.unfinished()] == ["late", "x"]
+    line.forget("run-late")
+    line.forget("run-x")
     assert line.unfinished() == []
+
+
+def test_damage_that_shows_late_is_told_in_words_and_gone_the_next_time(tmp_path):
+    line = Ledger(tmp_path)
+    for index in range(200):
+        add(line, f"job{index}", limit=1000)
+    with sqlite3.connect(line.file) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    data = bytearray(line.file.read_bytes())
+    data[8192:] = b"\xff" * (len(data) - 8192)  # the header and the layout are whole
+    line.file.write_bytes(data)
+    with pytest.raises(UserError, match="made anew"):
+        line.unfinished()
+    assert line.unfinished() == [] and line.is_new()

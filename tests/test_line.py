@@ -135,6 +135,22 @@ def test_after_a_restart_the_line_is_what_the_folders_say(root, monkeypatch):
         assert hold(run, lambda now: not now.busy, timeout_s=90).state == "done"
 
 
+def test_a_line_that_is_lost_while_jobs_wait_is_made_anew(root, monkeypatch):
+    monkeypatch.setattr(jobs, "watch", lambda root: None)
+    runs = [make_run(root / name) for name in ("first", "second")]
+    for run in runs:
+        enqueue(run, train_spec(tiny_folder(BASE), steps=2), owner=run.id, estimate_s=100.0)
+    assert place(runs[1]) == jobs.Place(1, 100.0)
+    for file in root.glob(FILE + "*"):
+        file.unlink()
+    assert Ledger(root).unfinished() == []
+    started = []
+    monkeypatch.setattr(jobs, "_spawn", lambda command, log: started.append(command))
+    jobs._Supervisor()._man(root, "", jobs._Post())
+    assert [entry.run for entry in Ledger(root).unfinished()] == ["first", "second"] and started
+    assert place(runs[1]) == jobs.Place(1, 100.0)  # estimates stand in the folders too
+
+
 def test_one_visitor_has_one_job_at_work_and_one_waiting(root, monkeypatch):
     monkeypatch.setattr(jobs, "watch", lambda root: None)
     first, second = make_run(root / "first"), make_run(root / "second")
@@ -180,6 +196,116 @@ def test_when_memory_runs_out_that_job_fails_with_advice_and_the_next_gets_a_fre
     assert status(small).waits  # this process takes no more ...
     Desk(root, monkeypatch, script).work()
     assert status(small).state == "done"  # ... and the next one does
+
+
+def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root, monkeypatch):
+    import torch
+
+    from pipelines import training
+
+    def no_memory(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        yield
+
+    monkeypatch.setattr(jobs, "watch", lambda root: None)
+    monkeypatch.setattr(training, "_run", no_memory)
+    big, next_one = make_run(root / "big"), make_run(root / "next")
+    enqueue(big, train_spec(tiny_folder(BASE)), owner="a")
+    enqueue(next_one, train_spec(tiny_folder(BASE)), owner="b")
+    desk = worker._Desk(root, "", worker._Ended())
+    assert desk.work(idle_s=0.0) == 0
+    found = status(big)
+    assert found.state == "failed" and "GPU's memory is not enough" in str(found.reason)
+    assert "smaller batch" in str(found.reason)
+    assert desk.spoiled and status(next_one).waits
+    monkeypatch.undo()
+    monkeypatch.setenv("LIKENESS_HOME", str(root))
+    jobs.watch(root)
+    assert hold(next_one, lambda now: not now.busy, timeout_s=90).state == "done"
+
+
+def test_a_worker_that_linux_ended_for_want_of_memory_fails_that_job_with_advice(root, monkeypatch):
+    monkeypatch.setattr(jobs, "watch", lambda root: None)
+    killed = 3
+    monkeypatch.setattr(jobs, "oom_kills", lambda: killed)
+    run = make_run(root / "run")
+    enqueue(run, train_spec(tiny_folder(BASE)), owner="a")
+    taken = Ledger(root).take(jobs.LONG, f"{2**22 + 1}@nobody")
+    assert taken is not None
+    workspace.write_json(run.status, replace(status(run), state="running"))
+    workspace.write_json(run.worker, jobs.me(taken.job) | {"pid": 2**22 + 1})
+    assert status(run).state == "interrupted"  # none since it began
+    killed = 4
+    jobs._take_back(root, Ledger(root))
+    found = jobs.read_status(run)
+    assert found.state == "failed" and "ran out of memory" in str(found.reason) and "smaller batch" in str(found.reason)
+    assert Ledger(root).unfinished() == []
+    killed = 3
+    assert status(run).state == "failed"  # what was noted at once stays, whatever happens later
+
+
+def test_who_shared_a_worker_that_had_to_be_ended_by_force_goes_on_with_the_next(root, monkeypatch):
+    monkeypatch.setattr(jobs, "watch", lambda root: None)
+    monkeypatch.setattr(jobs, "TERM_SHARED_S", 0.2)
+    monkeypatch.setattr(jobs, "KILL_SHARED_S", 0.2)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline().strip() == "deaf"
+    hangs, other = make_run(root / "hangs"), make_run(root / "other")
+    enqueue(hangs, train_spec(tiny_folder(BASE)), owner="a")
+    enqueue(other.drawing, draw_spec(), owner="b")
+    line = Ledger(root)
+    for run, kinds in ((hangs, jobs.LONG), (other.drawing, jobs.SHORT)):
+        taken = line.take(kinds, f"{process.pid}@{jobs.birth(process.pid)}")
+        assert taken is not None
+        workspace.write_json(run.status, replace(status(run), state="running"))
+        workspace.write_json(run.worker, jobs.me(taken.job, process.pid))
+    assert status(hangs).state == status(other.drawing).state == "running"
+    stop(hangs, patience_s=0.1)
+    assert process.wait(20) == -signal.SIGKILL
+    assert status(hangs).state == "cancelled" and "by force" in str(status(hangs).reason)
+    jobs._take_back(root, line)
+    assert jobs.read_status(hangs).state == "cancelled"
+    assert status(other.drawing).waits
+    assert [(entry.run, entry.state) for entry in line.unfinished()] == [("other", "queued")]
+
+
+def test_one_worker_process_per_device(root, monkeypatch):
+    """A second one for the same device ends at once; one for another device takes the next job."""
+    monkeypatch.setattr(jobs, "watch", lambda root: None)
+    runs = [make_run(root / name) for name in ("first", "second")]
+    for run in runs:
+        enqueue(run, train_spec(tiny_folder(BASE), steps=5000), owner=run.id)
+    code = (
+        "import sys; from pathlib import Path; from pipelines import worker\n"
+        "sys.exit(worker.serve(Path(sys.argv[1]), device=sys.argv[2], idle_s=1.0))"
+    )
+
+    def serve(device: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code, str(root), device])
+
+    one = serve("cpu")
+    started = [one]
+    try:
+        until(runs[0], "step", 2)
+        second = serve("cpu")
+        started.append(second)
+        assert second.wait(60) == 0 and one.poll() is None
+        assert status(runs[1]).waits  # nobody took it meanwhile
+        other = serve("cpu:0")
+        started.append(other)
+        until(runs[1], "step", 2)
+        pids = [workspace.read_json(run.worker)["pid"] for run in runs]
+        assert pids == [one.pid, other.pid]
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(60)
+    monkeypatch.setenv(jobs.DEVICES_ENV, "cuda:0, cuda:1,cuda:0,")
+    assert jobs.devices() == ("cuda:0", "cuda:1")
 
 
 def test_pictures_and_training_share_the_time_and_a_flood_of_pictures_does_not_starve_it(root, monkeypatch):

@@ -201,14 +201,6 @@ def test_forget_names_copies_it_can_not_reach(tmp_path):
     assert forget(run.folder)["copies_elsewhere"] == ["a.png"]
 
 
-def test_a_removal_that_a_crash_interrupted_is_finished_later(tmp_path):
-    half = tmp_path / f"{workspace.FORGOTTEN}abc"
-    half.mkdir()
-    (half / "photo.png").write_bytes(b"photo")
-    new_run(tmp_path)
-    assert not half.exists()
-
-
 def test_consent_is_noted_with_time_and_means(tmp_path):
     run = run_at(tmp_path / "run")
     workspace.record_consent(run, means="command line: train", statement="yes")

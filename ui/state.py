@@ -43,6 +43,7 @@ TICK = "Tick the consent box in the Upload tab."
 LOOKS = 5  # at validation pictures in a training of the app
 MAX_STEPS, MAX_BATCH = 3000, 32
 PICTURES = ("render", "finished")  # kinds of events that bring one
+DRAWING = "drawing"  # among the paces: seconds for one denoiser step of one picture
 FINISH_S = 5.0  # about what finishing a picture takes on two cores
 GO_ON_SHARE = 0.5  # of the steps, where a training starts from what was learned before
 BASE_ENV = "LIKENESS_BASE"  # a folder or checkpoint the operator adds to the list and makes the default
@@ -635,6 +636,19 @@ class Services:
         if any(known.get(name) != pace for name, pace in plain.items()):
             workspace.write_json(self._paces, known | plain)
 
+    def _remember_drawing(self, row: BaseRow, run: workspace.Run) -> None:
+        """Seconds that a denoiser step of a picture took, loading and judging included."""
+        status = jobs.status(run)
+        if (status.kind, status.state) != ("generate", "done") or status.job in self._noted:
+            return
+        self._noted.add(status.job)
+        with contextlib.suppress(UserError):
+            spec = jobs.load_spec(run)
+            if spec.base == row.name and spec.denoiser_steps:
+                pace = Pace(round(status.wall_s / spec.denoiser_steps, 4), 1)
+                known = workspace.read_json(self._paces) or {}
+                workspace.write_json(self._paces, known | {estimates.key(row, DRAWING): workspace.plain(pace)})
+
     # ------------------------------------------------------------------ doing
 
     def start_training(
@@ -666,7 +680,10 @@ class Services:
             "go_on": bool(going_on),
         }  # fmt: skip
         if self._continues(session, asked, base, choice=bool(older)):
-            self._enqueue(session, session.run)
+            last = jobs.load_spec(session.run)
+            whole = self.estimated_s(row, self.recipes(row, last.quality, last.methods, last.settings))
+            done_s = jobs.status(session.run).wall_s
+            self._enqueue(session, session.run, estimate_s=None if whole is None else max(0.0, whole - done_s))
             return
         changes = {m: dict(settings.get(m, {})) for m in methods}
         for method, recipe in self.recipes(row, quality, methods, settings).items():
@@ -709,7 +726,9 @@ class Services:
             kind="generate", base=choices.base or self.default_base, class_word=choices.class_word, methods=columns,
             samplings=samplings,
         )  # fmt: skip
-        self._enqueue(session, session.run.drawing, spec)
+        pace = estimates.pace_of(self._known_paces().get(estimates.key(self.bases[spec.base], DRAWING)))
+        estimate = None if pace is None else pace.step_s * spec.denoiser_steps
+        self._enqueue(session, session.run.drawing, spec, estimate_s=estimate)
 
     def start_finishing(self, session: Session, order: Finish) -> None:
         """Put pictures of the run in the line to be finished; they need no base model. Raises UserError."""
@@ -733,7 +752,7 @@ class Services:
 
     def sweep(self, *, older_than_s: float) -> int:
         """Delete runs that nobody has touched for so long and that are not being worked on; returns how many went."""
-        gone = 0
+        gone = workspace.sweep(self.sessions.root, older_than_s=60.0)
         for key, run in self.sessions.runs():
             try:
                 touched = max(file.stat().st_mtime for file in (run.folder, *run.folder.iterdir()))
@@ -765,23 +784,22 @@ class Services:
 
         report.refresh_votes(run)
         target = run.folder / "likeness.zip"
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         liked = pictures.favourite_files(run)
         size = sum(file.stat().st_size for file in (*_packed(run), *liked))
         workspace.require_space(run.folder, 2 * size, purpose="The download")
+
+        def fill(partial: Path) -> None:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+                for file in _packed(run):
+                    archive.write(file, file.relative_to(run.folder).as_posix())
+                for place, file in enumerate(liked, start=1):
+                    column = file.relative_to(run.folder).parts[1]
+                    archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
+                archive.writestr("settings.json", json.dumps(workspace.plain(packing.settings(run)), indent=1))
+                archive.writestr("README.txt", packing.readme(run, _packed(run)))
+
         with workspace.told_when_full():
-            try:
-                with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-                    for file in _packed(run):
-                        archive.write(file, file.relative_to(run.folder).as_posix())
-                    for place, file in enumerate(liked, start=1):
-                        column = file.relative_to(run.folder).parts[1]
-                        archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
-                    archive.writestr("settings.json", json.dumps(workspace.plain(packing.settings(run)), indent=1))
-                    archive.writestr("README.txt", packing.readme(run, _packed(run)))
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            workspace.write_file(target, fill)
         links = [("Everything as one zip", self.media.link(target, name="likeness.zip"))]
         extra = (
             ("Report (HTML)", run.page),
@@ -797,6 +815,7 @@ class Services:
         run = view.session.run
         if view.trained:
             self._remember_pace(view.row, view.trained)
+        self._remember_drawing(view.row, run.drawing)
         scores: dict[str, dict[str, list[float | None]]] = {}
         by_render: dict[str, dict[str, dict[str, Any]]] = {}
         for line in workspace.read_lines(run.scores):
@@ -866,8 +885,7 @@ def trained(run: workspace.Run) -> dict[str, Trained]:
     """Methods whose artefact is there. The learned files themselves are checked when they are used."""
     found = {}
     for method in ALL_METHODS:
-        saved = workspace.read_json(run.method(method) / "subject.json")
-        if isinstance(saved, dict):
+        if (saved := _card(run, method)) is not None:
             found[method] = Trained(
                 method, str(saved["id"]), str(saved["base"]), bool(saved.get("complete")),
                 int(saved["steps"]), float(saved["train_s"]),
@@ -880,8 +898,18 @@ def trained(run: workspace.Run) -> dict[str, Trained]:
 
 def imported(run: workspace.Run, base: str) -> dict[str, str]:
     """Columns of this base that were not trained here -> their card's id."""
-    cards = {column: workspace.read_json(run.method(column) / "subject.json") for column in workspace.imported(run)}
-    return {c: str(card["id"]) for c, card in cards.items() if isinstance(card, dict) and card.get("base") == base}
+    cards = {column: _card(run, column) for column in workspace.imported(run)}
+    return {c: str(card["id"]) for c, card in cards.items() if card is not None and card.get("base") == base}
+
+
+def _card(run: workspace.Run, column: str) -> dict[str, Any] | None:
+    """A column's card; None where there is none, or a damaged one: then it has to be learned again, as if there were
+    none.
+    """
+    with contextlib.suppress(UserError):
+        saved = workspace.read_json(run.method(column) / "subject.json")
+        return saved if isinstance(saved, dict) else None
+    return None
 
 
 def marks(run: workspace.Run) -> dict[str, dict[str, Any]]:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -88,16 +86,6 @@ def load_into(live: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor
         tensor.copy_(saved[name])
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file and put it in place in one move, so that nobody meets half a file."""
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def sort_header(path: Path) -> None:
     """Order a safetensors file's header by name: its writer orders metadata at random, so equal runs would differ."""
     blob = path.read_bytes()
@@ -105,18 +93,6 @@ def sort_header(path: Path) -> None:
     text = json.dumps(json.loads(blob[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format's own padding: tensors start at a multiple of 8 bytes
     path.write_bytes(len(text).to_bytes(8, "little") + text + blob[8 + length :])
-
-
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """The same for a folder; an older one is replaced."""
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        write(partial)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def digest(folder: Path, artifact: Iterable[str]) -> str:

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from pipelines.bases.checker import CHECKER, EXTRACTOR
 from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
-from pipelines.methods.base import Artifact, Group, write_folder
+from pipelines.methods.base import Artifact, Group
 from pipelines.schema import Recipe, UserError
+from pipelines.workspace import write_folder
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 

@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from pipelines.bases.family import Family, Modules
 from pipelines.formats import path_of
 from pipelines.methods import kohya
-from pipelines.methods.base import sort_header, write_file
+from pipelines.methods.base import sort_header
 from pipelines.methods.dreambooth import DreamBooth
 from pipelines.methods.kohya import Layer, Layers
 from pipelines.schema import Subject, UserError
+from pipelines.workspace import write_file
 
 MAX_RANK = 4096
 # Where the rank follows from an error, layers differ in rank and share one alpha: diffusers 0.42.1 reads differing

@@ -21,8 +21,9 @@ from safetensors.torch import save, save_file
 from pipelines.bases.family import FAMILIES, Family, Modules
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.formats import Layout, path_of, role_of
-from pipelines.methods.base import sort_header, write_file
+from pipelines.methods.base import sort_header
 from pipelines.schema import UserError
+from pipelines.workspace import write_file
 
 # Web UIs trigger on a file's name, so there is no < or > in it. A1111 also calls a LoRA by its ss_output_name.
 FILE = "likeness_lora.safetensors"

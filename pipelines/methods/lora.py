@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
 from pipelines.methods import kohya
-from pipelines.methods.base import Artifact, Group, sort_header, write_file
+from pipelines.methods.base import Artifact, Group, sort_header
 from pipelines.runtime import derived_seed, free_memory_gb
 from pipelines.schema import Recipe, UserError
+from pipelines.workspace import write_file
 
 FILE = "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
