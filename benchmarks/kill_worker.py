@@ -144,11 +144,12 @@ def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, 
     server = Server(folder)
     server.enqueue(run)
     steps = int(spec.settings[method]["steps"] or 0)
-    # Anywhere: while it loads (step 0), between two steps, in the middle of a checkpoint.
-    at = chance.choice([0, *range(1, steps - EVERY)])
+    # Anywhere: while it loads (step 0), between two steps, in the middle of a checkpoint, while the artefact is saved
+    # and drawn from (the last step, which is long). A training that was over by then has nothing to lose.
+    at = chance.choice([0, *range(1, steps + 1), steps, steps, steps])
     jobs.hold(run, lambda found: not found.busy or last_step(run) >= at, timeout_s=300)
     time.sleep(chance.uniform(0, 0.2))
-    jobs.hold(run, lambda found: found.state == "running", timeout_s=60)
+    jobs.hold(run, lambda found: found.state != "queued", timeout_s=60)
     pid = int(workspace.read_json(run.worker)["pid"])
     killed_at = time.monotonic()
     if victim == "worker":
@@ -162,23 +163,26 @@ def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, 
     restart = time.monotonic()
     if victim == "server":
         server = Server(folder)
-    server.enqueue(run)
+    if found.state != "done":
+        server.enqueue(run)
     jobs.hold(run, lambda each: not each.busy or any(
         event.kind == "step" for event in jobs.events(run, each.first_event)), timeout_s=300)  # fmt: skip
     ready_s = time.monotonic() - restart
     list(jobs.follow(run))
     told = jobs.events(run, jobs.status(run).first_event)
-    resumed = next((event.step for event in told if event.kind == "start"), steps)
+    resumed = steps if found.state == "done" else next((e.step for e in told if e.kind == "start"), steps)
     ended = jobs.status(run)
     same = ended.state == "done" and artefact(run, method) == expected
+    left = [file.name for file in run.folder.rglob("*.part")]
     row = {
         "round": number, "killed": victim, "at_step": reached, "state": found.state, "noticed_s": round(noticed_s, 2),
         "torn": damage, "no_orphan": no_orphan, "resumed_at": resumed, "lost_steps": max(0, reached - resumed),
         "learning_again_s": round(ready_s, 2), "end": ended.state, "equal_to_the_bit": same,
+        "left_half_written": left,
     }  # fmt: skip
     row["ok"] = (
-        found.state == "interrupted" and not damage and no_orphan and row["lost_steps"] <= EVERY and same
-        and not torn(run)
+        found.state in ("interrupted", "done") and not damage and no_orphan and row["lost_steps"] <= EVERY and same
+        and not torn(run) and not left
     )  # fmt: skip
     server.kill()
     workspace.forget(run.folder)

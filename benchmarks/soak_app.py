@@ -32,7 +32,15 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from scipy import stats
 from visits import App, Visitor, conditions, sample_photos, table
 
-PER_HOUR = {"rss_mb": 20.0, "threads": 2.0, "descriptors": 4.0, "files_in_runs": 10.0, "files_in_uploads": 10.0}
+PER_HOUR = {
+    "rss_mb": 20.0,
+    "threads": 2.0,
+    "descriptors": 4.0,
+    "files_in_runs": 10.0,
+    "files_in_uploads": 10.0,
+    "mb_on_disk": 20.0,
+}
+LUMPS = ("files_in_runs", "mb_on_disk")
 BLOCK_S = 150.0
 KEEP_MIN, LATE_MIN = 6.0, 2.0  # runs nobody comes back to; the janitor looks every minute
 METHODS = ("textual_inversion", "dreambooth", "lora")
@@ -117,6 +125,15 @@ def verdict(growth: float, half: float, allowed: float, level: float) -> str:
     return "yes" if growth - half <= 0 or growth + half < allowed else "no"
 
 
+def settled(app: App) -> dict[str, float]:
+    """What is left once everybody is gone and what they left behind had its time."""
+    deadline = time.monotonic() + 60 * (KEEP_MIN + LATE_MIN + 1)
+    while time.monotonic() < deadline and app.size()["runs"]:
+        time.sleep(5)
+    now = app.size()
+    return {name: now[name] for name in ("runs", "files_in_runs", "files_in_uploads", "mb_on_disk")}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=45)
@@ -164,6 +181,7 @@ def main() -> int:
             time.sleep(options.every)
         for person in people:
             person.join()
+        found["left_in_the_end"] = settled(app)
         log = app.log.read_text(errors="replace")
         found["tracebacks_in_the_log"] = log.count("Traceback")
         found["log"] = log[-200_000:]
@@ -181,15 +199,15 @@ def main() -> int:
     found["oldest_run_min"] = {"longest": oldest, "allowed": KEEP_MIN + LATE_MIN, "holds": oldest < KEEP_MIN + LATE_MIN}
     head = ["what", "after the first third", "at the end", "per hour", "±", "flat"]
     print(table(head, [[what, *figures.values()] for what, figures in found["slopes"].items()]))
-    told = ("oldest_run_min", "visits", "tracebacks_in_the_log", "conditions")
+    told = ("oldest_run_min", "left_in_the_end", "visits", "tracebacks_in_the_log", "conditions")
     print(json.dumps({key: found[key] for key in told}, indent=1))
     if found["tracebacks_in_the_log"]:
         print(found["log"][-20_000:])
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    # the files of runs come in lumps of sixty: for them the age of the oldest run speaks
-    good = all(each["flat"] == "yes" for what, each in found["slopes"].items() if what != "files_in_runs")
-    good = good and found["oldest_run_min"]["holds"]
+    # runs come in lumps of sixty files: for the disk it speaks how old the oldest is, and that nothing is left of them
+    good = all(each["flat"] == "yes" for what, each in found["slopes"].items() if what not in LUMPS)
+    good = good and found["oldest_run_min"]["holds"] and not found["left_in_the_end"]["runs"]
     return 0 if good and not found["tracebacks_in_the_log"] else 1
 
 

@@ -88,8 +88,10 @@ class App:
             "rss_mb": round(server.memory_info().rss / 2**20, 1),
             "threads": server.num_threads(),
             "descriptors": server.num_fds(),
+            "runs": sum(1 for _ in self.runs.glob("[0-9a-f]" * 32)),
             "files_in_runs": sum(len(names) for _, _, names in os.walk(self.runs)),
             "files_in_uploads": sum(len(names) for _, _, names in os.walk(self.uploads)),
+            "mb_on_disk": round(sum(map(_bytes_below, (self.runs, self.uploads))) / 2**20, 2),
             "oldest_run_min": round(max(map(_idle_s, self.runs.glob("[0-9a-f]*")), default=0.0) / 60, 1),
         }
 
@@ -99,6 +101,15 @@ class App:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # deleted this moment
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
 
 
 def _idle_s(run: Path) -> float:
