@@ -388,7 +388,7 @@ def table(rows: Sequence[Row]) -> str:
             beside(row, "images_per_s", f"{row.images_per_s:.1f}"),
             beside(row, "peak_mb", f"{row.peak_mb:.0f} MB"),
             beside(row, "artefact_bytes", f"{row.artefact_bytes / 1e6:.2f} MB"),
-            "-" if row.identity is None else f"{row.identity:.3f} ({row.faces} faces)",
+            "-" if row.identity is None else f"{beside(row, 'identity', f'{row.identity:.3f}')}, {row.faces} faces",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
