@@ -90,6 +90,7 @@ SENTENCES = (
     "Super-resolution",
     "Face restoration",
     "Gentle sharpening",
+    "Background",
     "kept",
     "dropped",
     "not needed",
@@ -133,6 +134,11 @@ SENTENCES = (
     "{size} GB are needed and {free} GB are free",
     "what a step does not need waits outside the GPU",
     "that will probably not fit: choose a smaller batch or another method",
+    # bases of one's own (pipelines.bases.registry)
+    "A local portrait model.",
+    "A local model of the family of {base}.",
+    "see its card",
+    "as its author states",
     # styles (pipelines.presets)
     "{style} is written for {bases}.",
     "Stable Diffusion 1.5 or SDXL",

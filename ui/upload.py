@@ -273,8 +273,9 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
 
 def about(row: Any, problem: str | None) -> str:
     """What the chosen base is, said at once."""
-    licence = tell("Licence: {licence}.", licence=row.licence)
-    return (views.note(problem, "bad") if problem else "") + views.note(f"{tell(row.about)} {licence}")
+    licence = tell("Licence: {licence}.", licence=retell(row.licence))
+    said = f"{retell(tell(row.about))} {licence}"  # what a base of one's own is is made of parts
+    return (views.note(problem, "bad") if problem else "") + views.note(said)
 
 
 def _status(view: View) -> str:
