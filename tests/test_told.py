@@ -30,7 +30,7 @@ from test_words import LANGUAGES, every_text, measured
 from pipelines import checks, faces, figures, lookalike, marking, presets, refining, runtime, scoring, votes, workspace
 from pipelines.credentials import Credentials
 from pipelines.schema import REASONS, Event, Sampling, Score
-from ui import generate, look, photobox, retold, train, views, words
+from ui import api, generate, look, photobox, retold, train, views, words
 from ui.state import offered_bases
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -303,7 +303,7 @@ PIECES = {
     "drawings": lambda: [retold.retell_html(figures.sections(drawn()))],
     "looked at": lambda: [views.looked(answer(), {"colour": ("lora", 0.6)}), views.judge_title("colour", first=False)],
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
-    "loss": lambda: [train.loss_in_words(train.loss_frame([(1, 0.5), (2, 0.4)]))],
+    "loss": lambda: [train.loss_in_words("lora", train.loss_frame([(1, 0.5), (2, 0.4)]))],
     "waiting": lambda: [views.waiting(1, 5.0), views.waiting(3, None), views.note(words.tell("Looking ..."))],
     "unknown word": lambda: [generate.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
         name="portrait-128", title="x", unknown_words=lambda text: ("colour",)), "{subject}, colour")],
@@ -457,6 +457,12 @@ def test_a_sentence_is_told_in_clauses_and_parts():
         plan = runtime.memory_plan(runtime.MemoryNeeds(4, 2, 9, 3, 1, 2, 1), 8.0).reason
         assert "Gradient Checkpointing ist" in retold.retell(plan) and "needed" not in retold.retell(plan)
     assert retold.retell("no face found") == "no face found"
+
+
+def test_programs_are_told_in_english_whatever_they_like():
+    with words.speaking("de"):
+        assert retold.retell("kept") == "behalten"
+        assert api.spoken(lambda: f"{retold.retell('kept')} {words.tell('Train')}")() == "kept Train"
 
 
 def test_why_a_style_can_not_be_drawn_is_told(base):

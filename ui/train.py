@@ -68,6 +68,18 @@ FACE = Dial(
 COMMON = (BATCH, FACE)
 MORE = "New words for the person and a LoRA that learn together. Takes about as long as LoRA."
 DORA = "Learns size and direction apart. Slower; sometimes closer to the person."
+# A plot describes itself to screen readers in English and without its values: the sentence in the lane stands for it.
+# The plot is there a moment after the lane.
+ON_LANE = """
+const hush = (left) => {
+  const said = element.querySelector('[data-plot]');
+  const plot = said && document.getElementById(said.dataset.plot);
+  if (plot) plot.setAttribute('aria-hidden', 'true');
+  else if (said && left) setTimeout(() => hush(left - 1), 300);
+};
+watch('value', () => hush(20));
+hush(20);
+"""
 OPTIMIZER_NAMES = {"adamw": "AdamW", "adamw8bit": "AdamW, 8 bit", "prodigy": "Prodigy"}
 
 
@@ -122,7 +134,7 @@ class TrainTab:
             curve = steady(progress.losses.get(method, ()), lane.steps if lane else 0)
             frame = loss_frame(curve)
             drawn = len(curve) > 1
-            said = loss_in_words(frame) if drawn else ""
+            said = loss_in_words(method, frame) if drawn else ""
             updates[self.lanes[method]] = gr.update(value=views.lane(lane) + said if lane else "")
             updates[self.plots[method]] = gr.update(
                 value=frame, visible=drawn, **(_named_lines(method) if drawn else {})
@@ -259,7 +271,7 @@ def build(services: Services) -> TrainTab:
     with gr.Row(equal_height=False):
         for method in ALL_METHODS:
             with gr.Column(min_width=260, visible=False) as column:
-                lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}")
+                lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}", js_on_load=ON_LANE)
                 plots[method] = gr.LinePlot(
                     x="step", y="loss", color="line", height=270, show_label=False, visible=False, buttons=[],
                     elem_id=f"lk-loss-{method}", **_named_lines(method),
@@ -432,14 +444,14 @@ def loss_frame(curve: Any) -> Any:
     )
 
 
-def loss_in_words(frame: Any) -> str:
+def loss_in_words(method: str, frame: Any) -> str:
     """HTML for who can't see the plot of this `loss_frame`."""
     raw, smooth = frame[: len(frame) // 2].loss, frame[len(frame) // 2 :].loss
     said = tell(
         "Loss: {first} at first, {last} at step {step}, smoothed {smoothed}.", first=f"{raw.iloc[0]:.4f}",
         last=f"{raw.iloc[-1]:.4f}", step=frame.step.iloc[-1], smoothed=f"{smooth.iloc[-1]:.4f}",
     )  # fmt: skip
-    return f'<p class="lk-unseen">{escape(said)}</p>'
+    return f'<p class="lk-unseen" data-plot="lk-loss-{method}">{escape(said)}</p>'
 
 
 def _named_lines(method: str) -> dict[str, Any]:
