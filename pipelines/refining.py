@@ -239,7 +239,7 @@ class _Guard:
 
     def kept(self, after: dict[str, float | None]) -> str:
         said = ", ".join(
-            f"{judge} {self.raw[judge]:.2f} before, {after[judge]:.2f} now"
+            f"{judge} {self.raw[judge]:.2f} → {after[judge]:.2f}"
             for judge in self.tolerance
             if after[judge] is not None
         )

@@ -348,10 +348,11 @@ def in_words(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -
     if not found.rounds:
         return "Nobody has voted yet."
     who = "1 voter" if found.voters == 1 else f"{found.voters} voters"
-    text = f"{who} answered {found.rounds} round{'s' if found.rounds != 1 else ''}"
+    text = f"{who} answered {'1 round' if found.rounds == 1 else f'{found.rounds} rounds'}."
     if found.none_of_them:
-        text += f", {found.none_of_them} of them with 'none of them'"
-    text += f", {found.cant_say} with 'can't say' (not counted)." if found.cant_say else "."
+        text += f" 'None of them' was said in {found.none_of_them} of them."
+    if found.cant_say:
+        text += f" 'Can't say' was said in {found.cant_say} of them (not counted)."
     known = {column: share for column, share in found.shares.items() if share.share is not None}
     ordered = sorted(known, key=lambda column: -(known[column].share or 0.0))
     if len(ordered) > 1:

@@ -72,3 +72,56 @@ def test_a_friend_is_asked_in_the_friends_language(chromium, address):  # noqa: 
     assert translate("There is no such vote. Ask for a new link.", "es") in page.content()
     assert page.locator("html").get_attribute("lang") == "es"
     context.close()
+
+
+# Pictures and drawings without a text of ours. Icons of Gradio's controls are none; a plot names itself in English.
+UNNAMED = """[...document.querySelectorAll('img, canvas, [role=img], [role^=graphics-document]')].filter((each) =>
+  each.checkVisibility() && !each.closest('[aria-hidden=true]') && (each.role?.startsWith('graphics')
+    || !/\\p{L}{3}/u.test(each.getAttribute('alt') ?? each.getAttribute('aria-label') ?? ''))
+).map((each) => each.outerHTML)"""
+
+
+def test_a_run_is_told_in_german_and_whatever_is_drawn_has_a_text(chromium, address):  # noqa: F811
+    visit = Visit(chromium, address, locale="de-DE")
+    page = visit.page
+    visit.add_photos(photos()[:5])
+    assert page.evaluate(UNNAMED) == []
+    visit.tab("Trainieren")
+    for method in ("Textual inversion", "DreamBooth"):
+        page.locator("#lk-methods label", has_text=method).click()
+    page.locator("#lk-train").click()
+    visit.wait("#lk-lane-lora", "fertig")
+    visit.wait("#lk-lane-lora", "Keine Ähnlichkeitskurve: Bei weniger als 8 Fotos")
+    assert "Füge unter „Hochladen“ noch 3 Fotos hinzu." in visit.text("#lk-lane-lora")
+    visit.wait_for_picture("#lk-lane-lora img")
+    plot = page.locator("#lk-loss-lora")
+    plot.locator("svg").first.wait_for()
+    for text in ("Schritt", "Verlust", "geglättet", "jeder Schritt"):
+        assert text in plot.text_content(), text
+    said = page.locator("#lk-lane-lora [data-plot=lk-loss-lora]")
+    assert "bei Schritt 6" in said.text_content()
+    page.wait_for_function("document.querySelector('#lk-loss-lora').getAttribute('aria-hidden') === 'true'")
+    assert page.evaluate(UNNAMED) == []
+
+    visit.tab("Erzeugen")
+    page.locator("#lk-number input[type=number]").fill("2")
+    page.locator("#lk-number input[type=number]").press("Tab")
+    page.locator("#lk-generate").click()
+    visit.wait("#lk-steps", "4 Bilder bewertet")
+    page.locator("#lk-history-box button").first.click()
+    page.wait_for_selector("#lk-history img")
+    page.locator("#lk-grid .lk-compare").nth(1).click()
+    page.wait_for_selector("#lk-compared img")
+    visit.wait("#lk-finish", "Das ähnlichste.")
+    assert "Weißabgleich und Belichtung" in visit.text("#lk-finish-steps")
+    assert page.evaluate(UNNAMED) == []
+
+    visit.tab("Bewerten")
+    page.locator("#lk-vote-base input, #lk-vote-start").first.wait_for()
+    page.locator("#lk-vote-start").click()
+    visit.wait("#lk-vote-links", "Abstimmung öffnen")
+    page.locator("#lk-any input[type=file]").set_input_files(photos()[0])
+    page.wait_for_selector("#lk-answer img")
+    assert page.evaluate(UNNAMED) == []
+    assert "__i18n__" not in page.evaluate(SHOWN)
+    assert visit.foreign == [] and visit.errors == []

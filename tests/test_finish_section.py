@@ -145,8 +145,8 @@ def test_a_finished_picture_shows_before_and_after_judges_and_reasons(page):
     record(page)
     html = page.section.show(page.view)[page.section.result]["value"]
     assert html.count('type="range"') == 2, "the whole, and the step that made a picture"
-    assert "1 of 2 steps kept" in html and "1 dropped" in html and "0.61" in html and "0.59" in html
-    assert "2 photos that training never saw" in html and "content credentials, IPTC field" in html
+    assert "Steps kept: 1 of 2." in html and "Dropped: 1" in html and "0.61" in html and "0.59" in html
+    assert "2 photos that training never saw" in html and "Content credentials, IPTC field" in html
     assert EVIL not in html and "&lt;script&gt;" in html
     assert "Download: 400 × 400 JPEG, 41 kB" in html and "ZIP" not in html
     links = [part.split('"')[0] for part in html.split('src="')[1:]]

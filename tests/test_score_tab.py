@@ -245,7 +245,9 @@ def test_a_dropped_picture_is_judged_and_kept_nowhere(page, tmp_path, caplog):
     path = upload("aunt.png", patches((130, 120, 125), BLACK, BLUE), tmp_path)
     with caplog.at_level(logging.DEBUG):
         said = ask(page, path)
-    assert "Face 1 of 2" in said and "Face 2 of 2" in said and 'alt="The dropped picture, 2 faces marked"' in said
+    assert (
+        "Face 1 of 2" in said and "Face 2 of 2" in said and 'alt="The dropped picture; faces marked in it: 2"' in said
+    )
     assert said.count("lk-strip") == 1 and "This person&#x27;s own photos: " in said
     assert not path.exists() and not path.parent.exists(), "Gradio's copy is gone"
     assert {path for path in session.run.folder.rglob("*")} == before, "nothing of it is in the run"

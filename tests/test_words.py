@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from gradio.context import LocalContext
 
-from pipelines import checks, estimates, votes
+from pipelines import checks, delivery, estimates, votes
 from pipelines.bases.registry import BASES
 from pipelines.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
 from pipelines.schema import CLASS_WORDS, LOW_CEILING, REASONS
-from ui import errors, photobox, train, views, words
+from ui import errors, photobox, retold, train, views, words
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (*sorted((ROOT / "ui").glob("*.py")), ROOT / "app.py")
 LANGUAGES = ("de", "es")
 # Names of products and methods, and words that a language took over as they are.
-SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA", "Megabytes"}}
+SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA", "Megabytes", "no"}}
 VERDICTS = {LOOKS_LIKE, BORDERLINE, SOMEONE_ELSE, "uncalibrated", "no face"}
 
 
@@ -57,6 +57,13 @@ TABLES = {
     "row.about": {row.about for row in BASES.values()},
     "QUALITY_MEANS[q]": set(train.QUALITY_MEANS.values()),
     "basis": {"as measured on this machine", estimates.UNTIMED},
+    "title": {errors.CHECK, errors.NOT_DONE},
+    "CHECK": {errors.CHECK},
+    "size.name": {size.name for size in delivery.sizes().values()},
+    "MARKS[mark.name]": set(views.MARKS.values()),
+    "views.MARKS[key]": set(views.MARKS.values()),
+    "NAMING[code]": set(photobox.NAMING.values()),
+    "template": set(retold.SENTENCES),
     "sentence(error)": {errors.OURS, errors.DISK_FULL, errors.MEMORY, votes.GONE},
 }
 

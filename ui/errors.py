@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar, cast
 import gradio as gr
 
 from pipelines.schema import UserError
+from ui.words import tell
 
 log = logging.getLogger("likeness.ui")
 CHECK = "Please check"  # the title of what a person can put right
@@ -73,4 +74,4 @@ def _toast(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     title = CHECK if isinstance(error, UserError) else NOT_DONE
-    return gr.Error(html.escape(sentence(error)), title=title, duration=15, print_exception=False)
+    return gr.Error(html.escape(sentence(error)), title=tell(title), duration=15, print_exception=False)

@@ -21,6 +21,7 @@ from pipelines.schema import Finish, UserError
 from ui import pictures, views
 from ui.errors import told
 from ui.generate import ON_SLIDE
+from ui.retold import retell
 from ui.state import Services, View
 from ui.views import Shot
 from ui.wiring import Show, Updates
@@ -64,7 +65,11 @@ class FinishSection:
         }
 
     def restore(self, view: View) -> Updates:
-        return {}
+        return {
+            self.steps: gr.update(choices=_offered()),
+            self.background: gr.update(choices=_backgrounds()),
+            self.size: gr.update(choices=_sizes()),
+        }
 
     def news(self, view: View) -> Updates:
         return {}
@@ -72,9 +77,6 @@ class FinishSection:
 
 def build(services: Services) -> FinishSection:
     restorers, upscalers = refining.restorers(), refining.upscalers()
-    offered = [(kind.name, name) for name, kind in refining.STEPS.items() if name != "background"]
-    offered = [(name, step) for name, step in offered if step != "restore" or restorers]
-    sizes = [(size.name, size.id) for size in delivery.sizes().values()]
     with gr.Column(visible=False, elem_id="lk-finish") as box:
         gr.HTML(ABOUT)
         with gr.Row(equal_height=False):
@@ -82,11 +84,10 @@ def build(services: Services) -> FinishSection:
                 picture = gr.HTML(elem_id="lk-finish-picture")
             with gr.Column(min_width=260, scale=3):
                 steps = gr.CheckboxGroup(
-                    offered, value=list(refining.DEFAULT_STEPS), label=say("Steps"), elem_id="lk-finish-steps"
+                    _offered(), value=list(refining.DEFAULT_STEPS), label=say("Steps"), elem_id="lk-finish-steps"
                 )
                 background = gr.Dropdown(
-                    [("as it is", AS_IT_IS), *((name, name) for name in BACKGROUNDS)], value=AS_IT_IS,
-                    label=say("Background"), elem_id="lk-finish-background",
+                    _backgrounds(), value=AS_IT_IS, label=say("Background"), elem_id="lk-finish-background",
                     info=say("The person is told from the wall by colour; fine strands of hair are lost."),
                 )  # fmt: skip
                 if not restorers:
@@ -100,7 +101,7 @@ def build(services: Services) -> FinishSection:
                 )
             with gr.Column(min_width=220, scale=2):
                 size = gr.Dropdown(
-                    sizes, value=finishing.size_of("linkedin").id, label=say("Size"), elem_id="lk-finish-size"
+                    _sizes(), value=finishing.size_of("linkedin").id, label=say("Size"), elem_id="lk-finish-size"
                 )
                 with gr.Row():
                     max_kb = gr.Number(
@@ -220,14 +221,32 @@ def shot_of(view: View) -> Shot | None:
 # ------------------------------------------------------------------------------------------------- words and pictures
 
 
+def _offered() -> list[tuple[str, str]]:
+    there = [name for name in refining.STEPS if name != "background" and (name != "restore" or refining.restorers())]
+    return [(retell(refining.STEPS[name].name), name) for name in there]
+
+
+def _backgrounds() -> list[tuple[str, str]]:
+    return [(tell("as it is"), AS_IT_IS), *((retell(name), name) for name in BACKGROUNDS)]
+
+
+def _sizes() -> list[tuple[str, str]]:
+    return [(tell(size.name), size.id) for size in delivery.sizes().values()]
+
+
 def _chosen(view: View, shot: Shot) -> str:
-    name = f"{views.named(shot.method)}, seed {shot.seed}"
-    why = "chosen" if shot.id == view.choices.finishing else "the most alike" + (" favourite" if shot.favourite else "")
-    score = f"{shot.similarity:.2f} {shot.verdict or ''}" if shot.similarity is not None else "no score"
+    alt = tell("To finish: {picture}", picture=views.called(shot))
+    why = tell("The most alike favourite.") if shot.favourite else tell("The most alike.")
+    if shot.id == view.choices.finishing:
+        why = tell("The one you chose.")
+    score = tell("no score")
+    if shot.similarity is not None:
+        score = f"{shot.similarity:.2f} {tell(shot.verdict) if shot.verdict else ''}".rstrip()
+    another = tell("Press the wand below any picture to finish that one.")
     return (
-        f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(f"To finish: {name}")}"><figcaption>'
-        f"<b>{escape(name)}</b><span>{escape(score)}</span><span>{why}; press the wand below any picture to finish "
-        "that one</span></figcaption></figure>"
+        f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(alt)}"><figcaption>'
+        f"<b>{escape(views.called(shot))}</b><span>{escape(score)}</span><span>{escape(f'{why} {another}')}</span>"
+        "</figcaption></figure>"
     )
 
 
@@ -256,11 +275,11 @@ def _result(view: View, shot: Shot) -> str:
         file = run.finished(shot.path) / record["file"]
         name = f"portrait-{shot.method}-seed{shot.seed}{file.suffix}"
         text = f"{record['width_px']} × {record['height_px']} {record['format']}, {record['bytes'] / 1000:.0f} kB"
-        links.append((f"Download: {text}", view.services.media.link(file, name=name)))
+        links.append((tell("Download: {file}", file=text), view.services.media.link(file, name=name)))
     if archive.is_file():
         together = len(record["order"]["pictures"]) if record is not None else 2
         if together > 1:
-            links.append(("All finished together (ZIP)", view.services.media.link(archive, name="portraits.zip")))
+            links.append((tell("All finished together (ZIP)"), view.services.media.link(archive, name="portraits.zip")))
     if record is None:
         return views.downloads(links)
     folder = run.finished(shot.path)
@@ -273,18 +292,18 @@ def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: s
     """
     kept = sum(step["state"] == refining.KEPT for step in record["steps"])
     dropped = [step for step in record["steps"] if step["state"] == refining.DROPPED]
-    whole = _slider(link(record["raw_file"]), link(record["refined_file"]), "raw", "refined", "The whole")
-    head = f"{kept} of {len(record['steps'])} steps kept."
+    whole = _slider(link(record["raw_file"]), link(record["refined_file"]), tell("raw"), tell("refined"),
+                    tell("The whole"))  # fmt: skip
+    head = tell("Steps kept: {count} of {all}.", count=kept, all=len(record["steps"]))
     if dropped:
-        head += f" {len(dropped)} dropped, each says why below."
+        head += " " + tell("Dropped: {count}, each says why below.", count=len(dropped))
     elif kept:
-        head += " Every recogniser finds as much of the person in it as in the raw picture."
+        head += " " + tell("Every recogniser finds as much of the person in it as in the raw picture.")
     items = "".join(_step(step, link) for step in record["steps"])
     marks = record.get("marks") or {}
-    there = [name for name, key in (("content credentials", "credentials"), ("IPTC field", "field"),
-                                    ("watermark", "watermark")) if marks.get(key)]  # fmt: skip
-    marked = f"Marked as drawn by an AI: {', '.join(there)}." if there else "It could not be marked."
-    notes = "".join(f"<li>{escape(note)}</li>" for note in (marked, *record["notes"]))
+    there = ", ".join(tell(views.MARKS[key]) for key in views.MARKS if marks.get(key))
+    marked = tell("Marked as drawn by an AI: {marks}.", marks=there) if there else tell("It could not be marked.")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in (marked, *map(retell, record["notes"])))
     return (
         f'<div class="lk-fin"><div>{whole}</div><div>{views.note(head, "warn" if dropped else "ok")}{downloads}'
         f'{_judges(record)}<ul class="lk-opinions">{notes}</ul></div></div><div class="lk-fin-steps">{items}'
@@ -293,14 +312,8 @@ def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: s
 
 
 def _slider(before: str, after: str, one: str, other: str, what: str) -> str:
-    """Two pictures over each other; a real slider, so keys and screen readers work."""
-    return (
-        f'<figure class="lk-ba"><div class="lk-ba-pair" style="--at:50%"><img src="{escape(before)}" '
-        f'alt="{escape(f"{what}, {one}")}"><img class="lk-ba-top" src="{escape(after)}" '
-        f'alt="{escape(f"{what}, {other}")}"><input type="range" min="0" max="100" value="50" '
-        f'aria-label="{escape(f"{what}: border between {one} and {other}")}"><i></i><span class="lk-ba-one">'
-        f'{escape(one)}</span><span class="lk-ba-two">{escape(other)}</span></div></figure>'
-    )
+    border = tell("Border between {one} and {other}", one=one, other=other)
+    return views.laid_over((before, one, f"{what}, {one}"), (after, other, f"{what}, {other}"), f"{what}: {border}")
 
 
 def _judges(record: Mapping[str, Any]) -> str:
@@ -312,12 +325,15 @@ def _judges(record: Mapping[str, Any]) -> str:
         rows.append(f'<tr><th scope="row">{escape(judge)}</th>{cells}<td>{may}</td></tr>')
     if record["reference"] == refining.HELD_OUT:
         count = record["reference_photos"]
-        about = f"How alike it is to {count} photo{'s' if count != 1 else ''} that training never saw"
+        about = tell("How alike it is to {count} photos that training never saw.", count=count)
+        if count == 1:
+            about = tell("How alike it is to one photo that training never saw.")
     else:
-        about = "How alike it is to the raw picture itself"
-    heads = "".join(f'<th scope="col">{h}</th>' for h in ("Judge", "Raw", "Refined", "File", "May lose"))
+        about = tell("How alike it is to the raw picture itself.")
+    caption = escape(f"{about} {tell('A step that loses more is dropped.')}")
+    heads = views.heads(tell("Recogniser"), tell("Raw"), tell("Refined"), tell("File"), tell("May lose"))
     return (
-        f'<div class="lk-scroll"><table class="lk-table"><caption>{about}. A step that loses more is dropped.</caption>'
+        f'<div class="lk-scroll"><table class="lk-table"><caption>{caption}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -326,14 +342,15 @@ TAGS = {refining.KEPT: "ok", refining.DROPPED: "no", refining.NOT_NEEDED: ""}
 
 
 def _step(step: Mapping[str, Any], link: Callable[[str], str]) -> str:
-    choice = f": {escape(step['choice'])}" if step["choice"] else ""
-    tag = f'<span class="lk-tag {TAGS.get(step["state"], "")}">{escape(step["state"])}</span>'
+    name = retell(step["name"])
+    title = f"{name}: {retell(step['choice'])}" if step["choice"] else name
+    tag = f'<span class="lk-tag {TAGS.get(step["state"], "")}">{escape(retell(step["state"]))}</span>'
     pictures = ""
     if step.get("after_file"):
-        pictures = _slider(link(step["before_file"]), link(step["after_file"]), "before", "after", step["name"])
+        pictures = _slider(link(step["before_file"]), link(step["after_file"]), tell("before"), tell("after"), name)
     opened = " open" if step["state"] == refining.DROPPED else ""
     return (
-        f"<details{opened}><summary>{escape(step['name'])}{choice} {tag}</summary><p>{escape(step['sentence'])}</p>"
+        f"<details{opened}><summary>{escape(title)} {tag}</summary><p>{escape(retell(step['sentence']))}</p>"
         f"{pictures}</details>"
     )
 
@@ -342,9 +359,12 @@ def _flaws(record: Mapping[str, Any], link: Callable[[str], str]) -> str:
     found = record.get("flaws")
     if not found:
         return ""
+    about = tell(
+        "Orange is where a small network would look for mistakes of the drawing: a hint where to look closely, no "
+        "proof."
+    )
+    alt = tell("The picture in grey, suspicious places in orange; {score} of 1 overall", score=f"{found['score']:.2f}")
     return (
-        "<details><summary>Where it may look drawn</summary><p>Orange is where a small network would look for mistakes "
-        "of the drawing: a hint where to look closely, no proof.</p>"
-        f'<img class="lk-flaws" src="{escape(link(found["file"]))}" alt="The picture in grey, suspicious places in '
-        f'orange; {found["score"]:.2f} of 1 overall" loading="lazy"></details>'
+        f"<details><summary>{escape(tell('Where it may look drawn'))}</summary><p>{escape(about)}</p>"
+        f'<img class="lk-flaws" src="{escape(link(found["file"]))}" alt="{escape(alt)}" loading="lazy"></details>'
     )

@@ -26,8 +26,8 @@ from pipelines.schema import Sampling, Style, UserError, place_of
 from ui import imports, photobox, pictures, views
 from ui.errors import told
 from ui.pictures import Drawing
+from ui.retold import retell
 from ui.state import Services, View
-from ui.theme import METHOD_NAMES
 from ui.views import JobCard, LookCard, Shot
 from ui.wiring import Show, Updates
 from ui.words import say, tell
@@ -219,7 +219,7 @@ class GenerateTab:
     def restore(self, view: View) -> Updates:
         """What depends on the base, and the columns that exist."""
         cards, marked = look_cards(view.row)
-        sizes = [("the base's own", 0), *((f"{size} px", size) for size in SIZES.get(view.row.family, ()))]
+        sizes = [(tell("the base's own"), 0), *((f"{size} px", size) for size in SIZES.get(view.row.family, ()))]
         portrait = not SIZES.get(view.row.family)
         style = presets.styles().get(cards[0].id)
         return {
@@ -229,7 +229,7 @@ class GenerateTab:
             self.size_row: gr.update(visible=not portrait),
             self.keep: gr.update(value=view.choices.keep),
             self.only: gr.update(value=view.choices.only_favourites),
-            self.scheduler: gr.update(choices=[(name, name) for name in schedulers(view.row)], value=SCHEDULERS[0]),
+            self.scheduler: gr.update(choices=_named_schedulers(view.row), value=SCHEDULERS[0]),
             self.width: gr.update(choices=sizes, value=0),
             self.height: gr.update(choices=sizes, value=0),
             **self._methods(view),
@@ -777,6 +777,11 @@ def schedulers(row: BaseRow) -> tuple[str, ...]:
     return SCHEDULERS[:1] if row.own_scheduler else SCHEDULERS
 
 
+def _named_schedulers(row: BaseRow) -> list[tuple[str, str]]:
+    own, *others = schedulers(row)
+    return [(tell("default"), own), *((name, name) for name in others)]
+
+
 def decimal(label: str, value: object, low: float, high: float) -> float:
     if (
         isinstance(value, bool)
@@ -807,7 +812,9 @@ def unknown_note(row: BaseRow, prompt: str) -> str:
     if refusal := safety.problem(prompt[:PROMPT_LIMIT]):
         return views.note(refusal, "bad")
     missing = unknown_words(row, prompt[:PROMPT_LIMIT])
-    return views.note(f"{called(row)} does not know: {', '.join(missing)}", "bad") if missing else ""
+    if not missing:
+        return ""
+    return views.note(tell("{base} does not know: {words}.", base=called(row), words=", ".join(missing)), "bad")
 
 
 def called(row: BaseRow) -> str:
@@ -886,7 +893,7 @@ def _pair(view: View) -> tuple[Shot, Shot] | None:
 
 
 def _called(shot: Shot, beside: Shot) -> str:
-    return views.named(shot.method) if shot.sampling == beside.sampling else "The picture it came from"
+    return views.named(shot.method) if shot.sampling == beside.sampling else tell("The picture it came from")
 
 
 def _gallery(view: View) -> str:
@@ -899,13 +906,12 @@ def _job_card(view: View, job: Drawing) -> JobCard:
     style = presets.styles().get(style_of(view.row, job.shots[0].prompt))
     title = style.name if style else views.look(job.shots[0].prompt)
     if len(prompts) > 1:
-        title = f"{title}, and {len(prompts) - 1} more"
+        title = tell("{look}, and {count} more", look=title, count=len(prompts) - 1)
     if any(sampling.source for sampling in job.samplings):
-        title = f"Variations: {title}"
+        title = tell("Variations: {look}", look=title)
     elif len({(sampling.steps, sampling.guidance) for sampling in job.samplings}) > len(prompts):
-        title = f"Sweep: {title}"
-    count = len(job.shots)
-    detail = f"{count} picture{'s' if count != 1 else ''}: {', '.join(METHOD_NAMES[m] for m in job.methods)}"
+        title = tell("Sweep: {look}", look=title)
+    detail = f"{views.pictures(len(job.shots))}: {', '.join(views.named(method) for method in job.methods)}"
     shown = view.shown_job is not None and view.shown_job.number == job.number
     return JobCard(job.number, title, detail, job.when_s, job.shots[-1].link, shown)
 
@@ -924,13 +930,13 @@ def style_choices(row: BaseRow) -> tuple[list[tuple[str, str]], str]:
         if problem is None:
             can.append((style.name, style.id))
         else:
-            cannot.append(f"<li><b>{escape(style.name)}</b> - {escape(problem)}</li>")
+            cannot.append(f"<li><b>{escape(style.name)}</b> - {escape(retell(problem))}</li>")
     marked = (
         f'<ul class="lk-note lk-list">{"".join(cannot)}</ul>'
         if cannot
         else views.note(tell("This base can draw all of them."))
     )
-    return [*can, ("Own words", OWN)], marked
+    return [*can, (tell("Own words"), OWN)], marked
 
 
 def _status(view: View) -> str:
@@ -943,10 +949,11 @@ def _status(view: View) -> str:
             f"{view.drawn_text} {view.safe_to_leave}"
         )
     if drawing.refused:
-        count = f"{drawing.refused} picture{'s were' if drawing.refused != 1 else ' was'}"
-        return views.note(
-            f"{count} taken for sexual content by the image filter and not saved. Try another prompt or seed.", "warn"
+        refused = tell(
+            "Taken for sexual content by the image filter and not saved: {pictures}. Try another prompt or seed.",
+            pictures=views.pictures(drawing.refused),
         )
+        return views.note(refused, "warn")
     if not view.shots and view.generate_blocked is None:
         return views.note(tell("Pick a style and press Generate."))
     return ""

@@ -18,9 +18,8 @@ from ui import photobox, views
 from ui.errors import told
 from ui.limits import require_room
 from ui.state import Services, View
-from ui.theme import METHOD_NAMES
 from ui.wiring import Show, Updates
-from ui.words import say
+from ui.words import say, tell
 
 LIMIT = 200  # characters of trigger words
 
@@ -37,7 +36,7 @@ class ImportSection:
     remove: gr.Button
 
     def show(self, view: View) -> Updates:
-        choices = [(METHOD_NAMES[column], column) for column in view.imported]
+        choices = [(views.named(column), column) for column in view.imported]
         return {
             self.listed: gr.update(value=_listed(view)),
             self.remove_box: gr.update(visible=bool(choices)),
@@ -116,7 +115,7 @@ class Actions:
         finally:
             if path is not None:
                 photobox.drop_upload(path)
-        newest = "It is a column now. Draw the same prompt and seed with it and with your own methods."
+        newest = tell("It is a column now. Draw the same prompt and seed with it and with your own methods.")
         return {
             **self._shown(kept),
             self.section.file: None,
@@ -142,12 +141,12 @@ class Actions:
 
     def _shown(self, kept: object) -> Updates:
         view = self.services.view(kept)
-        choices = [(METHOD_NAMES[column], column) for column in view.columns]
+        choices = [(views.named(column), column) for column in view.columns]
         return {
             **self.show(kept),
             self.columns: gr.update(choices=choices, value=list(view.columns)),
             self.section.which: gr.update(
-                choices=[(METHOD_NAMES[column], column) for column in view.imported],
+                choices=[(views.named(column), column) for column in view.imported],
                 value=next(reversed(view.imported), None),
             ),
         }
@@ -171,10 +170,11 @@ def _listed(view: View) -> str:
     for column in view.imported:
         card = workspace.read_json(view.session.run.method(column) / "subject.json") or {}
         about = card.get("imported", {})
-        size = "vectors" if about.get("kind") == "embedding" else "rank"
-        kind = "embedding" if about.get("kind") == "embedding" else "LoRA"
-        items.append(
-            f"<li><b>{escape(METHOD_NAMES[column])}</b>: {kind}, {size} {escape(str(about.get('rank', '–')))}, "
-            f"called by “{escape(str(card.get('phrase', '')))}”. Not trained here: steps and time unknown.</li>"
-        )
+        size, phrase = about.get("rank", "–"), card.get("phrase", "")
+        if about.get("kind") == "embedding":
+            said = tell("embedding, vectors {count}, called by “{phrase}”.", count=size, phrase=phrase)
+        else:
+            said = tell("LoRA, rank {rank}, called by “{phrase}”.", rank=size, phrase=phrase)
+        unknown = tell("Not trained here: steps and time unknown.")
+        items.append(f"<li><b>{escape(views.named(column))}</b>: {escape(f'{said} {unknown}')}</li>")
     return f'<ul class="lk-note lk-small">{"".join(items)}</ul>' if items else ""

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,12 @@ import gradio as gr
 from pipelines.schema import UserError
 from ui import photobox, views
 from ui.errors import told
+from ui.retold import retell
 from ui.state import Services, View
 from ui.upload import SAMPLE
 from ui.views import StripData
 from ui.wiring import Show, Updates
-from ui.words import say
+from ui.words import say, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +73,7 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
         from pipelines.photos import decode
 
         try:
-            yield {section.drop: None, section.answer: views.note("Looking ...")}
+            yield {section.drop: None, section.answer: views.note(tell("Looking ..."))}
             session = services.sessions.need(kept)
             view = services.view(kept)
             if view.look_blocked:
@@ -91,7 +93,7 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
                 session.run.folder, view.box.photo_set, sample=sample_pictures(view), base=base_pictures(view)
             )
             answer = lookalike.look_at_any(image, knowing)
-            yield {section.answer: answer_html(view, answer, image) + views.notes(notes)}
+            yield {section.answer: answer_html(view, answer, image) + views.notes([retell(note) for note in notes])}
         except UserError as problem:
             yield {section.answer: views.note(str(problem), "bad")}
 
@@ -118,7 +120,9 @@ def base_pictures(view: View) -> list[Path]:
 def answer_html(view: View, answer: Answer, image: np.ndarray) -> str:
     if not answer.faces:
         return shown(image, []) + views.note(
-            "No face was found in this picture. Try one in which the face is larger and looks towards the camera.",
+            tell(
+                "No face was found in this picture. Try one in which the face is larger and looks towards the camera."
+            ),
             "warn",
         )
     strips = "".join(
@@ -138,11 +142,11 @@ def axis(view: View, answer: Answer, judge: str) -> StripData:
     dots: dict[str, tuple[float, ...]] = {}
     for number, face in enumerate(answer.faces, start=1):
         value = face.opinions[answer.judges.index(judge)].score.similarity
-        name = f"Face {number}" if len(answer.faces) > 1 else "This picture"
+        name = tell("Face {number}", number=number) if len(answer.faces) > 1 else tell("This picture")
         dots[name] = () if value is None else (value,)
     best = view.best_score(judge)
     if best is not None:
-        dots[f"Best render ({views.named(best[0])})"] = (best[1],)
+        dots[tell("Best render ({method})", method=views.named(best[0]))] = (best[1],)
     return StripData(judge, data.marks, dots)
 
 
@@ -163,5 +167,5 @@ def shown(image: np.ndarray, boxes: list[tuple[float, float, float, float]]) -> 
     packed = io.BytesIO()
     picture.save(packed, format="JPEG", quality=88)
     uri = "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
-    found = f"{len(boxes)} face{'s' if len(boxes) != 1 else ''} marked" if boxes else "no face found"
-    return f'<figure class="lk-dropped-in"><img src="{uri}" alt="The dropped picture, {found}"></figure>'
+    alt = tell("The dropped picture; faces marked in it: {count}", count=len(boxes))
+    return f'<figure class="lk-dropped-in"><img src="{uri}" alt="{escape(alt)}"></figure>'

@@ -20,6 +20,7 @@ from gradio.state_holder import SessionState
 
 from pipelines import workspace
 from ui.errors import CHECK, CONFUSED, DISK_FULL
+from ui.words import tell
 
 AT_ONCE = 8  # components, before somebody else has their turn
 SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
@@ -69,7 +70,7 @@ class Page(gr.Blocks):
             said = DISK_FULL if workspace.is_full(error.__cause__ or error) else CONFUSED
             if isinstance(error, gr.Error) and "file type" in str(error.message):
                 said = html.escape(str(error.message)[:300])  # somebody chose a file of another kind
-            raise gr.Error(said, title=CHECK, duration=15, print_exception=False) from None
+            raise gr.Error(said, title=tell(CHECK), duration=15, print_exception=False) from None
 
     async def postprocess_data(
         self, block_fn: BlockFunction, predictions: list | dict, state: SessionState | None

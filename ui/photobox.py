@@ -25,6 +25,11 @@ FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small 
 STAGED, RECORD, CROPS = "incoming", "incoming.json", "crops"
 LEARNED = "learned.json"  # which photos a training of this run has seen
 PINS = ("trained", "held_out")
+ANOTHER = "another one"  # in a reason, where pipelines.checks puts the name of the picture it repeats
+NAMING = {
+    "same_picture": "it is the same picture as {names}; it counts once",
+    "near_duplicate": "nearly the same picture as {names}; they stay together and count little more than one",
+}
 
 
 @dataclass(frozen=True)
@@ -401,12 +406,18 @@ def _named(text: str, names: dict[str, str]) -> str:
 
 def told(one: Staged) -> str:
     """Why a photo is what it is, in the language of who asks. What only the English text holds - what is wrong with a
-    file, which picture it repeats - is left in English.
+    file - is left in English.
     """
     codes = [code for code in one.reasons if code in REASONS]
-    if one.text != "; ".join(REASONS[code] for code in codes):
+    form = "; ".join(re.escape(REASONS[code]).replace(re.escape(ANOTHER), "(?P<names>.+)") for code in codes)
+    found = re.fullmatch(form, one.text, re.DOTALL)
+    if not found:
         return one.text
-    return "; ".join(tell(REASONS[code]) for code in codes)
+    names = found.groupdict().get("names", ANOTHER)
+    return "; ".join(
+        tell(NAMING[code], names=names) if code in NAMING and names != ANOTHER else tell(REASONS[code])
+        for code in codes
+    )
 
 
 def part_of(box: Box, name: str) -> str:

@@ -12,6 +12,7 @@ from pipelines import figures as drawings
 from pipelines.schema import UserError
 from ui import look, views, vote
 from ui.errors import told
+from ui.retold import retell, retell_html
 from ui.state import Services, View
 from ui.wiring import Show, Updates
 from ui.words import say, tell
@@ -133,12 +134,17 @@ def _table(view: View, judge: str) -> str:
 
 def _figures(view: View) -> str:
     """The report's drawings, and the pictures that look least like the person."""
-    shown = drawings.sections(view.drawings) if view.drawings.get("methods") else ""
+    shown = retell_html(drawings.sections(view.drawings)) if view.drawings.get("methods") else ""
     if view.worst:
+        alts = [
+            tell("The least alike pictures: {number} of {all}", number=number, all=len(view.worst))
+            for number in range(1, len(view.worst) + 1)
+        ]
         pictures = "".join(
-            f'<img src="{escape(link)}" alt="One of the least alike pictures" loading="lazy">' for link in view.worst
+            f'<img src="{escape(link)}" alt="{escape(alt)}" loading="lazy">' for link, alt in zip(view.worst, alts)
         )
-        shown += f'<h2>The worst {len(view.worst)}</h2><div class="lk-worst">{pictures}</div>'
+        title = tell("The worst {count}", count=len(view.worst))
+        shown += f'<h2>{escape(title)}</h2><div class="lk-worst">{pictures}</div>'
     return shown
 
 
@@ -156,7 +162,7 @@ def _best(view: View, judge: str) -> str:
     if isinstance(low, float) and isinstance(high, float):
         span = f"{low:.2f}" if low == high else f"{low:.2f}-{high:.2f}"
         own = tell("Your own photos agree with each other at {value}.", value=span)
-    found = tell("Best picture: {words}.", words=best.words)
+    found = tell("Best picture: {words}.", words=retell(best.words or ""))
     verdict = tell("Verdict: {verdict}.", verdict=tell(best.verdict or ""))
     return views.note(f"{found} {own} {verdict}".replace("  ", " "), "ok")
 

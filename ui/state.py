@@ -31,6 +31,7 @@ from ui.limits import require_room
 from ui.media import Media
 from ui.photobox import Box
 from ui.pictures import Drawing
+from ui.retold import retell
 from ui.sessions import Choices, Session, Sessions
 from ui.theme import METHOD_NAMES
 from ui.views import Lane, Mark, MethodRow, Shot, StripData
@@ -40,6 +41,7 @@ log = logging.getLogger("likeness.ui")
 Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe
 STRIP = 6  # earlier previews in a lane
 TICK = "Tick the consent box in the Upload tab."
+WATCHED_FROM = 8  # photos; see pipelines.photos.split_sizes
 LOOKS = 5  # at validation pictures in a training of the app
 MAX_STEPS, MAX_BATCH = 3000, 32
 PICTURES = ("render", "finished")  # kinds of events that bring one
@@ -262,9 +264,33 @@ class View:
             )
         if step is None:
             steps, seconds = (card.steps, card.train_s) if card else (0, 0.0)
-            return Lane(method, state, steps, steps, seconds, None, None, link, note, likeness, strip)
+            return Lane(
+                method, state, steps, steps, seconds, None, None, link, note, likeness, self._unwatched, strip
+            )  # fmt: skip
         left = self.progress.seconds_left if state == "training" else None
-        return Lane(method, state, step.step, step.steps, step.seconds, left, step.loss, link, note, likeness, strip)
+        return Lane(
+            method, state, step.step, step.steps, step.seconds, left, step.loss, link, note, likeness, self._unwatched,
+            strip,
+        )  # fmt: skip
+
+    @property
+    def _unwatched(self) -> str:
+        """Why a training with these photos has no curve of its likeness; "" where it has one."""
+        photos = self.box.photo_set
+        if photos is None or photos.validation:
+            return ""
+        missing = WATCHED_FROM - len(photos.photos)
+        if missing <= 0:
+            return tell(
+                "No likeness curve: no photo is left to watch the progress with. Add photos of other moments in the "
+                "Upload tab."
+            )
+        if missing == 1:
+            add = tell("Add one more photo in the Upload tab.")
+        else:
+            add = tell("Add {count} more photos in the Upload tab.", count=missing)
+        why = tell("No likeness curve: with fewer than 8 photos none is kept apart to watch the progress.")
+        return f"{why} {add}"
 
     def _strip(self, paths: Sequence[str]) -> tuple[str, ...]:
         """Links of at most `STRIP` earlier previews, spread over the training; the last one is shown large already."""
@@ -427,7 +453,7 @@ class Services:
         """Why this base can't be used on this machine at all, as far as is known without loading it."""
         row = self.bases[base]
         if row.folder is not None and not row.folder.exists():
-            return f"{row.title} is not in this copy. Get the whole repository, or pick another base."
+            return tell("{base} is not in this copy. Get the whole repository, or pick another base.", base=row.title)
         return None
 
     def view(self, capability: object) -> View:
@@ -602,7 +628,7 @@ class Services:
             parts.append(tell("{size} GB of memory", size=f"{found.memory_mb / 1e3:.1f}"))
         what = tell("{first} and {second}", first=parts[0], second=parts[1]) if len(parts) == 2 else "".join(parts)
         takes = tell("Takes {what} ({why}).", what=what, why=_basis(found.basis))
-        return views.note(f"{takes} {tell('Steps:')} {listed}. {found.memory}".strip())
+        return views.note(f"{takes} {tell('Steps:')} {listed}. {retell(found.memory)}".strip())
 
     def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
         return estimates.estimate(row, recipes, self._known_paces()).seconds
@@ -800,12 +826,12 @@ class Services:
 
         with workspace.told_when_full():
             workspace.write_file(target, fill)
-        links = [("Everything as one zip", self.media.link(target, name="likeness.zip"))]
+        links = [(tell("Everything as one zip"), self.media.link(target, name="likeness.zip"))]
         extra = (
-            ("Report (HTML)", run.page),
-            ("Report (JSON)", run.report),
-            ("Table (CSV)", run.cells),
-            ("Grid (PNG)", run.grid),
+            (tell("Report (HTML)"), run.page),
+            (tell("Report (JSON)"), run.report),
+            (tell("Table (CSV)"), run.cells),
+            (tell("Grid (PNG)"), run.grid),
         )
         links += [(text, self.media.link(file, name=file.name)) for text, file in extra if file.is_file()]
         return links

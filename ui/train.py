@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -67,6 +68,18 @@ FACE = Dial(
 COMMON = (BATCH, FACE)
 MORE = "New words for the person and a LoRA that learn together. Takes about as long as LoRA."
 DORA = "Learns size and direction apart. Slower; sometimes closer to the person."
+# A plot describes itself to screen readers in English and without its values: the sentence in the lane stands for it.
+# The plot is there a moment after the lane.
+ON_LANE = """
+const hush = (left) => {
+  const said = element.querySelector('[data-plot]');
+  const plot = said && document.getElementById(said.dataset.plot);
+  if (plot) plot.setAttribute('aria-hidden', 'true');
+  else if (said && left) setTimeout(() => hush(left - 1), 300);
+};
+watch('value', () => hush(20));
+hush(20);
+"""
 OPTIMIZER_NAMES = {"adamw": "AdamW", "adamw8bit": "AdamW, 8 bit", "prodigy": "Prodigy"}
 
 
@@ -112,7 +125,6 @@ class TrainTab:
         for method in ALL_METHODS:
             lane = view.lane(method)
             updates[self.columns[method]] = gr.update(visible=lane is not None)
-            updates[self.lanes[method]] = gr.update(value=views.lane(lane) if lane else "")
             asked = method in progress.left
             updates[self.leave[method]] = gr.update(
                 visible=method in going and (len(going) > 1 or asked),
@@ -120,7 +132,13 @@ class TrainTab:
                 value=say("Stopping ...") if asked else say(LEAVE[method]),
             )
             curve = steady(progress.losses.get(method, ()), lane.steps if lane else 0)
-            updates[self.plots[method]] = gr.update(value=loss_frame(curve), visible=len(curve) > 1)
+            frame = loss_frame(curve)
+            drawn = len(curve) > 1
+            said = loss_in_words(method, frame) if drawn else ""
+            updates[self.lanes[method]] = gr.update(value=views.lane(lane) + said if lane else "")
+            updates[self.plots[method]] = gr.update(
+                value=frame, visible=drawn, **(_named_lines(method) if drawn else {})
+            )
         return updates
 
     def restore(self, view: View) -> Updates:
@@ -253,11 +271,10 @@ def build(services: Services) -> TrainTab:
     with gr.Row(equal_height=False):
         for method in ALL_METHODS:
             with gr.Column(min_width=260, visible=False) as column:
-                lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}")
+                lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}", js_on_load=ON_LANE)
                 plots[method] = gr.LinePlot(
-                    x="step", y="loss", color="line", height=270, show_label=False, visible=False,
-                    color_map={"smoothed": METHOD_COLOURS[method], "each step": "rgba(148,163,184,0.5)"},
-                    x_title="step", y_title="loss", buttons=[], elem_id=f"lk-loss-{method}",
+                    x="step", y="loss", color="line", height=270, show_label=False, visible=False, buttons=[],
+                    elem_id=f"lk-loss-{method}", **_named_lines(method),
                 )  # fmt: skip
                 leave[method] = gr.Button(say(LEAVE[method]), size="sm", visible=False, elem_id=f"lk-leave-{method}")
             columns[method] = column
@@ -422,9 +439,27 @@ def loss_frame(curve: Any) -> Any:
         {
             "step": [steps[i] for i in kept] * 2,
             "loss": [raw[i] for i in kept] + [smooth[i] for i in kept],
-            "line": ["each step"] * len(kept) + ["smoothed"] * len(kept),
+            "line": [tell("each step")] * len(kept) + [tell("smoothed")] * len(kept),
         }
     )
+
+
+def loss_in_words(method: str, frame: Any) -> str:
+    """HTML for who can't see the plot of this `loss_frame`."""
+    raw, smooth = frame[: len(frame) // 2].loss, frame[len(frame) // 2 :].loss
+    said = tell(
+        "Loss: {first} at first, {last} at step {step}, smoothed {smoothed}.", first=f"{raw.iloc[0]:.4f}",
+        last=f"{raw.iloc[-1]:.4f}", step=frame.step.iloc[-1], smoothed=f"{smooth.iloc[-1]:.4f}",
+    )  # fmt: skip
+    return f'<p class="lk-unseen" data-plot="lk-loss-{method}">{escape(said)}</p>'
+
+
+def _named_lines(method: str) -> dict[str, Any]:
+    """What the plot of the loss calls its axes and lines."""
+    return {
+        "x_title": tell("step"), "y_title": tell("loss"), "color_title": tell("line"),
+        "color_map": {tell("smoothed"): METHOD_COLOURS[method], tell("each step"): "rgba(148,163,184,0.5)"},
+    }  # fmt: skip
 
 
 def _start_text(view: View) -> str:

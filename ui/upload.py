@@ -13,6 +13,7 @@ from pipelines import workspace
 from pipelines.schema import CLASS_WORDS, UserError
 from ui import photobox, views
 from ui.errors import told
+from ui.retold import retell
 from ui.state import Services, View
 from ui.wiring import Show, Updates, refused_while_busy
 from ui.words import say, tell
@@ -240,10 +241,12 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             services.stop_and_wait(session.run)
             receipt = services.sessions.forget(session)
             size = views.amount(float(str(receipt["bytes"])))
-            sentence = (
-                f"Deleted {receipt['files']} files, {size}, at {receipt['forgotten']}. "
-                f"Checked: {receipt['verified']}. {receipt['note']}"
-            )
+            gone = tell(
+                "Deleted {count} files, {size}, at {when}.", count=receipt["files"], size=size,
+                when=receipt["forgotten"],
+            )  # fmt: skip
+            checked = tell("Checked: {what}.", what=retell(str(receipt["verified"])))
+            sentence = f"{gone} {checked} {retell(str(receipt['note']))}"
         cleared = show(None, restore=True)
         return {
             **cleared, capability: None, tab.receipt: views.note(sentence, "ok"), tab.really: gr.update(visible=False),
@@ -270,8 +273,9 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
 
 def about(row: Any, problem: str | None) -> str:
     """What the chosen base is, said at once."""
-    licence = tell("Licence: {licence}.", licence=row.licence)
-    return (views.note(problem, "bad") if problem else "") + views.note(f"{tell(row.about)} {licence}")
+    licence = tell("Licence: {licence}.", licence=retell(row.licence))
+    said = f"{retell(tell(row.about))} {licence}"  # what a base of one's own is is made of parts
+    return (views.note(problem, "bad") if problem else "") + views.note(said)
 
 
 def _status(view: View) -> str:

@@ -12,7 +12,7 @@ from pipelines.schema import UserError
 from ui import photobox, views
 from ui.errors import told
 from ui.wiring import Updates
-from ui.words import say
+from ui.words import say, tell
 
 ABOUT = say(
     '<p class="lk-note">Every finished picture of this app carries three marks: content credentials (C2PA), the IPTC '
@@ -43,7 +43,7 @@ def wire(box: VerifyBox) -> None:
         from pipelines import marking
 
         try:
-            yield {box.drop: None, box.answer: views.note("Reading the marks ...")}
+            yield {box.drop: None, box.answer: views.note(tell("Reading the marks ..."))}
             if not file:
                 raise UserError("No picture arrived. Drop one picture.")
             yield {box.answer: views.marks(marking.verify(Path(file)))}

@@ -14,6 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pipelines.schema import LOW_CEILING, Sampling, SetReport
+from ui.retold import retell
 from ui.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.words import tell
 
@@ -67,6 +68,7 @@ class Lane:
     preview: str | None = None  # link
     note: str = ""
     likeness: tuple[tuple[int, float], ...] = ()  # (step, similarity to the validation photos)
+    no_likeness: str = ""  # why there is no such curve, and how to get one
     strip: tuple[str, ...] = ()  # links of earlier previews, oldest first; always the same seed
 
 
@@ -147,7 +149,16 @@ class MethodRow:
 
 
 def named(method: str) -> str:
-    return tell("Untrained base") if method == "none" else METHOD_NAMES[method]
+    return tell("Untrained base") if method == "none" else retell(METHOD_NAMES[method])
+
+
+def called(shot: Shot) -> str:
+    """A picture's name: who drew it, and from which seed."""
+    return tell("{method}, seed {seed}", method=named(shot.method), seed=shot.seed)
+
+
+def pictures(count: int) -> str:
+    return tell("1 picture") if count == 1 else tell("{count} pictures", count=count)
 
 
 def note(text: str, kind: str = "") -> str:
@@ -380,7 +391,7 @@ def _strip(data: Lane) -> str:
 def _likeness(data: Lane, colour: str) -> str:
     """The likeness to the validation photos over the steps."""
     if not data.likeness:
-        return ""
+        return f'<p class="lk-note">{escape(data.no_likeness)}</p>' if data.no_likeness else ""
     steps, values = zip(*data.likeness, strict=True)
     wide, high = 220, 54
     low, top = min(0.0, *values), max(0.1, *values)
@@ -403,21 +414,22 @@ def _likeness(data: Lane, colour: str) -> str:
 
 def _score_line(shot: Shot, *, winner: bool) -> str:
     if shot.similarity is not None:
-        told = f' title="{escape(shot.words)}"' if shot.words else ""
+        told = f' title="{escape(retell(shot.words))}"' if shot.words else ""
         number = f'<b class="{"win" if winner else ""}"{told}>{shot.similarity:.2f}{" ★" if winner else ""}</b>'
         words = f" {escape(tell(shot.verdict))}" if shot.verdict else ""
-        note = f'<br><small class="lk-note">{escape(shot.note)}</small>' if shot.note else ""
+        note = f'<br><small class="lk-note">{escape(retell(shot.note))}</small>' if shot.note else ""
         return f"<span>{number}{words}{note}</span>"
-    return f"<span>{escape(shot.reason or (tell('not scored') if shot.scored else tell('scoring …')))}</span>"
+    reason = retell(shot.reason) if shot.reason else tell("not scored") if shot.scored else tell("scoring …")
+    return f"<span>{escape(reason)}</span>"
 
 
 def _cell(
     shot: Shot, *, winner: bool = False, kept: bool = True, why: str = "", tag: str | None = None, below: str = ""
 ) -> str:
     """One picture with its score and its buttons. `why` and `tag` are plain text, `below` is HTML."""
-    alt = f"{named(shot.method)}, seed {shot.seed}: {shot.prompt}"
+    alt = f"{called(shot)}: {shot.prompt}"
     reason = f'<div class="lk-why">{escape(why)}</div>' if why else ""
-    tag = f"seed {shot.seed}" if tag is None else tag
+    tag = tell("seed {seed}", seed=shot.seed) if tag is None else tag
     return (
         f'<div class="lk-shot{"" if kept else " lk-dropped"}"><a href="{escape(shot.link)}" target="_blank" '
         f'rel="noopener"><img src="{escape(shot.link)}" alt="{escape(alt)}" title="{escape(shot.prompt)}" '
@@ -438,7 +450,6 @@ SHOT_ACTS = (
 def _shot_buttons(shot: Shot) -> str:
     if not shot.id:
         return ""
-    name = f"{named(shot.method)}, seed {shot.seed}"
     parts = []
     for kind, word in SHOT_ACTS:
         liked = kind == "like" and shot.favourite
@@ -446,7 +457,7 @@ def _shot_buttons(shot: Shot) -> str:
         parts.append(
             f'<button type="button" class="lk-act lk-{kind}" data-picture="{escape(shot.id)}" data-kind="{kind}" '
             f'data-action="{"unlike" if liked else kind}"{pressed} title="{escape(tell(word))}" '
-            f'aria-label="{escape(f"{tell(word)}: {name}")}"></button>'
+            f'aria-label="{escape(f"{tell(word)}: {called(shot)}")}"></button>'
         )
     return f'<div class="lk-tools">{"".join(parts)}</div>'
 
@@ -465,11 +476,11 @@ def rows_of(shots: Sequence[Shot]) -> list[dict[str, Shot]]:
     return list(table.values())
 
 
-def _settings(shot: Shot, *, seed: bool = True) -> str:
-    """What else than the seed tells this picture from its neighbours."""
-    words = [f"seed {shot.seed}"] if seed else []
+def _settings(shot: Shot) -> str:
+    """What tells this picture from its neighbours."""
+    words = [tell("seed {seed}", seed=shot.seed)]
     if shot.sampling and shot.sampling.source:
-        words.append(f"change {shot.sampling.change:g}")
+        words.append(tell("change {share}", share=f"{shot.sampling.change:g}"))
     return ", ".join(words)
 
 
@@ -487,7 +498,7 @@ def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
         ]
         head = f'<h3 class="lk-col" style="border-color:{METHOD_COLOURS[columns[0]]}">{named(columns[0])}</h3>'
         return f'{head}<div class="lk-gallery">{"".join(cells)}</div>'
-    heads = "".join(f'<div class="lk-col" style="border-color:{METHOD_COLOURS[m]}">{named(m)}</div>' for m in columns)
+    titles = "".join(f'<div class="lk-col" style="border-color:{METHOD_COLOURS[m]}">{named(m)}</div>' for m in columns)
     rows = []
     for row in table:
         cells = []
@@ -495,16 +506,21 @@ def side_by_side(shots: Sequence[Shot], columns: Sequence[str]) -> str:
         for method in columns:
             found = row.get(method)
             if found is None:
-                cells.append('<div class="lk-shot"><div class="lk-none">not drawn</div></div>')
+                cells.append(_nothing())
                 continue
             cells.append(_cell(found, winner=best is not None and found.similarity == best, tag=_settings(found)))
         rows.append("".join(cells))
     shape = f'style="grid-template-columns:repeat({len(columns)},minmax(0,260px))"'
     if len(columns) == 2:  # pairs flow beside each other, instead of leaving half the page empty
-        pairs = "".join(f'<div class="lk-grid" {shape}>{heads}{row}</div>' for row in rows)
+        pairs = "".join(f'<div class="lk-grid" {shape}>{titles}{row}</div>' for row in rows)
         return f'<div class="lk-pairs">{pairs}</div>'
     wide = " wide" if len(columns) > 2 else ""
-    return f'<div class="lk-scroll"><div class="lk-grid{wide}" {shape}>{heads}{"".join(rows)}</div></div>'
+    return f'<div class="lk-scroll"><div class="lk-grid{wide}" {shape}>{titles}{"".join(rows)}</div></div>'
+
+
+def _nothing() -> str:
+    """The place of a picture that was not drawn."""
+    return f'<div class="lk-shot"><div class="lk-none">{escape(tell("not drawn"))}</div></div>'
 
 
 def _sweep(shots: Sequence[Shot]) -> str:
@@ -521,20 +537,20 @@ def _sweep(shots: Sequence[Shot]) -> str:
         return ""
     all_steps, all_guidance = (sorted(set(values)) for values in zip(*cells))
     best = _best(shots)
-    name, seed = named(shots[0].method), shots[0].seed
-    heads = "".join(f'<th scope="col">guidance {value:g}</th>' for value in all_guidance)
+    top = heads(*(tell("guidance {value}", value=f"{value:g}") for value in all_guidance))
+    caption = tell("{picture}: steps × guidance", picture=called(shots[0]))
     rows = []
     for steps in all_steps:
         row = "".join(
             f"<td>{_cell(found, winner=best is not None and found.similarity == best, tag='')}</td>"
             if (found := cells.get((steps, guidance)))
-            else '<td><div class="lk-shot"><div class="lk-none">not drawn</div></div></td>'
+            else f"<td>{_nothing()}</td>"
             for guidance in all_guidance
         )
-        rows.append(f'<tr><th scope="row">{steps} steps</th>{row}</tr>')
+        rows.append(f'<tr><th scope="row">{escape(tell("{count} steps", count=steps))}</th>{row}</tr>')
     return (
-        f'<div class="lk-scroll"><table class="lk-sweep"><caption>{name}, seed {seed}: steps × guidance</caption>'
-        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="lk-scroll"><table class="lk-sweep"><caption>{escape(caption)}</caption>'
+        f"<thead><tr><td></td>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -542,7 +558,7 @@ def look_cards(cards: Sequence[LookCard], chosen: str = "") -> str:
     """A radio group of looks; the chosen one has the keyboard's place."""
     parts = []
     for card in cards:
-        alt = escape(f"Example of {card.name}")
+        alt = escape(tell("Example of {name}", name=card.name))
         picture = f'<img src="{escape(card.thumbnail)}" alt="{alt}">' if card.thumbnail else ""
         parts.append(
             f'<button type="button" role="radio" aria-checked="{"true" if card.id == chosen else "false"}" '
@@ -551,7 +567,7 @@ def look_cards(cards: Sequence[LookCard], chosen: str = "") -> str:
             f'title="{escape(card.prompt or card.name)}">'
             f"{picture}<span>{escape(card.name)}</span></button>"
         )
-    return f'<div class="lk-looks" role="radiogroup" aria-label="Style">{"".join(parts)}</div>'
+    return f'<div class="lk-looks" role="radiogroup" aria-label="{escape(tell("Style"))}">{"".join(parts)}</div>'
 
 
 def chips(phrases: Sequence[str]) -> str:
@@ -560,10 +576,11 @@ def chips(phrases: Sequence[str]) -> str:
         return ""
     buttons = "".join(
         f'<button type="button" class="lk-chip" data-phrase="{escape(phrase)}" '
-        f'aria-label="{escape(f"Add to the prompt: {phrase}")}">{escape(phrase)}</button>'
+        f'aria-label="{escape(tell("Add to the prompt: {words}", words=phrase))}">{escape(phrase)}</button>'
         for phrase in phrases
     )
-    return f'<div class="lk-chips" role="group" aria-label="Words this base knows">{buttons}</div>'
+    what = escape(tell("Words this base knows"))
+    return f'<div class="lk-chips" role="group" aria-label="{what}">{buttons}</div>'
 
 
 def history(jobs: Sequence[JobCard]) -> str:
@@ -572,9 +589,10 @@ def history(jobs: Sequence[JobCard]) -> str:
     for job in jobs:
         stamp = datetime.fromtimestamp(job.when_s, UTC)
         shown = ' aria-current="true"' if job.shown else ""
+        alt = escape(tell("A picture of this job"))
         items.append(
             f'<li><button type="button" class="lk-job" data-job="{job.number}"{shown}><img src="{escape(job.link)}" '
-            f'alt="" loading="lazy"><span><b>{escape(job.title)}</b><small>{escape(job.detail)}</small></span>'
+            f'alt="{alt}" loading="lazy"><span><b>{escape(job.title)}</b><small>{escape(job.detail)}</small></span>'
             f'<time datetime="{stamp:%Y-%m-%dT%H:%M:%SZ}">{stamp:%H:%M} UTC</time></button></li>'
         )
     return f'<ol class="lk-jobs">{"".join(items)}</ol>' if items else ""
@@ -582,34 +600,47 @@ def history(jobs: Sequence[JobCard]) -> str:
 
 def picked(shot: Shot) -> str:
     """The picture that is to be varied."""
-    name = f"{named(shot.method)}, seed {shot.seed}"
+    alt = tell("Picked: {picture}", picture=called(shot))
     return (
-        f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(f"Picked: {name}")}"><figcaption>'
-        f"<b>{name}</b><span>{escape(look(shot.prompt))}</span></figcaption></figure>"
+        f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(alt)}"><figcaption>'
+        f"<b>{escape(called(shot))}</b><span>{escape(look(shot.prompt))}</span></figcaption></figure>"
     )
 
 
 def _side(shot: Shot, beside: Shot) -> str:
     """A picture's name beside another's."""
-    name = named(shot.method)
     if shot.method != beside.method:
-        return name
-    varied = " variation" if shot.sampling and shot.sampling.source else ""
-    return f"{name}{varied}, seed {shot.seed}"
+        return named(shot.method)
+    if shot.sampling and shot.sampling.source:
+        return tell("{method} variation, seed {seed}", method=named(shot.method), seed=shot.seed)
+    return called(shot)
 
 
 def before_after(left: Shot, right: Shot) -> str:
     """Two pictures over each other; a slider (a real one: keys and screen readers work) moves the border."""
     one, other = _side(left, right), _side(right, left)
     scores = "".join(
-        f"<span>{name}: {_score_line(shot, winner=False)}</span>" for name, shot in ((one, left), (other, right))
+        f"<span>{escape(name)}: {_score_line(shot, winner=False)}</span>"
+        for name, shot in ((one, left), (other, right))
     )
+    alts = tell("Left: {picture}", picture=called(left)), tell("Right: {picture}", picture=called(right))
+    return laid_over(
+        (left.link, one, alts[0]), (right.link, other, alts[1]), tell("Border between {one} and {other}", one=one,
+        other=other), f"<figcaption>{scores}</figcaption>",
+    )  # fmt: skip
+
+
+def laid_over(left: tuple[str, str, str], right: tuple[str, str, str], border: str, below: str = "") -> str:
+    """Two pictures over each other, each (link, name, alt), and a slider called `border` that moves between them; a
+    real one, so keys and screen readers work. `below` is HTML.
+    """
+    (before, one, one_alt), (after, other, other_alt) = left, right
     return (
-        f'<figure class="lk-ba"><div class="lk-ba-pair" style="--at:50%"><img src="{escape(left.link)}" '
-        f'alt="{escape(f"Left: {one}, seed {left.seed}")}"><img class="lk-ba-top" src="{escape(right.link)}" '
-        f'alt="{escape(f"Right: {other}, seed {right.seed}")}"><input type="range" min="0" max="100" value="50" '
-        f'aria-label="{escape(f"Border between {one} and {other}")}"><i></i><span class="lk-ba-one">{one}</span>'
-        f'<span class="lk-ba-two">{other}</span></div><figcaption>{scores}</figcaption></figure>'
+        f'<figure class="lk-ba"><div class="lk-ba-pair" style="--at:50%"><img src="{escape(before)}" '
+        f'alt="{escape(one_alt)}"><img class="lk-ba-top" src="{escape(after)}" alt="{escape(other_alt)}">'
+        f'<input type="range" min="0" max="100" value="50" aria-label="{escape(border)}"><i></i>'
+        f'<span class="lk-ba-one">{escape(one)}</span><span class="lk-ba-two">{escape(other)}</span></div>{below}'
+        "</figure>"
     )
 
 
@@ -627,21 +658,24 @@ def best_of(shots: Sequence[Shot], keep: int) -> list[tuple[Shot, bool, str]]:
     ]
     kept = able[:keep]
     last = kept[-1].similarity if kept else None
-    told = [(shot, True, f"kept: number {place} of {len(shots)}") for place, shot in enumerate(kept, start=1)]
+    told = [
+        (shot, True, tell("kept: number {place} of {all}", place=place, all=len(shots)))
+        for place, shot in enumerate(kept, start=1)
+    ]
     for shot in ordered:
         if any(shot is each for each in kept):
             continue
         if shot.method == "none":
-            why = "the untrained base draws nobody in particular"
+            why = tell("the untrained base draws nobody in particular")
         elif shot.drawing:
-            why = "no recogniser can judge a drawing"
+            why = tell("no recogniser can judge a drawing")
         elif shot.similarity is None:
-            why = shot.reason or "not judged yet"
+            why = retell(shot.reason) if shot.reason else tell("not judged yet")
         elif shot.verdict == "someone else":
-            why = "the judge sees somebody else"
+            why = tell("the judge sees somebody else")
         else:
-            why = f"less alike than the last one kept ({last:.2f})"
-        told.append((shot, False, f"dropped: {why}"))
+            why = tell("less alike than the last one kept ({value})", value=number(last))
+        told.append((shot, False, tell("dropped: {why}", why=why)))
     return told
 
 
@@ -707,7 +741,8 @@ def strip(data: StripData) -> str:
         mean = data.means.get(method)
         if mean is not None:
             points += (
-                f'<span class="lk-mean" style="left:{at(mean)};background:{colour}" title="mean {mean:.2f}"></span>'
+                f'<span class="lk-mean" style="left:{at(mean)};background:{colour}" '
+                f'title="{escape(tell("mean {value}", value=f"{mean:.2f}"))}"></span>'
             )
         rows.append(
             f'<div class="lk-row"><div class="lk-who">{escape(named(method))}</div>'
@@ -717,9 +752,14 @@ def strip(data: StripData) -> str:
         f'<span style="left:{at(low + 0.2 * i)}">{low + 0.2 * i:.1f}</span>'
         for i in range(round((high - low) / 0.2) + 1)
     )
-    said = "; ".join(f"{m.name} {number(m.value)}" for m in data.marks if m.value is not None)
+    said = [f"{mark.name} {number(mark.value)}" for mark in data.marks if mark.value is not None]
+    for method, dots in data.dots.items():
+        mean = data.means.get(method)
+        values_of = tell("mean {value}", value=number(mean)) if mean is not None else ", ".join(map(number, dots))
+        said.append(f"{named(method)}: {values_of or tell('not measured')}")
+    label = f"{tell('Identity scores by {judge}.', judge=data.judge)} {'; '.join(said)}"
     return (
-        f'<div class="lk-strip"><div role="img" aria-label="Identity scores by {escape(data.judge)}. {escape(said)}">'
+        f'<div class="lk-strip"><div role="img" aria-label="{escape(label)}">'
         f'<div class="lk-row"><div></div><div class="lk-track lk-marks">{"".join(placed)}</div></div>{"".join(rows)}'
         f'<div class="lk-row"><div></div><div class="lk-track lk-axis">{ticks}</div></div></div>'
         f'<ul class="lk-legend">{"".join(legend)}</ul></div>'
@@ -733,9 +773,9 @@ def table(rows: Sequence[MethodRow], friends: Mapping[str, str] | None = None) -
     """`friends` is what a blind vote said, per method; its column stands beside the judge's."""
     if not rows:
         return ""
-    heads = [*TABLE_HEADS]
+    names = [*TABLE_HEADS]
     if friends:
-        heads.insert(4, "Friends' picks")
+        names.insert(4, "Friends' picks")
     body = []
     for row in rows:
         found = "–"
@@ -757,9 +797,8 @@ def table(rows: Sequence[MethodRow], friends: Mapping[str, str] | None = None) -
             + "</tr>"
         )
     return (
-        '<div class="lk-scroll"><table class="lk-table"><thead><tr>'
-        + "".join(f'<th scope="col">{escape(tell(head))}</th>' for head in heads)
-        + f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="lk-scroll"><table class="lk-table"><thead><tr>{heads(*(tell(head) for head in names))}</tr>'
+        f"</thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -794,22 +833,31 @@ def marks(found: Verification) -> str:
     """What the three marks of a dropped picture say: a sentence, and a small table."""
     kind = "bad" if found.tampered else "ok" if found.found else ""
     rows = "".join(
-        f'<tr><th scope="row">{MARKS[mark.name]}</th><td>{_presence(mark)}</td>'
-        f"<td>{escape(mark.sentence.split(': ', 1)[-1])}</td></tr>"
+        f'<tr><th scope="row">{escape(tell(MARKS[mark.name]))}</th><td>{escape(_presence(mark))}</td>'
+        f"<td>{escape(retell(mark.sentence).split(': ', 1)[-1])}</td></tr>"
         for mark in found.marks
     )
     return (
-        f'{note(found.sentence, kind)}<table class="lk-table lk-verified"><thead><tr><th scope="col">Mark</th>'
-        f'<th scope="col">Found</th><th scope="col">What it says</th></tr></thead><tbody>{rows}</tbody></table>'
+        f'{note(retell(found.sentence), kind)}<table class="lk-table lk-verified"><thead><tr>'
+        f"{heads(tell('Mark'), tell('Found'), tell('What it says'))}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
+def heads(*names: str) -> str:
+    """The heads of a table's columns."""
+    return "".join(f'<th scope="col">{escape(head)}</th>' for head in names)
+
+
 def _presence(mark: AiMark) -> str:
-    return {"tampered": "changed", "unreadable": "unreadable"}.get(mark.state, "yes" if mark.present else "no")
+    if mark.state == "tampered":
+        return tell("changed")
+    if mark.state == "unreadable":
+        return tell("unreadable")
+    return tell("yes") if mark.present else tell("no")
 
 
 def judge_title(judge: str, *, first: bool) -> str:
-    return f"{escape(judge)}{'' if first else ', the second opinion'}"
+    return escape(judge if first else tell("{judge}, the second opinion", judge=judge))
 
 
 def looked(answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
@@ -818,10 +866,12 @@ def looked(answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
     """
     cards = []
     for count, face in enumerate(answer.faces, start=1):
-        title = f"Face {count} of {len(answer.faces)}, from the left" if len(answer.faces) > 1 else "The face in it"
+        title = tell("The face in it")
+        if len(answer.faces) > 1:
+            title = tell("Face {number} of {all}, from the left", number=count, all=len(answer.faces))
         first = next((each for each in face.opinions if each.score.similarity is not None), face.opinions[0])
         lines = "".join(f"<li>{_opinion(each, answer, best)}</li>" for each in face.opinions)
-        told = note(f"{title}: {first.sentence}", "ok" if first.verdict == "this person" else "")
+        told = note(f"{title}: {retell(first.sentence)}", "ok" if first.verdict == "this person" else "")
         cards.append(f'{told}<ul class="lk-opinions">{lines}</ul>{_nearest(face.opinions)}')
     return f'<div class="lk-answer">{"".join(cards)}</div>'
 
@@ -829,19 +879,23 @@ def looked(answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
 def _opinion(one: Opinion, answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
     score = one.score
     if score.similarity is None:
-        return f"<b>{escape(score.judge)}</b>: {escape(score.reason or 'no face found')}."
+        return f"<b>{escape(score.judge)}</b>: {escape(retell(score.reason or 'no face found'))}."
     marks, render = answer.marks[score.judge], best.get(score.judge)
-    parts = [f"<b>{escape(score.judge)}</b>: {escape(score.words or number(score.similarity))}. {one.sentence}"]
+    said = f"{retell(score.words or number(score.similarity))}. {retell(one.sentence)}"
+    parts = [f"<b>{escape(score.judge)}</b>: {escape(said)}"]
     if marks.ceiling_low is not None and marks.ceiling_high is not None:
         span = number(marks.ceiling_low)
         span += f"-{number(marks.ceiling_high)}" if marks.ceiling_low != marks.ceiling_high else ""
-        parts.append(f"This person's own photos agree with each other at {span}.")
+        parts.append(escape(tell("This person's own photos agree with each other at {value}.", value=span)))
     if render is not None:
-        parts.append(f"The best render of this run reaches {number(render[1])} ({named(render[0])}).")
+        reaches = tell(
+            "The best render of this run reaches {value} ({method}).", value=number(render[1]), method=named(render[0])
+        )
+        parts.append(escape(reaches))
     if one.is_held_out:
-        parts.append("It is one of the held-out photos itself, so it is alike by nature.")
+        parts.append(escape(tell("It is one of the held-out photos itself, so it is alike by nature.")))
     if score.note:
-        parts.append(escape(score.note))
+        parts.append(escape(retell(score.note)))
     return " ".join(parts)
 
 
@@ -859,14 +913,16 @@ def _nearest(opinions: Sequence[Opinion]) -> str:
             leads = found is not None and found is one.nearest[0]
             cells.append(f"<td>{'<b>' if leads else ''}{number(found.similarity if found else None)}"
                          f"{' ★</b>' if leads else ''}</td>")  # fmt: skip
-        rows.append(f'<tr><th scope="row">{escape(name.capitalize())}</th>{"".join(cells)}</tr>')
-    heads = "".join(f'<th scope="col">{escape(one.score.judge)}</th>' for one in known)
-    count = known[0].nearest[0].pictures
-    plural = f"{count} pictures" if count > 1 else "one picture"
+        title = retell(name)
+        rows.append(f'<tr><th scope="row">{escape(title[0].upper() + title[1:])}</th>{"".join(cells)}</tr>')
+    caption = tell(
+        "Nearest of {pictures} each; ★ is nearest. Nearest of the three need not be near.",
+        pictures=pictures(known[0].nearest[0].pictures),
+    )
+    row = heads(tell("Compared with"), *(one.score.judge for one in known))
     return (
-        f'<div class="lk-scroll"><table class="lk-table"><caption>Nearest of {plural} each; ★ is nearest. Nearest of '
-        f'the three need not be near.</caption><thead><tr><th scope="col">Compared with</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="lk-scroll"><table class="lk-table"><caption>{escape(caption)}</caption><thead><tr>{row}</tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -874,15 +930,16 @@ def vote_links(started: Sequence[tuple[str, int, int]]) -> str:
     """Items: (address, rounds answered, rounds in all), newest first."""
     items = []
     for count, (address, done, of) in enumerate(started):
-        state = f"of {of} rounds: finished" if done == of else f"{done} of {of} answered"
+        state = tell("{count} of {all} answered", count=done, all=of)
         open_it = (
-            f'<a href="{escape(address)}" target="_blank" rel="noopener">Open the vote</a> '
-            '<button type="button" class="lk-link" data-copy="1">Copy its link</button>'
-            if done < of
-            else "A vote"
+            f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(tell("Open the vote"))}</a> '
+            f'<button type="button" class="lk-link" data-copy="{escape(tell("Copied"))}">'
+            f"{escape(tell('Copy its link'))}</button>"
         )
-        newest = " (newest)" if count == 0 and len(started) > 1 else ""
-        items.append(f"<li>{open_it} <span>{state}{newest}</span></li>")
+        if done == of:
+            open_it, state = escape(tell("A vote")), tell("of {all} rounds: finished", all=of)
+        newest = f" ({tell('newest')})" if count == 0 and len(started) > 1 else ""
+        items.append(f"<li>{open_it} <span>{escape(state + newest)}</span></li>")
     return f'<ul class="lk-votes">{"".join(items)}</ul>' if items else ""
 
 
@@ -900,12 +957,18 @@ def vote_table(rows: Sequence[tuple[str, Share]]) -> str:
             f'background:{colour}55"></b><u style="left:{one.share * 100:.1f}%;background:{colour}"></u></span>'
         )
         body.append(
-            f'<tr><td><i style="background:{colour}"></i>{named(method)}</td><td>{one.wins} of '
-            f"{one.appearances}</td><td>{one.share:.0%}</td><td>{one.low:.0%} to {one.high:.0%}</td>"
-            f"<td>{bar}</td></tr>"
+            f'<tr><td><i style="background:{colour}"></i>{named(method)}</td>'
+            f"<td>{escape(tell('{count} of {all}', count=one.wins, all=one.appearances))}</td><td>{one.share:.0%}</td>"
+            f"<td>{escape(span(one.low, one.high))}</td><td>{bar}</td></tr>"
         )
-    heads = "".join(f'<th scope="col">{h}</th>' for h in ("Method", "Picked", "Share", "95% interval", "0 to 100%"))
+    row = heads(tell("Method"), tell("Picked"), tell("Share"), tell("95% interval"), tell("0 to 100%"))
+    caption = escape(tell("What friends picked; the dashed line is picking blindly."))
     return (
-        f'<div class="lk-scroll"><table class="lk-table"><caption>What friends picked; the dashed line is picking '
-        f"blindly.</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="lk-scroll"><table class="lk-table"><caption>{caption}</caption>'
+        f"<thead><tr>{row}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def span(low: float, high: float) -> str:
+    """An interval of shares."""
+    return tell("{low} to {high}", low=f"{low:.0%}", high=f"{high:.0%}")

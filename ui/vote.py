@@ -10,10 +10,10 @@ import gradio as gr
 from pipelines import votes
 from ui import ballot, views
 from ui.errors import told
+from ui.retold import retell
 from ui.state import Services, View
-from ui.theme import METHOD_NAMES
 from ui.wiring import Show, Updates
-from ui.words import say
+from ui.words import say, tell
 
 ABOUT = say(
     '<h2>Ask a friend: a blind vote</h2><p class="lk-note">A recogniser is one opinion, people who know the face are '
@@ -28,7 +28,7 @@ element.addEventListener('click', async (event) => {
   const button = event.target.closest('button[data-copy]');
   if (!button) return;
   const address = button.parentElement.querySelector('a').href;
-  try { await navigator.clipboard.writeText(address); button.textContent = 'Copied'; }
+  try { await navigator.clipboard.writeText(address); button.textContent = button.dataset.copy; }
   catch { button.textContent = address; }
 });
 """
@@ -49,11 +49,16 @@ class VoteSection:
         two = bool(run and now and votes.pairs(run, now))
         any_two = two or bool(run and now and votes.pairs(run, now, with_base=True))
         visible = bool(view.pictures) and bool(view.trained)
-        why = "" if any_two or not visible else views.note(
-            "A vote needs pictures by two methods, or by one and the untrained base, with the same prompts and seeds."
-        )  # fmt: skip
-        if view.busy:
-            why = views.note("A vote can be started when the work on this run is done.") if visible else ""
+        why = ""
+        if visible and view.busy:
+            why = views.note(tell("A vote can be started when the work on this run is done."))
+        elif visible and not any_two:
+            why = views.note(
+                tell(
+                    "A vote needs pictures by two methods, or by one and the untrained base, with the same prompts and "
+                    "seeds."
+                )
+            )
         return {
             self.about: gr.update(value=ABOUT + why if visible else "", visible=visible),
             self.row: gr.update(visible=any_two),
@@ -104,7 +109,7 @@ def friends(view: View) -> dict[str, str]:
     """What the method table says of the votes, per column; {} while nobody has voted."""
     found = votes.answers(view.session.run) if view.session and view.trained else []
     return {
-        column: f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%})"
+        column: f"{share.share:.0%} ({views.span(share.low, share.high)})"
         for column, share in votes.tally(found).shares.items()
         if found and share.share is not None and share.low is not None and share.high is not None
     }
@@ -127,4 +132,5 @@ def _outcome(view: View) -> str:
         means: dict[str, float | None] = {row.method: row.mean for row in view.rows(judge)}
         agreed = votes.agreement(found, judge, votes.similarities(run, judge), means)
     rows: list[tuple[str, Any]] = list(counted.shares.items())
-    return views.vote_table(rows) + views.note(votes.in_words(counted, agreed, METHOD_NAMES))
+    names = {column: views.named(column) for column in counted.shares}
+    return views.vote_table(rows) + views.note(retell(votes.in_words(counted, agreed, names)))
