@@ -58,7 +58,7 @@ def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  #
         assert not over()
         done.append(run.slot)
         state = "done" if len(done) == 3 else "queued"
-        save_status(run, replace(read_status(run), state=state, wall_s=float(len(done))))
+        save_status(run, replace(read_status(run), state=state, kept=len(done)))
 
     monkeypatch.setattr(worker, "work_slice", work_slice)
     assert len(list(sliced(lent, session))) == 3 and done == ["", "", ""]
