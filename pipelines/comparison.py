@@ -303,8 +303,9 @@ class _Flow:
         from pipelines import finishing
 
         assert self.spec.finish is not None, "checked"
-        yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
-        self._stop_here()
+        all_of_them = yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
+        if not all_of_them:
+            raise _Stopped(STOPPED)
         yield Event("done", text="The pictures are finished", seconds=self.clock.seconds)
 
     # -- stages ------------------------------------------------------------------------------------------------

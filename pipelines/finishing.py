@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -215,11 +215,11 @@ def finish_pictures(
     stop: Callable[[], bool] = lambda: False,
     pause: Slice | None = None,
     tools: Tools | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, bool]:
     """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
 
     A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
-    did not come to its end goes on where it was left.
+    did not come to its end goes on where it was left. Returns whether it did.
     """
     from pipelines import delivery, refining
     from pipelines.photos import decode
@@ -236,7 +236,7 @@ def finish_pictures(
     done: dict[str, str] = before["done"] if before.get("order") == workspace.plain(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
         if stop() or pause():
-            return
+            return False
         try:
             path = run.folder / picture
             if not path.resolve().is_relative_to(run.folder.resolve()) or not path.is_file():
@@ -265,6 +265,7 @@ def finish_pictures(
         raise UserError(" ".join(dict.fromkeys(problems)))
     delivery.batch_zip(made, run.folder / "finished" / ARCHIVE)
     so_far.unlink(missing_ok=True)
+    return True
 
 
 def _entry(path: Path) -> str:
