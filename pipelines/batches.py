@@ -23,6 +23,7 @@ from pipelines.methods.base import Learner
 from pipelines.parallel import World
 from pipelines.runtime import derived_seed, noise
 from pipelines.schema import Recipe
+from pipelines.slices import Slice
 
 ALONE = World()
 CLASS_IMAGES = "class_images.safetensors"
@@ -236,25 +237,26 @@ def _spread(count: int, schedule: Schedule, generator: torch.Generator, share: f
 
 
 def class_images(
-    family: Family, recipe: Recipe, data: TrainingData, out: Path, stop: Callable[[], bool]
+    family: Family, recipe: Recipe, data: TrainingData, out: Path, stop: Callable[[], bool], pause: Slice
 ) -> dict[Shape, torch.Tensor]:
     """Latents of what the untrained base draws for the class word, (n, c, h, w) for each shape of the photos by their
-    share; in `out` while training lasts. Empty when stopped.
+    share. Kept in `out` as they come, while training lasts. Empty when stopped or paused.
     """
     file, row = out / CLASS_IMAGES, family.row
     shapes = {shape: len(photos) / len(data.frames) for shape, photos in by_shape(data.frames).items()}
     stamp = sha(
         row.name, row.revision, recipe.class_word, recipe.seed, recipe.prior_images, data.captions, list(shapes)
     )
+    drawn: dict[Shape, list[torch.Tensor]] = {shape: [] for shape in shapes}
     if file.is_file():
         tensors, meta = load_tensors(file)
         if meta.get("stamp") == stamp:
-            return {shape: tensors[f"{shape[0]}x{shape[1]}"].to(family.device.name) for shape in shapes}
-    drawn: dict[Shape, list[torch.Tensor]] = {shape: [] for shape in shapes}
+            for shape in shapes:
+                drawn[shape] = [each.to(family.device.name) for each in tensors.get(_name(shape), ())]
     first = 0  # of this shape's pictures among all
     for shape, share in shapes.items():
         last = first + max(1, round(recipe.prior_images * share))
-        for start in range(first, last, recipe.batch):
+        for start in range(first + len(drawn[shape]), last, recipe.batch):
             rows = [
                 Row(
                     data.captions[index % len(data.captions)].replace("{subject}", recipe.class_word),
@@ -270,12 +272,17 @@ def class_images(
                 steps=CLASS_IMAGE_STEPS,
                 height_px=shape[0],
                 width_px=shape[1],
-                stop=stop,
+                stop=lambda: stop() or pause(),
             )
             if latents is None:
                 return {}
             drawn[shape] += list(latents)
+            kept = {_name(each): torch.stack(found) for each, found in drawn.items() if found}
+            save_tensors(file, kept, {"stamp": stamp})
+            pause.keep()
         first = last
-    stacked = {shape: torch.stack(latents) for shape, latents in drawn.items()}
-    save_tensors(file, {f"{h}x{w}": latents for (h, w), latents in stacked.items()}, {"stamp": stamp})
-    return stacked
+    return {shape: torch.stack(latents) for shape, latents in drawn.items()}
+
+
+def _name(shape: Shape) -> str:
+    return f"{shape[0]}x{shape[1]}"

@@ -45,6 +45,7 @@ from pipelines.schema import (
     place_of,
     sampling_fields,
 )
+from pipelines.slices import Slice
 from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE, Run
 
 if TYPE_CHECKING:
@@ -142,13 +143,13 @@ def perform(
     *,
     stop: Callable[[], bool] = lambda: False,
     leave: Callable[[str], bool] = lambda method: False,
-    pause: Callable[[], bool] = lambda: False,
+    pause: Slice | None = None,
     resident: Resident | None = None,
 ) -> Iterator[Event]:
     """Do one job in a run. The last event is "done" or "stopped" with no method; see `compare` for errors.
 
     `leave(method)` says whether to go on without that method: what it learned so far is kept. `pause()` is like
-    `stop()` but quicker, for whoever continues soon: only checkpoints are saved.
+    `stop()` but quicker, for whoever continues soon: nothing is saved but what that needs.
     """
     spec.check()
     flow = _Flow(run, spec, stop, leave, pause, resident)
@@ -187,11 +188,14 @@ class _Clock:
     def seconds(self) -> float:
         return self._before + time.monotonic() - self._since
 
-    def save(self, *, every_s: float = 0.0) -> None:
-        if time.monotonic() - self._saved >= every_s:
-            with contextlib.suppress(OSError, UserError):
-                workspace.write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
-            self._saved = time.monotonic()
+    def save(self, *, every_s: float = 0.0) -> bool:
+        """Whether it was time to."""
+        if time.monotonic() - self._saved < every_s:
+            return False
+        with contextlib.suppress(OSError, UserError):
+            workspace.write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
+        self._saved = time.monotonic()
+        return True
 
 
 class _Flow:
@@ -203,11 +207,11 @@ class _Flow:
         spec: JobSpec,
         stop: Callable[[], bool],
         leave: Callable[[str], bool] = lambda method: False,
-        pause: Callable[[], bool] = lambda: False,
+        pause: Slice | None = None,
         resident: Resident | None = None,
     ) -> None:
         self.run, self.spec, self.resident = run, spec, resident or Resident()
-        self.stop, self.leave, self.pause = stop, leave, pause
+        self.stop, self.leave, self.pause = stop, leave, pause or Slice()
         self.row = find_base(spec.base)
         self.clock = _Clock(run.job_folder / "clock.json", sha(workspace.plain(spec)))
         self.started = workspace.timestamp()
@@ -249,6 +253,7 @@ class _Flow:
         scores, marks = yield from self.judge(photos, family, wanted=[path for _, _, path in drawn])
         findings = self._findings(photos, columns, drawn, scores, marks, subjects)
         findings = yield from self.look_closer(photos, findings)
+        self._stop_here()
         yield Event("phase", text="Writing the report")
         self._write(findings, photos, device, samplings, key)
         self._raise_problems("The report shows the others.")
@@ -287,6 +292,7 @@ class _Flow:
                 subjects = {name: card for name in ALL_METHODS if (card := self._subject(name)) is not None}
                 findings = self._findings(photos, present, everything, scores, marks, subjects)
                 findings = yield from self.look_closer(photos, findings)
+                self._stop_here()
                 yield Event("phase", text="Writing the report")
                 asked = tuple(dict.fromkeys(sampling for _, sampling, _ in everything))
                 self._write(findings, photos, device, asked, _key_of(self.run, self.spec, photos))
@@ -298,8 +304,9 @@ class _Flow:
         from pipelines import finishing
 
         assert self.spec.finish is not None, "checked"
-        yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self._ends)
-        self._stop_here()
+        all_of_them = yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
+        if not all_of_them:
+            raise _Stopped(STOPPED)
         yield Event("done", text="The pictures are finished", seconds=self.clock.seconds)
 
     # -- stages ------------------------------------------------------------------------------------------------
@@ -463,8 +470,14 @@ class _Flow:
         """Advance the learners: those of a small base in turn, whoever is furthest behind next; else one by one."""
         side_by_side = self.row.vram_gb <= SIDE_BY_SIDE_UP_TO_GB
         share = dict.fromkeys(learners, 0.0)
+        begun: set[str] = set()
         while share:
             name = min(share, key=lambda each: share[each]) if side_by_side else next(iter(share))
+            if name not in begun and self.pause():  # has nothing to save yet
+                del share[name]
+                yield Event("paused", name)
+                continue
+            begun.add(name)
             try:
                 event = next(learners[name])
             except StopIteration:
@@ -521,6 +534,7 @@ class _Flow:
                 batch=batch,
             )
             for sampling, image in fresh:
+                self.pause.keep()
                 if image is None:
                     self._note_refused(column, sampling, subject.id if subject else None)
                     continue
@@ -617,6 +631,7 @@ class _Flow:
     ) -> Generator[Event, None, tuple[dict[Path, list[Score]], dict[str, Marks]]]:
         """Score `wanted`, and of `all_of` what has no score against these photos yet; returns (scores, marks).
 
+        A picture that these judges scored as it is now is not scored again: a job continues there.
         scores: {path: [Score per judge]}; marks: {judge: Marks}. References live in memory only.
         """
         from pipelines import faces, scoring
@@ -640,6 +655,8 @@ class _Flow:
         self.judges = [reference.judge for reference in references]
 
         known = self._known_scores(photos)
+        stamp = sha(*([each.name, each.weights_sha256, workspace.plain(each.calibration)] for each in self.judges))
+        seen = self._seen_by(stamp) if known else {}
         todo = list(wanted)
         for _, _, path in all_of:
             scored = {score.judge for score in known.get(path, ())}
@@ -648,22 +665,31 @@ class _Flow:
         scores: dict[Path, list[Score]] = {
             path: found for _, _, path in all_of if (found := known.get(path)) and path not in todo
         }
-        for index, path in enumerate(todo):
-            self._stop_here()
-            for reference in references:
-                score = scoring.score_renders([path], reference)[0]
-                scores.setdefault(path, []).append(score)
-                data = {
-                    "judge": score.judge,
-                    "similarity": score.similarity,
-                    "reason": score.reason,
-                    "verdict": score.verdict,
-                    "in_words": scoring.in_words(score),
-                    "note": score.note,
-                }
-                yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
-        self._save_scores(scores, photos)
+        try:
+            for index, path in enumerate(todo):
+                self._stop_here()
+                name, picture = self.run.relative(path), file_sha256(path) if path.is_file() else ""
+                scores[path] = known.get(path, []) if seen.get(name) == picture else []
+                if not scores[path]:
+                    scores[path] = [scoring.score_renders([path], reference)[0] for reference in references]
+                    seen[name] = picture
+                    self.pause.keep()
+                    if self.clock.save(every_s=3.0):
+                        self._save_scores(scores, photos, stamp, seen)
+                for score in scores[path]:
+                    data = {
+                        "judge": score.judge,
+                        "similarity": score.similarity,
+                        "reason": score.reason,
+                        "verdict": score.verdict,
+                        "in_words": scoring.in_words(score),
+                        "note": score.note,
+                    }
+                    yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
+        finally:
+            self._save_scores(scores, photos, stamp, seen)
 
+        self._stop_here()
         rebuilt = family.decode(family.encode_images(frames(photos.held_out, self.row)).latents(None))
         drawn = {path: inscription.read(path, whole=True) for path in scores if path.parent == self.run.renders("none")}
         # a variation by the untrained base shows whoever its source shows: that is no floor
@@ -702,27 +728,35 @@ class _Flow:
         stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in beside])
         before = workspace.read_json(self._closer)
         known = before["pictures"] if isinstance(before, dict) and before.get("stamp") == stamp else {}
-        seen_now: dict[str, Any] = {}
-        for cell in findings.cells:
-            self._stop_here()
-            image = decode(self.run.folder / cell.path)
-            key = f"{cell.path} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
-            if key in known:
-                facts[cell.path] = metrics.restored(known[key]["facts"], image)
-                trained[cell.path], values = known[key]["trained"], known[key]["values"]
-            else:
-                facts[cell.path] = metrics.facts(image, cell.sampling, training)
-                vector = judge.look(image).vector
-                alike = None if learned_from is None or vector is None else learned_from.similarity(vector)
-                trained[cell.path] = None if alike is None else round(alike, 6)
-                values = [None if vector is None else round(judge.similarity(vector, v), 4) for _, _, v in beside]
-            plain = metrics.plain(facts[cell.path])
-            seen_now[key] = {"facts": plain, "trained": trained[cell.path], "values": values}
-            if metrics.is_counted(cell.sampling, self.stylised):
-                rows.append({"column": cell.column, "file": cell.path, "values": values})
-            yield Event("note", cell.column, len(facts), len(findings.cells), data={"stage": "closer"})
-        workspace.write_json(self._closer, {"stamp": stamp, "pictures": seen_now})
-        clip = self._ask_clip(findings, facts)
+        seen_now: dict[str, dict[str, Any]] = {}
+        remembered: list[dict[str, Any]] = []  # of each cell's picture
+        try:
+            for cell in findings.cells:
+                self._stop_here()
+                image = decode(self.run.folder / cell.path)
+                key = f"{cell.path} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
+                if key in known:
+                    facts[cell.path] = metrics.restored(known[key]["facts"], image)
+                    trained[cell.path], values = known[key]["trained"], known[key]["values"]
+                else:
+                    facts[cell.path] = metrics.facts(image, cell.sampling, training)
+                    vector = judge.look(image).vector
+                    alike = None if learned_from is None or vector is None else learned_from.similarity(vector)
+                    trained[cell.path] = None if alike is None else round(alike, 6)
+                    values = [None if vector is None else round(judge.similarity(vector, v), 4) for _, _, v in beside]
+                    self.pause.keep()
+                plain = metrics.plain(facts[cell.path])
+                seen_now[key] = known.get(key, {}) | {"facts": plain, "trained": trained[cell.path], "values": values}
+                remembered.append(seen_now[key])
+                if metrics.is_counted(cell.sampling, self.stylised):
+                    rows.append({"column": cell.column, "file": cell.path, "values": values})
+                if key not in known and self.clock.save(every_s=3.0):
+                    workspace.write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
+                yield Event("note", cell.column, len(facts), len(findings.cells), data={"stage": "closer"})
+            clip = self._ask_clip(findings, facts, remembered)
+            known = {}  # what is no longer in the run
+        finally:
+            workspace.write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
         seen = {
             column: [(cell.sampling, facts[cell.path], cell.scores) for cell in findings.of(column)]
             for column in findings.columns
@@ -744,8 +778,12 @@ class _Flow:
     def _closer(self) -> Path:
         return self.run.folder / "closer.json"
 
-    def _ask_clip(self, findings: Findings, facts: dict[str, metrics.Facts]) -> str | None:
-        """Put CLIP's answers into `facts` where the base knows all words; the backbone's name, None without it."""
+    def _ask_clip(
+        self, findings: Findings, facts: dict[str, metrics.Facts], remembered: Sequence[dict[str, Any]]
+    ) -> str | None:
+        """Put CLIP's answers into `facts` where the base knows all words, and into what is `remembered` of each cell's
+        picture; the backbone's name, None without it.
+        """
         from pipelines import clip_text, metrics
         from pipelines.photos import decode
 
@@ -760,14 +798,23 @@ class _Flow:
         prompts = list(dict.fromkeys(cell.sampling.prompt for cell in asked if metrics.is_subject(cell.sampling)))
         if not prompts:
             return None
-        texts = clip.texts([prompt.replace("{subject}", self.spec.class_word) for prompt in prompts])
-        for cell in asked:
-            if cell.sampling.prompt in prompts:
+        words = [prompt.replace("{subject}", self.spec.class_word) for prompt in prompts]
+        stamp, texts = sha(clip.name, words), clip.texts(words)
+        for cell, known in zip(findings.cells, remembered, strict=True):
+            if cell.sampling.prompt not in prompts:
+                continue
+            self._stop_here()
+            answer = known.get("clip") or {}
+            if answer.get("stamp") != stamp:
                 cosines = texts @ clip.images([decode(self.run.folder / cell.path)])[0]
-                own, seen = prompts.index(cell.sampling.prompt), facts[cell.path]
-                rank = clip_text.rank(cosines, own)  # None: there is no other prompt to compare with
-                following = seen.following if rank is None else rank if seen.faces else 0.0
-                facts[cell.path] = replace(seen, clip_t=float(cosines[own]), following=following)
+                own = prompts.index(cell.sampling.prompt)
+                # a rank of None: there is no other prompt to compare with
+                answer = {"stamp": stamp, "cosine": float(cosines[own]), "rank": clip_text.rank(cosines, own)}
+                known["clip"] = answer
+                self.pause.keep()
+            seen, rank = facts[cell.path], answer["rank"]
+            following = seen.following if rank is None else rank if seen.faces else 0.0
+            facts[cell.path] = replace(seen, clip_t=answer["cosine"], following=following)
         return clip.name
 
     def _others(self, photos: PhotoSet) -> list[Path]:
@@ -843,13 +890,20 @@ class _Flow:
     def _scored_with(self) -> Path:
         return self.run.folder / "scored_with.json"
 
-    def _save_scores(self, scores: dict[Path, list[Score]], photos: PhotoSet) -> None:
+    def _seen_by(self, judges: str) -> dict[str, str]:
+        """{picture: sha256 of its file} as these very judges scored it."""
+        saved = workspace.read_json(self._scored_with) or {}
+        return dict(saved.get("pictures", {})) if saved.get("judges") == judges else {}
+
+    def _save_scores(
+        self, scores: dict[Path, list[Score]], photos: PhotoSet, judges: str, seen: dict[str, str]
+    ) -> None:
         merged = {path: found for path, found in self._known_scores(photos).items() if path.exists()} | scores
         rows = [
             {**asdict(score), "render": self.run.relative(path)} for path, found in merged.items() for score in found
         ]
         workspace.write_text(self.run.scores, "".join(json.dumps(workspace.plain(row)) + "\n" for row in rows))
-        workspace.write_json(self._scored_with, {"photo_digest": photos.digest})
+        workspace.write_json(self._scored_with, {"photo_digest": photos.digest, "judges": judges, "pictures": seen})
 
     def _findings(
         self,

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import inscription, workspace
+from pipelines.fingerprints import file_sha256
 from pipelines.schema import SOURCE_NAME, Event, Finish, PhotoSet, UserError
+from pipelines.slices import Slice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +31,7 @@ AT_MOST = 50  # pictures of one order
 KB_LIMITS = (10, 10_000)
 PX_LIMITS = (64, 4096)
 RECORD = "finished.json"
+SO_FAR = ".so_far.json"
 ARCHIVE = "finished.zip"
 
 
@@ -210,11 +213,13 @@ def finish_pictures(
     order: Finish,
     *,
     stop: Callable[[], bool] = lambda: False,
+    pause: Slice | None = None,
     tools: Tools | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, bool]:
     """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
 
-    A picture that can't be finished is told in a note and the others go on; UserError when none could be.
+    A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
+    did not come to its end goes on where it was left. Returns whether it did.
     """
     from pipelines import delivery, refining
     from pipelines.photos import decode
@@ -226,30 +231,62 @@ def finish_pictures(
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []
+    pause, so_far = pause or Slice(), run.folder / "finished" / SO_FAR
+    before = workspace.read_json(so_far) or {}
+    done: dict[str, str] = before["done"] if before.get("order") == workspace.plain(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
-        if stop():
-            return
+        if stop() or pause():
+            return False
         try:
             path = run.folder / picture
             if not path.resolve().is_relative_to(run.folder.resolve()) or not path.is_file():
                 raise UserError("A picture that was to be finished is no longer here. Choose another.")
+            raw, record = file_sha256(path), record_of(run, picture)
+            if record is not None and done.get(picture) == raw:
+                made.append((_entry(path), _delivered(run, record)))
+                yield _told_finished(run, record, number, total)
+                continue
             image = decode(path)
             baseline = known or baseline_of(run, image, judging)
             known = baseline if baseline.of == refining.HELD_OUT else None  # the embeddings of the photos, for the next
             drawn = inscription.read(path)  # a picture made elsewhere says nothing
             base = drawn.base if drawn else ""
             finished = finish(image, order, baseline=baseline, tools=tools, base=base)
-            _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
-            made.append((path.parent.name + "-" + path.stem, finished.delivered))
-            kept = sum(one.state == refining.KEPT for one in finished.refined.steps)
-            data = {"picture": picture, "kept": kept, "asked": len(finished.refined.steps)}
-            yield Event("finished", step=number, steps=total, path=str(run.finished(picture)), data=data)
+            record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
+            done[picture] = raw
+            workspace.write_json(so_far, {"order": order, "done": done})
+            pause.keep()
+            made.append((_entry(path), finished.delivered))
+            yield _told_finished(run, record, number, total)
         except UserError as problem:
             problems.append(str(problem))
             yield Event("note", step=number, steps=total, text=f"{path.name}: {problem}")
     if not made:
         raise UserError(" ".join(dict.fromkeys(problems)))
     delivery.batch_zip(made, run.folder / "finished" / ARCHIVE)
+    so_far.unlink(missing_ok=True)
+    return True
+
+
+def _entry(path: Path) -> str:
+    """A picture's name in the archive."""
+    return f"{path.parent.name}-{path.stem}"
+
+
+def _delivered(run: workspace.Run, record: dict[str, Any]) -> Delivered:
+    """A finished picture as its record has it, without its notes and marks."""
+    from pipelines.delivery import Delivered
+
+    data = (run.finished(record["picture"]) / record["file"]).read_bytes()
+    return Delivered(data, record["format"], record["width_px"], record["height_px"], record["quality"])
+
+
+def _told_finished(run: workspace.Run, record: dict[str, Any], number: int, total: int) -> Event:
+    from pipelines import refining
+
+    kept = sum(one["state"] == refining.KEPT for one in record["steps"])
+    data = {"picture": record["picture"], "kept": kept, "asked": len(record["steps"])}
+    return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])), data=data)
 
 
 def _keep(
@@ -261,8 +298,8 @@ def _keep(
     *,
     base: str,
     subject: str | None,
-) -> None:
-    """Everything about one finished picture; its record is written last, so where it is, the rest is."""
+) -> dict[str, Any]:
+    """Everything about one finished picture; its record is written last, so where it is, the rest is. The record."""
     from pipelines import refining
 
     folder = run.finished(picture)
@@ -291,6 +328,7 @@ def _keep(
         "made": workspace.timestamp(), "order": workspace.plain(order), "flaws": _flaws(finished.refined.image, folder),
     }  # fmt: skip
     workspace.write_json(folder / RECORD, record)
+    return record
 
 
 def _flaws(image: np.ndarray, folder: Path) -> dict[str, Any] | None:

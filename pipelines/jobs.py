@@ -87,6 +87,7 @@ class JobStatus:
     in_line: bool = False  # it waits, or waited, in the line of its data root
     queued_at: float = 0.0  # seconds since the epoch
     estimate_s: float | None = None  # how long it takes, where that was known when it came
+    kept: int = 0  # steps, pictures and scores that its slices brought so far (`worker.work_slice`)
 
     @property
     def busy(self) -> bool:
@@ -276,6 +277,14 @@ def stop(run: Run, *, patience_s: float = 10.0) -> None:
         return
     workspace.write_json(run.stop_flag, {"job": found.job, "asked": workspace.timestamp()})
     threading.Thread(target=_insist, args=(run, found.job, patience_s), daemon=True).start()
+
+
+def give_up(run: Run, reason: str) -> None:
+    """End a job that waits and that nobody can do."""
+    found = status(run)
+    if found.waits:
+        Ledger(run.folder.parent).withdraw(found.job, "failed")
+        save_status(run, replace(found, state="failed", reason=reason, phase=None, ended=workspace.timestamp()))
 
 
 def leave(run: Run, method: str) -> None:

@@ -39,11 +39,13 @@ from pipelines.parallel import World
 from pipelines.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
 from pipelines.safety import check_prompt
 from pipelines.schema import CHECKPOINTING, OPTIMIZERS, Event, OutOfMemory, Recipe, Subject, UserError, recipe_fields
+from pipelines.slices import Slice
 from pipelines.workspace import STRENGTHS_FILE, WATCH_FILE, write_file
 
 WATCH_STEPS = 12
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with
 CHECKPOINT, SUBJECT = "checkpoint.safetensors", "subject.json"
+STRENGTHS_TRIED = "checkpoint_strengths.json"  # so far, while they are being chosen from
 # how often it is saved and shown, and what only costs time or memory
 SAME_LEARNING = ("checkpoint_every", "preview_every_s", "gradient_checkpointing")
 PREVIEW_STEPS = 8  # enough to recognise somebody, at a third of a training step's cost each
@@ -86,12 +88,12 @@ def train(
     identity: np.ndarray | None = None,
     watch: Watch | None = None,
     world: World = ALONE,
-    pause: Callable[[], bool] = lambda: False,
+    pause: Slice | None = None,
 ) -> Iterator[Event]:
     """Train one method; resumes from `out/checkpoint.safetensors` where that belongs to the same recipe and photos.
 
     The last event is "done", or "stopped" (within one step of `stop()`; what was learned is saved all the same), or
-    "paused" (within one step of `pause()`: a checkpoint and nothing else, for whoever continues soon).
+    "paused" (within one step, of training or of denoising, of `pause()`: only what is needed to continue is saved).
     `seconds` count this method's own time only, whoever else runs in between. `identity` are dlib descriptors of the
     photos, (128,) or (n, 128), for methods that start from them; they are used and forgotten. With `watch`, the
     recipe's `watch_every`, `patience` and `choose_strength` hold: the best checkpoint is kept, not the last;
@@ -100,6 +102,7 @@ def train(
     artefact that does not draw the same picture after reloading. The last checkpoint is kept in each case.
     """
     clock = _Clock()
+    pause = pause or Slice()
     run = _run(recipe, data, Path(out), photo_digest, device, stop, family, identity, watch, world, pause, clock)
     try:
         while True:
@@ -173,10 +176,11 @@ def _run(
     identity: np.ndarray | None,
     watch: Watch | None,
     world: World,
-    pause: Callable[[], bool],
+    pause: Slice,
     clock: _Clock,
 ) -> Iterator[Event]:
     name, steps = recipe.method, recipe.steps
+    ends = partial(_any, stop, pause)
     _check(recipe, data)
     if recipe.batch < world.size:
         raise UserError(f"A batch of {recipe.batch} can't be shared by {world.size} processes. Start fewer.")
@@ -229,12 +233,12 @@ def _run(
     # what it learns from
     class_latents: dict[Shape, torch.Tensor] = {}
     if recipe.prior_weight > 0:
-        if not (out / CLASS_IMAGES).is_file():
+        if first == 0 or not (out / CLASS_IMAGES).is_file():
             text = f"Drawing {recipe.prior_images} pictures of a {recipe.class_word} in general"
             yield Event("phase", name, first, steps, seconds=clock.seconds, text=text)
-        # none when stopped: no step follows
-        if world.from_first(lambda: bool(class_images(family, recipe, data, out, stop))):
-            class_latents = class_images(family, recipe, data, out, stop)
+        # none when stopped or paused: no step follows
+        if world.from_first(lambda: bool(class_images(family, recipe, data, out, stop, pause))):
+            class_latents = class_images(family, recipe, data, out, stop, pause)
     batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
     preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
     if plan.offload:
@@ -245,6 +249,21 @@ def _run(
     read_every = READ_LOSS_EVERY.get(family.device.kind, READ_LOSS_DEFAULT)
     shown_at, session = time.monotonic(), clock.seconds
     step = first
+
+    def look() -> Look | None:
+        """At what would be kept now; None when stopped or paused in between."""
+        assert watched is not None
+        looking = partial(_look, family, learner, average, watched.watch, batches.phrase, recipe, ends)
+        found = world.from_first(looking)
+        if found is not None:
+            watched.add(found, step, clock.seconds, average or learner.tensors())
+            pause.keep()
+        return found
+
+    looked = look() if watched and watched.owes(step, recipe) else None  # this checkpoint was left before its pictures
+    if looked is not None:
+        yield Event("watch", name, step, steps, seconds=clock.seconds, data=asdict(looked))
+    fresh = looked is not None  # whether there is more than the last checkpoint holds
     while step < steps and not (pause() or world.any(stop()) or (watched and watched.is_enough(recipe.patience))):
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
             factor = _learning_rate_factor(step, recipe)
@@ -260,14 +279,10 @@ def _run(
         learner.after_step()
         _follow(average, learner, recipe.ema, step)
         step += 1
+        fresh = True
+        pause.keep()
         losses.append((step, torch.stack([loss.detach().float(), norm.detach().float()])))
-
-        looked = None
-        if watched and (step % recipe.watch_every == 0 or step == steps):
-            looking = partial(_look, family, learner, average, watched.watch, batches.phrase, recipe, stop)
-            looked = world.from_first(looking)
-            if looked is not None:
-                watched.add(looked, step, clock.seconds, average or learner.tensors())
+        looked = look() if watched and watched.owes(step, recipe) else None
 
         extra: dict[str, Any] = {}
         checkpoint = step % recipe.checkpoint_every == 0 and step < steps
@@ -290,15 +305,18 @@ def _run(
             yield replace(drawn, method=name, step=step, steps=steps, seconds=clock.seconds)
     if losses:
         _read(losses, recipe)
-    if step < steps and pause() and not stop():
+    enough = watched is not None and watched.is_enough(recipe.patience)
+    complete = step >= steps or enough
+    choosing = complete and watch is not None and recipe.choose_strength
+    leaving = pause() and not stop()
+    if fresh and world.first and (leaving or (choosing and learner.scales())):  # pictures follow: they may be left
         _check_numbers(learner, step, recipe)
         _save_checkpoint(out, fingerprint, learner, optimizer, average, watched, step, clock)
+    if leaving:
         yield Event("paused", name, step, steps, seconds=clock.seconds)
         return
 
     # keep it, and prove it
-    enough = watched is not None and watched.is_enough(recipe.patience)
-    complete = step >= steps or enough
     if not world.first:
         world.wait()  # until the first process has
         yield _end("done" if complete else "stopped", load_subject(out), out)
@@ -321,9 +339,13 @@ def _run(
         yield Event(
             "note", name, step, steps, seconds=clock.seconds, text=said + ("; more steps did not help" * enough)
         )
-    if complete and watch is not None and recipe.choose_strength and learner.scales():
-        yield from _choose_strength(family, learner, watch, batches.phrase, recipe, stop, out)
-    elif complete and watch is not None and recipe.choose_strength and recipe.dora:
+    if choosing and watch is not None and learner.scales():
+        stamp = sha(fingerprint, step)
+        yield from _choose_strength(family, learner, watch, batches.phrase, recipe, stop, pause, out, stamp)
+        if pause() and not stop():
+            yield Event("paused", name, step, steps, seconds=clock.seconds)
+            return
+    elif choosing and recipe.dora:
         said = "The strength stays as it was learned: DoRA's change can't be scaled"
         yield Event("note", name, step, steps, seconds=clock.seconds, text=said)
     yield Event("phase", name, step, steps, seconds=clock.seconds, text="Saving, and reading it back to be sure")
@@ -333,10 +355,15 @@ def _run(
     yield replace(_save_preview(family, frame, path), method=name, step=step, steps=steps, seconds=clock.seconds)
     subject = _write_subject(out, recipe, family, method, artifact, photo_digest, step, clock, size, complete)
     if complete:
-        (out / CHECKPOINT).unlink(missing_ok=True)
-        (out / CLASS_IMAGES).unlink(missing_ok=True)
+        for done in (CHECKPOINT, CLASS_IMAGES, STRENGTHS_TRIED):
+            (out / done).unlink(missing_ok=True)
+    pause.keep()
     world.wait()
     yield _end("done" if complete else "stopped", subject, out)
+
+
+def _any(*asked: Callable[[], bool]) -> bool:
+    return any(each() for each in asked)
 
 
 def _learning_rate_factor(step: int, recipe: Recipe) -> float:
@@ -402,6 +429,11 @@ class _Watched:
         if self._file is not None:
             _write_json(self._file, {"judge": self.watch.judge, "chosen": self.chosen, "looks": self.looks})
 
+    def owes(self, step: int, recipe: Recipe) -> bool:
+        """Whether the checkpoint of this step is to be looked at and was not yet."""
+        due = step > 0 and (step % recipe.watch_every == 0 or step == recipe.steps)
+        return due and not any(look["step"] == step for look in self.looks)
+
     def is_enough(self, patience: int) -> bool:
         """Whether the last `patience` looks were no better than an earlier one; 0 is never, nor is it before the first
         look that is alike at all.
@@ -450,22 +482,27 @@ def _choose_strength(
     phrase: str,
     recipe: Recipe,
     stop: Callable[[], bool],
+    pause: Slice,
     out: Path,
+    stamp: str,
 ) -> Iterator[Event]:
     """Scale the learned change, not its factors, to the strength that looks best; strengths.json in `out` says why.
-    Stopped in between, the change stays as it is.
+    Stopped in between, the change stays as it is; paused, what was seen so far of this training (`stamp`) is kept.
     """
     scaled = {name: tensor for name, tensor in learner.tensors().items() if name in learner.scales()}
     ended = {name: tensor.detach().clone() for name, tensor in scaled.items()}
-    looks = []
-    for index, strength in enumerate(STRENGTHS, start=1):
+    tried = _read_json(out / STRENGTHS_TRIED)
+    looks = list(tried["looks"]) if tried.get("stamp") == stamp else []
+    for index, strength in enumerate(STRENGTHS[len(looks) :], start=len(looks) + 1):
         yield Event("phase", recipe.method, text=f"Trying strength {index} of {len(STRENGTHS)}")
         load_into(scaled, {name: strength * tensor for name, tensor in ended.items()})
-        looked = _look(family, learner, {}, watch, phrase, recipe, stop)
+        looked = _look(family, learner, {}, watch, phrase, recipe, partial(_any, stop, pause))
         if looked is None:
             load_into(scaled, ended)
             return
         looks.append({"strength": strength, **asdict(looked)})
+        _write_json(out / STRENGTHS_TRIED, {"stamp": stamp, "looks": looks})
+        pause.keep()
     # of equal ones the one nearest to what training ended with
     chosen = float(max(looks, key=lambda look: (look["value"], -abs(look["strength"] - 1)))["strength"])
     load_into(scaled, {name: chosen * tensor for name, tensor in ended.items()})
@@ -689,6 +726,14 @@ def _write_subject(
 
 def _write_json(path: Path, saved: dict[str, Any]) -> None:
     write_file(path, lambda partial: _write_text(partial, json.dumps(saved, indent=1) + "\n"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What `_write_json` wrote; {} where there is nothing that can be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _write_text(path: Path, text: str) -> None:

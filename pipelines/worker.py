@@ -41,6 +41,7 @@ from pipelines.jobs import (
 )  # fmt: skip
 from pipelines.ledger import Ledger
 from pipelines.schema import Event, OutOfMemory, UserError
+from pipelines.slices import Slice
 from pipelines.workspace import Lock, Run
 
 STATUS_EVERY_S = 0.5
@@ -155,8 +156,8 @@ def serve(root: Path, *, device: str = "", idle_s: float = IDLE_S) -> int:
 def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
     """Do this run's waiting job in this process until it ends or the slice is `over`; the rest waits for the next one.
 
-    For hosts that lend a GPU for a short request at a time (ZeroGPU): checkpoints carry a training over, and pictures
-    that are there are not drawn again.
+    For hosts that lend a GPU for a short request at a time (ZeroGPU). What was done is kept and not done again. Each
+    slice does at least one step, picture or score more; `JobStatus.kept` counts them.
     """
     line, found = Ledger(run.folder.parent), read_status(run)
     if not found.waits or not line.take_own(found.job, f"{os.getpid()}@{birth(os.getpid())}"):
@@ -165,7 +166,7 @@ def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
         if not lock.acquire():
             line.put(found.job, "queued")
             return
-        one = _Worker(run, found, lambda: False, pause=over, resident=Resident())
+        one = _Worker(run, found, lambda: False, pause=Slice(over), resident=Resident())
         if one.begin():
             while not one.advance():
                 pass
@@ -259,14 +260,15 @@ class _Worker:
         found: JobStatus,
         ended: Callable[[], bool],
         *,
-        pause: Callable[[], bool] = lambda: False,
+        pause: Slice | None = None,
         resident: Resident | None = None,
         device: str | None = None,
     ) -> None:
         self.run, self.status = run, found
         self.asked = _Asked(run, found.job, ended)
         self.code, self.spoiled, self.spent_s = 0, False, 0.0
-        self._pause, self._resident, self._device = pause, resident, device
+        self._pause, self._resident, self._device = pause or Slice(), resident, device
+        self._kept_before = found.kept
         self._since = self._written = self._event_at = time.monotonic()
         self._last: Event | None = None
         self._left: dict[str, float] = {}  # seconds that a method still needs
@@ -360,6 +362,7 @@ class _Worker:
 
         self._written = time.monotonic()
         wall = round(self._written - self._since, 3)
+        changes["kept"] = self._kept_before + self._pause.kept
         self.status = replace(self.status, wall_s=wall, peak_mem_mb=round(peak_memory_mb(), 1), **changes)
         save_status(self.run, self.status)
 

@@ -38,6 +38,39 @@ def test_elsewhere_a_worker_does_the_jobs(monkeypatch):
     assert slicer() is None
 
 
+def test_a_host_without_its_package_says_what_to_add(monkeypatch):
+    from ui.gpu import slicer
+
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    monkeypatch.setitem(sys.modules, "spaces", None)  # as if it were not installed
+    with pytest.raises(SystemExit, match="Add a line with `spaces` to requirements.txt"):
+        slicer()
+
+
+def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, services, monkeypatch):  # noqa: F811
+    from ui.state import Services
+    from ui.wiring import NO_PROGRESS, sliced
+
+    lent = Services(services.sessions.root)
+    lent.resume()
+    _, session = lent.sessions.create()
+    take_in(session.run)
+    session = lent.sessions.choose(session, consent_at="now")
+    lent.start_training(session, methods=("lora",), quality="draft")
+    kept = iter((1, 2, 2))
+
+    def work_slice(run, *, over):  # time passes and memory is used: neither brings anything
+        now = read_status(run)
+        save_status(run, replace(now, kept=next(kept), wall_s=now.wall_s + 45, peak_mem_mb=now.wall_s))
+
+    monkeypatch.setattr(worker, "work_slice", work_slice)
+    assert len(list(sliced(lent, session))) == 3
+    assert (status(session.run).state, status(session.run).reason) == ("failed", NO_PROGRESS)
+    assert list(sliced(lent, session)) == []
+    lent.start_training(session, methods=("lora",), quality="draft")  # it may be started again
+    assert status(session.run).waits
+
+
 def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  # noqa: F811
     from ui import gpu
     from ui.state import Services
@@ -58,7 +91,7 @@ def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  #
         assert not over()
         done.append(run.slot)
         state = "done" if len(done) == 3 else "queued"
-        save_status(run, replace(read_status(run), state=state, wall_s=float(len(done))))
+        save_status(run, replace(read_status(run), state=state, kept=len(done)))
 
     monkeypatch.setattr(worker, "work_slice", work_slice)
     assert len(list(sliced(lent, session))) == 3 and done == ["", "", ""]

@@ -26,6 +26,7 @@ LAYERS = (
         "bases.registry",
         "fingerprints",
         "inscription",
+        "slices",
     ),
     (
         "ledger",

@@ -26,6 +26,7 @@ from pipelines.presets import recipe as preset_recipe
 from pipelines.presets import style_problem, styles
 from pipelines.runtime import Device, noise
 from pipelines.schema import Sampling, UserError
+from pipelines.slices import Slice
 from pipelines.training import train
 from tests.test_methods import disturbed
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
@@ -474,7 +475,7 @@ def test_resume_equals_uninterrupted(tmp_path):
     def enough():
         return len(steps) >= 3
 
-    for event in train(recipe, data, parts, photo_digest="d", family=family, pause=enough):
+    for event in train(recipe, data, parts, photo_digest="d", family=family, pause=Slice(enough)):
         steps += [event.step] if event.kind == "step" else []
     assert event.kind == "paused" and event.step == 3
     assert list(train(recipe, data, parts, photo_digest="d", family=family))[0].step == 3

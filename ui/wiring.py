@@ -21,6 +21,10 @@ from ui.guard import cookie
 from ui.sessions import Session
 from ui.state import Services, View
 
+NO_PROGRESS = (
+    "A whole slice of the GPU brought this no further, so it was given up. What was done before is kept. Start again; "
+    "should it be given up once more, choose smaller pictures or a smaller base."
+)
 Updates = dict[Any, Any]  # component -> gr.update(...) or a value, as Gradio's dict returns want it
 
 
@@ -157,16 +161,19 @@ def wire_slices(events: Sequence[Any], services: Services, capability: gr.Browse
 
 
 def sliced(services: Services, session: Session | None) -> Iterator[None]:
-    """One slice after another of what waits in this run, pictures before training; yields after each."""
+    """One slice after another of what waits in this run, pictures before training; yields after each. A job of which a
+    slice did nothing is given up: more of them would use up the visitor's time on the GPU for nothing.
+    """
     if session is None or services.slice is None:
         return
     slots = (session.run.drawing, session.run)
     while (slot := next((each for each in slots if jobs.status(each).waits), None)) is not None:
         before = jobs.status(slot)
         services.slice(str(slot.folder), slot.slot)
+        after = jobs.status(slot)
+        if after.waits and (after.job, after.kept) == (before.job, before.kept):
+            jobs.give_up(slot, NO_PROGRESS)
         yield
-        if jobs.status(slot) == before:  # another page's slice has it, or it can't begin: not over and over
-            return
 
 
 def _digest(update: Any) -> str:

@@ -1,0 +1,87 @@
+"""How long does the longest slice of a comparison take where a GPU is lent by the slice, and how many are there?
+
+    python benchmarks/slices.py [PHOTOS] --class-word woman --limit 20
+
+In: photos of one person (the sample person). Out: one line per slice - its seconds, and how many steps, pictures and
+scores it brought - and a JSON record. Each slice is a process of its own that does what the app does on ZeroGPU
+(`ui.gpu.work`) with `--limit` in the place of `WORK_S`; importing torch and loading the base are part of it. Exit code
+1 when a slice takes more than `--margin` seconds longer than the limit, or brings nothing. A host ends what takes 15 s
+longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from compare_draft import conditions
+
+from pipelines import jobs, photos, workspace
+from pipelines.bases.registry import find_base
+from pipelines.jobspec import JobSpec
+from ui.gpu import SLICE_S, WORK_S
+
+SLICE = """
+import sys, time
+from ui import gpu
+gpu.WORK_S = float(sys.argv[2])
+since = time.monotonic()
+gpu.work(sys.argv[1], "")
+print(time.monotonic() - since)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("photos", type=Path, nargs="?", default=ROOT / "presets" / "sample_person")
+    parser.add_argument("--class-word", default="woman")
+    parser.add_argument("--base", default="portrait-128")
+    parser.add_argument("--quality", default="draft")
+    parser.add_argument("--limit", type=float, default=WORK_S, help="seconds after which a slice is over")
+    parser.add_argument("--margin", type=float, default=SLICE_S - WORK_S, help="seconds that it may take longer")
+    options = parser.parse_args()
+    measured = conditions()
+    seconds: list[float] = []
+    kept: list[int] = []
+    with tempfile.TemporaryDirectory() as folder:
+        run, row = workspace.run_at(Path(folder) / "run"), find_base(options.base)
+        files = photos.photo_files(options.photos)
+        workspace.save_photo_set(run, photos.intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
+        spec = JobSpec("compare", options.base, options.class_word, row.methods, options.quality)
+        jobs.enqueue(run, spec, owner="benchmark", serve=False)
+        began = time.monotonic()
+        while (before := jobs.status(run)).waits:
+            command = [sys.executable, "-c", SLICE, str(run.folder), str(options.limit)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            after = jobs.status(run)
+            seconds.append(float(done.stdout.split()[-1]))
+            kept.append(after.kept - before.kept)
+            print(f"slice {len(kept)}: {seconds[-1]:.1f} s, {kept[-1]} kept; {after.phase or after.state}", flush=True)
+            if not kept[-1] and after.waits:
+                break
+        wall_s, ended = time.monotonic() - began, jobs.status(run)
+    found = {
+        "conditions": measured,
+        "limit_s": options.limit,
+        "slices": len(seconds),
+        "longest_s": round(max(seconds), 1),
+        "shortest_s": round(min(seconds), 1),
+        "wall_s": round(wall_s, 1),
+        "kept": sum(kept),
+        "least_kept": min(kept),
+        "ended": ended.state if ended.reason is None else f"{ended.state}: {ended.reason}",
+    }
+    print(json.dumps(found, indent=1))
+    return int(ended.state != "done" or max(seconds) > options.limit + options.margin)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
