@@ -920,7 +920,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             kind=kind,
             base=row.name,
             class_word=asked.class_word,
-            methods=asked.methods or row.methods,
+            methods=asked.methods or row.usual,
             quality=asked.quality,
             seed=asked.seed,
             keep=tuple(asked.keep),

@@ -24,7 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines import inscription, parallel, presets, workspace
+from pipelines import estimates, inscription, parallel, presets, workspace
 from pipelines.bases.registry import BASES, default_base, find_base
 from pipelines.fingerprints import base_sha256, file_sha256, sha, threads, versions
 from pipelines.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
@@ -103,7 +103,7 @@ def compare(
         run = workspace.run_at(Path(out)) if out is not None else workspace.new_run()
     if not run.consent.exists():
         workspace.record_consent(run, means="Python API", statement=CONSENT)
-    chosen = tuple(methods) if methods is not None else row.methods
+    chosen = tuple(methods) if methods is not None else row.usual
     spec = JobSpec(
         base=base or row.name,
         class_word=class_word,
@@ -218,6 +218,7 @@ class _Flow:
         self.world = World()  # alone, until `join_in` has looked
         self.problems: list[str] = []  # of single methods; the others went on
         self.left: list[str] = []  # methods that a person stopped; the others went on
+        self.left_out: list[str] = []  # methods that can't fit into the GPU's memory
         self.notes: list[str] = []
         self.refused: dict[tuple[str, Sampling], None] = {}  # pictures (column, sampling) the image filter refused
         self.memory: dict[str, str] = {}  # method -> how it fitted into the GPU's memory
@@ -379,6 +380,8 @@ class _Flow:
             wanted = f"cuda:{self.world.local}"  # the current device is a thread's own, so it is named
         device = pick_device(wanted)
         yield Event("note", text=f"Computing on {device.name} in {device.dtype}: {device.reason}", data=asdict(device))
+        if self.spec.kind != "generate":
+            yield from self._leave_out_too_large(device)
 
         def load(tell: Callable[[Event], None]) -> Family:
             def progress(text: str, share: float | None) -> None:
@@ -395,6 +398,25 @@ class _Flow:
             self.notes.append(family.unfiltered)
         return device, family
 
+    def _leave_out_too_large(self, device: Device) -> Iterator[Event]:
+        """Before a base is fetched: methods that can't fit into the GPU's memory are named, and the others go on."""
+        from pipelines.runtime import free_memory_gb
+
+        free_gb = free_memory_gb(device)
+        for name in self.spec.methods:
+            recipe, card = self._recipe(name), self._subject(name)
+            done = card is not None and card.complete and card.recipe == recipe
+            if done or (why := estimates.too_large(self.row, recipe, free_gb)) is None:
+                continue
+            sentence = f"{_title(name)} was not trained: {why}"
+            if self.world.size > 1:  # the others would wait for this one
+                raise UserError(sentence)
+            self.left_out.append(name)
+            self.problems.append(sentence)
+            yield Event("failed", name, text=sentence)
+        if len(self.left_out) == len(self.spec.methods):
+            raise UserError(" ".join(self.problems))
+
     def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
         from pipelines import selection
@@ -405,7 +427,7 @@ class _Flow:
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
         pictures = tuple(crops(photos.train, self.row))
-        recipes = {name: self._recipe(name) for name in self.spec.methods}
+        recipes = {name: self._recipe(name) for name in self.spec.methods if name not in self.left_out}
         data = TrainingData(
             pictures,
             training_captions(photos.train, pictures),
@@ -452,7 +474,7 @@ class _Flow:
             yield event
         if stopped:
             raise _Stopped(STOPPED)
-        subjects = {name: card for name in self.spec.methods if (card := self._subject(name)) is not None}
+        subjects = {name: card for name in recipes if (card := self._subject(name)) is not None}
         subjects = {name: card for name, card in subjects.items() if card.recipe == recipes[name] and card.complete}
         if not subjects and self.left and not self.problems:
             raise _Stopped(STOPPED)

@@ -82,6 +82,26 @@ def memory_needs(row: BaseRow, recipe: Recipe) -> MemoryNeeds | None:
     )
 
 
+# The arithmetic is no measure: what exceeds the free memory by less than a tenth is said and tried.
+TRIED_UP_TO = 1.1
+
+
+def too_large(row: BaseRow, recipe: Recipe, free_gb: float | None) -> str | None:
+    """Why a training can't fit into the GPU's free memory however that is spared, in a sentence; else None."""
+
+    def least(tried: Recipe) -> float:
+        return memory_plan(memory_needs(row, tried), free_gb).peak_gb or 0.0
+
+    if free_gb is None or (peak := least(recipe)) <= TRIED_UP_TO * free_gb:
+        return None
+    smaller = recipe.replaced(optimizer="adamw8bit")
+    instead = f", or the optimizer adamw8bit ({found:.0f} GB)" if (found := least(smaller)) <= free_gb else ""
+    return (
+        f"it needs about {peak:.0f} GB of the GPU's memory on {row.title}, and {free_gb:.1f} GB are free. Choose "
+        f"another method or a smaller base{instead}."
+    )
+
+
 def key(row: BaseRow, method: str) -> str:
     return f"{row.name}/{method}"
 
@@ -101,9 +121,12 @@ def estimate(
     """For teaching `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine. `free_gb`: of
     the GPU, None without one.
     """
-    plan = None if free_gb is None else _largest_plan(row, recipes, free_gb)
-    found = _estimate(row, recipes, here, plan)
-    return replace(found, memory=plan.reason) if plan is not None else found
+    left_out = {name: why for name, recipe in recipes.items() if (why := too_large(row, recipe, free_gb)) is not None}
+    taught = {name: recipe for name, recipe in recipes.items() if name not in left_out}
+    plan = None if free_gb is None else _largest_plan(row, taught, free_gb)
+    said = [f"Left out, {name.replace('_', ' ')}: {why}" for name, why in left_out.items()]
+    said += [plan.reason] if plan is not None else []
+    return replace(_estimate(row, taught, here, plan), memory=" ".join(said))
 
 
 def _largest_plan(row: BaseRow, recipes: Mapping[str, Recipe], free_gb: float) -> MemoryPlan | None:

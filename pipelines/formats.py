@@ -6,9 +6,11 @@ Try it: `print(len(layout(find_base("portrait-128")).weights))`.
 
 Paths are "unet.down_blocks.0.attentions.0....to_q" and "text_encoder[_2].encoder.layers.0.self_attn.q_proj", as
 diffusers and transformers name their modules, without the "text_model." that comes and goes between versions.
+A transformer's begin with "transformer.".
 Names read in: AUTOMATIC1111 extensions-builtin/Lora/networks.py, ComfyUI comfy/lora.py and comfy/utils.py, InvokeAI
 invokeai/backend/patches/lora_conversions/, kohya-ss/sd-scripts networks/lora.py, diffusers
-loaders/lora_conversion_utils.py (versions of August 2026).
+loaders/lora_conversion_utils.py (versions of August 2026); for Z-Image also ComfyUI comfy/utils.py
+(`z_image_to_diffusers`), InvokeAI's z_image_lora_conversion_utils.py, kohya-ss/musubi-tuner networks/lora_zimage.py.
 """
 
 from __future__ import annotations
@@ -228,6 +230,12 @@ class Layout:
     def _names(self, path: str) -> Iterator[str]:
         part, _, rest = path.partition(".")
         flat = rest.replace(".", "_")
+        if part == TRANSFORMER:
+            spellings = [flat]
+            if flat.endswith("to_out_0"):
+                spellings += [flat.removesuffix("_0"), f"{flat.removesuffix('to_out_0')}out"]
+            yield from (f"{prefix}{spelled}" for spelled in spellings for prefix in ("", *TRANSFORMER_PREFIXES))
+            return
         if part == "unet":
             stability = self.stability(path).replace(".", "_")
             for spelled in dict.fromkeys((flat, flat.removesuffix("_0") if flat.endswith("to_out_0") else flat)):
@@ -242,9 +250,24 @@ class Layout:
                 yield f"{prefix}text_model_{spelled}"
                 yield f"{prefix}{spelled}"
 
+    @cached_property
+    def fused(self) -> dict[str, tuple[str, str, str]]:
+        """Names of one layer for query, key and value, as Z-Image's own code has it -> the three paths here."""
+        return {
+            f"{name.removesuffix('to_q')}qkv": (path, f"{path[:-1]}k", f"{path[:-1]}v")
+            for name, path in self.names.items()
+            if path.startswith(f"{TRANSFORMER}.") and name.endswith("to_q")
+        }
+
     def flat(self, path: str) -> str:
-        """The name without its ending that A1111, ComfyUI, InvokeAI, diffusers and sd-scripts all know."""
+        """The name without its ending that A1111, ComfyUI, InvokeAI, diffusers and sd-scripts all know.
+
+        Z-Image has none that all know. ComfyUI, InvokeAI and diffusers know this one; musubi-tuner writes and reads
+        "lora_unet_layers_0_attention_to_q", of which ComfyUI drops the attention layers in silence.
+        """
         part, _, rest = path.partition(".")
+        if part == TRANSFORMER:
+            return f"diffusion_model.{rest}"
         if part == "unet":
             # sd-scripts trains SDXL on Stability's UNet and SD 1.5 on diffusers'; A1111 finds SDXL's first upsampler
             # by Stability's name only
@@ -281,6 +304,9 @@ class Layout:
         return _OUTSIDE.get(rest, rest)
 
 
+TRANSFORMER = "transformer"
+TRANSFORMER_PREFIXES = ("transformer_", "diffusion_model_", "lora_unet_", "lora_unet__", "lycoris_",
+                        "base_model_model_", "base_model_model_transformer_", "lora_transformer_")  # fmt: skip
 UNET_PREFIXES = ("lora_unet_", "unet_", "base_model_model_", "diffusion_model_", "lycoris_unet_")
 TEXT_PREFIXES = {
     "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "lycoris_te1_"),
@@ -307,11 +333,13 @@ def layout(row: BaseRow) -> Layout:
         return Layout(_from_checkpoint(_weights(Path(str(row.path)))))
     folder = row.folder or _cached(row)
     found: dict[str, tuple[int, ...]] = {}
-    for part in ("unet", "text_encoder", "text_encoder_2"):
+    # beside a transformer stands a chat model, which never learns
+    whole = folder is not None and (folder / TRANSFORMER).is_dir()
+    for part in (TRANSFORMER,) if whole else ("unet", "text_encoder", "text_encoder_2"):
         files = sorted((folder / part).glob("*.safetensors")) if folder else []
         for file in files:
             found |= {path_of(part, name): shape for name, shape in _weights(file).items()}
-    if not any(path.startswith("unet.") for path in found):
+    if not any(path.startswith(("unet.", f"{TRANSFORMER}.")) for path in found):
         raise UserError(
             f"{row.title} is not on this machine yet, so nothing can be checked against it. Train or draw with it once."
         )
@@ -438,6 +466,8 @@ def made_for(header: Header) -> str | None:
         found = role_of(name)
         if found and found[1] == "down" and re.search(r"attn2_to_[kv]$", found[0]) and len(each.shape) >= 2:
             return _WIDTHS.get(each.shape[1])
+        if found and found[1] == "down" and re.search(r"layers_\d+_attention_(to_[qkv]|qkv)$", found[0]):
+            return BASES["z-image"].title if each.shape[1:] == (Z_IMAGE_WIDTH,) else None
         if re.search(r"double_blocks|single_transformer_blocks|joint_blocks", name):
             return "FLUX or another transformer base"
     return None
@@ -445,7 +475,7 @@ def made_for(header: Header) -> str | None:
 
 def kind_of(row: BaseRow) -> str:
     """The same title for a base."""
-    return PORTRAIT if row.family == "portrait" else BASES[row.family].title if row.family in BASES else row.title
+    return next(known.title for known in BASES.values() if known.family == row.family)
 
 
 PORTRAIT = BASES["portrait-128"].title
@@ -455,6 +485,8 @@ _SAID = (
     (("sd_v2", "stable-diffusion-v2"), "Stable Diffusion 2"),
     (("sd_v1", "sd_1.5", "stable-diffusion-v1"), BASES["sd15"].title),
     (("flux",), "FLUX"),
+    (("z_image", "z-image", "zimage"), BASES["z-image"].title),
     (("sd3", "stable-diffusion-3"), "Stable Diffusion 3"),
 )
+Z_IMAGE_WIDTH = 3840
 _WIDTHS = {768: BASES["sd15"].title, 1024: "Stable Diffusion 2", 2048: BASES["sdxl"].title}

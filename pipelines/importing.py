@@ -110,7 +110,7 @@ def _wrong_base(header: Header, row: BaseRow, name: str) -> UserError:
 def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -> Found:
     _refuse_other_kinds(header, name)
     layers: dict[str, dict[str, Entry]] = {}
-    for key, entry in header.tensors.items():
+    for key, entry in _unfused(header.tensors, layout).items():
         role = formats.role_of(key)
         place = layout.names.get(role[0]) if role else None
         if role is None or place is None or ".embeddings." in place:
@@ -144,6 +144,31 @@ def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -
         if lengths:
             parts[_length(place, lengths, layout.weights[place], "magnitude" in tensors, name)] = lengths[0]
     return Found("lora", parts, numbers, max(ranks), _phrase(header))
+
+
+def _unfused(tensors: dict[str, Entry], layout: Layout) -> dict[str, Entry]:
+    """One LoRA on query, key and value together becomes three: they share what goes in, and have a third each of what
+    comes out, which lies in one piece.
+    """
+    found: dict[str, Entry] = {}
+    for key, entry in tensors.items():
+        role = formats.role_of(key)
+        paths = layout.fused.get(role[0]) if role else None
+        shared = role is not None and role[1] in ("down", "alpha")
+        if role is None or paths is None or not (shared or (entry.shape and entry.shape[0] % 3 == 0)):
+            found[key] = entry
+            continue
+        for index, path in enumerate(paths):
+            third = (entry.end - entry.start) // 3
+            begin = entry.start + index * third
+            rows = (entry.shape[0] // 3, *entry.shape[1:]) if entry.shape else ()
+            own = entry if shared else Entry(entry.dtype, rows, begin, begin + third)
+            found[f"{path}{_ENDING[role[1]]}"] = own
+    return found
+
+
+_ENDING = {"down": ".lora_down.weight", "up": ".lora_up.weight", "alpha": ".alpha", "scale": ".dora_scale",
+           "magnitude": ".lora_magnitude_vector"}  # fmt: skip
 
 
 def _fits(down: Entry, up: Entry, weight: tuple[int, ...]) -> bool:
@@ -194,6 +219,8 @@ def _embedding(path: Path, header: Header, row: BaseRow, layout: Layout, name: s
     two = {"clip_l", "clip_g"} <= set(tensors)
     if len(header.tensors) != (2 if two else 1) or not tensors:
         raise UserError(f"{name} holds neither a LoRA nor an embedding that is known here. Use another file.")
+    if not any(place.startswith("text_encoder.") for place in layout.weights):
+        raise UserError(f"{row.title} is told by a chat model and reads no embeddings. Import a LoRA instead.")
     size = path.stat().st_size
     if size > EMBEDDING_MB * 1e6:
         raise UserError(f"{name} has {size / 1e6:,.0f} MB; an embedding has at most {EMBEDDING_MB:g} MB.")

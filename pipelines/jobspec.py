@@ -140,7 +140,11 @@ class JobSpec:
         """About how much the job writes: checkpoints hold weights and two moments, artefacts the weights."""
         row = find_base(self.base)
         pictures = max(len(self.samplings), self.renders) * len(COLUMNS) * 4 * row.resolution_px**2
-        learned = 0.8e9 * row.vram_gb if "dreambooth" in self.methods else 0.05e9 * (1 + row.vram_gb)
+        learned = 0.05e9 * (1 + row.vram_gb)
+        if (
+            "dreambooth" in self.methods
+        ):  # per parameter weights, moments and an average in float32, the artefact in half
+            learned = 18e6 * row.footprint.denoiser_m if row.footprint is not None else 0.8e9 * row.vram_gb
         learned *= 1.25  # where checkpoints are chosen, the best one so far is saved beside the last
         if self.finish is not None:
             return int(50e6 + 3e6 * len(self.finish.pictures))

@@ -27,11 +27,11 @@ from safetensors import SafetensorError
 
 from pipelines import optimizers
 from pipelines.bases.family import Family, Modules, checkpointed, load_family
-from pipelines.bases.registry import FAMILY_METHODS, find_base
+from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample_latents
 from pipelines.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images
 from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
-from pipelines.estimates import memory_needs
+from pipelines.estimates import memory_needs, too_large
 from pipelines.fingerprints import sha
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained
@@ -567,11 +567,9 @@ def _check(recipe: Recipe, data: TrainingData) -> None:
 def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
     row = family.row
     if recipe.method not in row.offered:
-        too_big = recipe.method in FAMILY_METHODS[row.family]
-        raise UserError(
-            f"{_title(recipe)} is not offered for {row.title}{': it would need far more memory' * too_big}. Choose one "
-            f"of: {', '.join(row.offered)}."
-        )
+        raise UserError(f"{_title(recipe)} is not offered for {row.title}. Choose one of: {', '.join(row.offered)}.")
+    if (why := too_large(row, recipe, free_memory_gb(family.device))) is not None:
+        raise UserError(f"{_title(recipe)} does not fit here: {why}")
     square = (row.resolution_px, row.resolution_px)
     for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
         for height, width in by_shape(frames):

@@ -27,7 +27,7 @@ from pipelines.runtime import (
     pick_device,
     tune,
 )
-from pipelines.schema import UserError
+from pipelines.schema import METHODS, UserError
 from tests.tiny import add_checker, tiny_family, tiny_folder
 
 KINDS = ("portrait", "sd15", "sdxl")
@@ -39,7 +39,35 @@ def test_rows_are_complete_and_pinned():
     for row in BASES.values():
         assert row.licence and row.about and row.methods
         assert row.repo is None or re.fullmatch(r"[0-9a-f]{40}", row.revision or "")
-    assert "dreambooth" not in BASES["sdxl"].methods and BASES["z-image"].methods == ("lora",)
+    assert BASES["sdxl"].methods == BASES["sd15"].methods == BASES["sd15"].usual == METHODS
+    assert BASES["sdxl"].usual == ("textual_inversion", "lora"), "what needs 50 GB is taught when it is asked for"
+    assert BASES["z-image"].methods == BASES["z-image"].usual == ("lora",)
+
+
+@pytest.mark.parametrize("base", ["sd15", "sdxl", "z-image"])
+def test_buckets_have_a_squares_area_and_sides_the_networks_halve(base):
+    row = BASES[base]
+    own = row.resolution_px
+    assert row.shapes[0] == (own, own) and len(row.shapes) > 2
+    for height, width in row.shapes:
+        assert height >= width and (height % 64 == width % 64 == 0 or base == "z-image") and height % 16 == 0
+        assert 0.88 * own**2 <= height * width <= 1.02 * own**2
+    if base == "sd15":
+        assert all(height * width <= 512**2 for height, width in row.shapes)
+
+
+def test_a_local_base_is_as_large_as_its_files_say(tmp_path):
+    like = BASES["sdxl"]
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    for part, config in (("unet", {"sample_size": 128}), ("vae", {"block_out_channels": [1, 1, 1, 1]})):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    for size, denoiser_m, usual in ((int(2 * 743e6), 743, METHODS), (int(5.2e9), 2567, like.usual)):
+        with weights.open("wb") as file:
+            file.truncate(size)  # a distilled one, and the whole one
+        row = find_base(str(tmp_path))
+        assert row.footprint.denoiser_m == denoiser_m and row.usual == usual and row.methods == METHODS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -421,3 +421,61 @@ def test_a_report_names_no_path_of_this_machine(finished):
     for text in (run.report.read_text(), run.page.read_text(), run.cells.read_text(), run.figures.read_text()):
         assert str(folder) not in text and str(folder.parent) not in text and str(run.folder) not in text
     assert json.loads(run.report.read_text())["base"] == folder.name
+
+
+# -- SDXL by its own row -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_sdxl(monkeypatch):
+    """The registry's row of SDXL (methods, recipes, identifier, memory) over a tiny pipeline of its classes."""
+    row = replace(
+        BASES["sdxl"], repo=None, revision=None, variant=None, path=str(tiny_folder("sdxl")), resolution_px=64,
+        buckets=((64, 64), (96, 64)),
+    )  # fmt: skip
+    monkeypatch.setitem(BASES, "sdxl", row)
+    return row
+
+
+def quick_sdxl(*methods):
+    plain = {"steps": 2, "batch": 1, "preview_every_s": 0.0, "learning_rate": 1e-2, "prior_images": 1}
+    return JobSpec("train", "sdxl", "man", methods, "draft", settings=dict.fromkeys(methods, plain))
+
+
+def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    from pipelines.training import load_subject
+
+    run = make_run(tmp_path / "run")
+    told = list(perform(run, quick_sdxl("dreambooth")))
+    assert told[-1].kind == "done", told[-1].text
+    card = load_subject(run.method("dreambooth"))
+    assert card.base == "sdxl" and card.phrase == f"{tiny_sdxl.identifier} man" and card.recipe.prior_weight == 1.0
+    stock = StableDiffusionXLPipeline.from_pretrained(run.method("dreambooth"))
+    plain = StableDiffusionXLPipeline.from_pretrained(tiny_folder("sdxl"))
+    pairs = zip(stock.unet.parameters(), plain.unet.parameters(), strict=True)
+    assert all(float((one - other).detach().abs().max()) > 5e-3 for one, other in pairs), (
+        "every tensor of the denoiser learned"
+    )
+
+
+def test_a_gpu_too_small_for_it_is_told_before_anything_is_loaded(tiny_sdxl, tmp_path, monkeypatch):
+    from pipelines import runtime
+    from pipelines.bases import family
+
+    monkeypatch.setattr(runtime, "free_memory_gb", lambda device=None: 24.0)
+    loaded = []
+    load = family.load_family
+    monkeypatch.setattr(family, "load_family", lambda *args, **options: loaded.append(1) or load(*args, **options))
+    run = make_run(tmp_path / "run")
+    said = r"DreamBooth was not trained: it needs about 51 GB of the GPU's memory on Stable Diffusion XL, and 24.0 GB"
+    with pytest.raises(UserError, match=said):
+        list(perform(run, quick_sdxl("dreambooth")))
+    assert not loaded and not run.method("dreambooth").exists()
+
+    told = []
+    with pytest.raises(UserError, match=said + r".* The others are trained\."):
+        for event in perform(run, quick_sdxl("dreambooth", "lora")):
+            told.append((event.kind, event.method, len(loaded)))
+    assert ("failed", "dreambooth", 0) in told and ("done", "lora", 1) in told

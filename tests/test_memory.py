@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import presets, runtime
 from pipelines.bases.registry import BASES
-from pipelines.estimates import estimate, memory_needs
+from pipelines.estimates import estimate, memory_needs, too_large
 from pipelines.runtime import MemoryNeeds, memory_plan
 from pipelines.schema import UserError
 
@@ -88,12 +88,31 @@ def test_what_costs_memory_costs_it_in_the_plan():
 
 
 def test_the_estimate_says_it_before_anything_starts():
-    recipes = {m: presets.recipe("sdxl", m, "good", class_word="man") for m in BASES["sdxl"].methods}
+    recipes = {m: presets.recipe("sdxl", m, "good", class_word="man") for m in BASES["sdxl"].usual}
     found = estimate(BASES["sdxl"], recipes, {}, free_gb=12.0)
     assert "Gradient checkpointing is on" in found.memory and 0 < found.memory_mb < 12_000
     roomy = estimate(BASES["sdxl"], recipes, {}, free_gb=141.0)
     assert "memory is enough" in roomy.memory and roomy.memory_mb > found.memory_mb
     assert estimate(BASES["portrait-128"], {}, {}).memory == ""
+
+
+def test_a_method_that_cannot_fit_is_told_and_does_not_count():
+    row = BASES["sdxl"]
+    recipes = {m: presets.recipe("sdxl", m, "good", class_word="man") for m in row.methods}
+    small = estimate(row, {m: recipe for m, recipe in recipes.items() if m != "dreambooth"}, {}, free_gb=12.0)
+    found = estimate(row, recipes, {}, free_gb=12.0)
+    assert found.memory_mb == small.memory_mb and found.memory.endswith(small.memory)
+    assert found.memory.startswith("Left out, dreambooth: it needs about 51 GB of the GPU's memory on Stable Diffusion")
+    large = recipes["dreambooth"]
+    assert "or the optimizer adamw8bit (35 GB)" in str(too_large(row, large, 40.0))
+    assert "adamw8bit" not in str(too_large(row, large, 24.0))
+    for free in (None, 47.5, 80.0, 141.0):  # nearly enough is tried
+        assert too_large(row, large, free) is None
+    assert too_large(row, large.replaced(optimizer="adamw8bit"), 40.0) is None
+    for base, method in (("sd15", "dreambooth"), ("portrait-128", "dreambooth")):
+        recipe = presets.recipe(base, method, "good", class_word="man")
+        assert (too_large(BASES[base], recipe, 8.0) is None) == (base == "portrait-128")
+        assert too_large(BASES[base], recipe, 24.0) is None
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_recipe_files_are_all_used():
         (("portrait-128", "lora", "perfect", "man"), "no quality perfect"),
         (("portrait-128", "hypernetwork", "draft", "man"), "no method hypernetwork"),
         (("portrait-128", "lora", "draft", "cat"), "class word"),
-        (("sdxl", "dreambooth", "draft", "man"), "does not offer dreambooth"),
+        (("z-image", "dreambooth", "draft", "man"), "does not offer dreambooth"),
         (("nowhere", "lora", "draft", "man"), "no base model nowhere"),
     ],
 )

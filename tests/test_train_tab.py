@@ -291,5 +291,8 @@ def test_a_base_with_one_method_shows_one(services):  # noqa: F811
     assert shown == own | {"batch", "face_weight", "optimizer"}
     offered = drawing.restore(view)
     assert offered[drawing.scheduler]["choices"] == [("default", "default")]
+    huge = tab.restore(replace(view, row=BASES["sdxl"]))
+    assert [method for _, method in huge[tab.methods]["choices"]] == list(METHODS)
+    assert huge[tab.methods]["value"] == ["textual_inversion", "lora"] and huge[tab.advanced["dreambooth"]]["visible"]
     usual = tab.restore(replace(view, row=BASES["sd15"]))
     assert all(usual[column]["visible"] for column in tab.advanced.values())

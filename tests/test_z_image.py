@@ -5,29 +5,34 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import shutil
+from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from pipelines import training
+from pipelines import formats, importing, training
 from pipelines.bases import z_image
 from pipelines.bases.family import FAMILIES, load_family
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, FAMILY_METHODS, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
 from pipelines.estimates import estimate
+from pipelines.formats import Layout
 from pipelines.generation import Generator
 from pipelines.jobspec import JobSpec
-from pipelines.methods import method
+from pipelines.methods import kohya, method
+from pipelines.methods.kohya import Layer
 from pipelines.presets import recipe as preset_recipe
 from pipelines.presets import style_problem, styles
 from pipelines.runtime import Device, noise
 from pipelines.schema import Sampling, UserError
 from pipelines.slices import Slice
 from pipelines.training import train
+from tests.runs import make_run
 from tests.test_methods import disturbed
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
 
@@ -393,7 +398,7 @@ def test_lora_with_half_alpha_loads_in_stock_diffusers(file, tmp_path):
     recipe = tiny_recipe("z_image", "lora", rank=4, alpha=2.0, targets="all")
     learner = disturbed(method("lora").learner(family, recipe), size=1.0)
     artifact = learner.export(tmp_path)
-    assert set(artifact.learned) == {"pytorch_lora_weights.safetensors", "likeness_lora.safetensors"}
+    assert artifact.learned == ("pytorch_lora_weights.safetensors",) and (tmp_path / kohya.FILE).is_file()
     live = picture(learner.modules, PROMPT)
     assert np.abs(live - picture(family.shared(), PROMPT)).mean() > 1.0, "it learned something"
     pipeline = stock()
@@ -412,9 +417,208 @@ def test_its_names_are_those_that_other_programs_map(tmp_path):
     layer = "layers.0.attention.to_q"
     assert {f"transformer.{layer}.lora_A.weight", f"transformer.{layer}.lora_B.weight"} <= set(own)
     assert float(generic[f"diffusion_model.{layer}.alpha"]) == 2.0
-    renamed = {name.replace("transformer.", "diffusion_model.", 1): tensor for name, tensor in own.items()}
+    spelled = {"lora_A": "lora_down", "lora_B": "lora_up", "transformer.": "diffusion_model."}
+    renamed = {}
+    for name, tensor in own.items():
+        for old, new in spelled.items():
+            name = name.replace(old, new, 1)
+        renamed[name] = tensor
     assert {name for name in generic if not name.endswith(".alpha")} == set(renamed)
     assert all(torch.equal(generic[name], tensor) for name, tensor in renamed.items())
+
+
+@lru_cache(maxsize=1)
+def real_layout():
+    """The transformer of Tongyi-MAI/Z-Image: names and shapes, no numbers."""
+    from diffusers import ZImageTransformer2DModel
+
+    with torch.device("meta"):
+        transformer = ZImageTransformer2DModel()
+    return Layout(
+        {
+            f"transformer.{name.removesuffix('.weight')}": tuple(weight.shape)
+            for name, weight in transformer.named_parameters()
+            if name.endswith(".weight") and weight.ndim == 2
+        }
+    )
+
+
+def learned_paths():
+    ends = FAMILIES["z_image"].targets["all"]
+    return [path for path in real_layout().weights if path.endswith(ends)]
+
+
+def comfyui(name):
+    """comfy/lora.py, `model_lora_keys_unet`: diffusers' names of every block behind "diffusion_model.", "transformer."
+    or nothing, with dots; behind "lycoris_" flat; behind "lora_unet_" its own flat names, which have qkv in one layer.
+    """
+    layers = r"attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]"
+    dotted = rf"(diffusion_model\.|transformer\.|)(layers|noise_refiner|context_refiner)\.\d+\.({layers})"
+    own = r"lora_unet_(layers|noise_refiner|context_refiner)_\d+_(attention_(qkv|out)|feed_forward_w[123])"
+    return re.fullmatch(rf"{dotted}|{own}", name) is not None
+
+
+def test_each_program_maps_every_name_of_the_real_transformer():
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_z_image_lora_to_diffusers
+
+    layout, paths = real_layout(), learned_paths()
+    assert len(paths) == 7 * (30 + 2 + 2) and layout.weights["transformer.layers.0.attention.to_q"] == (3840, 3840)
+    layers = {path: Layer(torch.full((2, 1), float(k)), torch.full((1, 2), float(k)), 1.0)
+              for k, path in enumerate(paths)}  # fmt: skip
+    state = kohya.to_kohya(layers, layout)
+    stems = {layout.flat(path): path for path in paths}
+    assert len(stems) == len(paths) and all(comfyui(stem) for stem in stems)
+    assert not comfyui("lora_unet_layers_0_attention_to_q"), "musubi-tuner's name, which ComfyUI does not know"
+    # InvokeAI, z_image_lora_conversion_utils.py: the prefix goes, the rest is a module; alphas only beside lora_down
+    assert all(
+        stem.removeprefix("diffusion_model.") == path.removeprefix("transformer.") for stem, path in stems.items()
+    )
+    ends = {name.removeprefix(stem) for stem in stems for name in (f"{stem}.lora_down.weight", f"{stem}.alpha")}
+    assert ends <= {name[len(stem) :] for stem in stems for name in state if name.startswith(f"{stem}.")}
+    # diffusers applies alpha / rank to the first factor
+    converted = _convert_non_diffusers_z_image_lora_to_diffusers(dict(state))
+    for k, path in enumerate(paths):
+        assert torch.equal(converted[f"{path}.lora_A.weight"], torch.full((2, 1), k / 2))
+        assert torch.equal(converted[f"{path}.lora_B.weight"], torch.full((1, 2), float(k)))
+    assert len(converted) == 2 * len(paths)
+
+
+def test_its_file_says_what_it_is(tmp_path):
+    family = tiny_family("z_image")
+    method("lora").learner(family, tiny_recipe("z_image", "lora", rank=4, alpha=2.0)).export(tmp_path)
+    header = formats.read_header(tmp_path / kohya.FILE)
+    said = header.metadata
+    assert (said["ss_base_model_version"], said["modelspec.architecture"]) == ("z_image", "Z-Image/lora")
+    assert (said["ss_network_dim"], said["ss_network_alpha"], said["ss_v2"]) == ("4", "2", "False")
+    assert said["modelspec.trigger_phrase"] == f"{family.row.identifier} man"
+    assert json.loads(said["ss_tag_frequency"]) == {"likeness": {f"{family.row.identifier} man": 1}}
+    assert "modelspec.prediction_type" not in said, "ModelSpec has no word for a flow"
+    assert said["modelspec.hash_sha256"] == f"0x{said['sshs_model_hash']}"
+    assert formats.made_for(header) == formats.kind_of(family.row) == BASES["z-image"].title
+
+
+def effective(learner, path):
+    """The weight that a layer works with while it trains."""
+    layer = learner.modules.unet.get_submodule(path.removeprefix("transformer."))
+    wide = layer.in_features
+    with torch.no_grad():
+        zero = layer(torch.zeros(1, wide))
+        return (layer(torch.eye(wide)) - zero).T
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}])
+def test_who_divides_alpha_by_the_rank_applies_what_was_learned(options, tmp_path):
+    family = tiny_family("z_image")
+    recipe = tiny_recipe("z_image", "lora", rank=4, alpha=2.0, targets="all", **options)
+    learner = disturbed(method("lora").learner(family, recipe), size=1.0)
+    learner.export(tmp_path)
+    saved, plain = load_file(str(tmp_path / kohya.FILE)), dict(family.shared().unet.named_parameters())
+    assert not any("magnitude" in name for name in saved)
+    stems = {name.removesuffix(".alpha") for name in saved if name.endswith(".alpha")}
+    for stem in stems:
+        path = stem.replace("diffusion_model.", "transformer.")
+        before = plain[f"{path.removeprefix('transformer.')}.weight"]
+        up, down = saved[f"{stem}.lora_up.weight"].float(), saved[f"{stem}.lora_down.weight"].float()
+        after = before + float(saved[f"{stem}.alpha"]) / 4 * (up @ down)
+        if options.get("dora"):
+            lengths = saved[f"{stem}.dora_scale"].float()
+            assert lengths.shape == (len(before), 1), "ComfyUI takes it per output by this shape"
+            after = after * lengths / after.norm(dim=1, keepdim=True)
+        learned = effective(learner, path)
+        assert (after - learned).norm() < 0.01 * (learned - before).norm(), stem
+    # and diffusers' own file draws it
+    prompt = "portrait of man"
+    live = picture(learner.modules, prompt)
+    pipeline = stock()
+    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    assert np.abs(stock_picture(pipeline, prompt) - live).max() <= 3.0
+    assert np.abs(picture(method("lora").apply(family, tmp_path, recipe), prompt) - live).max() <= 3.0
+
+
+# -------------------------------------------------------------------------------------------------- from elsewhere
+
+
+def spelled(layers, spelling):
+    """A LoRA as other programs write it."""
+    out = {}
+    for path, layer in layers.items():
+        dotted = path.removeprefix("transformer.")
+        flat = dotted.replace(".", "_")
+        stem = {
+            "ai-toolkit": f"diffusion_model.{dotted}", "musubi": f"lora_unet_{flat}", "fun": f"lora_unet__{flat}",
+            "peft": f"base_model.model.{dotted}", "lycoris": f"lycoris_{flat}", "plain": dotted,
+            "fused": f"lora_unet_{flat.replace('to_out_0', 'out')}",
+        }[spelling]  # fmt: skip
+        ends = ("lora_A", "lora_B") if spelling in ("ai-toolkit", "peft") else ("lora_down", "lora_up")
+        out |= {f"{stem}.{ends[0]}.weight": layer.down, f"{stem}.{ends[1]}.weight": layer.up}
+        out[f"{stem}.alpha"] = torch.tensor(layer.alpha)
+    if spelling == "fused":  # musubi-tuner's convert_z_image_lora_to_comfy.py
+        for stem in sorted({name.split("_to_")[0] for name in out if "_to_q" in name}):
+            parts = [{end: out.pop(f"{stem}_to_{one}.{end}") for end in ("lora_down.weight", "lora_up.weight", "alpha")}
+                     for one in "qkv"]  # fmt: skip
+            out[f"{stem}_qkv.lora_down.weight"] = torch.cat([each["lora_down.weight"] for each in parts])
+            out[f"{stem}_qkv.lora_up.weight"] = torch.block_diag(
+                *(each["lora_up.weight"].float() for each in parts)
+            ).half()
+            out[f"{stem}_qkv.alpha"] = 3 * parts[0]["alpha"]
+    return {name: tensor.contiguous() for name, tensor in out.items()}
+
+
+@pytest.mark.parametrize("spelling", ["ai-toolkit", "musubi", "fun", "peft", "lycoris", "plain", "fused"])
+def test_other_peoples_loras_are_imported_and_draw_the_same(spelling, tmp_path):
+    family = tiny_family("z_image")
+    recipe = tiny_recipe("z_image", "lora", rank=4, alpha=2.0, targets="all")
+    learner = disturbed(method("lora").learner(family, recipe), size=1.0)
+    learner.export(tmp_path)
+    layers = kohya.from_kohya(load_file(str(tmp_path / kohya.FILE)), formats.layout(family.row))
+    file = tmp_path / "theirs.safetensors"
+    save_file(spelled(layers, spelling), str(file))
+    run = make_run(tmp_path / "run")
+    card = importing.add(run, file, family.row, name="theirs", class_word="man")
+    applied = method(card.method).apply(family, run.method("imported-theirs"), card.recipe)
+    live = picture(learner.modules, PROMPT)
+    assert np.abs(live - picture(family.shared(), PROMPT)).mean() > 1.0
+    assert np.abs(picture(applied, PROMPT) - live).max() <= 2.0
+    assert applied.text is family.text
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", kohya.FILE])
+@pytest.mark.parametrize("dora", [False, True])
+def test_its_own_files_are_imported_too(name, dora, tmp_path):
+    family = tiny_family("z_image")
+    recipe = tiny_recipe("z_image", "lora", rank=4, alpha=2.0, rslora=True, dora=dora)
+    learner = disturbed(method("lora").learner(family, recipe), size=1.0)
+    learner.export(tmp_path)
+    run = make_run(tmp_path / "run")
+    card = importing.add(run, tmp_path / name, family.row, name="own", class_word="man")
+    applied = method(card.method).apply(family, run.method("imported-own"), card.recipe)
+    assert np.abs(picture(applied, PROMPT) - picture(learner.modules, PROMPT)).max() <= 3.0
+
+
+def test_what_does_not_fit_it_is_a_sentence(tmp_path, monkeypatch):
+    row = tiny_family("z_image").row
+    layout = formats.layout(row)
+    assert layout == kohya.layout_of(tiny_family("z_image").shared(), tiny_family("z_image"))
+    assert all(path.startswith("transformer.") for path in layout.weights), "the chat model never learns"
+    file = tmp_path / "x.safetensors"
+    save_file({"emb_params": torch.ones(2, 32)}, str(file))
+    with pytest.raises(UserError, match="told by a chat model and reads no embeddings. Import a LoRA instead"):
+        importing.look(file, row)
+    stem = "diffusion_model.layers.0.attention.qkv"
+    for down, up in (((4, 48), (145, 4)), ((4, 48), (96, 4)), ((4, 47), (144, 4))):
+        save_file({f"{stem}.lora_down.weight": torch.ones(down), f"{stem}.lora_up.weight": torch.ones(up)}, str(file))
+        with pytest.raises(UserError, match="does not fit z_image"):
+            importing.look(file, row)
+    save_file(
+        {f"{stem}.lora_down.weight": torch.ones(4, 3840), f"{stem}.lora_up.weight": torch.ones(11520, 4)}, str(file)
+    )
+    with pytest.raises(UserError, match="made for Z-Image, not for sd15"):
+        importing.look(file, find_base(str(tiny_folder("sd15"))))
+    monkeypatch.setattr(formats, "_cached", lambda row: None)
+    with pytest.raises(UserError, match="not on this machine yet"):
+        formats.layout(BASES["z-image"])
+    monkeypatch.setattr(formats, "_cached", lambda row: tiny_folder("z_image"))  # as a run has downloaded it
+    assert formats.layout(BASES["z-image"]) == layout
 
 
 def test_its_text_encoder_does_not_learn():

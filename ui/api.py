@@ -245,7 +245,8 @@ def build(services: Services) -> None:
     ) -> Status:
         """Start training; returns at once. Poll `status` until it is no longer busy.
 
-        methods: of textual_inversion, dreambooth, lora, pivotal; empty for all the base offers but pivotal.
+        methods: of textual_inversion, dreambooth, lora, pivotal; empty for all the base offers but
+        pivotal, and on SDXL but dreambooth.
         quality: draft, good or best.
         settings: changes to recipes, such as {"lora": {"rank": 8}}. go_on: after photos were added, start from what
         was learned before.
@@ -258,7 +259,7 @@ def build(services: Services) -> None:
             raise UserError(view.train_blocked)
         if quality not in QUALITIES:
             raise UserError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
-        chosen = _chosen(methods, view.row.offered, usual=view.row.methods)
+        chosen = _chosen(methods, view.row.offered, usual=view.row.usual)
         wanted = settings or {}
         if not isinstance(wanted, dict) or not all(isinstance(each, dict) for each in wanted.values()):
             raise UserError('Settings are one object per method, such as {"lora": {"rank": 8}}.')

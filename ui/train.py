@@ -193,7 +193,7 @@ def _usual(view: View) -> Asked:
     """The controls as a page that is opened shows them: as the last training was asked for."""
     asked = view.choices.asked
     same = asked.get("quality") == view.choices.quality
-    methods = [m for m in view.row.offered if m in (view.progress.methods or view.row.methods)]
+    methods = [m for m in view.row.offered if m in (view.progress.methods or view.row.usual)]
     return Asked(view.choices.quality, methods, asked.get("settings", {}) if same else {}, True)
 
 
@@ -217,7 +217,7 @@ def build(services: Services) -> TrainTab:
             )
             methods = gr.CheckboxGroup(
                 [(METHOD_NAMES[m], m) for m in row.methods],
-                value=list(row.methods),
+                value=list(row.usual),
                 label=say("Methods"),
                 elem_id="lk-methods",
             )

@@ -83,9 +83,6 @@ class Architecture:
     quick_scheduler: str = "ddim"  # for previews and looks: good pictures in few steps
     targets: Mapping[str, tuple[str, ...]] | None = None  # LoRA's layers by name; None: those of UNets
     text_learns: bool = True  # LoRA may adapt the text encoders too
-    # Another LoRA file beside diffusers' own, (file, prefix of its layers), for programs that read no metadata:
-    # alpha is a tensor in it.
-    generic_lora: tuple[str, str] | None = None
 
 
 CLIP_TEXT = (("tokenizer", "text_encoder"),)
@@ -130,7 +127,6 @@ FAMILIES: dict[str, Architecture] = {
             "attention+feed_forward": (*ATTENTION_LAYERS, *GATED_LAYERS),
             "all": (*ATTENTION_LAYERS, *GATED_LAYERS),  # there are no convolutions
         },
-        generic_lora=("likeness_lora.safetensors", "diffusion_model."),
     ),
 }
 

@@ -15,7 +15,7 @@ import math
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -27,15 +27,17 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EMBEDDED = REPOSITORY / "models"
 RARE_TOKEN = "ohwx"  # one rare token of CLIP's vocabulary; carries almost no meaning of its own
 # Full fine-tuning keeps float32 weights, gradients and two moments (16 bytes per parameter): 14 GB for SD 1.5's 0.86 B
-# parameters, 41 GB for SDXL's 2.6 B. Bases above this size are taught by the two small methods only.
+# parameters, 41 GB for SDXL's 2.6 B. Bases above this size learn by DreamBooth only when somebody asks for it.
 DREAMBOOTH_MAX_PARAMETERS = 1.2e9
 
-# The upright ones of the shapes SDXL was trained on (Podell et al. 2023, appendix I): selfies are upright, and what
-# lies beside a person in a wide photo is nothing to learn.
+# Upright shapes only: selfies are upright, and what lies beside a person in a wide photo is nothing to learn. SD 1.5
+# itself learned squares: these have at most their area, and sides that its UNet and VAE halve six times.
+SD15_BUCKETS = ((512, 512), (576, 448), (640, 384))
+# Those SDXL was trained on (Podell et al. 2023, appendix I).
 SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
 Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones of about 1 megapixel that its demo offers
 
-# What the code of each family can do. A row offers less where its size forbids it.
+# What the code of each family can do.
 FAMILY_METHODS = {"portrait": METHODS, "sd15": METHODS, "sdxl": METHODS, "z_image": ("lora",)}
 # Guidance of a prompt that comes without a style, as the family's stock pipeline counts it.
 FAMILY_GUIDANCE = {"portrait": 3.0, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
@@ -67,7 +69,7 @@ class BaseRow:
     family: str  # "portrait" | "sd15" | "sdxl" | "z_image"
     resolution_px: int
     methods: tuple[str, ...]
-    vram_gb: float  # for training its largest method at the recipes' batch
+    vram_gb: float  # for training its largest usual method at the recipes' batch
     licence: str
     about: str
     identifier: str  # stands before the class word where weights, not words, learn the person
@@ -75,13 +77,19 @@ class BaseRow:
     aligned: bool  # photos are aligned by the eyes, as the base was trained
     path: str | None = None  # folder or single-file checkpoint on this machine
     variant: str | None = None  # of the weight files on the hub: "fp16"
-    buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) it was trained on; () = square only
+    buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) it is taught with; () = square only
     footprint: Footprint | None = None  # None: not counted
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """`methods`, which are taught when nobody says, and those made of them."""
+        """`methods` and those made of them."""
         return (*self.methods, *(name for name, parts in COMPOSED.items() if set(parts) <= set(self.methods)))
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        """Those of `methods` that are taught when nobody says."""
+        huge = self.footprint is not None and 1e6 * self.footprint.denoiser_m > DREAMBOOTH_MAX_PARAMETERS
+        return tuple(name for name in self.methods if not (huge and name == "dreambooth"))
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -174,6 +182,7 @@ BASES: dict[str, BaseRow] = {
             min_eye_distance_px=60.0,
             aligned=False,
             variant="fp16",
+            buckets=SD15_BUCKETS,
             footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2),
         ),
         BaseRow(
@@ -183,10 +192,13 @@ BASES: dict[str, BaseRow] = {
             revision="462165984030d82259a11f4367a4eed129e94a7b",
             family="sdxl",
             resolution_px=1024,
-            methods=("textual_inversion", "lora"),  # see DREAMBOOTH_MAX_PARAMETERS
+            methods=METHODS,
             vram_gb=24.0,
             licence="CreativeML Open RAIL++-M",
-            about="1024-pixel pictures, the best of the three. Needs a GPU with about 24 GB.",
+            about=(
+                "1024-pixel pictures, the best of the three. Needs a GPU: about 60 GB for DreamBooth, 24 GB for the "
+                "other two."
+            ),
             identifier=RARE_TOKEN,
             min_eye_distance_px=70.0,
             aligned=False,
@@ -424,7 +436,9 @@ def _local_row(
 ) -> BaseRow:
     """A row for a model on this machine; what is not in the files is taken from the registry's row of its family."""
     like = _like(family)
-    small = parameters <= 2 * DREAMBOOTH_MAX_PARAMETERS  # counted as if 2 bytes each: a float32 file has half as many
+    counted = like.footprint if resolution_px == like.resolution_px else None
+    if counted is not None and parameters:  # some have fewer; counted as if 2 bytes each: a float32 file has half of it
+        counted = replace(counted, denoiser_m=min(counted.denoiser_m, parameters / 1e6))
     return BaseRow(
         name=str(path),
         title=path.stem if path.is_file() else path.name,
@@ -432,7 +446,7 @@ def _local_row(
         revision=None,
         family=family,
         resolution_px=resolution_px,
-        methods=FAMILY_METHODS[family] if small else like.methods,
+        methods=FAMILY_METHODS[family],
         vram_gb=like.vram_gb,
         licence="as its author states",
         about=f"A local model of the family of {like.title}.",
@@ -441,7 +455,7 @@ def _local_row(
         aligned=False,
         path=str(path),
         buckets=buckets or (like.buckets if resolution_px == like.resolution_px else ()),
-        footprint=like.footprint if resolution_px == like.resolution_px else None,
+        footprint=counted,
     )
 
 

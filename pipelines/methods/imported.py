@@ -38,9 +38,13 @@ class _Imported:
 class ImportedLoRA(_Imported):
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         layers = _layers(folder)
-        modules = Modules(family.new_unet(trainable=True).requires_grad_(False), family.new_text())
-        names = [name for _, name in family.architecture.text_parts]
-        parts = {"unet": modules.unet} | dict(zip(names, modules.text.encoders, strict=True))
+        architecture = family.architecture
+        # encoders that never learn have no layers in a file, and stay the shared ones
+        text = family.new_text() if architecture.text_learns else family.text
+        modules = Modules(family.new_unet(trainable=True).requires_grad_(False), text)
+        parts = {architecture.denoiser: modules.unet}
+        if architecture.text_learns:
+            parts |= {name: each for (_, name), each in zip(architecture.text_parts, text.encoders, strict=True)}
         try:
             kohya.merge(parts, layers, strength=strength)
         except (KeyError, RuntimeError) as error:

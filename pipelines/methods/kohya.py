@@ -33,6 +33,7 @@ VERSIONS = {
     "portrait": ("likeness_portrait_128", "likeness-portrait-128"),
     "sd15": ("sd_v1", "stable-diffusion-v1"),
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+    "z_image": ("z_image", "Z-Image"),  # musubi-tuner's words (dataset/architectures.py, utils/sai_model_spec.py)
 }
 STABILITY = "https://github.com/Stability-AI/generative-models"  # ModelSpec's word for SDXL's own spelling
 
@@ -68,8 +69,10 @@ Layers = dict[str, Layer]
 
 def layout_of(modules: Modules, family: Family) -> Layout:
     """The layers of live modules, adapters of PEFT on them or not."""
-    parts: dict[str, torch.nn.Module] = {"unet": modules.unet}
-    parts |= {name: each for (_, name), each in zip(family.architecture.text_parts, modules.text.encoders, strict=True)}
+    architecture = family.architecture
+    parts: dict[str, torch.nn.Module] = {architecture.denoiser: modules.unet}
+    if architecture.text_learns:
+        parts |= {name: each for (_, name), each in zip(architecture.text_parts, modules.text.encoders, strict=True)}
     return Layout(
         {
             path_of(part, name.removesuffix(".weight").removesuffix(".base_layer").replace(".base_layer.", ".")): tuple(
@@ -212,14 +215,14 @@ def write(
     row: BaseRow,
     *,
     phrase: str,
-    prediction: str,
+    prediction: str | None,
     title: str = "Likeness LoRA",
     max_steps: int | None = None,
     more: Mapping[str, str] | None = None,
 ) -> None:
     """The whole file. The same layers give the same bytes; no date, path, person or photo is named in it.
 
-    `phrase` is what stands for the person in a prompt; `prediction` "epsilon" or "v_prediction".
+    `phrase` is what stands for the person in a prompt; `prediction` "epsilon" or "v_prediction", None for a flow.
     """
     tensors = to_kohya(layers, layout)
     training = _training(layers, row, phrase, path.stem, max_steps)
@@ -278,9 +281,10 @@ def _one(values: Any) -> str:
     return f"{found.pop():g}" if len(found) == 1 else "Dynamic"
 
 
-def _model_spec(row: BaseRow, phrase: str, prediction: str, title: str, sha256: str) -> dict[str, str]:
+def _model_spec(row: BaseRow, phrase: str, prediction: str | None, title: str, sha256: str) -> dict[str, str]:
     """ModelSpec 1.0.1; the date is left out, so that equal trainings give equal files."""
     height, width = row.shapes[0]
+    predicts = {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or "")  # it has no word for a flow
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{VERSIONS[row.family][1]}/lora",
@@ -288,6 +292,5 @@ def _model_spec(row: BaseRow, phrase: str, prediction: str, title: str, sha256: 
         "modelspec.title": title,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.trigger_phrase": phrase,
-        "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
         "modelspec.hash_sha256": f"0x{sha256}",
-    }
+    } | ({"modelspec.prediction_type": predicts} if predicts else {})

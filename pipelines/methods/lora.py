@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipelines.bases.family import Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
@@ -157,9 +157,8 @@ class LoRALearner:
         import diffusers
 
         architecture = self._family.architecture
-        learned = _layers(self.modules.unet)
         options: dict[str, Any] = {
-            f"{architecture.denoiser}_lora_layers": learned,
+            f"{architecture.denoiser}_lora_layers": _layers(self.modules.unet),
             f"{architecture.denoiser}_lora_adapter_metadata": _settings(self.modules.unet),
         }
         for (_, name), encoder in zip(self._family.architecture.text_parts, self._encoders(), strict=False):
@@ -176,20 +175,13 @@ class LoRALearner:
 
         write_file(folder / FILE, write)
         self._export_flat(folder, options)
-        if architecture.generic_lora is None:
-            return Artifact(FILE, (FILE,))
-        name, prefix = architecture.generic_lora
-        alpha = self._recipe.alpha
-        write_file(folder / name, lambda path: _write_generic(path, learned, prefix, alpha))
-        return Artifact(FILE, (FILE, name))
+        return Artifact(FILE, (FILE,))
 
     def _export_flat(self, folder: Path, options: dict[str, Any]) -> None:
         """The same under the names that web UIs know. The picture is determined by the first file alone."""
         family = self._family
-        if family.row.family not in kohya.VERSIONS:
-            return
         parts = [
-            "unet",
+            family.architecture.denoiser,
             *(name for (_, name), _ in zip(family.architecture.text_parts, self._encoders(), strict=False)),
         ]
         state = {f"{part}.{name}": each for part in parts for name, each in options[f"{part}_lora_layers"].items()}
@@ -199,7 +191,7 @@ class LoRALearner:
             kohya.layout_of(self.modules, family),
             family.row,
             phrase=LoRA().phrase(family.row, self._recipe),
-            prediction=str(family.scheduler_config.get("prediction_type", "epsilon")),
+            prediction=getattr(family.schedule, "prediction", None),
             max_steps=self._recipe.steps,
         )
 
@@ -247,16 +239,6 @@ def _layers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     state = get_peft_model_state_dict(module)
     return {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}
-
-
-def _write_generic(path: Path, layers: dict[str, torch.Tensor], prefix: str, alpha: float) -> None:
-    """The adapters as ComfyUI and its relatives read them: `prefix` before each name, alpha a tensor per layer."""
-    tensors = {prefix + name: tensor for name, tensor in layers.items()}
-    for name in layers:
-        if name.endswith(".lora_A.weight"):
-            tensors[prefix + name.replace(".lora_A.weight", ".alpha")] = torch.tensor(alpha)
-    save_file(tensors, str(path), metadata={"format": "pt"})
-    sort_header(path)
 
 
 def _settings(module: torch.nn.Module) -> dict[str, Any]:
