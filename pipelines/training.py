@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 
 from pipelines import optimizers
-from pipelines.bases.family import Family, Modules, checkpointed, load_family
+from pipelines.bases.family import Family, Modules, checkpointed, load_family, running
 from pipelines.bases.registry import FAMILY_METHODS, find_base
 from pipelines.bases.sampling import Row, sample_latents
 from pipelines.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images
@@ -194,7 +194,7 @@ def _run(
     # what learns, and where it stands
     method = find_method(name)
     learner = method.learner(family, recipe, identity=identity)
-    family.compile_for(learner.modules.unet, steps)
+    compiled = family.compiled_for(learner.modules.unet, steps * recipe.batch)
     fingerprint = _fingerprint(recipe, data, photo_digest, family)
     if recipe.start_from and not _has_checkpoint(out, fingerprint):
         _start_from(learner, out, recipe, family)
@@ -249,7 +249,7 @@ def _run(
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
             factor = _learning_rate_factor(step, recipe)
             parameter_group["lr"] = optimizers.rate(recipe.optimizer, group, factor, step / steps)
-        with checkpointed(learner.modules, plan.checkpointing):
+        with checkpointed(learner.modules, plan.checkpointing), running(compiled):
             loss = batches.loss(learner, step, world)
             loss.backward()
         world.add_gradients(parameters)

@@ -77,6 +77,9 @@ class BaseRow:
     variant: str | None = None  # of the weight files on the hub: "fp16"
     buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) it was trained on; () = square only
     footprint: Footprint | None = None  # None: not counted
+    # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
+    # published configuration; None: not counted
+    forward_tflop: float | None = None
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -175,6 +178,7 @@ BASES: dict[str, BaseRow] = {
             aligned=False,
             variant="fp16",
             footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2),
+            forward_tflop=0.80,
         ),
         BaseRow(
             name="sdxl",
@@ -193,6 +197,7 @@ BASES: dict[str, BaseRow] = {
             variant="fp16",
             buckets=SDXL_BUCKETS,
             footprint=Footprint(2567, 818, 84, 2.66, 6.77, 0.73, 8.6),
+            forward_tflop=6.8,
         ),
         BaseRow(
             name="z-image",
@@ -211,6 +216,7 @@ BASES: dict[str, BaseRow] = {
             min_eye_distance_px=70.0,
             aligned=False,
             buckets=Z_IMAGE_BUCKETS,
+            forward_tflop=56.0,
         ),
     )
 }
@@ -442,6 +448,7 @@ def _local_row(
         path=str(path),
         buckets=buckets or (like.buckets if resolution_px == like.resolution_px else ()),
         footprint=like.footprint if resolution_px == like.resolution_px else None,
+        forward_tflop=like.forward_tflop if resolution_px == like.resolution_px else None,
     )
 
 
