@@ -80,6 +80,8 @@ class BaseRow:
     # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
     # published configuration; None: not counted
     forward_tflop: float | None = None
+    # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.drafts
+    draft_lora: tuple[str, str] | None = None
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -179,6 +181,8 @@ BASES: dict[str, BaseRow] = {
             variant="fp16",
             footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2),
             forward_tflop=0.80,
+            # Both as many people's lock files and published hub caches name them; the hub itself was not asked.
+            draft_lora=("latent-consistency/lcm-lora-sdv1-5", "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
         ),
         BaseRow(
             name="sdxl",
@@ -198,6 +202,7 @@ BASES: dict[str, BaseRow] = {
             buckets=SDXL_BUCKETS,
             footprint=Footprint(2567, 818, 84, 2.66, 6.77, 0.73, 8.6),
             forward_tflop=6.8,
+            draft_lora=("latent-consistency/lcm-lora-sdxl", "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
         ),
         BaseRow(
             name="z-image",
@@ -449,6 +454,7 @@ def _local_row(
         buckets=buckets or (like.buckets if resolution_px == like.resolution_px else ()),
         footprint=like.footprint if resolution_px == like.resolution_px else None,
         forward_tflop=like.forward_tflop if resolution_px == like.resolution_px else None,
+        draft_lora=like.draft_lora,
     )
 
 
