@@ -184,7 +184,10 @@ def free_memory_gb(device: Device | None = None) -> float | None:
     if device is not None:
         if device.kind != "cuda" or torch is None:
             return None
-        return float(torch.cuda.mem_get_info(device.name)[0] + torch.cuda.memory_reserved(device.name)) / 1e9
+        free, total = torch.cuda.mem_get_info(device.name)
+        index = torch.device(device.name).index  # a name without a number is refused here; None is the card in use
+        allowed = total * torch.cuda.get_per_process_memory_fraction(index)  # PyTorch gives no more
+        return float(min(free + torch.cuda.memory_reserved(device.name), allowed)) / 1e9
     import shutil
     import subprocess
 
