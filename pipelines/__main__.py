@@ -174,6 +174,9 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--negative", default=None, help="what not to draw")
     generate.add_argument("--scheduler", default="default", help="name of a sampler (default: the base's own)")
+    generate.add_argument(
+        "--draft", action="store_true", help="in 4 steps with the base's LCM-LoRA, where that is on this machine"
+    )
     generate.add_argument("--strength", type=_real, default=1.0, help="of LoRA (1)")
     generate.add_argument("--source", metavar="RENDER", help="vary this picture of the run: renders/COLUMN/NAME.png")
     generate.add_argument("--change", type=_real, help="how much of it, above 0 up to 1 (with --source 0.5)")
@@ -647,6 +650,14 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
     }
     chosen = {key: value for key, value in changes.items() if value is not None}
     chosen |= {"scheduler": asked.scheduler, "strength": asked.strength, "source": asked.source}
+    if asked.draft:
+        from pipelines import drafts
+
+        if drafts.find(row) is None:
+            raise drafts.missing(row)
+        usual = {"steps": drafts.STEPS, "guidance": drafts.GUIDANCE}
+        scheduler = drafts.SCHEDULER if asked.scheduler == "default" else asked.scheduler
+        chosen = usual | chosen | {"scheduler": scheduler, "draft": True}
     change = 0.5 if asked.source else 1.0
     chosen["change"] = change if asked.change is None else asked.change
     return tuple(_replaced(look, seed=asked.seed + n, **chosen) for look in looks for n in range(max(1, asked.number)))

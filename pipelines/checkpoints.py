@@ -40,13 +40,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     found = {
         f"optimizer.{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
         for index, entry in saved["state"].items()
-        for name, value in entry.items()
+        for name, value in _flat(entry).items()
     }
     for index, group in enumerate(saved["param_groups"]):
         for name in GROUP_STATE:
             if name in group:  # float64 holds Python's numbers to the bit
                 found[f"group.{index}.{name}"] = torch.tensor(group[name], dtype=torch.float64)
     return found
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """bitsandbytes (0.50) wraps what is 8 bits wide in a dictionary of its own; it takes it back without, too."""
+    inner = {name: value for each in entry.values() if isinstance(each, dict) for name, value in each.items()}
+    return {name: value for name, value in entry.items() if not isinstance(value, dict)} | inner
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

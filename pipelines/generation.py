@@ -18,12 +18,13 @@ import PIL.Image
 import PIL.ImageOps
 import PIL.PngImagePlugin
 
-from pipelines import inscription
+from pipelines import drafts, inscription
 from pipelines.bases import sampling as sampler
 from pipelines.bases.family import Family, Modules, load_family
 from pipelines.bases.registry import BaseRow
 from pipelines.methods import method as find_method
 from pipelines.methods.base import digest
+from pipelines.methods.kohya import Layers
 from pipelines.runtime import Device
 from pipelines.safety import check_prompt
 from pipelines.schema import Render, Sampling, Subject, UserError, check_variation, sampling_fields
@@ -48,6 +49,7 @@ class Generator:
     def __init__(self, row: BaseRow, device: Device | None = None, *, family: Family | None = None) -> None:
         self.family = family or load_family(row, device)
         self._applied: tuple[tuple[str, str, float], Modules] | None = None
+        self._distilled: Layers | None = None
 
     def render(
         self,
@@ -59,8 +61,8 @@ class Generator:
         stop: Callable[[], bool] = lambda: False,
         batch: int = 4,
     ) -> Iterator[tuple[Sampling, PIL.Image.Image | None]]:
-        """Draw in order, up to `batch` at once where steps, size, scheduler, strength and change agree; ends early on
-        `stop`. `sources` is the run's folder, in which the samplings' `source`s lie.
+        """Draw in order, up to `batch` at once where steps, size, scheduler, strength, change and draft agree; ends
+        early on `stop`. `sources` is the run's folder, in which the samplings' `source`s lie.
 
         A picture that the base's image filter refuses is None.
         Raises UserError for settings out of range, a subject that is missing, damaged or of another base, or a source
@@ -79,28 +81,36 @@ class Generator:
                 end += 1
             part = samplings[start:end]
             modules = self._modules(subject, subject_folder, first.strength)
-            frames = sampler.sample(
-                self.family,
-                modules,
-                [
-                    sampler.Row(
-                        each.prompt.replace("{subject}", phrase), each.seed, each.negative_prompt, each.guidance
-                    )
-                    for each in part
-                ],
-                steps=first.steps,
-                scheduler_name=first.scheduler,
-                height_px=first.height_px,
-                width_px=first.width_px,
-                sources=self._frames(part, varied) if first.change < 1 else None,
-                change=first.change,
-                stop=stop,
-            )
+            with drafts.distilled(self.family, modules.unet, self._draft_layers() if first.draft else None):
+                frames = sampler.sample(
+                    self.family,
+                    modules,
+                    [
+                        sampler.Row(
+                            each.prompt.replace("{subject}", phrase), each.seed, each.negative_prompt, each.guidance
+                        )
+                        for each in part
+                    ],
+                    steps=first.steps,
+                    scheduler_name=first.scheduler,
+                    height_px=first.height_px,
+                    width_px=first.width_px,
+                    sources=self._frames(part, varied) if first.change < 1 else None,
+                    change=first.change,
+                    stop=stop,
+                )
             if frames is None:
                 return
             for each, frame, refused in zip(part, frames, self.family.refused(frames), strict=True):
                 yield each, None if refused else PIL.Image.fromarray(frame)
             start = end
+
+    def _draft_layers(self) -> Layers:
+        if self._distilled is None:
+            self._distilled = drafts.load(self.family.row)
+        if self._distilled is None:
+            raise drafts.missing(self.family.row)
+        return self._distilled
 
     def _frames(self, part: Sequence[Sampling], varied: dict[str, PIL.Image.Image]) -> np.ndarray:
         """The sources of samplings of one size, (b, H, W, 3) uint8 of that size; another shape is cropped to fit."""
@@ -124,7 +134,7 @@ class Generator:
 
 
 def _key(each: Sampling) -> tuple[object, ...]:
-    return each.steps, each.scheduler, each.height_px, each.width_px, each.strength, each.change
+    return each.steps, each.scheduler, each.height_px, each.width_px, each.strength, each.change, each.draft
 
 
 def _picture(source: str, sources: Path | None) -> PIL.Image.Image:
@@ -180,6 +190,8 @@ def check(sampling: Sampling) -> None:
             label = name.removesuffix("_px").capitalize()
             raise UserError(f"{label} must be {kind} from {low:g} to {high:g}, not {value}.")
     check_variation(sampling)
+    if not isinstance(sampling.draft, bool):
+        raise UserError(f"Draft is yes or no, not {sampling.draft}.")
     if sampling.scheduler not in SCHEDULERS:
         raise UserError(f"There is no scheduler {sampling.scheduler}. Choose one of: {', '.join(SCHEDULERS)}.")
     if not sampling.prompt.strip():

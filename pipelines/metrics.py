@@ -171,9 +171,9 @@ def is_subject(sampling: Sampling) -> bool:
 def is_counted(sampling: Sampling, stylised: Collection[str] = ()) -> bool:
     """Whether a picture counts for the identity figures: it shows the person, as a photograph would, and comes from
     noise. A variation owes its face to the picture it was made from, which somebody chose and another method may have
-    drawn: it has a score of its own and says nothing about its column.
+    drawn: it has a score of its own and says nothing about its column. A draft owes it to other weights as well.
     """
-    return sampling.source is None and is_subject(sampling) and sampling.prompt not in stylised
+    return sampling.source is None and not sampling.draft and is_subject(sampling) and sampling.prompt not in stylised
 
 
 def worth(

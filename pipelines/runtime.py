@@ -184,7 +184,10 @@ def free_memory_gb(device: Device | None = None) -> float | None:
     if device is not None:
         if device.kind != "cuda" or torch is None:
             return None
-        return float(torch.cuda.mem_get_info(device.name)[0] + torch.cuda.memory_reserved(device.name)) / 1e9
+        free, total = torch.cuda.mem_get_info(device.name)
+        index = torch.device(device.name).index  # a name without a number is refused here; None is the card in use
+        allowed = total * torch.cuda.get_per_process_memory_fraction(index)  # PyTorch gives no more
+        return float(min(free + torch.cuda.memory_reserved(device.name), allowed)) / 1e9
     import shutil
     import subprocess
 
@@ -198,9 +201,12 @@ def free_memory_gb(device: Device | None = None) -> float | None:
         return None
 
 
-# Compiling a denoiser's repeated block takes about a minute and is repaid by a fifth of each step's time: at a tenth of
-# a second per step after 3000 steps. Both are estimates that nobody has measured yet, so the threshold is high.
-COMPILE_FROM_STEPS = 3000
+# Compiling a denoiser's repeated blocks takes about a minute and saves 10-25% of each step. With the way back a step is
+# twice its forward arithmetic or more: 15,000 TFLOP forward are five minutes or more at 100 TFLOP/s, of which 15% repay
+# the minute. All of these are estimates that nobody has measured yet; `benchmarks/gpu_step.py` would. Of the recipes
+# that reaches: SDXL at "best" with every method and textual inversion on it at "good", SD 1.5's textual inversion at
+# "best", Z-Image always.
+COMPILE_FROM_TFLOP = 15_000.0
 
 
 def tune(device: Device) -> None:
@@ -217,11 +223,11 @@ def tune(device: Device) -> None:
     torch.backends.cudnn.allow_tf32 = True
 
 
-def is_worth_compiling(device: Device, steps: int) -> bool:
-    """Whether a training of so many steps repays compiling the denoiser's repeated blocks.
+def is_worth_compiling(device: Device, forward_tflop: float) -> bool:
+    """Whether a training with so much arithmetic on its forward passes repays compiling the denoiser's repeated blocks.
 
-    Decided by the recipe alone, never by a clock: a resumed run must decide as the first one did. Only on NVIDIA cards
-    with native bfloat16, and where Triton is there to compile with. LIKENESS_COMPILE=0 says no.
+    Decided by recipe and base alone, never by a clock: a resumed run must decide as the first one did. Only on NVIDIA
+    cards with native bfloat16, and where Triton is there to compile with. LIKENESS_COMPILE=0 says no.
     """
     import importlib.util
     import os
@@ -229,7 +235,7 @@ def is_worth_compiling(device: Device, steps: int) -> bool:
     return (
         device.kind == "cuda"
         and device.dtype == "bfloat16"
-        and steps >= COMPILE_FROM_STEPS
+        and forward_tflop >= COMPILE_FROM_TFLOP
         and os.environ.get("LIKENESS_COMPILE", "1") != "0"
         and importlib.util.find_spec("triton") is not None
     )

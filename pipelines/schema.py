@@ -235,10 +235,11 @@ class Sampling:
     strength: float = 1.0  # LoRA strength
     source: str | None = None  # a picture of the same run to vary, relative to the run's folder; None: from noise alone
     change: float = 1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
+    draft: bool = False  # with the base's distilled LoRA on top, see pipelines.drafts; counts in no figures
 
 
 # What samplings did not have from the beginning.
-_ADDED: dict[str, Any] = {"source": None, "change": 1.0}
+_ADDED: dict[str, Any] = {"source": None, "change": 1.0, "draft": False}
 CHANGE_LIMITS = (0.05, 1.0)
 SOURCE_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.png")
 

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from pipelines import optimizers
-from pipelines.bases.family import Family, Modules, checkpointed, load_family
+from pipelines import drafts, optimizers
+from pipelines.bases.family import Family, Modules, checkpointed, load_family, running
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample_latents
 from pipelines.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images
@@ -35,6 +35,7 @@ from pipelines.estimates import memory_needs, too_large
 from pipelines.fingerprints import sha
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained
+from pipelines.methods.kohya import Layers
 from pipelines.parallel import World
 from pipelines.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
 from pipelines.safety import check_prompt
@@ -198,7 +199,7 @@ def _run(
     # what learns, and where it stands
     method = find_method(name)
     learner = method.learner(family, recipe, identity=identity)
-    family.compile_for(learner.modules.unet, steps)
+    compiled = family.compiled_for(learner.modules.unet, steps * recipe.batch)
     fingerprint = _fingerprint(recipe, data, photo_digest, family)
     if recipe.start_from and not _has_checkpoint(out, fingerprint):
         _start_from(learner, out, recipe, family)
@@ -241,6 +242,7 @@ def _run(
             class_latents = class_images(family, recipe, data, out, stop, pause)
     batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
     preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
+    distilled = drafts.load_quietly(family.row) if recipe.preview_every_s > 0 and world.first else None
     if plan.offload:
         family.park(kept=(learner.modules.unet, *(learner.modules.text.encoders if learner.live_text else ())))
 
@@ -268,7 +270,7 @@ def _run(
         for group, parameter_group in zip(groups, optimizer.param_groups, strict=True):
             factor = _learning_rate_factor(step, recipe)
             parameter_group["lr"] = optimizers.rate(recipe.optimizer, group, factor, step / steps)
-        with checkpointed(learner.modules, plan.checkpointing):
+        with checkpointed(learner.modules, plan.checkpointing), running(compiled):
             loss = batches.loss(learner, step, world)
             loss.backward()
         world.add_gradients(parameters)
@@ -300,7 +302,7 @@ def _run(
             yield Event("watch", name, step, steps, seconds=clock.seconds, data=asdict(looked))
         if world.first and 0 < recipe.preview_every_s <= time.monotonic() - shown_at and step < steps:
             path = out / f"preview_{step:05d}.png"
-            drawn = _save_preview(family, _frame(family, learner.modules, preview), path)
+            drawn = _save_preview(family, _draft(family, learner.modules, preview, distilled), path)
             shown_at = time.monotonic()
             yield replace(drawn, method=name, step=step, steps=steps, seconds=clock.seconds)
     if losses:
@@ -762,12 +764,24 @@ def _frame(family: Family, modules: Modules, row: Row) -> np.ndarray:
     return frames[0]
 
 
+def _draft(family: Family, modules: Modules, row: Row, distilled: Layers | None) -> np.ndarray:
+    """One picture (H, W, 3) to follow a training by: in fewer steps where the base has what it takes."""
+    if distilled is None:
+        return _frame(family, modules, row)
+    row = replace(row, guidance=drafts.GUIDANCE)
+    with drafts.distilled(family, modules.unet, distilled):
+        frames = _frames(family, modules, [row], steps=drafts.STEPS, scheduler=drafts.SCHEDULER)
+    assert frames is not None
+    return frames[0]
+
+
 def _frames(
     family: Family,
     modules: Modules,
     rows: Sequence[Row],
     *,
     steps: int,
+    scheduler: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray | None:
     """Quick pictures (n, H, W, 3); None when stopped."""
@@ -776,7 +790,7 @@ def _frames(
     for part in parts:
         part.eval()
     try:
-        quick = family.architecture.quick_scheduler
+        quick = scheduler or family.architecture.quick_scheduler
         with family.awake(*modules.text.encoders):
             latents = sample_latents(family, modules, rows, steps=steps, scheduler_name=quick, stop=stop)
         if latents is None:

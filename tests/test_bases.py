@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.bases import family as family_module
-from pipelines.bases.family import load_family
+from pipelines.bases.family import compiled_blocks, load_family, running
 from pipelines.bases.registry import BASES, completed, completions, find_base, phrases_of, unknown_words, vocabulary
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
+from pipelines.methods import method
+from pipelines.methods.base import trained
 from pipelines.runtime import (
-    COMPILE_FROM_STEPS,
+    COMPILE_FROM_TFLOP,
     Device,
     derived_seed,
     is_worth_compiling,
@@ -28,7 +30,7 @@ from pipelines.runtime import (
     tune,
 )
 from pipelines.schema import METHODS, UserError
-from tests.tiny import add_checker, tiny_family, tiny_folder
+from tests.tiny import add_checker, tiny_family, tiny_folder, tiny_recipe, tiny_run
 
 KINDS = ("portrait", "sd15", "sdxl")
 EXACT = Device("cpu", "float32", "exact in tests")
@@ -533,31 +535,108 @@ def test_only_long_trainings_on_nvidia_cards_are_compiled(monkeypatch):
     card = Device("cuda:1", "bfloat16", "a card")
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "triton" else found(name))
-    assert is_worth_compiling(card, COMPILE_FROM_STEPS)
-    assert not is_worth_compiling(card, COMPILE_FROM_STEPS - 1)
-    assert not is_worth_compiling(Device("cuda", "float32", "an old card"), COMPILE_FROM_STEPS)
+    assert is_worth_compiling(card, COMPILE_FROM_TFLOP)
+    assert not is_worth_compiling(card, COMPILE_FROM_TFLOP - 1)
+    assert not is_worth_compiling(Device("cuda", "float32", "an old card"), COMPILE_FROM_TFLOP)
     assert not any(is_worth_compiling(Device(name, "bfloat16", ""), 10**6) for name in ("cpu", "mps"))
     monkeypatch.setenv("LIKENESS_COMPILE", "0")
-    assert not is_worth_compiling(card, COMPILE_FROM_STEPS)
+    assert not is_worth_compiling(card, COMPILE_FROM_TFLOP)
     monkeypatch.delenv("LIKENESS_COMPILE")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else found(name))
-    assert not is_worth_compiling(card, COMPILE_FROM_STEPS), "there is nothing to compile with"
+    assert not is_worth_compiling(card, COMPILE_FROM_TFLOP), "there is nothing to compile with"
 
 
-def test_what_is_shared_is_never_compiled(monkeypatch):
-    """Compiled blocks round differently: who shares the clean base would see it."""
+def test_which_shipped_recipes_are_compiled_on_a_card(monkeypatch):
+    from pipelines import presets
+
+    def work(base, method, quality):
+        recipe = presets.recipe(base, method, quality, class_word="man")
+        return recipe.steps * recipe.batch * (BASES[base].forward_tflop or 0.0)
+
+    long = {
+        ("sd15", "textual_inversion", "best"), ("sdxl", "textual_inversion", "good"),
+        ("sdxl", "textual_inversion", "best"), ("sdxl", "lora", "best"), ("sdxl", "pivotal", "best"),
+        ("z-image", "lora", "draft"), ("z-image", "lora", "good"), ("z-image", "lora", "best"),
+    }  # fmt: skip
+    found = {
+        (row.name, method, quality)
+        for row in BASES.values()
+        for method in row.offered
+        for quality in ("draft", "good", "best")
+        if work(row.name, method, quality) >= COMPILE_FROM_TFLOP
+    }
+    assert {each for each in found if each[1] != "dreambooth"} == long
+
+
+def compiled_by(backend, kind):
+    """(loss, gradients) of one step as it is, compiled, and as it is again; how many graphs were made."""
     family = tiny_family("sd15")
-    compiled = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    recipe = tiny_recipe("sd15", kind)
+    learner = method(kind).learner(family, recipe)
+    parameters = trained(learner.groups())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    latents, still = (torch.randn((2, *family.latent_shape()), generator=generator) for _ in range(2))
+    blocks = compiled_blocks(learner.modules.unet, backend=backend)
+    assert len(blocks) == 7, "the transformer of each attention"
+
+    def step(used):
+        with running(used):
+            told = learner.modules.text.encode(learner.modules.text.ids([method(kind).phrase(family.row, recipe)] * 2))
+            loss = family.objective(
+                learner.modules.unet, latents, told, still, torch.tensor([100, 700]), snr_gamma=5.0
+            ).mean()
+            return loss.detach(), torch.autograd.grad(loss, parameters)
+
+    with torch._dynamo.config.patch(suppress_errors=False):
+        found = step({}), step(blocks), step({})
+    return found, torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "textual_inversion"])
+def test_compiled_blocks_learn_what_plain_ones_do(kind):
+    builds = any(shutil.which(name) for name in ("g++", "clang++"))
+    (plain, compiled, again), graphs = compiled_by("inductor" if builds else "aot_eager", kind)
+    assert graphs >= 1, "something was compiled"
+    assert torch.equal(plain[0], again[0]) and all(map(torch.equal, plain[1], again[1])), "and left as it was"
+    assert torch.allclose(compiled[0], plain[0], rtol=1e-5)
+    for one, other in zip(compiled[1], plain[1], strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+def test_only_steps_run_compiled(tmp_path, monkeypatch):
+    """Textual inversion trains through the denoiser that others draw with: they must not see it."""
+    calls = []
+
+    def counted(unet):
+        def forward(block):
+            plain = block.forward
+
+            def run(*args, **options):
+                calls.append(torch.is_grad_enabled())
+                return plain(*args, **options)
+
+            return run
+
+        return {block: forward(block) for block in unet.modules() if type(block).__name__ == "BasicTransformerBlock"}
+
+    family = tiny_family("sd15")
+    plain = tiny_run("sd15", "textual_inversion", tmp_path / "plain", steps=3, preview_every_s=1e-9)
+    monkeypatch.setattr(family_module, "compiled_blocks", counted)
+    tiny_run("sd15", "textual_inversion", tmp_path / "short", steps=3)
+    assert calls == [], "a CPU never compiles"
     monkeypatch.setattr(family_module, "is_worth_compiling", lambda *_: True)
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
-    monkeypatch.setattr(
-        type(family.new_unet(trainable=False)), "compile_repeated_blocks", lambda unet: compiled.append(unet)
-    )
-    own = family.new_unet(trainable=False)
-    family.compile_for(family.shared().unet, 10**6)
-    assert compiled == []
-    family.compile_for(own, 10**6)
-    assert len(compiled) == 1 and compiled[0] is own
+    with torch._dynamo.config.patch(suppress_errors=False):
+        long = tiny_run("sd15", "textual_inversion", tmp_path / "long", steps=3, preview_every_s=1e-9)
+    blocks = [each for each in family.shared().unet.modules() if type(each).__name__ == "BasicTransformerBlock"]
+    assert calls == [True] * (3 * len(blocks)), "each block once per step, and never to draw"
+    assert not any("forward" in vars(block) for block in blocks)
+    assert [event.loss for event in long] == [event.loss for event in plain]
 
 
 def test_cards_compute_in_tf32_and_nothing_else_is_touched():

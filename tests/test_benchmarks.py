@@ -31,6 +31,7 @@ from benchmarks.versus_diffusers import (
     row_of,
     table,
 )
+from pipelines.runtime import Device, free_memory_gb
 
 VERSUS = Path(transforms.__file__).parent
 
@@ -170,15 +171,97 @@ def test_a_row_is_made_of_the_notes():
 
 def test_the_gpu_harness_runs(tmp_path, capsys):
     out = tmp_path / "found.json"
-    cases = "sd15-lora-1,sd15-dreambooth-2,sdxl-lora-2"
+    cases = "sd15-dreambooth-2,sdxl-lora-2"
     assert gpu_step.main(["--tiny", "--cases", cases, "--repeats", "1", "--json", str(out)]) == 0
-    figures = json.loads(out.read_text())["figures"]
+    saved = json.loads(out.read_text())
+    figures = saved["figures"]
     assert [(each["case"], each["who"]) for each in figures] == [
-        (case, who) for case in cases.split(",") for who in ("likeness", "script")
+        (case, who) for case in cases.split(",") for who in ("script", "script", "likeness")
     ]
+    assert ["--gradient_checkpointing" in each["how"] for each in figures] == [False, True, False] * 2
     for each in figures:
-        assert each["step_ms"] > 0 and each["step_tflop"] > 0 and each["peak_gb"] is None
-    # the script encodes the pictures in every step on top of the same arithmetic
-    mine, theirs = figures[0], figures[1]
-    assert theirs["step_tflop"] > mine["step_tflop"]
+        assert each["step_ms"] > 0 and each["step_tflop"] > 0 and each["peak_gb"] is None and each["first_step_s"] > 0
+    for start in range(0, len(figures), 3):
+        theirs, own = figures[start : start + 2], figures[start + 2]
+        assert sum(each["shipped"] for each in theirs) == 1 and own["shipped"]
+        assert min(theirs, key=lambda each: each["step_ms"])["shipped"], "the fastest is its best"
+        # the script encodes the pictures in every step on top of the same arithmetic
+        assert theirs[1]["step_tflop"] > theirs[0]["step_tflop"] > own["step_tflop"]
+        assert "Gradient checkpointing is off" in own["how"], "the app's own plan"
+    assert saved["bars"] == [], "a CPU proves nothing"
     assert "sdxl-lora-2" in capsys.readouterr().out
+
+
+def _gpu(who: str, step_ms: float, peak_gb: float, how: str = "", *, shipped: bool = True) -> gpu_step.Figures:
+    return gpu_step.Figures("sd15-lora-1", who, how, step_ms, 1.0, 1.0, 0.5, peak_gb, 1.0, shipped)
+
+
+def test_the_bars_of_a_gpu():
+    slow, best = _gpu("script", 300, 5, shipped=False), _gpu("script", 200, 8)
+    mine = _gpu("likeness", 100, 8)
+    assert [bar.met for bar in gpu_step.bars([slow, best, mine])] == [True, True]
+    assert [bar.met for bar in gpu_step.bars([slow, best, replace(mine, step_ms=101, peak_gb=8.1)])] == [False, False]
+    compiled = _gpu("likeness", 50, 8, "compiled", shipped=False)
+    assert not gpu_step.bars([best, replace(mine, step_ms=150), compiled])[0].met, "the app would not compile here"
+    roomy = replace(mine, peak_gb=9.0)
+    tight = _gpu("likeness", 120, 7.5, gpu_step.WITHIN_THEIRS + "; plan", shipped=False)
+    assert [bar.met for bar in gpu_step.bars([best, roomy, tight])] == [True, True], "it would have done with less"
+    assert [bar.met for bar in gpu_step.bars([best])] == [False], "the script fits and ours does not"
+    assert gpu_step.bars([mine]) == []
+    rows = gpu_step.table([slow, best, mine]).splitlines()
+    assert rows[-1].split(" | ")[4] == "2.00x" and "**likeness**" in rows[-1] and "**script**" not in rows[-3]
+
+
+def test_a_missed_bar_is_an_exit_code(monkeypatch, capsys):
+    missed = gpu_step.Bar("sd15-lora-1", "peak memory at most the script's", "9 of 8 GB", met=False)
+    monkeypatch.setattr(gpu_step, "write_base", lambda *_, **__: None)
+    monkeypatch.setattr(gpu_step, "measure", lambda *_, **__: [_gpu("likeness", 1, 9)])
+    monkeypatch.setattr(gpu_step, "bars", lambda found: [missed])
+    assert gpu_step.main(["--tiny", "--cases", "sd15-lora-1"]) == 1
+    assert "MISSED: sd15-lora-1: peak memory" in capsys.readouterr().out
+
+
+def test_a_smaller_card_is_what_the_plan_sees(monkeypatch):
+    allowed = {"share": 1.0}
+    for name, stand_in in {
+        "mem_get_info": lambda *_: (130e9, 140e9), "memory_reserved": lambda *_: 2e9, "empty_cache": lambda: None,
+        "get_device_properties": lambda *_: Namespace(total_memory=140e9),
+        "set_per_process_memory_fraction": lambda share, _index: allowed.update(share=share),
+        "get_per_process_memory_fraction": lambda _index: allowed["share"],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    card = Device("cuda", "bfloat16", "a card")
+    assert free_memory_gb(card) == 132.0
+    with gpu_step.card_of(6.0, card):
+        assert free_memory_gb(card) == pytest.approx(5.4), "CUDA's own 0.6 GB are gone"
+    assert free_memory_gb(card) == 132.0
+
+
+def test_what_is_compared_on_a_gpu_is_alike():
+    recipe = gpu_step.compared_recipe("sdxl-lora-4")
+    assert (recipe.batch, recipe.rank, recipe.targets, recipe.text_learning_rate) == (4, 16, "attention", 0.0)
+    assert gpu_step.compared_recipe("sd15-dreambooth-8").prior_weight == 0.0
+    assert gpu_step.shipped_recipe("sd15-lora").text_learning_rate > 0, "the memory bars hold for what is shipped"
+    plain = gpu_step.possible_flags(Device("cpu", "float32", "no card"))
+    assert [str(each) for each in plain] == [
+        "--mixed_precision bf16 --allow_tf32", "--mixed_precision bf16 --allow_tf32 --gradient_checkpointing"
+    ]  # fmt: skip
+
+
+def test_gpus_of_the_harness_are_those_of_the_registry():
+    """The memory plan and the choice to compile rest on these numbers."""
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pipelines.bases.registry import BASES
+
+    for kind, config in gpu_step.UNETS.items():
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            unet, side = UNet2DConditionModel(**config), config["sample_size"]
+            added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)} if kind == "sdxl" else None
+            told = torch.zeros(1, 77, config["cross_attention_dim"])
+            unet(torch.zeros(1, 4, side, side), torch.zeros(1), told, added_cond_kwargs=added)
+        assert BASES[kind].forward_tflop == pytest.approx(counter.get_total_flops() / 1e12, rel=0.02)
+        assert BASES[kind].footprint.denoiser_m == pytest.approx(
+            sum(p.numel() for p in unet.parameters()) / 1e6, rel=0.01
+        )

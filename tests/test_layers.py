@@ -46,7 +46,7 @@ LAYERS = (
     ),
     ("importing",),
     ("methods",),
-    ("batches", "optimizers"),
+    ("batches", "optimizers", "drafts"),
     ("marking", "delivery"),
     ("training", "generation", "scoring", "lookalike", "votes", "metrics", "clip_text", "refining"),
     ("selection",),

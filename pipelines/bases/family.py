@@ -34,6 +34,7 @@ from pipelines.runtime import Device, is_worth_compiling, pick_device, tune
 from pipelines.schema import ATTENTIONS, UserError
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
+CompiledBlocks = dict[nn.Module, Callable[..., Any]]  # a block -> its forward pass, compiled
 
 # name -> (class in diffusers, options), besides "default", which is the base's own
 DIFFUSION_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -243,14 +244,12 @@ class Family:
         if self.device.kind == "cpu" and side * side <= PLAIN_ATTENTION_MAX_TOKENS:
             unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
 
-    def compile_for(self, unet: nn.Module, steps: int) -> None:
-        """Compile the repeated blocks of an own copy in place where so many steps repay it. Names, weights and saved
-        files stay as they are; where the compiler fails, PyTorch goes on without it.
-        """
-        if unet is self._shared_unet or not is_worth_compiling(self.device, steps):
-            return
-        torch._dynamo.config.suppress_errors = True
-        unet.compile_repeated_blocks()  # type: ignore[operator]
+    def compiled_for(self, unet: nn.Module, pictures: int) -> CompiledBlocks:
+        """The denoiser's repeated blocks, compiled, where a training on so many pictures repays it; else none."""
+        if not is_worth_compiling(self.device, pictures * (self.row.forward_tflop or 0.0)):
+            return {}
+        torch._dynamo.config.suppress_errors = True  # where the compiler fails, PyTorch goes on without it
+        return compiled_blocks(unet)
 
     def new_text(self, *, device: str | None = None) -> Text:
         """A copy of the text side with float32 encoders of its own, to be trained or adapted."""
@@ -464,6 +463,27 @@ def checkpointed(modules: Modules, switched_on: bool) -> Iterator[None]:
         for encoder, was_training in zip(encoders, training, strict=True):
             encoder.gradient_checkpointing_disable()  # type: ignore[operator]
             encoder.train(was_training)
+
+
+def compiled_blocks(unet: nn.Module, *, backend: str = "inductor") -> CompiledBlocks:
+    """What diffusers' `compile_repeated_blocks` compiles; but that stays compiled, for everybody who shares `unet`."""
+    repeated: Sequence[str] = unet._repeated_blocks  # type: ignore[assignment]
+    blocks = [each for each in unet.modules() if type(each).__name__ in repeated]
+    return {block: torch.compile(block.forward, backend=backend) for block in blocks}
+
+
+@contextlib.contextmanager
+def running(blocks: CompiledBlocks) -> Iterator[None]:
+    """While open, the blocks run compiled. Outside they run as they are: compiled ones round differently, which whoever
+    shares the denoiser would see, and previews of other sizes would be compiled again.
+    """
+    for block, forward in blocks.items():
+        block.forward = forward  # the instance's, before the class's
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def moved(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:

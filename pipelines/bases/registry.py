@@ -79,6 +79,11 @@ class BaseRow:
     variant: str | None = None  # of the weight files on the hub: "fp16"
     buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) it is taught with; () = square only
     footprint: Footprint | None = None  # None: not counted
+    # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
+    # published configuration; None: not counted
+    forward_tflop: float | None = None
+    # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.drafts
+    draft_lora: tuple[str, str] | None = None
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -184,6 +189,9 @@ BASES: dict[str, BaseRow] = {
             variant="fp16",
             buckets=SD15_BUCKETS,
             footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2),
+            forward_tflop=0.80,
+            # Both as many people's lock files and published hub caches name them; the hub itself was not asked.
+            draft_lora=("latent-consistency/lcm-lora-sdv1-5", "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
         ),
         BaseRow(
             name="sdxl",
@@ -205,6 +213,8 @@ BASES: dict[str, BaseRow] = {
             variant="fp16",
             buckets=SDXL_BUCKETS,
             footprint=Footprint(2567, 818, 84, 2.66, 6.77, 0.73, 8.6),
+            forward_tflop=6.8,
+            draft_lora=("latent-consistency/lcm-lora-sdxl", "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
         ),
         BaseRow(
             name="z-image",
@@ -223,6 +233,7 @@ BASES: dict[str, BaseRow] = {
             min_eye_distance_px=70.0,
             aligned=False,
             buckets=Z_IMAGE_BUCKETS,
+            forward_tflop=56.0,
         ),
     )
 }
@@ -456,6 +467,8 @@ def _local_row(
         path=str(path),
         buckets=buckets or (like.buckets if resolution_px == like.resolution_px else ()),
         footprint=counted,
+        forward_tflop=like.forward_tflop if resolution_px == like.resolution_px else None,
+        draft_lora=like.draft_lora,
     )
 
 
