@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pipelines.bases.family import FAMILIES, load_family, moved
+from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, tokens
-from pipelines.runtime import noise
+from pipelines.runtime import Device, noise
 from pipelines.schema import ALL_METHODS as METHODS
 from pipelines.schema import UserError
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
@@ -158,6 +161,38 @@ def test_dreambooth_folder_is_a_stock_pipeline(kind, with_text, tmp_path):
     # the parts that nobody changed share their bytes with the base
     weights = "vae/diffusion_pytorch_model.safetensors"
     assert (tmp_path / weights).samefile(tiny_folder(kind) / weights)
+
+
+@pytest.mark.parametrize("source", ["fp16 files only", "its config says half"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_what_was_trained_in_half_loads_in_stock_diffusers(kind, source, tmp_path):
+    """On a card the encoders compute in bfloat16 and are loaded in float16; `from_pretrained` must not notice."""
+    base = shutil.copytree(tiny_folder(kind), tmp_path / "base")
+    encoders = [name for _, name in FAMILIES[kind].text_parts]
+    if source == "fp16 files only":
+        for weights in base.glob("*/*.safetensors"):
+            weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
+    else:
+        for name in encoders:
+            config = base / name / "config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float16"}))
+    before = {file: file.read_bytes() for file in base.rglob("*") if file.is_file()}
+    family = load_family(find_base(str(base)), Device("cpu", "float32", "as a card, but for the encoders"))
+    for name, encoder in zip(encoders, family.text.encoders, strict=True):
+        moved(family.loaded(name), "cpu", torch.float16)
+        moved(encoder, "cpu", torch.bfloat16)
+    out = tmp_path / "out"
+    out.mkdir()
+    learner = disturbed(method("dreambooth").learner(family, tiny_recipe(kind, "dreambooth")))
+    learner.export(out)
+    pipeline = stock(kind, out)
+    for name in encoders:
+        part, plain = getattr(pipeline, name), getattr(stock(kind), name)
+        assert part.dtype == torch.float32
+        for one, other in zip(part.parameters(), plain.parameters(), strict=True):
+            assert torch.allclose(one, other, atol=1e-3), "float16 has ten binary digits, bfloat16 seven"
+    stock_picture(family, pipeline, "portrait of man")
+    assert {file: file.read_bytes() for file in base.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -216,6 +216,10 @@ class Family:
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         return self.device.autocast()
 
+    def loaded(self, part: str) -> Any:
+        """A part of the pipeline as it was loaded, in the format it is stored in. Not to be changed."""
+        return self._parts[part]
+
     # -- copies --------------------------------------------------------------------------------------------------
 
     def shared(self) -> Modules:

@@ -93,8 +93,8 @@ class Text:
                 with self._rows_in(index):
                     out = encoder(tokens, output_hidden_states=self.penultimate)
                 states.append(out.hidden_states[-2] if self.penultimate else out.last_hidden_state)
-                # Where SDXL's config says eos_token_id 2, transformers pools at the highest id: at a learned word and
-                # not at the prompt's end, where web UIs pool. Kept, so that stock diffusers draws the same picture.
+                # SDXL's config says eos_token_id 2: transformers then pools at the highest id, which is a learned word,
+                # and web UIs at the prompt's end. It stays so: stock diffusers has to draw the same picture.
                 pooled = getattr(out, "text_embeds", None) if self.penultimate else None
         return Conditioning(torch.cat(states, -1), pooled)
 

@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,27 +118,40 @@ def _save_half(module: torch.nn.Module, folder: Path) -> None:
     half = moved(copy.deepcopy(module), "cpu", torch.float16)
     with quiet():
         half.save_pretrained(folder, max_shard_size="100GB")  # type: ignore[operator]
+    _as_stock_loads(folder)
+
+
+def _as_stock_loads(folder: Path) -> None:
+    """transformers honours the dtype in a part's configuration, and diffusers loads float32 unless told otherwise: an
+    encoder in half would meet a denoiser in float32.
+    """
     config = folder / "config.json"
+    if not config.is_file():  # a tokenizer, a scheduler
+        return
     settings = json.loads(config.read_text())
-    settings.pop("_name_or_path", None)  # would carry a path of this machine into a file people share
-    if "dtype" in settings:
-        # transformers honours the saved dtype of an encoder while diffusers loads float32 unless told otherwise
-        settings["dtype"] = "float32"
-    config.write_text(json.dumps(settings, indent=2) + "\n")
+    wanted = {name: "float32" if name in ("dtype", "torch_dtype") else value for name, value in settings.items()}
+    wanted.pop("_name_or_path", None)  # would carry a path of this machine into a file people share
+    if wanted != settings:
+        config.unlink()  # it may be a hard link to the base's own
+        config.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
 def _complete(family: Family, folder: Path, *, skip: set[str]) -> None:
     """Everything else a stock pipeline needs: linked or copied from the base's folder, else saved from memory."""
     source = family.folder
-    pipeline = family.pipeline(family.shared())
+    pipeline = family.pipeline(Modules(family.loaded(family.architecture.denoiser), family.text))
     present = [name for name, part in pipeline.components.items() if part is not None and name not in skip]
-    for name in present:
-        if (folder / name).exists():
-            continue
+
+    def write(name: str, path: Path) -> None:
         if source is not None and (source / name).is_dir() and (name == CHECKER or _plain_weights(source / name)):
-            write_folder(folder / name, lambda path, name=name: _link_tree(source / name, path))  # type: ignore[misc]
+            _link_tree(source / name, path)
         else:
-            write_folder(folder / name, lambda path, name=name: pipeline.components[name].save_pretrained(path))  # type: ignore[misc]
+            family.loaded(name).save_pretrained(path)
+        _as_stock_loads(path)
+
+    for name in present:
+        if not (folder / name).exists():
+            write_folder(folder / name, partial(write, name))
     pipeline.save_config(folder)
     index = json.loads((folder / "model_index.json").read_text())
     index.pop("_name_or_path", None)
