@@ -756,7 +756,7 @@ class Services:
         for slot in (run, run.drawing):
             jobs.stop(slot, patience_s=3.0)
         for slot in (run, run.drawing):
-            if jobs.hold(slot, lambda status: not status.busy, timeout_s=timeout_s).busy:
+            if jobs.hold(slot, lambda now, slot=slot: not now.busy and jobs.released(slot), timeout_s=timeout_s).busy:
                 raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
 
     def package(self, run: workspace.Run) -> list[tuple[str, str]]:
