@@ -579,6 +579,14 @@ def _spawn(command: list[str], log_file: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def released(run: Run) -> bool:
+    """Whether no worker is in the run: it lets go a moment after it has written down how its job ended."""
+    if not run.job_folder.is_dir():
+        return True
+    with Lock(run.lock) as lock:
+        return lock.acquire()
+
+
 def hold(run: Run, until: Callable[[JobStatus], bool], *, timeout_s: float = 60.0) -> JobStatus:
     """Wait until the job's status satisfies `until`; the status then, or the last one when time is up."""
     deadline = time.monotonic() + timeout_s

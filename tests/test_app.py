@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipelines import jobs, presets, workspace
 from pipelines.attributes import COLOURS
 from pipelines.bases.registry import BASES
 from pipelines.schema import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
+from pipelines.workspace import Lock
 
 ROOT = Path(__file__).resolve().parents[1]
 SPOKEN = """portrait of photo a man woman person young middle aged elderly background jacket gradient spotlight
@@ -1040,3 +1042,13 @@ def test_a_damaged_card_costs_its_method_and_not_the_page(services, base):
     assert set(services.view(capability).trained) == {"lora", "dreambooth"}
     (session.run.method("lora") / "subject.json").write_bytes(b"")  # as a power cut may leave it
     assert set(services.view(capability).trained) == {"dreambooth"}
+
+
+def test_a_run_is_deleted_although_its_worker_lets_go_a_moment_after_it_said_it_had_ended(services):
+    _, session = services.sessions.create()
+    jobs.save_status(session.run, jobs.JobStatus("cancelled", kind="train"))
+    lock = Lock(session.run.lock)
+    assert lock.acquire() and not jobs.released(session.run)
+    threading.Timer(0.3, lock.release).start()
+    services.stop_and_wait(session.run)
+    assert services.sessions.forget(session)["remaining_files"] == 0

@@ -1,6 +1,7 @@
 """A whole visit in headless Chromium: upload, train, generate, score, delete - on a tiny base that draws noise.
 
-Run with `pytest -m browser`. Skipped with the reason where there is no Chromium, or no photos with faces.
+Run with `pytest -m browser`; `tests/install_chromium.sh` brings the browser. Skipped with the reason where there is no
+Chromium, or no photos with faces.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data" / "people"
+REAL = ROOT.parent / "shared" / "data" / "people" / "p03"  # a man, photographed in the wild
 SAMPLE = ROOT / "presets" / "sample_person"
 LENGTH = {"steps": 6}  # of a training; enough to see a curve; the base is random anyway
 PATIENCE_MS = 240_000  # a busy machine
@@ -29,11 +30,17 @@ STARTED: list[Any] = []  # specs of trainings
 
 
 def photos() -> list[str]:
-    for folder in (SAMPLE, *(sorted(SHARED.glob("p*")) if SHARED.is_dir() else ())):
+    """Seven of somebody real where there are some, else of the sample person."""
+    for folder in (REAL, SAMPLE):
         found = sorted(str(p) for p in (*folder.glob("*.png"), *folder.glob("*.jpg")))
         if len(found) >= 7:
             return found[:7]
-    pytest.skip("neither presets/sample_person nor ../shared/data/people holds photos with faces")
+    pytest.skip("neither ../shared/data/people nor presets/sample_person holds photos with faces")
+
+
+def class_word() -> str:
+    """Of whom `photos` shows."""
+    return "man" if Path(photos()[0]).parent == REAL else (SAMPLE / "person.txt").read_text().strip()
 
 
 def more_photos() -> list[str]:
@@ -81,8 +88,8 @@ def address(tmp_path_factory):
 class Visit:
     """A page that remembers every foreign host it was sent to, and every error of its console."""
 
-    def __init__(self, browser, address: str, width: int = 1280, locale: str = "en-US") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, locale=locale)
+    def __init__(self, browser, address: str, width: int = 1280, locale: str = "en-US", **more: Any) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, locale=locale, **more)
         self.context.set_default_timeout(PATIENCE_MS)
         self.foreign: list[str] = []
         self.errors: list[str] = []
@@ -117,6 +124,10 @@ class Visit:
             "([selector, says]) => document.querySelector(selector)?.innerText.includes(says)", arg=[selector, says]
         )
 
+    def fits(self) -> None:
+        """Nothing is wider than the screen."""
+        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
     def wait_for_picture(self, selector: str) -> None:
         """Until the first such picture is loaded, at the base's size."""
         self.page.wait_for_function("s => document.querySelector(s)?.naturalWidth === 128", arg=selector)
@@ -134,9 +145,10 @@ class Visit:
         self.page.get_by_role("tab", name=name).click()
 
 
-def test_a_whole_visit(chromium, address, tmp_path):
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_whole_visit(chromium, address, tmp_path, width):
     sent = photos()
-    visit = Visit(chromium, address)
+    visit = Visit(chromium, address, width)
     page = visit.page
 
     # Upload: bad files are named, three photos are too few, and the reason stands at the next step
@@ -151,8 +163,10 @@ def test_a_whole_visit(chromium, address, tmp_path):
     page.locator("#lk-drop input[type=file]").set_input_files(sent[3:])
     visit.wait("#lk-upload-status", "photos are used")
     visit.wait("#lk-steps", "consent")
+    page.locator("#lk-class-word").get_by_label(class_word(), exact=True).check()
     page.locator("#lk-consent input").check()
     visit.wait("#lk-steps", "Ready")
+    visit.fits()
 
     # Train: three lanes; a reload and a second tab find the job again
     visit.tab("Train")
@@ -168,6 +182,8 @@ def test_a_whole_visit(chromium, address, tmp_path):
         visit.wait(f"#lk-lane-{method}", "step 6 / 6")
         visit.wait_for_picture(f"#lk-lane-{method} img")
     assert page.locator("#lk-loss-lora svg, #lk-loss-lora canvas").count() >= 1
+    assert STARTED[-1].class_word == class_word()
+    visit.fits()
 
     # Generate: unknown words are named, NaN never arrives, columns are drawn on the same seeds and scored
     visit.tab("Generate")
@@ -183,6 +199,7 @@ def test_a_whole_visit(chromium, address, tmp_path):
     visit.wait("#lk-steps", "8 pictures scored")
     assert visit.text("#lk-grid").count("seed 0") == 4 and visit.text("#lk-grid").count("seed 1") == 4
     visit.wait_for_picture("#lk-grid img")
+    visit.fits()
 
     # Score: the judge and its licence, four marks, a row per column, a download
     visit.tab("Score")
@@ -190,6 +207,7 @@ def test_a_whole_visit(chromium, address, tmp_path):
     for mark in ("Different people", "Untrained base", "Best this base can draw", "This person's own photos"):
         assert mark in visit.text("#lk-strip")
     assert page.locator("#lk-table tbody tr").count() == 4
+    visit.fits()
     page.locator("#lk-package").click()
     with page.expect_download() as download:
         page.locator("#lk-downloads a").first.click()

@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -801,7 +802,7 @@ class Services:
         for slot in (run, run.drawing):
             jobs.stop(slot, patience_s=3.0)
         for slot in (run, run.drawing):
-            if jobs.hold(slot, lambda status: not status.busy, timeout_s=timeout_s).busy:
+            if jobs.hold(slot, partial(_over, slot), timeout_s=timeout_s).busy:
                 raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
 
     def package(self, run: workspace.Run) -> list[tuple[str, str]]:
@@ -942,6 +943,10 @@ def marks(run: workspace.Run) -> dict[str, dict[str, Any]]:
     """Judge -> the figures of its strip."""
     saved = workspace.read_json(run.marks)
     return {str(judge): dict(figures) for judge, figures in saved.items()} if isinstance(saved, dict) else {}
+
+
+def _over(slot: workspace.Run, now: jobs.JobStatus) -> bool:
+    return not now.busy and jobs.released(slot)
 
 
 def _inside(run: workspace.Run, path: str) -> str:
