@@ -77,10 +77,9 @@ class Generator:
             while end < len(samplings) and end - start < batch and _key(samplings[end]) == _key(first):
                 end += 1
             part = samplings[start:end]
-            modules = self._modules(subject, subject_folder, first.strength)
             frames = sampler.sample(
                 self.family,
-                modules,
+                self._modules(subject, subject_folder, first.strength),  # no name keeps it while the next is made
                 [
                     sampler.Row(
                         each.prompt.replace("{subject}", phrase), each.seed, each.negative_prompt, each.guidance
