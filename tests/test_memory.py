@@ -332,20 +332,16 @@ def test_an_imported_lora_is_merged_off_a_small_card_and_drawn_in_the_cards_form
     ledger, load = card
     load("sdxl", 1e-6)
     family = load_family(counted("sdxl"), Card(CARD, "bfloat16", "a stand-in"))
-    family.shared()
-    parts = {"unet": family.shared().unet, "text_encoder": family.text.encoders[0]}
-    for name, module in parts.items():
-        weight, like = next(
-            (each, value)
-            for each, value in module.named_parameters()
-            if each.endswith(("to_q.weight", "q_proj.weight"))
-        )
-        layer = Layer(torch.ones(1, like.shape[1]), torch.ones(like.shape[0], 1), 1.0, None, False)
+    for name, ending in (("unet", "to_q.weight"), ("text_encoder", "q_proj.weight")):
+        module = family.shared().unet if name == "unet" else family.text.encoders[0]
+        weight, shape = next((each, value.shape) for each, value in module.named_parameters() if each.endswith(ending))
+        del module
+        layer = Layer(torch.ones(1, shape[1]), torch.ones(shape[0], 1), 1.0, None, False)
         layers = {path_of(name, weight.removesuffix(".weight")): layer}
         monkeypatch.setattr(imported, "_layers", lambda folder, layers=layers: layers)
         ledger.forget()
         applied = imported.ImportedLoRA().apply(family, Path("nowhere"), tiny_recipe("sdxl", "lora"))
-        assert ledger.most_denoisers == 1
+        assert ledger.most_denoisers == 1, "the shared one left before"
         modules = (applied.unet, *applied.text.encoders)
         assert all(each.dtype == torch.bfloat16 for module in modules for each in module.parameters())
         assert (applied.text is family.text) == (name == "unet"), "encoders are copied only where they change"
