@@ -406,7 +406,7 @@ class _Flow:
         for name in self.spec.methods:
             recipe, card = self._recipe(name), self._subject(name)
             done = card is not None and card.complete and card.recipe == recipe
-            if done or (why := estimates.too_large(self.row, recipe, free_gb)) is None:
+            if done or (why := estimates.too_large(self.row, recipe, free_gb, device.dtype)) is None:
                 continue
             sentence = f"{_title(name)} was not trained: {why}"
             if self.world.size > 1:  # the others would wait for this one

@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.bases.registry import BaseRow
+from pipelines.bases.registry import BaseRow, Footprint
 from pipelines.presets import PRESETS
-from pipelines.runtime import MemoryNeeds, MemoryPlan, memory_plan
+from pipelines.runtime import CONTEXT_GB, MemoryNeeds, MemoryPlan, memory_plan
 from pipelines.schema import COMPOSED, Recipe
 
 SPEED = "gflops"  # among the paces of this machine
@@ -46,39 +46,63 @@ HEADROOM = (
     1.5  # activations are counted in bfloat16; autocast keeps norms in float32, and blocks are never filled whole
 )
 BYTES = {"adamw": 16, "adamw8bit": 10, "prodigy": 24}  # per learned parameter: weight, gradient and moments
+FROZEN_BYTES = {"bfloat16": 2, "float32": 4}  # per parameter that does not learn, by the format that is computed in
+CHECKER_M = 304  # parameters of the image filter, in float16
+DRAWN_TOGETHER = 4  # pictures at most, each with and without its prompt
 
 
-def memory_needs(row: BaseRow, recipe: Recipe) -> MemoryNeeds | None:
-    """What a training keeps on a GPU with native bfloat16; None where nobody counted the base. Arithmetic, no measure:
-    LoRA counts as if on attention and feed-forward layers.
+def roomy_gb(size: Footprint, dtype: str, *, text_learns: bool) -> float:
+    """What a GPU has to hold so that nothing ever has to leave it while portraits are drawn: the base, its denoiser and
+    encoders once more with somebody's likeness (`text_learns`: also the encoders), and the float32 copies that are
+    merged before.
+    """
+    each, text_m = FROZEN_BYTES[dtype], size.text_m if text_learns else 0.0
+    base = each * (size.denoiser_m + size.text_m) + 4 * size.vae_m + 2 * CHECKER_M
+    merged = 4 * (size.denoiser_m + text_m)
+    drawn = each * size.denoiser_m + 4 * text_m + 1e3 * max(size.decode_gb, _drawing_gb(size, dtype, DRAWN_TOGETHER))
+    return CONTEXT_GB + (base + max(merged, drawn)) / 1e3
+
+
+def _drawing_gb(size: Footprint, dtype: str, pictures: int) -> float:
+    return HEADROOM * 2 * pictures * size.drawing_gb * FROZEN_BYTES[dtype] / 2
+
+
+def memory_needs(row: BaseRow, recipe: Recipe, dtype: str = "bfloat16") -> MemoryNeeds | None:
+    """What a training keeps on a GPU that computes in `dtype`; None where nobody counted the base. Arithmetic, no
+    measure: LoRA counts as if on attention and feed-forward layers.
     """
     size = row.footprint
     if size is None:
         return None
+    frozen = FROZEN_BYTES[dtype]
     parts = COMPOSED.get(recipe.method, (recipe.method,))
     full, adapters = "dreambooth" in parts, "lora" in parts
     text_learns = recipe.text_learning_rate > 0 and (full or adapters)
     words = "textual_inversion" in parts
     each = BYTES[recipe.optimizer] + (4 if recipe.ema > 0 else 0)
     learned_m = size.denoiser_m if full else size.lora_m_per_rank * recipe.rank if adapters else 0.0
-    denoiser = 0.0 if full else 2 * size.denoiser_m
+    denoiser = 0.0 if full else frozen * size.denoiser_m
     if full:  # autocast's copies in half the size live through a step
-        learned_m, denoiser = 0.0, (each + 2) * size.denoiser_m
+        learned_m, denoiser = 0.0, (each + (2 if frozen == 2 else 0)) * size.denoiser_m
     text = 0.0
     if text_learns:
         text = (each if full else 4) * size.text_m
     elif words:
-        text = 2 * size.text_m
+        text = frozen * size.text_m
     rows = recipe.batch + (max(1, recipe.batch // 2) if recipe.prior_weight > 0 else 0)
-    frozen_text = 0.0 if words and not text_learns else 2 * size.text_m
+    frozen_text = 0.0 if words and not text_learns else frozen * size.text_m
+    looks = recipe.watch_every > 0 or recipe.choose_strength
+    together = max(DRAWN_TOGETHER if looks else 1, recipe.batch if recipe.prior_weight > 0 else 1)
     return MemoryNeeds(
         resident_gb=(denoiser + each * learned_m + text) / 1e3,
-        leaving_gb=(4 * size.vae_m + frozen_text) / 1e3,
-        activations_gb=HEADROOM * rows * size.activations_gb,
-        checkpointed_gb=HEADROOM * rows * size.checkpointed_gb,
+        leaving_gb=(4 * size.vae_m + frozen_text + 2 * CHECKER_M) / 1e3,
+        activations_gb=HEADROOM * rows * size.activations_gb * frozen / 2,
+        checkpointed_gb=HEADROOM * rows * size.checkpointed_gb * frozen / 2,
         decode_gb=size.decode_gb,
-        denoiser_gb=2 * size.denoiser_m / 1e3,
+        denoiser_gb=(4 if full else frozen) * size.denoiser_m / 1e3,
         vae_gb=4 * size.vae_m / 1e3,
+        visiting_gb=max(frozen_text, 2 * CHECKER_M) / 1e3,
+        drawing_gb=_drawing_gb(size, dtype, together),
     )
 
 
@@ -86,11 +110,11 @@ def memory_needs(row: BaseRow, recipe: Recipe) -> MemoryNeeds | None:
 TRIED_UP_TO = 1.1
 
 
-def too_large(row: BaseRow, recipe: Recipe, free_gb: float | None) -> str | None:
+def too_large(row: BaseRow, recipe: Recipe, free_gb: float | None, dtype: str = "bfloat16") -> str | None:
     """Why a training can't fit into the GPU's free memory however that is spared, in a sentence; else None."""
 
     def least(tried: Recipe) -> float:
-        return memory_plan(memory_needs(row, tried), free_gb).peak_gb or 0.0
+        return memory_plan(memory_needs(row, tried, dtype), free_gb).peak_gb or 0.0
 
     if free_gb is None or (peak := least(recipe)) <= TRIED_UP_TO * free_gb:
         return None
@@ -116,25 +140,32 @@ def pace_of(saved: object) -> Pace | None:
 
 
 def estimate(
-    row: BaseRow, recipes: Mapping[str, Recipe], here: Mapping[str, object], *, free_gb: float | None = None
+    row: BaseRow,
+    recipes: Mapping[str, Recipe],
+    here: Mapping[str, object],
+    *,
+    free_gb: float | None = None,
+    dtype: str = "bfloat16",
 ) -> Estimate:
     """For teaching `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine. `free_gb`: of
-    the GPU, None without one.
+    the GPU, None without one; `dtype`: what it computes in.
     """
-    left_out = {name: why for name, recipe in recipes.items() if (why := too_large(row, recipe, free_gb)) is not None}
+    left_out = {
+        name: why for name, recipe in recipes.items() if (why := too_large(row, recipe, free_gb, dtype)) is not None
+    }
     taught = {name: recipe for name, recipe in recipes.items() if name not in left_out}
-    plan = None if free_gb is None else _largest_plan(row, taught, free_gb)
+    plan = None if free_gb is None else _largest_plan(row, taught, free_gb, dtype)
     said = [f"Left out, {name.replace('_', ' ')}: {why}" for name, why in left_out.items()]
     said += [plan.reason] if plan is not None else []
     return replace(_estimate(row, taught, here, plan), memory=" ".join(said))
 
 
-def _largest_plan(row: BaseRow, recipes: Mapping[str, Recipe], free_gb: float) -> MemoryPlan | None:
+def _largest_plan(row: BaseRow, recipes: Mapping[str, Recipe], free_gb: float, dtype: str) -> MemoryPlan | None:
     """Of the recipe that needs most; None where nothing is known."""
     plans = [
         memory_plan(needs, free_gb, recipe.gradient_checkpointing)
         for recipe in recipes.values()
-        if (needs := memory_needs(row, recipe)) is not None
+        if (needs := memory_needs(row, recipe, dtype)) is not None
     ]
     return max(plans, key=lambda plan: plan.peak_gb or 0.0, default=None)
 

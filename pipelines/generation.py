@@ -80,30 +80,42 @@ class Generator:
             while end < len(samplings) and end - start < batch and _key(samplings[end]) == _key(first):
                 end += 1
             part = samplings[start:end]
-            modules = self._modules(subject, subject_folder, first.strength)
-            with drafts.distilled(self.family, modules.unet, self._draft_layers() if first.draft else None):
-                frames = sampler.sample(
-                    self.family,
-                    modules,
-                    [
-                        sampler.Row(
-                            each.prompt.replace("{subject}", phrase), each.seed, each.negative_prompt, each.guidance
-                        )
-                        for each in part
-                    ],
-                    steps=first.steps,
-                    scheduler_name=first.scheduler,
-                    height_px=first.height_px,
-                    width_px=first.width_px,
-                    sources=self._frames(part, varied) if first.change < 1 else None,
-                    change=first.change,
-                    stop=stop,
-                )
+            frames = self._draw(part, phrase, subject, subject_folder, varied, stop)
             if frames is None:
                 return
             for each, frame, refused in zip(part, frames, self.family.refused(frames), strict=True):
                 yield each, None if refused else PIL.Image.fromarray(frame)
             start = end
+
+    def _draw(
+        self,
+        part: Sequence[Sampling],
+        phrase: str,
+        subject: Subject | None,
+        folder: Path | None,
+        varied: dict[str, PIL.Image.Image],
+        stop: Callable[[], bool],
+    ) -> np.ndarray | None:
+        """One batch. No name outlives it that would keep its modules while the next one's are made."""
+        first = part[0]
+        modules = self._modules(subject, folder, first.strength)
+        rows = [
+            sampler.Row(each.prompt.replace("{subject}", phrase), each.seed, each.negative_prompt, each.guidance)
+            for each in part
+        ]
+        with drafts.distilled(self.family, modules.unet, self._draft_layers() if first.draft else None):
+            return sampler.sample(
+                self.family,
+                modules,
+                rows,
+                steps=first.steps,
+                scheduler_name=first.scheduler,
+                height_px=first.height_px,
+                width_px=first.width_px,
+                sources=self._frames(part, varied) if first.change < 1 else None,
+                change=first.change,
+                stop=stop,
+            )
 
     def _draft_layers(self) -> Layers:
         if self._distilled is None:

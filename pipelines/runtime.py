@@ -79,7 +79,7 @@ def pick_device(preferred: str | None = None) -> Device:
         raise UserError(f"This machine has no {kind} device. Choose cpu, or leave the device out.")
     if kind == "cuda":
         title = torch.cuda.get_device_name(name)
-        if torch.cuda.get_device_capability(name)[0] >= 8:
+        if torch.cuda.get_device_capability(name)[0] >= BFLOAT16_FROM:
             return Device(name, "bfloat16", f"{title}: bfloat16 is native and needs no loss scaling")
         return Device(name, "float32", f"{title} has no native bfloat16, and float16 training can overflow")
     if kind == "mps":
@@ -103,6 +103,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+BFLOAT16_FROM = 8  # CUDA's compute capability
 CONTEXT_GB = 0.6  # CUDA's own, with its libraries' workspaces
 USABLE = 0.95  # of free memory: the allocator's blocks never fit to the last byte
 
@@ -112,21 +113,27 @@ class MemoryNeeds:
     """What one training keeps on a GPU, in GB (10^9 bytes)."""
 
     resident_gb: float  # what every step needs: the denoiser, what learns, its gradients and moments
-    leaving_gb: float  # VAE and frozen encoders: needed before the first step, for previews and at the end
+    leaving_gb: float  # VAE, frozen encoders, image filter: needed before the first step, for previews and at the end
     activations_gb: float  # kept for the way back
     checkpointed_gb: float  # the same with gradient checkpointing
     decode_gb: float  # what decoding one preview takes
     denoiser_gb: float = 0.0  # of resident_gb: what can step aside while a preview is decoded
     vae_gb: float = 0.0  # of leaving_gb
+    visiting_gb: float = 0.0  # of leaving_gb the largest that comes back beside the denoiser: encoders, or the filter
+    drawing_gb: float = 0.0  # what the denoiser takes besides its weights while pictures are drawn
 
     def peak_gb(self, *, checkpointing: bool, offload: bool) -> float:
+        """Before the first step (latents, words, class pictures) and after the last (reading back) idle parts are
+        always away and what learns steps aside for another denoiser, which is no larger: no more lies there than in a
+        preview with `offload`.
+        """
         step = self.resident_gb + (self.checkpointed_gb if checkpointing else self.activations_gb)
-        preview = self.resident_gb + self.leaving_gb + self.decode_gb
-        if offload:
-            preview = max(
-                self.resident_gb - self.denoiser_gb + self.vae_gb + self.decode_gb, self.resident_gb + self.leaving_gb
-            )
-        return CONTEXT_GB + max(step + (0.0 if offload else self.leaving_gb), preview)
+        if not offload:
+            preview = self.resident_gb + max(self.drawing_gb, self.decode_gb)
+            return CONTEXT_GB + self.leaving_gb + max(step, preview)
+        drawn = self.resident_gb + max(self.visiting_gb, self.drawing_gb)
+        decoded = self.resident_gb - self.denoiser_gb + self.vae_gb + self.decode_gb
+        return CONTEXT_GB + max(step, drawn, decoded)
 
 
 @dataclass(frozen=True)
@@ -188,15 +195,27 @@ def free_memory_gb(device: Device | None = None) -> float | None:
         index = torch.device(device.name).index  # a name without a number is refused here; None is the card in use
         allowed = total * torch.cuda.get_per_process_memory_fraction(index)  # PyTorch gives no more
         return float(min(free + torch.cuda.memory_reserved(device.name), allowed)) / 1e9
+    free_mib = _asked_of_driver("memory.free")
+    return None if free_mib is None else free_mib * 2**20 / 1e9
+
+
+def gpu_dtype() -> str:
+    """The format that `pick_device` will choose on this machine's GPU, before torch is imported."""
+    capability = _asked_of_driver("compute_cap")
+    return "float32" if capability is not None and capability < BFLOAT16_FROM else "bfloat16"
+
+
+def _asked_of_driver(what: str) -> float | None:
+    """A number of the first GPU; None where there is none, or no answer."""
     import shutil
     import subprocess
 
     if shutil.which("nvidia-smi") is None:
         return None
-    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    asked = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True)
-        return float(done.stdout.split()[0]) * 2**20 / 1e9
+        return float(done.stdout.split()[0])
     except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return None
 

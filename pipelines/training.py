@@ -15,7 +15,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,7 @@ def train(
             except StopIteration:
                 return
             except torch.cuda.OutOfMemoryError as error:
+                traceback.clear_frames(error.__traceback__)  # they hold what learned, in the way of who comes next
                 raise OutOfMemory(
                     f"The GPU's memory is not enough for {_title(recipe)} with batch {recipe.batch}. Choose a smaller "
                     "batch, a smaller base or another method."
@@ -128,6 +130,7 @@ def train(
                 clock.pause()
             yield event
     finally:
+        run.close()
         if family is not None:
             family.unpark()  # whoever comes next finds it as it was
 
@@ -179,7 +182,7 @@ def _run(
     world: World,
     pause: Slice,
     clock: _Clock,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     name, steps = recipe.method, recipe.steps
     ends = partial(_any, stop, pause)
     _check(recipe, data)
@@ -197,6 +200,8 @@ def _run(
     _check_fit(family, recipe, data)
 
     # what learns, and where it stands
+    if family.sparing:
+        family.park()  # nothing of what was done before lies beside it
     method = find_method(name)
     learner = method.learner(family, recipe, identity=identity)
     compiled = family.compiled_for(learner.modules.unet, steps * recipe.batch)
@@ -206,7 +211,8 @@ def _run(
     groups = learner.groups()
     parameters = trained(groups)
     optimizer = optimizers.make(recipe.optimizer, groups, family.device)
-    plan = memory_plan(memory_needs(family.row, recipe), free_memory_gb(family.device), recipe.gradient_checkpointing)
+    needs = memory_needs(family.row, recipe, family.device.dtype)
+    plan = memory_plan(needs, free_memory_gb(family.device), recipe.gradient_checkpointing)
     average = {key: value.detach().clone() for key, value in learner.tensors().items()} if recipe.ema > 0 else {}
     watched = _Watched(watch, out if world.first else None) if watch is not None and recipe.watch_every > 0 else None
     first, note = _resume(out, fingerprint, learner, optimizer, average, watched, clock)
@@ -231,20 +237,27 @@ def _run(
     if plan.checkpointing or plan.offload:
         yield Event("note", name, first, steps, seconds=clock.seconds, text=plan.reason)
 
-    # what it learns from
+    # what it learns from; what learns makes room meanwhile
+    kept = (learner.modules.unet, *(learner.modules.text.encoders if learner.live_text else ()))
+    apart = plan.offload or family.short
+    if apart or family.sparing:
+        family.park(kept)
+    own = family.own(learner.modules)
     class_latents: dict[Shape, torch.Tensor] = {}
     if recipe.prior_weight > 0:
         if first == 0 or not (out / CLASS_IMAGES).is_file():
             text = f"Drawing {recipe.prior_images} pictures of a {recipe.class_word} in general"
             yield Event("phase", name, first, steps, seconds=clock.seconds, text=text)
         # none when stopped or paused: no step follows
-        if world.from_first(lambda: bool(class_images(family, recipe, data, out, stop, pause))):
-            class_latents = class_images(family, recipe, data, out, stop, pause)
-    batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
+        with family.aside(*own):
+            if world.from_first(lambda: bool(class_images(family, recipe, data, out, stop, pause))):
+                class_latents = class_images(family, recipe, data, out, stop, pause)
+    with family.aside(*own), family.awake(*learner.modules.text.encoders):
+        batches = Batches(family, learner, recipe, data, method.phrase(family.row, recipe), class_latents)
     preview = Row(batches.head, recipe.seed, guidance=family.architecture.guidance)
     distilled = drafts.load_quietly(family.row) if recipe.preview_every_s > 0 and world.first else None
-    if plan.offload:
-        family.park(kept=(learner.modules.unet, *(learner.modules.text.encoders if learner.live_text else ())))
+    if not apart:
+        family.unpark()
 
     # the loop
     losses: list[tuple[int, torch.Tensor]] = []
@@ -324,15 +337,15 @@ def _run(
         yield _end("done" if complete else "stopped", load_subject(out), out)
         return
     _check_numbers(learner, step, recipe)
-    if not complete:
-        _save_checkpoint(out, fingerprint, learner, optimizer, average, watched, step, clock)
-        if (before := _trained_before(out, family, photo_digest)) is not None:
-            # half a training is no reason to lose a whole one
-            world.wait()
-            text = f"Stopped after {step} of {steps} steps, to be continued; what was trained before stays"
-            ended = _end("stopped", before, out)
-            yield replace(ended, step=step, steps=steps, seconds=clock.seconds, text=text)
-            return
+    # of a whole training no step follows: only what goes wrong from here on needs its checkpoint, and no moments
+    _save_checkpoint(out, fingerprint, learner, None if complete else optimizer, average, watched, step, clock)
+    if not complete and (before := _trained_before(out, family, photo_digest)) is not None:
+        # half a training is no reason to lose a whole one
+        world.wait()
+        text = f"Stopped after {step} of {steps} steps, to be continued; what was trained before stays"
+        ended = _end("stopped", before, out)
+        yield replace(ended, step=step, steps=steps, seconds=clock.seconds, text=text)
+        return
     if average:
         load_into(learner.tensors(), average)
     if watched and watched.best:
@@ -351,7 +364,11 @@ def _run(
         said = "The strength stays as it was learned: DoRA's change can't be scaled"
         yield Event("note", name, step, steps, seconds=clock.seconds, text=said)
     yield Event("phase", name, step, steps, seconds=clock.seconds, text="Saving, and reading it back to be sure")
-    artifact = learner.export(out)
+    del optimizer  # its moments lie where another denoiser will
+    if family.sparing:
+        family.park(kept)
+    with family.aside(*own):
+        artifact = learner.export(out)
     frame = _verify(family, method, learner, out, recipe, preview)
     path = out / f"preview_{step:05d}.png"
     yield replace(_save_preview(family, frame, path), method=name, step=step, steps=steps, seconds=clock.seconds)
@@ -570,7 +587,7 @@ def _check_fit(family: Family, recipe: Recipe, data: TrainingData) -> None:
     row = family.row
     if recipe.method not in row.offered:
         raise UserError(f"{_title(recipe)} is not offered for {row.title}. Choose one of: {', '.join(row.offered)}.")
-    if (why := too_large(row, recipe, free_memory_gb(family.device))) is not None:
+    if (why := too_large(row, recipe, free_memory_gb(family.device), family.device.dtype)) is not None:
         raise UserError(f"{_title(recipe)} does not fit here: {why}")
     square = (row.resolution_px, row.resolution_px)
     for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
@@ -604,7 +621,7 @@ def _save_checkpoint(
     out: Path,
     fingerprint: str,
     learner: Learner,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     average: dict[str, torch.Tensor],
     watched: _Watched | None,
     step: int,
@@ -616,7 +633,9 @@ def _save_checkpoint(
     if watched:
         tensors |= {f"best.{key}": value for key, value in watched.best.items()}
         meta["looks"] = watched.looks
-    save_tensors(out / CHECKPOINT, tensors | optimizer_tensors(optimizer), meta)
+    if optimizer is not None:
+        tensors |= optimizer_tensors(optimizer)
+    save_tensors(out / CHECKPOINT, tensors, meta)
 
 
 def _resume(
@@ -791,11 +810,10 @@ def _frames(
         part.eval()
     try:
         quick = scheduler or family.architecture.quick_scheduler
-        with family.awake(*modules.text.encoders):
-            latents = sample_latents(family, modules, rows, steps=steps, scheduler_name=quick, stop=stop)
+        latents = sample_latents(family, modules, rows, steps=steps, scheduler_name=quick, stop=stop)
         if latents is None:
             return None
-        with family.aside(modules.unet):
+        with family.aside(*family.own(modules)):
             return family.decode(latents)
     finally:
         for part, was_training in zip(parts, training, strict=True):
@@ -822,11 +840,8 @@ def _verify(family: Family, method: Method, learner: Learner, out: Path, recipe:
     Raises UserError when it draws another picture or the denoiser answers differently.
     """
     live, answers = _frame(family, learner.modules, row), _answers(family, learner.modules, row, recipe)
-    own = () if family.is_shared(learner.modules.unet) else (learner.modules.unet,)
-    with family.aside(*own):  # one denoiser after the other, where memory is short
+    with family.aside(*family.own(learner.modules)):  # one denoiser after the other
         plain = _answers(family, family.shared(), row, recipe)
-        if own:
-            family.leave_shared()
         saved = method.apply(family, out, recipe)
         levels = float(np.abs(live.astype(np.float32) - _frame(family, saved, row)).mean())
         again = _answers(family, saved, row, recipe)

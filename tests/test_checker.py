@@ -48,6 +48,8 @@ def test_what_is_refused_is_no_picture_and_the_others_go_on(monkeypatch):
     family = tiny_family("sd15")
 
     class Every:
+        checker = None  # nothing of it can wait elsewhere
+
         def refused(self, frames):
             return [index % 2 == 0 for index in range(len(frames))]
 

@@ -507,7 +507,7 @@ def test_with_little_memory_idle_parts_wait_elsewhere_and_the_result_is_the_same
     monkeypatch.setattr(type(family), "_place", place)
     monkeypatch.setattr(training, "free_memory_gb", lambda device: 0.1)
     needs = training.memory_needs(training.find_base("sdxl"), recipe.replaced(method="lora"))
-    monkeypatch.setattr(training, "memory_needs", lambda row, recipe: needs)
+    monkeypatch.setattr(training, "memory_needs", lambda *_: needs)
     steps_with = []
     for event in train(recipe, data, tmp_path / "short", photo_digest="d", family=family):
         if event.kind == "start":

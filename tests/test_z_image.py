@@ -15,12 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines import formats, importing, training
-from pipelines.bases import z_image
 from pipelines.bases.family import FAMILIES, load_family
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, FAMILY_METHODS, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
-from pipelines.estimates import estimate
+from pipelines.estimates import estimate, memory_needs
 from pipelines.formats import Layout
 from pipelines.generation import Generator
 from pipelines.jobspec import JobSpec
@@ -28,7 +27,7 @@ from pipelines.methods import kohya, method
 from pipelines.methods.kohya import Layer
 from pipelines.presets import recipe as preset_recipe
 from pipelines.presets import style_problem, styles
-from pipelines.runtime import Device, noise
+from pipelines.runtime import Device, memory_plan, noise
 from pipelines.schema import Sampling, UserError
 from pipelines.slices import Slice
 from pipelines.training import train
@@ -185,42 +184,29 @@ def test_parts_of_what_is_told_stay_together():
     assert torch.equal(told.scaled(torch.tensor([1.0, 0.0])).mask, told.mask)
 
 
-def test_a_resting_encoder_wakes_for_each_prompt_and_leaves_again(monkeypatch):
-    family = copy.copy(tiny_family("z_image"))
-    text = dataclasses.replace(family.text, resting=True)
-    moves, plain = [], torch.nn.Module.to
-
-    def moved(module, *args, **options):
-        if module is text.encoders[0]:
-            moves.append(args[0])
-        return plain(module, *args, **options)
-
-    monkeypatch.setattr(torch.nn.Module, "to", moved)
-    text.device_name = "cpu"
-    expected = family.text.encode(family.text.ids([PROMPT]))
-    assert moves == []
-    assert torch.equal(text.encode(text.ids([PROMPT])).states, expected.states)
-    assert moves == ["cpu", "cpu"]
-    with pytest.raises(RuntimeError, match="midway"), text._awake():
-        raise RuntimeError("midway")
-    assert len(moves) == 4, "also after an error"
+def test_memory_is_planned_as_for_every_base():
+    """Counted, chosen from what is free, and said; a person's own choice of checkpointing is kept to."""
+    row, recipe = BASES["z-image"], preset_recipe("z-image", "lora", "good", class_word="man")
+    needs = memory_needs(row, recipe)
+    small, large, off = (memory_plan(needs, *asked) for asked in ((48.0,), (400.0,), (48.0, "off")))
+    assert small.checkpointing and "is on: without it" in small.reason and small.peak_gb < 48
+    assert not large.checkpointing and not large.offload and "memory is enough without" in large.reason
+    assert not off.checkpointing and off.offload and "probably not fit" in off.reason
 
 
-def test_where_memory_is_short_activations_are_computed_twice_and_nothing_else_changes(monkeypatch):
-    plain = tiny_family("z_image")
-    monkeypatch.setattr(z_image.ZImage, "tight", property(lambda self: True))
-    tight = load_family(plain.row, EXACT)
-    assert tight.text.resting
-    gradients = []
-    for family in (plain, tight):
-        learner = disturbed(method("lora").learner(family, tiny_recipe("z_image", "lora")), size=1.0)
-        batches = training.Batches(
-            family, learner, tiny_recipe("z_image", "lora"), tiny_data("z_image"), "ohwx man", {}
-        )
-        loss = batches.loss(learner, 0)
-        loss.backward()
+def test_gradient_checkpointing_is_the_plans_choice_and_changes_no_gradient():
+    from pipelines.bases.family import checkpointed
+
+    family, recipe, gradients = tiny_family("z_image"), tiny_recipe("z_image", "lora"), []
+    for switched_on in (False, True):
+        learner = disturbed(method("lora").learner(family, recipe), size=1.0)
+        batches = training.Batches(family, learner, recipe, tiny_data("z_image"), "ohwx man", {})
+        assert not learner.modules.unet.is_gradient_checkpointing
+        with checkpointed(learner.modules, switched_on):
+            assert learner.modules.unet.is_gradient_checkpointing == switched_on
+            loss = batches.loss(learner, 0)
+            loss.backward()
         gradients.append([loss.detach(), *(each.grad for each in learner.tensors().values())])
-    assert tight.new_unet(trainable=False).is_gradient_checkpointing
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 

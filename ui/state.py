@@ -25,7 +25,7 @@ from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
 from pipelines.estimates import Pace
 from pipelines.jobspec import JobSpec, Setting
-from pipelines.runtime import free_memory_gb
+from pipelines.runtime import free_memory_gb, gpu_dtype
 from pipelines.schema import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
 from ui import gpu, photobox, pictures, views
 from ui.limits import require_room
@@ -620,7 +620,8 @@ class Services:
             for m, recipe in self.recipes(row, quality, methods, settings).items()
         }
         free_gb = free_memory_gb() if row.footprint else None
-        found = estimates.estimate(row, recipes, self._known_paces(), free_gb=free_gb)
+        dtype = gpu_dtype() if free_gb is not None else "bfloat16"
+        found = estimates.estimate(row, recipes, self._known_paces(), free_gb=free_gb, dtype=dtype)
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
         if found.seconds is not None:

@@ -30,7 +30,8 @@ from pipelines.bases.checker import ImageFilter
 from pipelines.bases.objective import NoiseSchedule, Schedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
-from pipelines.runtime import Device, is_worth_compiling, pick_device, tune
+from pipelines.estimates import roomy_gb
+from pipelines.runtime import USABLE, Device, free_memory_gb, is_worth_compiling, pick_device, tune
 from pipelines.schema import ATTENTIONS, UserError
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
@@ -179,12 +180,15 @@ class Family:
         self._clean_unet: nn.Module = self._parts[self.architecture.denoiser]
         self._shared_unet: nn.Module | None = None
         self._parked: tuple[nn.Module, ...] = ()
+        self.short = self._is_short()
+        place = PARKED if self.short else device.name
         self.scheduler_config = dict(pipeline.scheduler.config)
         # half formats cost likeness, and overflow in SDXL
-        self.vae: Any = moved(self._parts["vae"], device.name, torch.float32)
+        self.vae: Any = moved(self._parts["vae"], place, torch.float32)
         self.zero_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
-        self.text = self._text(self._encoders(frozen=True))
+        self.text = self._text(self._encoders(frozen=True, device=place))
         self.schedule = self._schedule()
+        self.unpark()
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
@@ -234,6 +238,8 @@ class Family:
         Frozen weights are cast once here: autocast would cast them again in every forward pass, which on a CPU costs
         about as much as the multiplications of a small batch.
         """
+        if self.parked:
+            self._shared_unet = None  # there is room for one denoiser: this one takes its place
         unet = copy.deepcopy(self._clean_unet)
         dtype = torch.float32 if trainable else self.device.torch_dtype
         channels_last(moved(unet, device or self.device.name, dtype))
@@ -269,10 +275,14 @@ class Family:
         return text
 
     def _encoders(self, *, frozen: bool, device: str | None = None) -> tuple[nn.Module, ...]:
-        # on a CPU the encoders stay in float32: they are a hundredth of the work
-        dtype = self.device.torch_dtype if frozen and self.device.kind == "cuda" else torch.float32
+        dtype = self.text_dtype if frozen else torch.float32
         names = [encoder for _, encoder in self.architecture.text_parts]
         return tuple(moved(copy.deepcopy(self._parts[name]), device or self.device.name, dtype) for name in names)
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """Of encoders that do not learn. On a CPU they stay in float32: they are a hundredth of the work."""
+        return self.device.torch_dtype if self.device.kind == "cuda" else torch.float32
 
     def _text(self, encoders: tuple[nn.Module, ...]) -> Text:
         return Text(
@@ -307,29 +317,48 @@ class Family:
 
     # -- memory --------------------------------------------------------------------------------------------------
 
+    # Parked means: what is idle waits in the machine's own memory, and on the device there is one denoiser at a time.
+    # A GPU that can't hold everything at once (`short`) always works so; others for as long as somebody needs the room.
+
+    @property
+    def sparing(self) -> bool:
+        """Whether what lies on the device together is planned: on a GPU, with a base that was counted."""
+        return self.device.kind == "cuda" and self.row.footprint is not None
+
+    def _is_short(self) -> bool:
+        free_gb = free_memory_gb(self.device) if self.sparing else None
+        if free_gb is None or self.row.footprint is None:
+            return False
+        needed = roomy_gb(self.row.footprint, self.device.dtype, text_learns=self.architecture.text_learns)
+        return needed > USABLE * free_gb
+
     @property
     def parked(self) -> bool:
         return bool(self._parked)
 
     def park(self, kept: Sequence[nn.Module] = ()) -> None:
-        """Move what no training step needs - the VAE, frozen encoders, the shared denoiser - into the machine's own
+        """Move what is idle - the VAE, frozen encoders, the image filter, the shared denoiser - into the machine's own
         memory, `kept` modules excepted. They come back for as long as something here needs them.
         """
-        idle = (self.vae, *self.text.encoders)
-        self._parked = tuple(part for part in idle if not any(part is other for other in kept))
+        checker = () if self._filter is None else (self._filter.checker,)
+        idle = _without((self.vae, *self.text.encoders, *checker), kept)
+        coming, leaving = _without(self._parked, idle), _without(idle, self._parked)
+        self._parked = idle
         if not any(self._shared_unet is other for other in kept):
             self._shared_unet = None  # a copy of the clean one, made anew when it is asked for
-        self._place(self._parked, PARKED)
+        self._place(leaving, PARKED)
+        self._place(coming, self.device.name)
 
-    def is_shared(self, unet: nn.Module) -> bool:
-        return unet is self._shared_unet
-
-    def leave_shared(self) -> None:
-        """Let the shared denoiser go where memory is short; the next who asks gets a new copy."""
-        if self.parked:
-            self._shared_unet = None
+    def own(self, modules: Modules) -> tuple[nn.Module, ...]:
+        """What of `modules` is a copy of somebody's own and not the base's."""
+        base = (*self.text.encoders, *(() if self._shared_unet is None else (self._shared_unet,)))
+        return _without((modules.unet, *modules.text.encoders), base)
 
     def unpark(self) -> None:
+        """As it was when it was loaded."""
+        if self.short:
+            self.park()
+            return
         parts, self._parked = self._parked, ()
         self._place(parts, self.device.name)
 
@@ -345,12 +374,14 @@ class Family:
 
     @contextlib.contextmanager
     def aside(self, *parts: nn.Module) -> Iterator[None]:
-        """While open, and only where memory is short (something is parked), `parts` leave the device."""
+        """While open, and only where something is parked, `parts` leave the device."""
         leaving = parts if self.parked else ()
         self._place(leaving, PARKED)
         try:
             yield
         finally:
+            if leaving and not any(self._shared_unet is part for part in leaving):
+                self._shared_unet = None  # it may have come in their place
             self._place(leaving, self.device.name)
 
     def _place(self, parts: Sequence[nn.Module], device: str) -> None:
@@ -366,7 +397,7 @@ class Family:
         """uint8 RGB frames (n, H, W, 3) -> the VAE's posterior, scaled as the denoiser expects it."""
         means, stds = [], []
         batch = VAE_BATCH if self.device.kind == "cpu" else 1  # a GPU is busy with one, and its memory is short
-        with self.awake(self.vae):
+        with self._vae_awake():
             for start in range(0, len(frames), batch):
                 part = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(self.device.name)
                 posterior = self.vae.encode(part.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
@@ -378,7 +409,7 @@ class Family:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents (n, c, h, w) -> uint8 RGB frames (n, H, W, 3)."""
         frames = []
-        with self.awake(self.vae):
+        with self._vae_awake():
             for part in latents.float().split(VAE_BATCH if self.device.kind == "cpu" else 1):
                 pixels = self.vae.decode(part / self._scale + self._shift).sample
                 frames.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
@@ -386,7 +417,17 @@ class Family:
 
     def refused(self, frames: np.ndarray) -> list[bool]:
         """Which of the frames (n, H, W, 3) the image filter refuses: they are neither kept nor shown."""
-        return [False] * len(frames) if self._filter is None else self._filter.refused(frames)
+        if self._filter is None:
+            return [False] * len(frames)
+        with self.awake(self._filter.checker):
+            return self._filter.refused(frames)
+
+    @contextlib.contextmanager
+    def _vae_awake(self) -> Iterator[None]:
+        # it takes more than the denoiser does; who has a denoiser of their own puts it aside themselves
+        shared = () if self._shared_unet is None else (self._shared_unet,)
+        with self.aside(*shared), self.awake(self.vae):
+            yield
 
     @property
     def _scale(self) -> float:
@@ -488,6 +529,10 @@ def running(blocks: CompiledBlocks) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+
+
+def _without(parts: Sequence[nn.Module], others: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
+    return tuple(part for part in parts if not any(part is other for other in others))
 
 
 def moved(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:

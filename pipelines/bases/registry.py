@@ -56,6 +56,7 @@ class Footprint:
     activations_gb: float  # kept for the way back per picture of `resolution_px`, in bfloat16
     checkpointed_gb: float  # the same with gradient checkpointing, the block that is repeated included
     decode_gb: float  # by the VAE while one picture is decoded, in float32
+    drawing_gb: float  # by the denoiser for one row of a batch that nothing is learned from, in bfloat16
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ BASES: dict[str, BaseRow] = {
             aligned=False,
             variant="fp16",
             buckets=SD15_BUCKETS,
-            footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2),
+            footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2, 0.07),
             forward_tflop=0.80,
             # Both as many people's lock files and published hub caches name them; the hub itself was not asked.
             draft_lora=("latent-consistency/lcm-lora-sdv1-5", "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
@@ -212,7 +213,7 @@ BASES: dict[str, BaseRow] = {
             aligned=False,
             variant="fp16",
             buckets=SDXL_BUCKETS,
-            footprint=Footprint(2567, 818, 84, 2.66, 6.77, 0.73, 8.6),
+            footprint=Footprint(2567, 818, 84, 2.66, 6.77, 0.73, 8.6, 0.17),
             forward_tflop=6.8,
             draft_lora=("latent-consistency/lcm-lora-sdxl", "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
         ),
@@ -233,6 +234,7 @@ BASES: dict[str, BaseRow] = {
             min_eye_distance_px=70.0,
             aligned=False,
             buckets=Z_IMAGE_BUCKETS,
+            footprint=Footprint(6155, 4022, 84, 2.48, 35.75, 2.19, 8.6, 0.51),
             forward_tflop=56.0,
         ),
     )

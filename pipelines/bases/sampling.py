@@ -87,13 +87,16 @@ def sample_latents(
         latents = latents * sampler.init_noise_sigma
     else:
         timesteps = _last_part(sampler, steps, max(1, round(steps * change)))
-        pictures = family.encode_images(sources).latents(None).to(device)
+        with family.aside(*family.own(modules)):
+            pictures = family.encode_images(sources).latents(None).to(device)
         latents = sampler.add_noise(pictures, latents, timesteps[:1].repeat(len(rows)))
     weights = [family.guidance_weight(row.guidance) for row in rows]
     guided = any(weight > 1 for weight in weights)
-    told = modules.text.encode(modules.text.ids([row.prompt for row in rows]))
+    with family.awake(*modules.text.encoders):
+        told = modules.text.encode(modules.text.ids([row.prompt for row in rows]))
+        if guided:
+            told = Conditioning.joined([modules.text.negative([row.negative_prompt for row in rows]), told])
     if guided:
-        told = Conditioning.joined([modules.text.negative([row.negative_prompt for row in rows]), told])
         strength = torch.tensor(weights, device=device)[:, None, None, None]
     extra: dict[str, Any] = {}
     accepted = inspect.signature(sampler.step).parameters
@@ -128,4 +131,7 @@ def _last_part(sampler: Any, steps: int, kept: int) -> torch.Tensor:
 def sample(family: Family, modules: Modules, rows: Sequence[Row], **options: Any) -> np.ndarray | None:
     """`sample_latents`, decoded: uint8 RGB frames (b, H, W, 3), or None when stopped."""
     latents = sample_latents(family, modules, rows, **options)
-    return None if latents is None else family.decode(latents)
+    if latents is None:
+        return None
+    with family.aside(*family.own(modules)):
+        return family.decode(latents)

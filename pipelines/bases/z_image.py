@@ -3,14 +3,14 @@
 In: a row of family "z_image". Out: a `Family` whose text, schedule and denoiser are the stock `ZImagePipeline`'s.
 Try it: `load_family(find_base("z-image")).pipeline()("portrait photo of a man").images[0]`, on a GPU.
 
-Its text encoder (4 B) never learns. On a GPU that is short of memory it waits in the machine's memory between prompts.
+Its text encoder (4 B) never learns. On a GPU that is short of memory it waits in the machine's memory between prompts,
+as every base's does (`Family.park`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,15 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.bases.family import Family, moved
+from pipelines.bases.family import Family
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.text import Conditioning, Text
 
 MAX_TOKENS = 512  # of a prompt, as in the stock pipeline
 TEXT_BATCH = 4  # prompts at once: every layer's states are kept until the last is done
-# Below this much GPU memory the text encoder waits outside, and activations are computed twice: by arithmetic, at
-# 1024 px the 12 GB transformer, the 8 GB encoder and 16 GB of activations per picture of a batch don't fit together.
-ROOMY_GB = 70.0
 
 
 @dataclass
@@ -34,7 +31,6 @@ class ChatText(Text):
     """One chat model that reads each prompt as a person's message; the layer before its last is what is told."""
 
     device_name: str = "cpu"  # where it reads
-    resting: bool = False  # it is moved there for each call, and back
 
     def ids(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
         """Token ids (b, t) and which of them are said (b, t). Longer prompts are cut, as in the stock pipeline."""
@@ -49,35 +45,17 @@ class ChatText(Text):
 
     def encode(self, ids: Sequence[torch.Tensor]) -> Conditioning:
         tokens, said = ids
+        (encoder,) = self.encoders
         states = []
-        with self._awake() as encoder, self.autocast:
+        with self.autocast:
             for part, mask in zip(tokens.split(TEXT_BATCH), said.split(TEXT_BATCH), strict=True):
                 read = encoder(input_ids=part, attention_mask=mask, output_hidden_states=True, use_cache=False)
                 states.append(read.hidden_states[-2])
         return Conditioning(torch.cat(states), mask=said)
 
-    @contextlib.contextmanager
-    def _awake(self) -> Iterator[nn.Module]:
-        (encoder,) = self.encoders
-        if not self.resting:
-            yield encoder
-            return
-        nn.Module.to(encoder, self.device_name)
-        try:
-            yield encoder
-        finally:
-            nn.Module.to(encoder, "cpu")
-
 
 class ZImage(Family):
     """What differs from the UNet families, and nothing else."""
-
-    @property
-    def tight(self) -> bool:
-        """Whether memory is short for it here."""
-        if self.device.kind != "cuda":
-            return False
-        return torch.cuda.get_device_properties(self.device.name).total_memory < 1e9 * ROOMY_GB
 
     @property
     def pixels_per_step(self) -> int:
@@ -98,19 +76,8 @@ class ZImage(Family):
         count = int(self.scheduler_config.get("num_train_timesteps", 1000))
         return FlowSchedule(count, self._flow_shift(self.latent_shape())[0])
 
-    def new_unet(self, *, trainable: bool, device: str | None = None) -> nn.Module:
-        transformer = super().new_unet(trainable=trainable, device=device)
-        if self.tight:
-            transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-        return transformer
-
     def use_plain_attention(self, unet: nn.Module) -> None:
         """It has one attention of its own."""
-
-    def _encoders(self, *, frozen: bool, device: str | None = None) -> tuple[nn.Module, ...]:
-        if not (frozen and self.tight):
-            return super()._encoders(frozen=frozen, device=device)
-        return (moved(self._parts["text_encoder"], "cpu", self.device.torch_dtype),)
 
     def _text(self, encoders: tuple[nn.Module, ...]) -> Text:
         return ChatText(
@@ -118,7 +85,6 @@ class ZImage(Family):
             encoders=encoders,
             autocast=self.device.autocast(self.device.kind == "cuda"),
             device_name=self.device.name,
-            resting=self.tight,
         )
 
     def scheduler_class(self, name: str) -> Any:

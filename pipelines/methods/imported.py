@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines.bases.family import Family, Modules, moved
+from pipelines.bases.family import PARKED, Family, Modules, moved
 from pipelines.bases.registry import BaseRow
 from pipelines.bases.text import LearnedRows
 from pipelines.importing import FILE, tokens
@@ -38,20 +38,19 @@ class _Imported:
 class ImportedLoRA(_Imported):
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         layers = _layers(folder)
-        architecture = family.architecture
-        # encoders that never learn have no layers in a file, and stay the shared ones
-        text = family.new_text() if architecture.text_learns else family.text
-        modules = Modules(family.new_unet(trainable=True).requires_grad_(False), text)
-        parts = {architecture.denoiser: modules.unet}
-        if architecture.text_learns:
-            parts |= {name: each for (_, name), each in zip(architecture.text_parts, text.encoders, strict=True)}
+        where = PARKED if family.parked else None  # float32 copies are twice what is drawn with
+        names = [name for _, name in family.architecture.text_parts]
+        changes_text = any(path.partition(".")[0] in names for path in layers)
+        unet = family.new_unet(trainable=True, device=where).requires_grad_(False)
+        modules = Modules(unet, family.new_text(device=where) if changes_text else family.text)
+        parts = {family.architecture.denoiser: modules.unet} | dict(zip(names, modules.text.encoders, strict=True))
         try:
             kohya.merge(parts, layers, strength=strength)
         except (KeyError, RuntimeError) as error:
             raise UserError(f"{folder.name} was not made for {family.row.title}. Choose its base.") from error
         moved(modules.unet, family.device.name, family.device.torch_dtype).requires_grad_(False).eval()
-        for encoder in modules.text.encoders:
-            encoder.requires_grad_(False).eval()
+        for encoder in modules.text.encoders if changes_text else ():
+            moved(encoder, family.device.name, family.text_dtype).requires_grad_(False).eval()
         return modules
 
 

@@ -18,11 +18,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines.bases.family import Family, Modules, moved, quiet
+from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
 from pipelines.methods import kohya
 from pipelines.methods.base import Artifact, Group, sort_header
-from pipelines.runtime import derived_seed, free_memory_gb
+from pipelines.runtime import derived_seed
 from pipelines.schema import Recipe, UserError
 from pipelines.workspace import write_file
 
@@ -35,7 +35,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "attention+feed_forward": ATTENTION + FEED_FORWARD,
     "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
 }
-MERGE_ON_GPU_GB = 24.0  # free; SDXL in float32, merged, and once more as it is drawn with
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -58,9 +57,7 @@ class LoRA:
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """Stock loading onto float32 copies, then merged into the weights: drawing costs no more than with the base."""
-        # float32 copies are four times what drawing needs: a small GPU's memory has no room for them
-        free = free_memory_gb(family.device)
-        where = "cpu" if free is not None and free < MERGE_ON_GPU_GB else None
+        where = PARKED if family.parked else None  # float32 copies are twice and four times what is drawn with
         unet = family.new_unet(trainable=True, device=where).requires_grad_(False)
         # a file may hold layers of text encoders, which must not reach the shared ones; one that never learns is safe
         text = family.new_text(device=where) if family.architecture.text_learns else family.text
@@ -83,7 +80,10 @@ class LoRA:
         for merged, before in zip(_weights(modules), plain, strict=bool(plain)):
             merged.copy_(before + strength * (merged - before))
         moved(modules.unet, family.device.name, family.device.torch_dtype).requires_grad_(False).eval()
+        if not any(name in adapted for _, name in family.architecture.text_parts):
+            return Modules(modules.unet, family.text)  # the copies stayed as they were
         for encoder in modules.text.encoders:
+            # in float32, as they learned: what is read back is compared with them
             moved(encoder, family.device.name, torch.float32).requires_grad_(False).eval()
         return modules
 
