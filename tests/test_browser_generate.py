@@ -130,7 +130,9 @@ def test_what_can_be_done_with_pictures(chromium, address, tmp_path):
     jobs.nth(2).focus()
     page.keyboard.press("Enter")
     count(page, "#lk-grid img", 4)
-    assert field(page, "#lk-seed").input_value() == seed and page.locator("#lk-keep-seed input").is_checked()
+    # the timer may bring the pictures before the answer brings the dials
+    page.wait_for_function("seed => document.querySelector('#lk-seed input').value === seed", arg=seed)
+    assert page.locator("#lk-keep-seed input").is_checked()
     page.reload()
     page.wait_for_selector("#lk-steps li")
     visit.tab("Generate")
