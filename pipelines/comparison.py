@@ -419,15 +419,27 @@ class _Flow:
 
     def train(self, photos: PhotoSet, device: Device, family: Family) -> Generator[Event, None, dict[str, Subject]]:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
+        import numpy as np
+
         from pipelines import selection
-        from pipelines.photos import crops, frames, heads, training_captions
+        from pipelines.photos import crops, decode, frames, heads, training_captions
         from pipelines.training import TrainingData
         from pipelines.training import train as learn
 
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
-        pictures = tuple(crops(photos.train, self.row))
         recipes = {name: self._recipe(name) for name in self.spec.methods if name not in self.left_out}
+        words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]
+        descriptors: list[np.ndarray] = []
+
+        def described(path: Path) -> np.ndarray:
+            image = decode(path)
+            descriptors.extend(_descriptor(image))
+            return image
+
+        faces_count = any(recipe.init == "zero_shot" for recipe in words)
+        pictures = tuple(crops(photos.train, self.row, read=described if faces_count else decode))
+        identity = np.stack(descriptors) if descriptors else None
         data = TrainingData(
             pictures,
             training_captions(photos.train, pictures),
@@ -440,10 +452,6 @@ class _Flow:
             if watch is None:
                 few = "Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
                 yield Event("note", text=few)
-        identity = None
-        words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]
-        if any(recipe.init == "zero_shot" for recipe in words):
-            identity = _descriptors(photos)
         learners = {
             name: learn(
                 recipe,
@@ -1104,20 +1112,13 @@ def render_name(sampling: Sampling) -> str:
     return f"seed{sampling.seed}-{sha(sampling_fields(sampling))[:10]}.png"
 
 
-def _descriptors(photos: PhotoSet) -> np.ndarray | None:
-    """dlib descriptors (n, 128) of the training photos, for methods that start from them. In memory only."""
+def _descriptor(image: np.ndarray) -> list[np.ndarray]:
+    """dlib's descriptor (128,) of a photo's face, if there is one, for methods that start from it. In memory only."""
     import numpy as np
 
     from pipelines.faces import detect_faces, dlib_embed
-    from pipelines.photos import decode
 
-    found = []
-    for photo in photos.train:
-        image = decode(Path(photo.path))
-        faces = detect_faces(image)
-        if faces:
-            found.append(dlib_embed(np.ascontiguousarray(image), faces[0]))
-    return np.stack(found) if found else None
+    return [dlib_embed(np.ascontiguousarray(image), face) for face in detect_faces(image)[:1]]
 
 
 def _live(work: Callable[[Callable[[Event], None]], T]) -> Generator[Event, None, T]:

@@ -691,11 +691,13 @@ def frames(
     *,
     aligned: bool | None = None,
     resolution_px: int | None = None,
+    read: Callable[[Path], np.ndarray] = decode,
 ) -> np.ndarray:
     """Cut each photo to what a base sees: (n, resolution, resolution, 3) uint8, in the order given.
 
     Aligned bases get the eyes on the points they were trained with (scaled from 128 px); others a square around
-    the face with head and shoulders. The keywords win over the registry row.
+    the face with head and shoulders. The keywords win over the registry row. `read`, once for each photo, in order: for
+    who wants to see the whole photo too.
     """
     if isinstance(row_or_size, int):
         resolution_px = resolution_px or row_or_size
@@ -706,7 +708,7 @@ def frames(
         raise ValueError("frames() needs a base's row or resolution_px")
     out = np.empty((len(photos), resolution_px, resolution_px, 3), np.uint8)
     for index, photo in enumerate(photos):
-        image = decode(Path(photo.path))
+        image = read(Path(photo.path))
         if aligned:
             scale = resolution_px / PORTRAIT_SIZE_PX
             x, y = PORTRAIT_EYES_MID
@@ -722,13 +724,13 @@ def frames(
     return out
 
 
-def crops(photos: Sequence[Photo], row: Bucketed) -> list[np.ndarray]:
+def crops(photos: Sequence[Photo], row: Bucketed, *, read: Callable[[Path], np.ndarray] = decode) -> list[np.ndarray]:
     """What training sees of each photo, (H, W, 3) uint8: like `frames`, but for bases that learned several picture
     shapes each photo keeps the one nearest to its own (aspect-ratio bucketing).
     """
     if row.aligned or row.shapes == ((row.resolution_px, row.resolution_px),):
-        return list(frames(photos, row))
-    images = (decode(Path(photo.path)) for photo in photos)
+        return list(frames(photos, row, read=read))
+    images = (read(Path(photo.path)) for photo in photos)
     return [_around_face(image, photo, *_nearest_shape(image, row.shapes)) for image, photo in zip(images, photos)]
 
 

@@ -15,10 +15,12 @@ import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.comparison import compare
+from pipelines.comparison import compare, perform
 from pipelines.generation import Generator
+from pipelines.jobspec import JobSpec
 from pipelines.schema import METHODS, Sampling
 from pipelines.training import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
+from pipelines.workspace import load_photo_set, run_at
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 
@@ -147,6 +149,52 @@ def test_a_variation_encodes_its_source_once(monkeypatch):
     assert calls == Counter(encode=1, denoise=5, decode=1, text=2) and rows["encode"] == 2
 
 
+@contextlib.contextmanager
+def photos_read(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> Iterator[Counter[Path]]:
+    """How often each file in `folders` was decoded, by whoever asked."""
+    from PIL import Image
+
+    read: Counter[Path] = Counter()
+    plain = Image.open
+
+    def opened(file, *args, **options):
+        if isinstance(file, str | Path) and Path(file).parent in folders:
+            read[Path(file)] += 1
+        return plain(file, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", opened)
+        yield read
+
+
+@pytest.mark.parametrize("kind", ["portrait", "sd15"])
+def test_a_photo_is_decoded_once_and_never_while_it_is_learned(monkeypatch, tmp_path, kind):
+    """A phone's photo takes a quarter of a second: each file once when it is taken in, its copy once for all methods
+    together, validation photos among them, and none between the first step and the last.
+    """
+    photos, run = tmp_path / "photos", run_at(tmp_path / "run")
+    photos.mkdir()
+    for index in range(8):
+        shutil.copy(SAMPLE / f"synthetic-{index:02d}.png", photos)
+    monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
+    spec = JobSpec(
+        "train", str(tiny_folder(kind)), "woman", METHODS, "draft", photos=tuple(map(str, sorted(photos.iterdir()))),
+        settings={name: quick(name, steps=3, watch_every=0)[name] for name in METHODS},
+    )  # fmt: skip
+    steps: dict[str | None, list[int]] = {}
+    with photos_read(monkeypatch, photos, run.photos) as read:
+        for event in perform(run, spec):
+            if event.kind == "step":
+                steps.setdefault(event.method, []).append(read.total())
+    assert event.kind == "done" and {name: len(each) for name, each in steps.items()} == dict.fromkeys(METHODS, 3)
+    taken = load_photo_set(run)
+    assert taken is not None and (len(taken.train), len(taken.validation), len(taken.held_out)) == (5, 1, 2)
+    learned = [*taken.train, *taken.validation]
+    expected = Counter(photos.iterdir()) + Counter(Path(photo.path) for photo in learned)
+    assert read == expected and read.total() == 8 + 6
+    assert {total for each in steps.values() for total in each} == {8 + 6}, "all of it before the first step"
+
+
 def test_a_comparison(monkeypatch, tmp_path):
     """One base load for everything. Six photos: four are learned from, two held out."""
     photos = tmp_path / "photos"
@@ -156,7 +204,8 @@ def test_a_comparison(monkeypatch, tmp_path):
     monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
     steps, renders = 2, 3
     settings = {name: quick(name, steps=steps)[name] for name in METHODS}
-    with counted(monkeypatch) as (calls, rows):
+    copies = tmp_path / "run" / "photos"
+    with counted(monkeypatch) as (calls, rows), photos_read(monkeypatch, photos, copies) as read:
         told = list(
             compare(
                 photos, class_word="woman", base=str(tiny_folder("portrait")), quality="draft", out=tmp_path / "run",
@@ -171,3 +220,7 @@ def test_a_comparison(monkeypatch, tmp_path):
     assert rows["decode"] == PROOF["decode"] * methods + renders * columns + 2
     sampling_steps = 20
     assert calls["denoise"] == (steps + PROOF["denoise"]) * methods + sampling_steps * columns
+    # each file once; of the copies the four that are learned from once, whatever the number of methods. Then two judges
+    # look at what they need by turns, and the report shows every photo: dozens of small reads that no step waits for.
+    assert Counter({path: n for path, n in read.items() if path.parent == photos}) == Counter(photos.iterdir())
+    assert sum(n for path, n in read.items() if path.parent == copies) == 4 + 38
