@@ -219,12 +219,15 @@ class Ledger:
     def denoisers(self):
         return sum(type(module).__name__ == "UNet2DConditionModel" for module in self.on_card())
 
-    def look(self):
+    def bytes_on_card(self):
         held = {id(each): each for module in self.on_card() for each in module.parameters()}
         tensors = [*held.values(), *(each.grad for each in held.values() if each.grad is not None)]
         for optimizer in self.optimizers:
             tensors += [each for state in optimizer.state.values() for each in state.values()]
-        self.most_bytes = max(self.most_bytes, sum(each.nbytes for each in tensors))
+        return sum(each.nbytes for each in tensors)
+
+    def look(self):
+        self.most_bytes = max(self.most_bytes, self.bytes_on_card())
         self.most_denoisers = max(self.most_denoisers, self.denoisers())
 
     def running(self, module, _args):
@@ -328,9 +331,10 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(type(find_method("dreambooth")), "apply", full)
-        with pytest.raises(UserError, match="The GPU's memory is not enough for DreamBooth"):
+        with pytest.raises(UserError, match="The GPU's memory is not enough for DreamBooth") as told:
             list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
-        assert ledger.denoisers() == 0 and not ledger.optimizers, "nothing of it is left"
+        assert ledger.denoisers() == 0 and not ledger.optimizers, "nothing is left, though the error is"
+        del told
     told = list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
     assert told[0].step == 3 and told[-1].kind == "done" and not any(event.kind == "step" for event in told)
     whole, part = (training.load_subject(tmp_path / each) for each in ("whole", "part"))
@@ -361,7 +365,19 @@ def test_an_imported_lora_is_merged_off_a_small_card_and_drawn_in_the_cards_form
         ledger.forget()
         applied = imported.ImportedLoRA().apply(family, Path("nowhere"), tiny_recipe("sdxl", "lora"))
         assert ledger.most_denoisers == 1, "the shared one left before"
+        assert ledger.most_bytes == ledger.bytes_on_card(), "the float32 copies never lay there"
         modules = (applied.unet, *applied.text.encoders)
         assert all(each.dtype == torch.bfloat16 for module in modules for each in module.parameters())
         assert (applied.text is family.text) == (name == "unet"), "encoders are copied only where they change"
         del applied, modules
+
+
+def test_a_lora_is_merged_off_a_small_card(card, tmp_path):
+    ledger, load = card
+    load("sdxl", 1e-6)
+    family, recipe = load_family(counted("sdxl"), Card(CARD, "bfloat16", "a stand-in")), tiny_recipe("sdxl", "lora")
+    find_method("lora").learner(family, recipe).export(tmp_path)
+    ledger.forget()
+    applied = find_method("lora").apply(family, tmp_path, recipe)
+    assert ledger.most_denoisers == 1 and ledger.most_bytes == ledger.bytes_on_card() > 0
+    assert applied.text is family.text, "encoders that did not learn are the base's"
