@@ -130,10 +130,10 @@ def test_a_killed_server_is_started_again_and_the_training_goes_on(app, visit):
         app.start()
     page.wait_for_selector("#lk-steps li")
     visit.errors.clear()  # what the console says while nobody answers is no fault of the page
-    before = max(event.step for event in jobs.events(run) if event.kind == "step" and event.method == "lora")
-    assert 0 < before < SHORT and not jobs.status(run).busy
     visit.tab("Train")
     visit.wait("#lk-train", "Continue training")
+    before = max(event.step for event in jobs.events(run) if event.kind == "step" and event.method == "lora")
+    assert 0 < before < SHORT and not jobs.status(run).busy
     assert 0 < step(page, "lora") < SHORT
     page.locator("#lk-train").click()
     visit.wait("#lk-train-status", "Trained.")
