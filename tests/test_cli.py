@@ -64,7 +64,7 @@ def test_every_command_has_help(command, capsys):
         ["compare", "PHOTOS", "--set", "lora.rank=NaN"],
         ["compare", "PHOTOS", "--set", "lora.magic=1"],
         ["compare", "PHOTOS", "--base", "portrait-9000"],
-        ["compare", "PHOTOS", "--base", "sdxl", "--methods", "dreambooth"],
+        ["compare", "PHOTOS", "--base", "z-image", "--methods", "dreambooth"],
         ["compare", "PHOTOS", "--renders", "0"],
         ["compare", "PHOTOS", "--face-models", "NOWHERE"],
         ["compare", "PHOTOS", "--out", "PHOTOS"],
