@@ -275,7 +275,7 @@ def test_a_spec_survives_its_file(tmp_path):
         ({"methods": ()}, "No method"),
         ({"methods": ("none",)}, "no method none"),
         ({"base": "portrait-9000"}, "no base model"),
-        ({"base": "sdxl", "methods": ("dreambooth",)}, "does not offer dreambooth"),
+        ({"base": "z-image", "methods": ("dreambooth",)}, "does not offer dreambooth"),
         ({"kind": "generate"}, "Nothing to draw"),
         ({"kind": "generate", "samplings": (Sampling("x", guidance=math.nan),)}, "Guidance must be a number"),
         ({"settings": {"lora": {"rank": math.nan}}}, "rank"),
