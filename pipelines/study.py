@@ -414,7 +414,9 @@ class Study:
                 raise UserError(f"The time of a step could not be measured: {status.reason or status.state}")
         each = [_per_step(jobs.events(Run(folder)), watched) for folder in folders]
         for folder in folders:
-            workspace.forget(folder)
+            run = Run(folder)
+            jobs.hold(run, lambda _, run=run: jobs.released(run))  # type: ignore[misc]
+            workspace.forget(run)
         return {name: statistics.mean(times[name] for times in each) for name in spec.methods}
 
 

@@ -116,7 +116,7 @@ def test_a_method_that_cannot_fit_is_told_and_does_not_count():
     small = estimate(row, {m: recipe for m, recipe in recipes.items() if m != "dreambooth"}, {}, free_gb=12.0)
     found = estimate(row, recipes, {}, free_gb=12.0)
     assert found.memory_mb == small.memory_mb and found.memory.endswith(small.memory)
-    assert found.memory.startswith("Left out, dreambooth: it needs about 51 GB of the GPU's memory on Stable Diffusion")
+    assert found.memory.startswith("Left out, dreambooth: it needs about 50 GB of the GPU's memory on Stable Diffusion")
     large = recipes["dreambooth"]
     assert "or the optimizer adamw8bit (35 GB)" in str(too_large(row, large, 40.0))
     assert "adamw8bit" not in str(too_large(row, large, 24.0))
@@ -253,6 +253,7 @@ def card(monkeypatch):
     def load(kind, free_gb):
         for module in (family_module, training):
             monkeypatch.setattr(module, "free_memory_gb", lambda device: free_gb)
+        monkeypatch.setattr(training, "too_large", lambda *_: None)  # tiny cards are tried all the same
         return load_family(counted(kind), Card(CARD, "float32", "a stand-in"))
 
     handle = register_module_forward_pre_hook(ledger.running)
