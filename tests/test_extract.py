@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipelines.bases.family import Modules
+from pipelines.bases.family import Modules, load_family
 from pipelines.methods import extract, kohya, method
+from pipelines.runtime import Device
 from pipelines.schema import Subject, UserError
 from tests.test_methods import KINDS, disturbed, picture, stock, stock_picture
 from tests.tiny import tiny_family, tiny_recipe
@@ -124,3 +125,15 @@ def test_a_dreambooth_that_learned_nothing_is_said_so(tmp_path):
     else:
         with pytest.raises(UserError, match="nothing to extract"):
             extract.extract(family, tmp_path, subject, rank=1)
+
+
+def test_what_the_compute_format_would_round_away_is_not_lost(tmp_path):
+    """On a GPU weights are drawn with in bfloat16, whose two digits a short training hardly changes."""
+    family, _, subject = learned("sd15", tmp_path)
+    exact = extract.extract(family, tmp_path, subject, rank=4)
+    coarse = load_family(family.row, Device("cpu", "bfloat16", "as on a GPU"))
+    assert next(coarse.new_unet(trainable=False).parameters()).dtype == torch.bfloat16
+    found = extract.extract(coarse, tmp_path, subject, rank=4)
+    assert found.errors == exact.errors and found.left_out == exact.left_out
+    for path, layer in exact.layers.items():
+        assert torch.equal(layer.up, found.layers[path].up) and torch.equal(layer.down, found.layers[path].down)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipelines.bases.checker import CHECKER, EXTRACTOR
-from pipelines.bases.family import Family, Modules, moved, quiet
+from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
 from pipelines.methods.base import Artifact, Group
 from pipelines.schema import Recipe, UserError
@@ -38,13 +38,18 @@ class DreamBooth:
     def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> DreamBoothLearner:
         return DreamBoothLearner(family, recipe)
 
-    def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
-        """`strength` has no meaning here: the weights are the person's."""
-        unet = family.new_unet(trainable=False)
+    def apply(
+        self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0, exact: bool = False
+    ) -> Modules:
+        """`strength` has no meaning here: the weights are the person's. `exact`: in float32 and on the CPU, to reckon
+        with; else in the format and the place they are drawn with.
+        """
+        where = PARKED if exact else None
+        unet = family.new_unet(trainable=exact, device=where).requires_grad_(False)
         _load(unet, folder / "unet", "diffusion_pytorch_model.safetensors", family)
         text = family.text
         if recipe.text_learning_rate > 0:
-            text = family.new_text()
+            text = family.new_text(device=where)
             for (_, name), encoder in zip(family.architecture.text_parts, text.encoders, strict=True):
                 _load(encoder, folder / name, "model.safetensors", family)
                 encoder.requires_grad_(False)

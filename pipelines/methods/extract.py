@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipelines.bases.family import Family, Modules
+from pipelines.bases.family import PARKED, Family, Modules
 from pipelines.formats import path_of
 from pipelines.methods import kohya
 from pipelines.methods.base import sort_header
@@ -77,7 +77,8 @@ def extract(
         raise UserError(f"The rank is a number from 1 to {MAX_RANK}, not {rank}.")
     if error is not None and not 0 < error < 1:
         raise UserError(f"The error is a number between 0 and 1, such as 0.05, not {error}.")
-    learned = DreamBooth().apply(family, folder, subject.recipe)
+    # not as it is drawn with: bfloat16 keeps two digits of a weight, and a change may lie below them
+    learned = DreamBooth().apply(family, folder, subject.recipe, exact=True)
     changes = list(_changes(family, learned))
     layers: Layers = {}
     errors: dict[str, float] = {}
@@ -105,7 +106,9 @@ def extract(
 
 def _changes(family: Family, learned: Modules) -> Iterator[tuple[str, torch.Tensor]]:
     """(path, learned minus base) of every parameter, float32; one at a time, so that no second copy is held."""
-    base = Modules(family.new_unet(trainable=True).requires_grad_(False), family.text)
+    base = Modules(family.new_unet(trainable=True, device=PARKED).requires_grad_(False), family.text)
+    if learned.text is not family.text:
+        base = Modules(base.unet, family.new_text(device=PARKED))
     names = [name for _, name in family.architecture.text_parts]
     pairs = [("unet", base.unet, learned.unet)]
     pairs += list(zip(names, base.text.encoders, learned.text.encoders, strict=True))
@@ -114,10 +117,7 @@ def _changes(family: Family, learned: Modules) -> Iterator[tuple[str, torch.Tens
             continue
         weights = dict(after.named_parameters())
         for name, weight in before.named_parameters():
-            yield (
-                path_of(part, name).removesuffix(".weight"),
-                weights[name].float() - weight.to(weights[name].dtype).float(),
-            )
+            yield path_of(part, name).removesuffix(".weight"), (weights[name] - weight).to(family.device.name)
 
 
 def _decomposed(change: torch.Tensor, rank: int | None, error: float | None) -> Layer:
