@@ -992,29 +992,6 @@ def test_only_what_changed_is_sent(services, base):
     assert tabs[0].cards in fresh and tabs[3].strip not in fresh
 
 
-def test_a_job_that_begins_and_ends_between_two_looks_is_told_of(services, base):
-    """The button's own answer said that it works, and nobody else tells the page that it does no more."""
-    import gradio as gr
-
-    from ui import train, upload
-    from ui.wiring import Show
-
-    with gr.Blocks():
-        tabs = [upload.build(services), train.build(services)]
-    show = Show(services, tabs, lambda view: {})
-    capability, session = services.sessions.create()
-    take_in(session.run)
-    done = jobs.JobStatus("done", kind="train", queued_at=1.0)
-    jobs.save_status(session.run, done)
-    _, seen = show.changed(capability, {})
-    assert show.changed(capability, seen)[0] == {}
-    jobs.save_status(session.run, replace(done, queued_at=2.0))
-    fresh, seen = show.changed(capability, seen)
-    assert {tabs[1].start, tabs[1].stop, tabs[1].status} <= set(fresh)
-    assert tabs[1].estimate not in fresh, "what a person can edit is not touched for it"
-    assert show.changed(capability, seen)[0] == {}
-
-
 def test_columns_and_methods_have_names_and_colours():
     from ui.theme import METHOD_COLOURS, METHOD_NAMES
 

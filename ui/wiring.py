@@ -25,7 +25,6 @@ NO_PROGRESS = (
     "A whole slice of the GPU brought this no further, so it was given up. What was done before is kept. Start again; "
     "should it be given up once more, choose smaller pictures or a smaller base."
 )
-JOBS = -1  # no component's id: under it a page keeps of which jobs it was told
 Updates = dict[Any, Any]  # component -> gr.update(...) or a value, as Gradio's dict returns want it
 
 
@@ -84,18 +83,12 @@ class Show:
             self.opening[language] = {**rest, **other}, known
 
     def changed(self, capability: object, seen: dict[int, str]) -> tuple[Updates, dict[int, str]]:
-        """The updates whose content differs from `seen`, and the new `seen` (component id -> digest; JOBS)."""
+        """The updates whose content differs from `seen`, and the new `seen` (component id -> digest)."""
         view = self.services.view(capability)
         updates = self._all(view, restore=False)
-        news: Updates = {}
         for tab in self.tabs:
-            news |= tab.news(view)
-        updates |= news
+            updates |= tab.news(view)
         now = {component._id: _digest(update) for component, update in updates.items()}
-        now[JOBS] = repr((view.progress.asked_at, view.drawing.asked_at))
-        if seen.get(JOBS) != now[JOBS]:
-            # The button that began it told the page; the job may have ended since, all as it was at the last look.
-            seen = {c._id: seen[c._id] for c in news if c._id in seen}
         fresh = {c: update for c, update in updates.items() if seen.get(c._id) != now[c._id]}
         return fresh, now
 
