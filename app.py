@@ -25,7 +25,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from pipelines import importing
+    from pipelines.methods import importing
     from ui import api, finish, generate, score, theme, train, upload, verify
     from ui.ballot import Ballots
     from ui.guard import Guard

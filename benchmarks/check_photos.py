@@ -22,8 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import photos
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
+from pipelines.photos import photos
 
 
 def phone_photos(folder: Path, count: int) -> list[Path]:

@@ -22,9 +22,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import faces, matting
-from pipelines.photos import decode, photo_files
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
+from pipelines.faces import faces
+from pipelines.finishing import matting
+from pipelines.photos.photos import decode, photo_files
 
 SIDE_PX = 512
 

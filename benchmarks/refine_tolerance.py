@@ -22,9 +22,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import faces, refining, scoring, workspace
-from pipelines.photos import decode, photo_files
-from pipelines.runtime import machine
+from pipelines.core import workspace
+from pipelines.core.runtime import machine
+from pipelines.evaluation import scoring
+from pipelines.faces import faces
+from pipelines.finishing import refining
+from pipelines.photos.photos import decode, photo_files
 
 SIDES_PX = (128, 512)
 SHARE = 0.99

@@ -25,9 +25,11 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from compare_draft import conditions
 
-from pipelines import jobs, photos, workspace
 from pipelines.bases.registry import find_base
-from pipelines.jobspec import JobSpec
+from pipelines.core import workspace
+from pipelines.photos import photos
+from pipelines.runs import jobs
+from pipelines.runs.jobspec import JobSpec
 from ui.gpu import SLICE_S, WORK_S
 
 SLICE = """

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import jobs, presets, workspace
-from pipelines.attributes import COLOURS
 from pipelines.bases.registry import BASES
-from pipelines.schema import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
-from pipelines.workspace import Lock
+from pipelines.core import presets, workspace
+from pipelines.core.schema import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
+from pipelines.core.workspace import Lock
+from pipelines.photos.attributes import COLOURS
+from pipelines.runs import jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 SPOKEN = """portrait of photo a man woman person young middle aged elderly background jacket gradient spotlight
@@ -74,7 +75,7 @@ ROW = BASES["portrait-128"]
 
 def middle_face(image: np.ndarray) -> list:
     """A face in the middle, whatever the picture shows."""
-    from pipelines.faces import Face
+    from pipelines.faces.faces import Face
 
     height, width = image.shape[:2]
     x, y = width / 2, height / 2
@@ -175,7 +176,7 @@ def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
 
 def test_the_schedulers_on_the_page_are_the_generators():
     from pipelines.bases.sampling import DISTILLED
-    from pipelines.generation import SCHEDULERS
+    from pipelines.generation.generation import SCHEDULERS
     from ui import generate
 
     undemanding = tuple(name for name in SCHEDULERS if name not in DISTILLED)
@@ -614,7 +615,7 @@ def test_the_page_needs_no_torch():
 
 
 def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch):
-    from pipelines import checks
+    from pipelines.photos import checks
     from ui import photobox
 
     monkeypatch.setattr(checks, "detect_faces", lambda image: middle_face(image) if image[0, 0, 0] != 90 else [])
@@ -649,7 +650,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
 
 
 def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatch):
-    from pipelines import checks, photos
+    from pipelines.photos import checks, photos
     from ui import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
@@ -703,7 +704,7 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
 def test_a_zip_is_taken_apart(services, tmp_path, monkeypatch):
     import zipfile
 
-    from pipelines import checks, photos
+    from pipelines.photos import checks, photos
     from ui import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
@@ -731,7 +732,7 @@ def test_too_many_photos_change_nothing(services, tmp_path):
 
 
 def test_stored_copies_carry_no_place_and_no_camera(services, tmp_path, monkeypatch):
-    from pipelines import checks
+    from pipelines.photos import checks
     from ui import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)

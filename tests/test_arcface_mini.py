@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import arcface_mini, faces
-from pipelines.photos import decode, photo_files
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.faces import arcface_mini, faces
+from pipelines.photos.photos import decode, photo_files
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PEOPLE, MODELS = SHARED / "data" / "people", SHARED / "models"
@@ -177,7 +177,7 @@ def test_the_network_starts_as_the_teacher_and_is_exported_as_it_is(tmp_path):
 @needs_models
 def test_training_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    from pipelines.checkpoints import load_tensors
+    from pipelines.core.checkpoints import load_tensors
     from tools.arcface_mini import data, training
 
     monkeypatch.setattr(training, "BATCH", 4)

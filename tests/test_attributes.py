@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines import attributes
+from pipelines.photos import attributes
 
 
 def portrait(background, jacket, face=(200, 150, 120)) -> np.ndarray:

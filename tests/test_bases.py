@@ -17,9 +17,7 @@ from pipelines.bases import family as family_module
 from pipelines.bases.family import compiled_blocks, load_family, running
 from pipelines.bases.registry import BASES, completed, completions, find_base, phrases_of, unknown_words, vocabulary
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
-from pipelines.methods import method
-from pipelines.methods.base import trained
-from pipelines.runtime import (
+from pipelines.core.runtime import (
     COMPILE_FROM_TFLOP,
     Device,
     derived_seed,
@@ -29,7 +27,9 @@ from pipelines.runtime import (
     pick_device,
     tune,
 )
-from pipelines.schema import METHODS, UserError
+from pipelines.core.schema import METHODS, UserError
+from pipelines.methods import method
+from pipelines.methods.base import trained
 from tests.tiny import add_checker, tiny_family, tiny_folder, tiny_recipe, tiny_run
 
 KINDS = ("portrait", "sd15", "sdxl")
@@ -411,7 +411,7 @@ def test_a_base_that_draws_no_squares_keeps_its_shape(tmp_path):
 
 def test_attention_is_a_choice_that_every_copy_keeps(monkeypatch):
     from pipelines.bases import family as families
-    from pipelines.runtime import Device
+    from pipelines.core.runtime import Device
 
     cuda = Device("cuda", "bfloat16", "pretended")
     unet = copy.deepcopy(tiny_family("sd15").new_unet(trainable=False))
@@ -471,7 +471,7 @@ def test_completions_say_only_what_the_base_knows_and_nothing_twice(seed):
 
 
 def test_every_phrase_of_the_embedded_base_is_one_its_captions_had():
-    from pipelines.attributes import COLOURS, TONES
+    from pipelines.photos.attributes import COLOURS, TONES
 
     row = BASES["portrait-128"]
     groups = phrases_of(row).groups
@@ -514,7 +514,7 @@ def test_what_is_said_rules_out_what_contradicts_it():
 
 
 def test_a_base_that_knows_all_words_is_offered_the_photographic_styles():
-    from pipelines import presets
+    from pipelines.core import presets
 
     row = BASES["sd15"]
     said = " ".join(style.prompt for style in presets.styles().values() if style.photoreal)
@@ -547,7 +547,7 @@ def test_only_long_trainings_on_nvidia_cards_are_compiled(monkeypatch):
 
 
 def test_which_shipped_recipes_are_compiled_on_a_card(monkeypatch):
-    from pipelines import presets
+    from pipelines.core import presets
 
     def work(base, method, quality):
         recipe = presets.recipe(base, method, quality, class_word="man")

@@ -14,7 +14,8 @@ import pytest
 from test_browser import Visit, chromium, photos  # noqa: F401
 
 from benchmarks.visits import App
-from pipelines import jobs, ledger, workspace
+from pipelines.core import workspace
+from pipelines.runs import jobs, ledger
 
 pytestmark = pytest.mark.browser
 LANES = ("textual_inversion", "lora")

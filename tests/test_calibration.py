@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import calibration, faces
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.faces import calibration, faces
 from tools import calibrate_judge as tool
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -11,17 +11,19 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines import comparison, report, workspace
 from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
 from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, find_base
-from pipelines.comparison import perform
-from pipelines.generation import Generator
-from pipelines.jobspec import JobSpec
-from pipelines.runtime import Device
-from pipelines.schema import COLUMNS, PhotoSet, Sampling, UserError
-from pipelines.training import train
+from pipelines.core import workspace
+from pipelines.core.runtime import Device
+from pipelines.core.schema import COLUMNS, PhotoSet, Sampling, UserError
+from pipelines.generation.generation import Generator
+from pipelines.reports import report
+from pipelines.runs import comparison
+from pipelines.runs.comparison import perform
+from pipelines.runs.jobspec import JobSpec
+from pipelines.training.training import train
 from tests.tiny import add_checker, make_checker, tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 EXACT = Device("cpu", "float32", "exact in tests")
@@ -214,14 +216,14 @@ def test_the_embedded_base_needs_none():
 
 
 def test_the_report_counts_them_and_averages_over_the_others():
-    from pipelines.schema import Score
+    from pipelines.core.schema import Score
 
     def cell(column, sampling, value):
         return report.Cell(column, sampling, f"renders/{column}/{sampling.seed}.png", (Score("", "dlib", value),))
 
     looks = tuple(Sampling("portrait of {subject}", seed=seed) for seed in range(4))
     cells = [cell("none", each, 0.1) for each in looks] + [cell("lora", each, 0.5) for each in looks[1:]]
-    from pipelines.scoring import Marks
+    from pipelines.evaluation.scoring import Marks
 
     marks = Marks("dlib", 0.2, 0.1, 0.8, 0.9, 0.8, 0.95, 0.3, 4)
     findings = report.Findings(

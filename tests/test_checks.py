@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from pipelines import checks, photos
 from pipelines.__main__ import main
-from pipelines.calibration import Calibration, Comparisons
-from pipelines.faces import Face
-from pipelines.schema import LEAVE_OUT, REASONS, REMARKS
+from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS
+from pipelines.faces.calibration import Calibration, Comparisons
+from pipelines.faces.faces import Face
+from pipelines.photos import checks, photos
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PEOPLE = SHARED / "data" / "people"

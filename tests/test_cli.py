@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines import workspace
 from pipelines.__main__ import main
+from pipelines.core import workspace
 from tests.runs import PEOPLE, make_run
 from tests.tiny import tiny_folder
 

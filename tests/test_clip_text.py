@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import clip_text
-from pipelines.clip_text import ClipText
-from pipelines.comparison import compare
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.evaluation import clip_text
+from pipelines.evaluation.clip_text import ClipText
+from pipelines.runs.comparison import compare
 from tests.tiny import make_tokenizer, tiny_folder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,14 +18,16 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines import comparison, jobs, replay, report, workspace
 from pipelines.bases.registry import BASES, find_base
-from pipelines.comparison import compare, perform, render_name
-from pipelines.jobspec import JobSpec, default_samplings, samplings_of
-from pipelines.metrics import Worth
-from pipelines.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
-from pipelines.scoring import Marks
-from pipelines.workspace import Run
+from pipelines.core import workspace
+from pipelines.core.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
+from pipelines.core.workspace import Run
+from pipelines.evaluation.metrics import Worth
+from pipelines.evaluation.scoring import Marks
+from pipelines.reports import report
+from pipelines.runs import comparison, jobs, replay
+from pipelines.runs.comparison import compare, perform, render_name
+from pipelines.runs.jobspec import JobSpec, default_samplings, samplings_of
 from tests.runs import PEOPLE, make_run, quick
 from tests.tiny import tiny_folder
 
@@ -141,7 +143,7 @@ def test_the_page_needs_nothing_from_outside(finished):
 
 @needs_people
 def test_pictures_are_looked_at_closely_once(finished, monkeypatch):
-    from pipelines import metrics
+    from pipelines.evaluation import metrics
 
     run, _ = finished
     before = json.loads(run.report.read_text())["methods"]
@@ -445,7 +447,7 @@ def quick_sdxl(*methods):
 def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from pipelines.training import load_subject
+    from pipelines.training.training import load_subject
 
     run = make_run(tmp_path / "run")
     told = list(perform(run, quick_sdxl("dreambooth")))
@@ -461,8 +463,8 @@ def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl,
 
 
 def test_a_gpu_too_small_for_it_is_told_before_anything_is_loaded(tiny_sdxl, tmp_path, monkeypatch):
-    from pipelines import runtime
     from pipelines.bases import family
+    from pipelines.core import runtime
 
     monkeypatch.setattr(runtime, "free_memory_gb", lambda device=None: 24.0)
     loaded = []

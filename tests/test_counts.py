@@ -15,12 +15,12 @@ import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.comparison import compare, perform
-from pipelines.generation import Generator
-from pipelines.jobspec import JobSpec
-from pipelines.schema import METHODS, Sampling
-from pipelines.training import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
-from pipelines.workspace import load_photo_set, run_at
+from pipelines.core.schema import METHODS, Sampling
+from pipelines.core.workspace import load_photo_set, run_at
+from pipelines.generation.generation import Generator
+from pipelines.runs.comparison import compare, perform
+from pipelines.runs.jobspec import JobSpec
+from pipelines.training.training import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 
@@ -104,7 +104,7 @@ def test_live_words_are_encoded_once_a_step(monkeypatch, tmp_path):
 
 def test_class_images_cost_no_encoding(monkeypatch, tmp_path):
     """They are kept as the latents that they were drawn as."""
-    from pipelines.batches import CLASS_IMAGE_STEPS
+    from pipelines.training.batches import CLASS_IMAGE_STEPS
 
     calls, rows = trained(monkeypatch, tmp_path, "dreambooth", steps=3, batch=2, prior_weight=1.0, prior_images=4)
     assert rows["encode"] == PHOTOS and calls["decode"] == PROOF["decode"]

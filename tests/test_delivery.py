@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import delivery, marking
-from pipelines.delivery import Size
-from pipelines.faces import Face
-from pipelines.photos import decode
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.faces.faces import Face
+from pipelines.finishing import delivery, marking
+from pipelines.finishing.delivery import Size
+from pipelines.photos.photos import decode
 
 SAMPLE = sorted((Path(__file__).resolve().parents[1] / "presets" / "sample_person").glob("*.png"))
 SIZES = delivery.sizes()

@@ -11,15 +11,16 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from pipelines import __main__ as cli
-from pipelines import drafts, formats, metrics
 from pipelines.bases.family import Family, load_family
 from pipelines.bases.registry import BASES
-from pipelines.generation import Generator, read_settings, save_render
-from pipelines.methods import kohya
+from pipelines.core.runtime import Device
+from pipelines.core.schema import Sampling, UserError, sampling_fields
+from pipelines.evaluation import metrics
+from pipelines.generation import drafts
+from pipelines.generation.generation import Generator, read_settings, save_render
+from pipelines.methods import formats, kohya
 from pipelines.methods import method as find_method
-from pipelines.runtime import Device
-from pipelines.schema import Sampling, UserError, sampling_fields
-from pipelines.training import PREVIEW_STEPS, load_subject, train
+from pipelines.training.training import PREVIEW_STEPS, load_subject, train
 from tests.tiny import add_checker, tiny_data, tiny_folder, tiny_recipe, tiny_subject
 
 EXACT = Device("cpu", "float32", "exact in tests")

@@ -83,7 +83,7 @@ def test_latents_of_its_own_pictures_are_normalised(pipeline):
 
 def test_the_neutral_subject_is_no_particular_person(pipeline):
     """Renders of `<subject>` with different seeds differ as different people do, not as photos of one person."""
-    from pipelines import faces
+    from pipelines.faces import faces
 
     facts = json.loads((BASE / "likeness.json").read_text())
     subject = " ".join([facts["subject_token"]] * facts["subject_vectors"])
@@ -99,7 +99,7 @@ def test_the_neutral_subject_is_no_particular_person(pipeline):
 
 
 def test_guidance_makes_the_asked_background(pipeline):
-    from pipelines import attributes
+    from pipelines.photos import attributes
 
     dark = [
         attributes.background_rgb(i).mean() for i in _render(pipeline, "portrait of man, black background", range(4))
@@ -126,9 +126,9 @@ def test_older_tools_find_the_names_and_files_they_expect():
 
 def test_a_variation_stays_as_near_to_its_source_as_asked(tmp_path):
     from pipelines.bases.registry import find_base
-    from pipelines.generation import Generator, save_render
-    from pipelines.runtime import Device
-    from pipelines.schema import Sampling
+    from pipelines.core.runtime import Device
+    from pipelines.core.schema import Sampling
+    from pipelines.generation.generation import Generator, save_render
 
     generator = Generator(find_base("portrait-128"), Device("cpu", "float32", "exact in tests"))
     first = Sampling("portrait of {subject}, navy background", seed=7, steps=12)

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from pipelines import estimates, presets
 from pipelines.bases.registry import find_base
-from pipelines.estimates import SPEED, Pace, estimate, key
-from pipelines.schema import METHODS
-from pipelines.workspace import plain
+from pipelines.core import presets
+from pipelines.core.schema import METHODS
+from pipelines.core.workspace import plain
+from pipelines.training import estimates
+from pipelines.training.estimates import SPEED, Pace, estimate, key
 
 ROW = find_base("portrait-128")
 RECIPES = {m: presets.recipe(ROW.name, m, "draft", class_word="man") for m in METHODS}

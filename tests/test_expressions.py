@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import expressions
-from pipelines.faces import Face, detect_faces
-from pipelines.photos import decode
+from pipelines.faces import expressions
+from pipelines.faces.faces import Face, detect_faces
+from pipelines.photos.photos import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = ROOT.parent / "shared" / "data" / "people"

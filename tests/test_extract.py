@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 
 from pipelines.bases.family import Modules, load_family
+from pipelines.core.runtime import Device
+from pipelines.core.schema import Subject, UserError
 from pipelines.methods import extract, kohya, method
-from pipelines.runtime import Device
-from pipelines.schema import Subject, UserError
 from tests.test_methods import KINDS, disturbed, picture, stock, stock_picture
 from tests.tiny import tiny_family, tiny_recipe
 

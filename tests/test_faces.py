@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import arcface_mini, faces
-from pipelines.photos import decode, photo_files
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.faces import arcface_mini, faces
+from pipelines.photos.photos import decode, photo_files
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -314,7 +314,7 @@ def test_a_pack_with_a_missing_or_a_wrong_file_is_a_sentence_that_names_it(tmp_p
 
 def test_importing_loads_no_heavy_module():
     code = (
-        "import sys, pipelines.faces, pipelines.photos, pipelines.scoring; "
+        "import sys, pipelines.faces.faces, pipelines.photos.photos, pipelines.evaluation.scoring; "
         "print([m for m in ('torch', 'cv2', 'dlib', 'onnxruntime', 'insightface', 'PIL') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from pipelines import figures
-from pipelines.figures import Axis
+from pipelines.reports import figures
+from pipelines.reports.figures import Axis
 
 
 def span(mean, half=0.05):

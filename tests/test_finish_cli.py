@@ -14,10 +14,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_refining import Watcher, bicubic, greenness, never_minds
 
-from pipelines import comparison, finishing, jobspec, marking, refining, workspace
 from pipelines.__main__ import main
-from pipelines.schema import Finish, PhotoSet, UserError
-from pipelines.workspace import Run
+from pipelines.core import workspace
+from pipelines.core.schema import Finish, PhotoSet, UserError
+from pipelines.core.workspace import Run
+from pipelines.finishing import finishing, marking, refining
+from pipelines.runs import comparison, jobspec
 from tests.runs import make_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,9 @@ import pytest
 from test_app import base, own_home, services, take_in, teach  # noqa: F401
 from test_generate_tab import SAMPLING, Page
 
-from pipelines import finishing, refining, workspace
-from pipelines.schema import UserError
+from pipelines.core import workspace
+from pipelines.core.schema import UserError
+from pipelines.finishing import finishing, refining
 from ui import finish, pictures, views
 from ui.wiring import Show
 

@@ -20,15 +20,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from pipelines import formats
 from pipelines.bases.family import Modules
 from pipelines.bases.registry import BASES, find_base
-from pipelines.formats import Layout, path_of
-from pipelines.methods import kohya, method
+from pipelines.core.schema import UserError
+from pipelines.methods import formats, kohya, method
+from pipelines.methods.formats import Layout, path_of
 from pipelines.methods.kohya import Layer
 from pipelines.methods.lora import TARGETS, TEXT_TARGETS
 from pipelines.methods.textual_inversion import TOKEN
-from pipelines.schema import UserError
 from tests.test_methods import KINDS, disturbed, picture, stock, stock_picture
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
 

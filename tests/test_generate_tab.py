@@ -18,10 +18,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
 
-from pipelines import inscription, jobs, presets, workspace
 from pipelines.bases.registry import completions, find_base, unknown_words
-from pipelines.comparison import render_name
-from pipelines.schema import Event, Sampling, UserError
+from pipelines.core import inscription, presets, workspace
+from pipelines.core.schema import Event, Sampling, UserError
+from pipelines.runs import jobs
+from pipelines.runs.comparison import render_name
 
 PROMPT = "portrait of {subject}, grey background"
 SAMPLING = Sampling(PROMPT, steps=4, guidance=2.0)

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines import workspace
 from pipelines.bases import sampling as sampler
-from pipelines.comparison import render_name
-from pipelines.generation import SCHEDULERS, Generator, check, read_settings, save_render
-from pipelines.jobspec import JobSpec, spec_from_json
-from pipelines.runtime import noise
-from pipelines.schema import METHODS, Sampling, UserError
+from pipelines.core import workspace
+from pipelines.core.runtime import noise
+from pipelines.core.schema import METHODS, Sampling, UserError
+from pipelines.generation.generation import SCHEDULERS, Generator, check, read_settings, save_render
+from pipelines.runs.comparison import render_name
+from pipelines.runs.jobspec import JobSpec, spec_from_json
 from tests.tiny import tiny_family, tiny_folder, tiny_subject
 
 PROMPT = "portrait of {subject}, navy background"

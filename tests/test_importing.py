@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import formats, importing, packing, workspace
 from pipelines.bases.registry import find_base
-from pipelines.comparison import perform
-from pipelines.jobspec import JobSpec
-from pipelines.methods import kohya, method
-from pipelines.report import to_json
-from pipelines.schema import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of
+from pipelines.core import workspace
+from pipelines.core.schema import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of
+from pipelines.methods import formats, importing, kohya, method
+from pipelines.reports import packing
+from pipelines.reports.report import to_json
+from pipelines.runs.comparison import perform
+from pipelines.runs.jobspec import JobSpec
 from tests.runs import make_run
 from tests.test_methods import disturbed, picture
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
@@ -343,9 +344,9 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
 
 
 def test_no_imported_column_wins(tmp_path):
-    from pipelines.report import Cell, Findings, verdict
-    from pipelines.schema import PhotoSet, Score
-    from pipelines.scoring import Marks
+    from pipelines.core.schema import PhotoSet, Score
+    from pipelines.evaluation.scoring import Marks
+    from pipelines.reports.report import Cell, Findings, verdict
 
     def cells(column, value):
         return [

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines import inscription
-from pipelines.schema import Sampling
+from pipelines.core import inscription
+from pipelines.core.schema import Sampling
 
 SAID = {"sampling": {"prompt": "portrait of {subject}", "seed": 7}, "base": "portrait-128", "subject": "lora-1"}
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import jobs, workspace
-from pipelines.comparison import perform
-from pipelines.jobs import JobStatus, follow, hold, start, status, stop
-from pipelines.jobspec import JobSpec, spec_from_json
-from pipelines.schema import METHODS, Event, Sampling, UserError
-from pipelines.training import load_subject
-from pipelines.worker import MEMORY, explain, short
-from pipelines.workspace import Lock
+from pipelines.core import workspace
+from pipelines.core.schema import METHODS, Event, Sampling, UserError
+from pipelines.core.workspace import Lock
+from pipelines.runs import jobs
+from pipelines.runs.comparison import perform
+from pipelines.runs.jobs import JobStatus, follow, hold, start, status, stop
+from pipelines.runs.jobspec import JobSpec, spec_from_json
+from pipelines.runs.worker import MEMORY, explain, short
+from pipelines.training.training import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 
@@ -186,7 +187,8 @@ def test_a_worker_ends_with_the_app_that_started_it(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     workspace.write_json(run.spec, train_spec(tiny_folder(BASE)))
     code = (
-        "import sys, time; from pathlib import Path; from pipelines import jobs, workspace\n"
+        "import sys, time; from pathlib import Path\n"
+        "from pipelines.core import workspace; from pipelines.runs import jobs\n"
         "run = workspace.open_run(Path(sys.argv[1])); jobs.start(run)\n"
         "jobs.hold(run, lambda each: 'another job' in str(each.phase)); print('started', flush=True); time.sleep(60)"
     )

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.ledger import FILE, Entry, Ledger
-from pipelines.schema import UserError
-from pipelines.workspace import Run
+from pipelines.core.schema import UserError
+from pipelines.core.workspace import Run
+from pipelines.runs.ledger import FILE, Entry, Ledger
 
 
 def add(line: Ledger, job: str, *, kind: str = "train", owner: str = "a", limit: int = 50) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import jobs, worker, workspace
-from pipelines.comparison import perform
-from pipelines.jobs import enqueue, events, hold, place, status, stop
-from pipelines.jobspec import JobSpec
-from pipelines.ledger import FILE, Ledger
-from pipelines.schema import METHODS, Event, Sampling, UserError
-from pipelines.training import load_subject
+from pipelines.core import workspace
+from pipelines.core.schema import METHODS, Event, Sampling, UserError
+from pipelines.runs import jobs, worker
+from pipelines.runs.comparison import perform
+from pipelines.runs.jobs import enqueue, events, hold, place, status, stop
+from pipelines.runs.jobspec import JobSpec
+from pipelines.runs.ledger import FILE, Ledger
+from pipelines.training.training import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 
@@ -201,7 +202,7 @@ def test_when_memory_runs_out_that_job_fails_with_advice_and_the_next_gets_a_fre
 def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root, monkeypatch):
     import torch
 
-    from pipelines import training
+    from pipelines.training import training
 
     def no_memory(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -279,7 +280,7 @@ def test_one_worker_process_per_device(root, monkeypatch):
     for run in runs:
         enqueue(run, train_spec(tiny_folder(BASE), steps=5000), owner=run.id)
     code = (
-        "import sys; from pathlib import Path; from pipelines import worker\n"
+        "import sys; from pathlib import Path; from pipelines.runs import worker\n"
         "sys.exit(worker.serve(Path(sys.argv[1]), device=sys.argv[2], idle_s=1.0))"
     )
 
@@ -342,7 +343,8 @@ def test_a_training_in_slices_is_equal_to_one_in_one_go(root):
     list(perform(whole, spec))
     enqueue(sliced, spec, owner="anna", serve=False)
     code = (
-        "import sys; from pathlib import Path; from pipelines import jobs, worker, workspace\n"
+        "import sys; from pathlib import Path\n"
+        "from pipelines.core import workspace; from pipelines.runs import jobs, worker\n"
         "run = workspace.open_run(Path(sys.argv[1]))\n"
         "worker.work_slice(run, over=lambda: len(jobs.events(run)) >= int(sys.argv[2]))"
     )

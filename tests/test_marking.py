@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines import credentials, marking, watermark
 from pipelines.__main__ import main
-from pipelines.photos import decode
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.finishing import credentials, marking, watermark
+from pipelines.photos.photos import decode
 
 SAMPLE = sorted((Path(__file__).resolve().parents[1] / "presets" / "sample_person").glob("*.png"))
 ENDS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif"}

@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pipelines import estimates, presets, runtime, training
 from pipelines.bases import family as family_module
 from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, Footprint, find_base
-from pipelines.estimates import estimate, memory_needs, roomy_gb, too_large
-from pipelines.generation import Generator
+from pipelines.core import presets, runtime
+from pipelines.core.runtime import MemoryNeeds, memory_plan
+from pipelines.core.schema import Sampling, UserError
+from pipelines.generation.generation import Generator
 from pipelines.methods import method as find_method
-from pipelines.runtime import MemoryNeeds, memory_plan
-from pipelines.schema import Sampling, UserError
-from pipelines.training import Look, Watch, train
+from pipelines.training import estimates, training
+from pipelines.training.estimates import estimate, memory_needs, roomy_gb, too_large
+from pipelines.training.training import Look, Watch, train
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 NEEDS = MemoryNeeds(4.0, 2.0, 10.0, 1.0, 2.0, denoiser_gb=3.0, vae_gb=0.3)
@@ -343,14 +344,14 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
 
 
 def test_the_plan_counts_as_many_pictures_as_are_drawn_together():
-    from pipelines.comparison import LARGE_BASE_BATCH
+    from pipelines.runs.comparison import LARGE_BASE_BATCH
 
     assert max(LARGE_BASE_BATCH, len(presets.prompts("validation"))) <= estimates.DRAWN_TOGETHER
 
 
 def test_an_imported_lora_is_merged_off_a_small_card_and_drawn_in_the_cards_format(card, monkeypatch):
-    from pipelines.formats import path_of
     from pipelines.methods import imported
+    from pipelines.methods.formats import path_of
     from pipelines.methods.kohya import Layer
 
     ledger, load = card

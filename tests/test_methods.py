@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from pipelines.bases.family import FAMILIES, load_family, moved
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample
+from pipelines.core.runtime import Device, noise
+from pipelines.core.schema import ALL_METHODS as METHODS
+from pipelines.core.schema import UserError
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, tokens
-from pipelines.runtime import Device, noise
-from pipelines.schema import ALL_METHODS as METHODS
-from pipelines.schema import UserError
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
 
 KINDS = ("portrait", "sd15", "sdxl")
@@ -409,7 +409,7 @@ def test_only_a_change_that_is_a_product_can_be_scaled(tmp_path):
 @pytest.mark.parametrize("name", ["lora", "dreambooth", "pivotal"])
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_every_text_encoder_learns_and_is_put_back(kind, name, tmp_path):
-    from pipelines.training import train
+    from pipelines.training.training import train
     from tests.tiny import tiny_data
 
     family = tiny_family(kind)

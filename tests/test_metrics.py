@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import metrics
-from pipelines.faces import align_by_eyes, detect_faces
-from pipelines.schema import Sampling, Score
+from pipelines.core.schema import Sampling, Score
+from pipelines.evaluation import metrics
+from pipelines.faces.faces import align_by_eyes, detect_faces
 
 SAMPLE = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
 ASKED = Sampling("portrait of {subject}, grey background")

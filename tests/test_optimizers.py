@@ -9,12 +9,12 @@ from collections import defaultdict
 import pytest
 import torch
 
-from pipelines import optimizers
-from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.core.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.core.runtime import Device
+from pipelines.core.schema import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
-from pipelines.runtime import Device
-from pipelines.schema import OPTIMIZERS, UserError
-from pipelines.training import load_subject, train
+from pipelines.training import optimizers
+from pipelines.training.training import load_subject, train
 from tests.test_training import learned, losses
 from tests.tiny import tiny_data, tiny_family, tiny_recipe
 
@@ -231,6 +231,6 @@ def test_prodigy_resumes_bit_equal(name, tmp_path):
 
 
 def test_every_name_is_known_to_the_arithmetic_of_memory():
-    from pipelines.estimates import BYTES
+    from pipelines.training.estimates import BYTES
 
     assert set(BYTES) == set(OPTIMIZERS)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines import jobs, parallel
-from pipelines.parallel import World
-from pipelines.schema import METHODS, UserError
-from pipelines.training import load_subject, train
+from pipelines.core import parallel
+from pipelines.core.parallel import World
+from pipelines.core.schema import METHODS, UserError
+from pipelines.runs import jobs
+from pipelines.training.training import load_subject, train
 from tests.runs import make_run, quick
 from tests.test_training import batches
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipelines import checks, photos
-from pipelines.faces import Face
-from pipelines.schema import Photo, UserError
+from pipelines.core.schema import Photo, UserError
+from pipelines.faces.faces import Face
+from pipelines.photos import checks, photos
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PEOPLE = SHARED / "data" / "people"

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import comparison, jobs, workspace
-from pipelines.comparison import perform
-from pipelines.jobspec import JobSpec
-from pipelines.schema import METHODS, Sampling
-from pipelines.training import CHECKPOINT
+from pipelines.core import workspace
+from pipelines.core.schema import METHODS, Sampling
+from pipelines.runs import comparison, jobs
+from pipelines.runs.comparison import perform
+from pipelines.runs.jobspec import JobSpec
+from pipelines.training.training import CHECKPOINT
 from tests.runs import make_run, quick
 from tests.tiny import tiny_folder
 
@@ -103,8 +104,8 @@ def test_what_killed_writers_left_goes_with_the_next_job(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "watch", lambda root: None)
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path))
     jobs.enqueue(run, spec, owner="anna", serve=False)
-    monkeypatch.setattr("pipelines.worker.perform", lambda *_, **__: iter([comparison.Event("done", text="Done")]))
-    from pipelines import worker
+    monkeypatch.setattr("pipelines.runs.worker.perform", lambda *_, **__: iter([comparison.Event("done", text="Done")]))
+    from pipelines.runs import worker
 
     worker.work_slice(run, over=lambda: False)
     assert not [file for file in (*left, half) if file.exists()]

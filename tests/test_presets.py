@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from pipelines import presets
 from pipelines.bases.registry import BASES, FAMILY_METHODS, find_base
-from pipelines.schema import COMPOSED, QUALITIES, Style, UserError
+from pipelines.core import presets
+from pipelines.core.schema import COMPOSED, QUALITIES, Style, UserError
 from tests.tiny import tiny_folder
 
 

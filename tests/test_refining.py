@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import faces, matting, refining
-from pipelines.faces import Seen
-from pipelines.refining import DROPPED, KEPT, NOT_NEEDED, Baseline, Step, Tools, refine, steps_of
-from pipelines.schema import UserError
-from pipelines.scoring import Reference
+from pipelines.core.schema import UserError
+from pipelines.evaluation.scoring import Reference
+from pipelines.faces import faces
+from pipelines.faces.faces import Seen
+from pipelines.finishing import matting, refining
+from pipelines.finishing.refining import DROPPED, KEPT, NOT_NEEDED, Baseline, Step, Tools, refine, steps_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = sorted((ROOT / "presets" / "sample_person").glob("*.png"))

@@ -7,10 +7,11 @@ from functools import partial
 
 import pytest
 
-from pipelines import comparison, jobs, presets, safety, workspace
-from pipelines.jobspec import JobSpec
-from pipelines.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
-from pipelines.schema import Sampling, UserError
+from pipelines.core import presets, safety, workspace
+from pipelines.core.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
+from pipelines.core.schema import Sampling, UserError
+from pipelines.runs import comparison, jobs
+from pipelines.runs.jobspec import JobSpec
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 SEXUAL = (
@@ -179,7 +180,7 @@ def test_the_sampler_itself_refuses():
 
 
 def test_the_python_api_refuses(tmp_path):
-    from pipelines.generation import Generator, read_settings, save_render
+    from pipelines.generation.generation import Generator, read_settings, save_render
 
     family = tiny_family("portrait")
     generator = Generator(family.row, family=family)
@@ -260,7 +261,7 @@ def test_styles_and_prompt_sets_are_refused(tmp_path):
 
 
 def test_a_study_with_such_prompts_does_not_begin(tmp_path):
-    from pipelines import study
+    from pipelines.runs import study
 
     (tmp_path / "set.json").write_text(json.dumps({"prompts": [{"prompt": BAD, "kind": "x"}]}))
     matrix = {"budgets": [{"name": "one", "steps": 1}], "prompts": [str(tmp_path / "set.json")]}
@@ -273,8 +274,8 @@ def test_captions_of_training_photos_are_refused(tmp_path):
     from dataclasses import replace
 
     from pipelines.bases.registry import find_base
-    from pipelines.photos import checked_caption
-    from pipelines.training import train
+    from pipelines.photos.photos import checked_caption
+    from pipelines.training.training import train
 
     with refused as said:
         checked_caption("naked on a sofa", find_base(str(tiny_folder("portrait"))))

@@ -16,8 +16,10 @@ from PIL import Image
 from test_app import base, draw, own_home, services, take_in, teach  # noqa: F401
 from test_scoring import MEASURED, ColourJudge
 
-from pipelines import faces, lookalike, votes, workspace
-from pipelines.schema import Photo, PhotoSet, UserError
+from pipelines.core import workspace
+from pipelines.core.schema import Photo, PhotoSet, UserError
+from pipelines.evaluation import lookalike, votes
+from pipelines.faces import faces
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "presets" / "sample_person"
@@ -75,7 +77,7 @@ def test_every_face_is_judged_for_itself_from_left_to_right(red):
 
 
 def test_the_score_is_the_one_every_render_gets(red, tmp_path):
-    from pipelines import scoring
+    from pipelines.evaluation import scoring
 
     knowing, _ = lookalike.known([JUDGE], red)
     path = Path(photo(tmp_path, "any.png", (200, 90, 0)).path)
@@ -187,7 +189,10 @@ def test_asking_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys; from pipelines import lookalike, votes, packing, report; print('torch' in sys.modules)"
+    code = (
+        "import sys; from pipelines.evaluation import lookalike, votes; from pipelines.reports import packing, report; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import calibration, faces, photos, scoring
-from pipelines.calibration import Calibration, Comparisons
-from pipelines.schema import REASONS, Photo, PhotoSet, Score, UserError
+from pipelines.core.schema import REASONS, Photo, PhotoSet, Score, UserError
+from pipelines.evaluation import scoring
+from pipelines.faces import calibration, faces
+from pipelines.faces.calibration import Calibration, Comparisons
+from pipelines.photos import photos
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PEOPLE = SHARED / "data" / "people"

@@ -11,16 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import finishing, jobs, metrics, photos, scoring, training, worker, workspace
 from pipelines.bases import sampling as sampler
-from pipelines.batches import Batches
-from pipelines.comparison import Resident, perform
-from pipelines.jobs import enqueue, read_status, status
-from pipelines.jobspec import JobSpec
-from pipelines.ledger import Ledger
-from pipelines.schema import Event, Finish, Sampling
-from pipelines.training import STRENGTHS, Look, Watch, load_subject
-from pipelines.workspace import Run
+from pipelines.core import workspace
+from pipelines.core.schema import Event, Finish, Sampling
+from pipelines.core.workspace import Run
+from pipelines.evaluation import metrics, scoring
+from pipelines.finishing import finishing
+from pipelines.photos import photos
+from pipelines.runs import jobs, worker
+from pipelines.runs.comparison import Resident, perform
+from pipelines.runs.jobs import enqueue, read_status, status
+from pipelines.runs.jobspec import JobSpec
+from pipelines.runs.ledger import Ledger
+from pipelines.training import training
+from pipelines.training.batches import Batches
+from pipelines.training.training import STRENGTHS, Look, Watch, load_subject
 from tests.runs import quick
 from tests.tiny import tiny_folder
 
@@ -54,7 +59,9 @@ def root(tmp_path, monkeypatch) -> Path:
     resident = Resident()
     monkeypatch.setattr(worker, "Resident", lambda: resident)
     # what a look sees follows from the pictures, without a face in them
-    monkeypatch.setattr("pipelines.selection.watch", lambda photos, row: Watch("brightness", WATCHED, brightness))
+    monkeypatch.setattr(
+        "pipelines.evaluation.selection.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
+    )
     return tmp_path
 
 

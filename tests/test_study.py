@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines import jobs, study, study_report, workspace
-from pipelines.schema import Event, UserError
-from pipelines.scoring import cluster_bootstrap, holm
-from pipelines.study import Budget, Matrix, Person, Study, Variant, read_matrix, read_people
+from pipelines.core import workspace
+from pipelines.core.schema import Event, UserError
+from pipelines.evaluation.scoring import cluster_bootstrap, holm
+from pipelines.reports import study_report
+from pipelines.runs import jobs, study
+from pipelines.runs.study import Budget, Matrix, Person, Study, Variant, read_matrix, read_people
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,8 +197,8 @@ def test_a_file_that_is_no_matrix_is_a_sentence(tmp_path, text):
 
 
 def test_the_shipped_studies_and_prompt_sets_are_whole():
-    from pipelines import presets
     from pipelines.bases.registry import find_base
+    from pipelines.core import presets
 
     for file in sorted((ROOT / "presets" / "studies").glob("*.json")):
         assert read_matrix(file).budgets

@@ -27,9 +27,14 @@ from test_figures import FOUND
 from test_generate_tab import SAMPLING, draw, job
 from test_words import LANGUAGES, every_text, measured
 
-from pipelines import checks, faces, figures, lookalike, marking, presets, refining, runtime, scoring, votes, workspace
-from pipelines.credentials import Credentials
-from pipelines.schema import REASONS, Event, Sampling, Score
+from pipelines.core import presets, runtime, workspace
+from pipelines.core.schema import REASONS, Event, Sampling, Score
+from pipelines.evaluation import lookalike, scoring, votes
+from pipelines.faces import faces
+from pipelines.finishing import marking, refining
+from pipelines.finishing.credentials import Credentials
+from pipelines.photos import checks
+from pipelines.reports import figures
 from ui import api, generate, look, photobox, retold, train, views, words
 from ui.state import offered_bases
 
@@ -519,7 +524,7 @@ def test_with_a_photo_to_watch_with_nothing_is_missing(show):
 
 
 def test_from_how_many_photos_on_one_is_kept_to_watch():
-    from pipelines.photos import split_sizes
+    from pipelines.photos.photos import split_sizes
     from ui.state import WATCHED_FROM
 
     assert split_sizes(WATCHED_FROM)[1] == 1 and split_sizes(WATCHED_FROM - 1)[1] == 0

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines import jobs, presets, workspace
-from pipelines.schema import METHODS, UserError
+from pipelines.core import presets, workspace
+from pipelines.core.schema import METHODS, UserError
+from pipelines.runs import jobs
 from tests.test_app import base, own_home, services, take_in, teach  # noqa: F401  (fixtures)
 
 
@@ -104,8 +105,8 @@ def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
 def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     from dataclasses import fields
 
-    from pipelines.jobspec import SETTING_LIMITS
-    from pipelines.schema import Recipe
+    from pipelines.core.schema import Recipe
+    from pipelines.runs.jobspec import SETTING_LIMITS
     from ui.train import COMMON, DIALS
 
     known = {each.name for each in fields(Recipe)}
@@ -255,7 +256,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
 
 def test_a_photo_that_was_learned_from_stays_out_of_judging(services, monkeypatch):  # noqa: F811
     """Whatever the new split would like: `_settle` hands `intake` the names of what was seen."""
-    from pipelines import photos
+    from pipelines.photos import photos
     from ui import photobox
 
     capability, session, found = ready(services)

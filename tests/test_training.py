@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipelines import training
 from pipelines.bases.objective import NoiseSchedule
+from pipelines.core.schema import ALL_METHODS, METHODS, UserError
 from pipelines.methods import method
 from pipelines.methods.lora import LoRALearner
-from pipelines.schema import ALL_METHODS, METHODS, UserError
-from pipelines.training import Batches, load_subject, train
+from pipelines.training import training
+from pipelines.training.training import Batches, load_subject, train
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
 
 
@@ -544,7 +544,7 @@ def test_checkpoints_and_subjects_of_earlier_versions_still_fit(tmp_path):
     import hashlib
     import json
 
-    from pipelines.schema import recipe_fields
+    from pipelines.core.schema import recipe_fields
 
     recipe, data, family = tiny_recipe("sd15", "lora"), tiny_data("sd15"), tiny_family("sd15")
     before = {
@@ -598,7 +598,7 @@ def test_impossible_new_settings_are_refused(changes, said, tmp_path):
     ],
 )
 def test_new_settings_from_outside_are_checked_before_anything_starts(changes, said):
-    from pipelines.jobspec import JobSpec
+    from pipelines.runs.jobspec import JobSpec
 
     with pytest.raises(UserError, match=said):
         JobSpec(settings={"lora": changes}).check()

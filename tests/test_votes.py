@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines import presets, votes, workspace
-from pipelines.schema import METHODS, UserError
+from pipelines.core import presets, workspace
+from pipelines.core.schema import METHODS, UserError
+from pipelines.evaluation import votes
 from tests.runs import make_run
 
 COLUMNS = ("none", *METHODS)
@@ -352,7 +353,7 @@ def test_a_deleted_run_takes_its_votes_along(run):
 
 
 def test_the_report_is_brought_up_to_date_with_the_votes(run):
-    from pipelines import report
+    from pipelines.reports import report
 
     assert report.refresh_votes(run) is None, "no report, nothing to add to"
     means = {"textual_inversion": 0.1, "dreambooth": 0.3, "lora": 0.5}

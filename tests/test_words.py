@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 from gradio.context import LocalContext
 
-from pipelines import checks, delivery, estimates, votes
 from pipelines.bases.registry import BASES
-from pipelines.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
-from pipelines.schema import CLASS_WORDS, LOW_CEILING, REASONS
+from pipelines.core.schema import CLASS_WORDS, LOW_CEILING, REASONS
+from pipelines.evaluation import votes
+from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
+from pipelines.finishing import delivery
+from pipelines.photos import checks
+from pipelines.training import estimates
 from ui import errors, photobox, retold, train, views, words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,7 +281,7 @@ def test_the_vote_page_speaks_it(tmp_path, language):
 
 
 def test_a_round_is_asked_in_the_voters_language(monkeypatch, tmp_path):
-    from pipelines.workspace import Run
+    from pipelines.core.workspace import Run
     from ui import ballot
 
     monkeypatch.setattr(ballot, "picture", lambda path: "data:,")

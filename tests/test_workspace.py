@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import workspace
-from pipelines.schema import Event, UserError
-from pipelines.workspace import Lock, forget, new_run, open_run, run_at
+from pipelines.core import workspace
+from pipelines.core.schema import Event, UserError
+from pipelines.core.workspace import Lock, forget, new_run, open_run, run_at
 from tests.runs import make_run
 
 
@@ -82,7 +82,7 @@ def test_readers_never_see_half_a_line_and_writers_repair_it(tmp_path):
 
 def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from pipelines.workspace import Lock\n"
+        "import sys, time; from pathlib import Path; from pipelines.core.workspace import Lock\n"
         "lock = Lock(Path(sys.argv[1])); assert lock.acquire(); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)

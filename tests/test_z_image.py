@@ -14,23 +14,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import formats, importing, training
 from pipelines.bases.family import FAMILIES, load_family
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, FAMILY_METHODS, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
-from pipelines.estimates import estimate, memory_needs
-from pipelines.formats import Layout
-from pipelines.generation import Generator
-from pipelines.jobspec import JobSpec
-from pipelines.methods import kohya, method
+from pipelines.core.presets import recipe as preset_recipe
+from pipelines.core.presets import style_problem, styles
+from pipelines.core.runtime import Device, memory_plan, noise
+from pipelines.core.schema import Sampling, UserError
+from pipelines.core.slices import Slice
+from pipelines.generation.generation import Generator
+from pipelines.methods import formats, importing, kohya, method
+from pipelines.methods.formats import Layout
 from pipelines.methods.kohya import Layer
-from pipelines.presets import recipe as preset_recipe
-from pipelines.presets import style_problem, styles
-from pipelines.runtime import Device, memory_plan, noise
-from pipelines.schema import Sampling, UserError
-from pipelines.slices import Slice
-from pipelines.training import train
+from pipelines.runs.jobspec import JobSpec
+from pipelines.training import training
+from pipelines.training.estimates import estimate, memory_needs
+from pipelines.training.training import train
 from tests.runs import make_run
 from tests.test_methods import disturbed
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject

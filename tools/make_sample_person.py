@@ -51,8 +51,9 @@ def main() -> int:
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
     from PIL import Image
 
-    from pipelines import arcface_mini, photos
-    from pipelines.checkpoints import load_tensors
+    from pipelines.core.checkpoints import load_tensors
+    from pipelines.faces import arcface_mini
+    from pipelines.photos import photos
     from tools.portrait_base import data, denoiser, evaluate
 
     portraits = data.load(options.data)
@@ -159,7 +160,7 @@ def main() -> int:
 
 def _clarity(frame: np.ndarray) -> float:
     """The detector's confidence that this is a face."""
-    from pipelines import faces
+    from pipelines.faces import faces
     from tools.portrait_base import evaluate
 
     found = faces.dlib_detect(evaluate._padded(frame))

@@ -18,9 +18,10 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 
 import gradio as gr
 
-from pipelines import finishing, presets, refining, workspace
 from pipelines.bases.registry import BaseRow
-from pipelines.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.core import presets, workspace
+from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.finishing import finishing, refining
 from ui import errors, photobox, words
 from ui.finish import order_of
 from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole

@@ -15,9 +15,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import delivery, finishing, marking, refining
-from pipelines.matting import BACKGROUNDS
-from pipelines.schema import Finish, UserError
+from pipelines.core.schema import Finish, UserError
+from pipelines.finishing import delivery, finishing, marking, refining
+from pipelines.finishing.matting import BACKGROUNDS
 from ui import pictures, views
 from ui.errors import told
 from ui.generate import ON_SLIDE

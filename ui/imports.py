@@ -1,6 +1,6 @@
 """Compare with a LoRA or embedding you have: one file in, one more column in Generate, Score and the report.
 
-The file is checked while the person waits (`pipelines.importing`), and Gradio's copy is deleted whatever comes of it.
+The file is checked while the person waits (`importing`), and Gradio's copy is deleted whatever comes of it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import importing, workspace
-from pipelines.schema import IMPORTED, UserError
+from pipelines.core import workspace
+from pipelines.core.schema import IMPORTED, UserError
+from pipelines.methods import importing
 from ui import photobox, views
 from ui.errors import told
 from ui.limits import require_room

@@ -18,7 +18,7 @@ import gradio as gr
 from gradio.blocks import BlockFunction, BlocksConfig
 from gradio.state_holder import SessionState
 
-from pipelines import workspace
+from pipelines.core import workspace
 from ui.errors import CHECK, CONFUSED, DISK_FULL
 from ui.words import tell
 

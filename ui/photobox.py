@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines import workspace
 from pipelines.bases.registry import BaseRow
-from pipelines.fingerprints import file_sha256
-from pipelines.schema import REASONS, Photo, PhotoSet, SetReport, UserError
+from pipelines.core import workspace
+from pipelines.core.fingerprints import file_sha256
+from pipelines.core.schema import REASONS, Photo, PhotoSet, SetReport, UserError
 from ui.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
@@ -25,7 +25,7 @@ FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small 
 STAGED, RECORD, CROPS = "incoming", "incoming.json", "crops"
 LEARNED = "learned.json"  # which photos a training of this run has seen
 PINS = ("trained", "held_out")
-ANOTHER = "another one"  # in a reason, where pipelines.checks puts the name of the picture it repeats
+ANOTHER = "another one"  # in a reason, where pipelines.photos.checks puts the name of the picture it repeats
 NAMING = {
     "same_picture": "it is the same picture as {names}; it counts once",
     "near_duplicate": "nearly the same picture as {names}; they stay together and count little more than one",
@@ -38,7 +38,7 @@ class Staged:
     file: str | None  # in the staging folder; None when it could not be read
     text: str = ""  # one line: why left out, or what could be better
     verdict: str = "good"  # "good" | "usable" | "leave_out"
-    reasons: tuple[str, ...] = ()  # codes of pipelines.checks
+    reasons: tuple[str, ...] = ()  # codes of pipelines.photos.checks
     kept: bool = False  # used although we would leave it out
     pin: str = ""  # "" | "trained" | "held_out": where the person wants it
     caption: str | None = None  # the person's own
@@ -55,7 +55,7 @@ class Staged:
 
     @property
     def can_be_kept(self) -> bool:
-        from pipelines.checks import OVERRULABLE
+        from pipelines.photos.checks import OVERRULABLE
 
         return self.file is not None and self.verdict == "leave_out" and set(self.reasons) <= OVERRULABLE
 
@@ -121,7 +121,7 @@ def taking(run: workspace.Run) -> Iterator[None]:
 def _unpack_and_add(
     run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path
 ) -> Iterator[Box]:
-    from pipelines import photos
+    from pipelines.photos import photos
 
     try:
         uploads = [
@@ -182,7 +182,7 @@ def judge_again(run: workspace.Run, row: BaseRow) -> Box:
 
 def clear(run: workspace.Run) -> Box:
     """Take all photos out."""
-    from pipelines import photos
+    from pipelines.photos import photos
 
     photos.forget_measures(run.folder)
     for folder in (STAGED, CROPS):
@@ -201,7 +201,7 @@ def change(run: workspace.Run, key: object, action: object, row: BaseRow, value:
 
 
 def _change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object) -> Box:
-    from pipelines import photos
+    from pipelines.photos import photos
 
     box = load(run)
     one = next((one for one in box.staged if one.key == key and one.file), None)
@@ -222,7 +222,7 @@ def _change(run: workspace.Run, key: object, action: object, row: BaseRow, value
 
 
 def _stage(path: Path, name: str, folder: Path) -> Staged:
-    from pipelines import photos
+    from pipelines.photos import photos
 
     try:
         pixels = photos.decode(path)
@@ -235,7 +235,7 @@ def _stage(path: Path, name: str, folder: Path) -> Staged:
 
 def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
     """Judge what is staged, each photo and the set; split it where it is enough, and store the result."""
-    from pipelines import photos
+    from pipelines.photos import photos
 
     there = {one.file: one for one in staged if one.file}
     files = [run.folder / STAGED / file for file in there]
@@ -323,7 +323,7 @@ def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
     """What the base will see of each photo, and the words it will be told, for the person to look at."""
     from PIL import Image
 
-    from pipelines import photos
+    from pipelines.photos import photos
 
     folder = run.folder / CROPS
     shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
 from ui import photobox, views
 from ui.errors import told
 from ui.wiring import Updates
@@ -40,7 +40,7 @@ def build() -> VerifyBox:
 def wire(box: VerifyBox) -> None:
     @told
     def verify(file: str | None) -> Iterator[Updates]:
-        from pipelines import marking
+        from pipelines.finishing import marking
 
         try:
             yield {box.drop: None, box.answer: views.note(tell("Reading the marks ..."))}

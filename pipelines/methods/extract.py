@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.bases.family import PARKED, Family, Modules
-from pipelines.formats import path_of
+from pipelines.core.schema import Subject, UserError
+from pipelines.core.workspace import write_file
 from pipelines.methods import kohya
 from pipelines.methods.base import sort_header
 from pipelines.methods.dreambooth import DreamBooth
+from pipelines.methods.formats import path_of
 from pipelines.methods.kohya import Layer, Layers
-from pipelines.schema import Subject, UserError
-from pipelines.workspace import write_file
 
 MAX_RANK = 4096
 # Where the rank follows from an error, layers differ in rank and share one alpha: diffusers 0.42.1 reads differing

@@ -1,4 +1,4 @@
-"""LoRAs and embeddings that were not trained here, as `pipelines.importing` stored them. Nothing of them trains.
+"""LoRAs and embeddings that were not trained here, as `importing` stored them. Nothing of them trains.
 
 In: the folder of an imported column. Out: the base with it put on. The numbers are added to the weights by our own
 arithmetic (`kohya.merge`); no loader of another library sees a stranger's file.
@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from pipelines.bases.family import PARKED, Family, Modules, moved
 from pipelines.bases.registry import BaseRow
 from pipelines.bases.text import LearnedRows
-from pipelines.importing import FILE, tokens
+from pipelines.core.schema import Recipe, UserError
 from pipelines.methods import kohya
 from pipelines.methods.base import Learner
+from pipelines.methods.importing import FILE, tokens
 from pipelines.methods.kohya import Layer
-from pipelines.schema import Recipe, UserError
 
 
 class _Imported:

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 
 from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
+from pipelines.core.runtime import derived_seed
+from pipelines.core.schema import Recipe, UserError
+from pipelines.core.workspace import write_file
 from pipelines.methods import kohya
 from pipelines.methods.base import Artifact, Group, sort_header
-from pipelines.runtime import derived_seed
-from pipelines.schema import Recipe, UserError
-from pipelines.workspace import write_file
 
 FILE = "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -4,7 +4,7 @@ faces.
 In: `Portraits`. Out: `Variants`: 128x128 frames, the words that are true of each, and dlib's descriptor of each.
 Half of the variants carry another portrait's inner face, colour-matched and blended in: it is a new identity with a
 measured descriptor, so the text space sees thousands of identities and not 839. Measured words come from
-`pipelines.attributes`.
+`pipelines.photos.attributes`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import attributes, faces
+from pipelines.faces import faces
+from pipelines.photos import attributes
 from tools.portrait_base import data
 
 PER_PORTRAIT = 10

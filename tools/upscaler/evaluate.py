@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import faces, upscaling
+from pipelines.faces import faces
+from pipelines.finishing import upscaling
 from tools.upscaler import critic, data
 
 SAME_PERSON_L2 = 0.6
@@ -59,7 +60,7 @@ def bicubic(image: np.ndarray) -> np.ndarray:
 
 def fidelity(photos: np.ndarray, made: np.ndarray) -> dict[str, float]:
     """How near each made picture is to its photo, and how sharp beside it."""
-    from pipelines import arcface_mini
+    from pipelines.faces import arcface_mini
     from tools.upscaler.features import Features, from_onnx
 
     true, got = data.tensor(photos), data.tensor(made)
@@ -75,7 +76,7 @@ class Judges:
     """What each recogniser sees in a picture; the face is found once, by dlib."""
 
     def __init__(self, packs: Path | None) -> None:
-        from pipelines.arcface_mini import ArcFaceMini
+        from pipelines.faces.arcface_mini import ArcFaceMini
 
         self.mini = ArcFaceMini()
         self.pack = faces.ArcFaceJudge("buffalo_sc", packs / "models" / "buffalo_sc") if packs else None
