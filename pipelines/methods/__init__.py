@@ -6,7 +6,10 @@ In: a method's name. Out: the object that makes its trainable parameters, saves 
 from __future__ import annotations
 
 from pipelines.core.schema import ALL_METHODS, UserError
-from pipelines.methods.base import Method
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.methods.base import Method
 
 
 def method(name: str) -> Method:
