@@ -27,7 +27,8 @@ from pipelines.core.runtime import machine
 from pipelines.evaluation import scoring
 from pipelines.faces import faces
 from pipelines.finishing import refine
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.files import photo_files
 
 SIDES_PX = (128, 512)
 SHARE = 0.99

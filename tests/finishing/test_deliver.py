@@ -17,7 +17,7 @@ from pipelines.core.schema import UserError
 from pipelines.faces.faces import Face
 from pipelines.finishing import deliver, mark
 from pipelines.finishing.deliver import Size
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 SAMPLE = sorted((Path(__file__).resolve().parents[2] / "presets" / "sample_person").glob("*.png"))
 SIZES = deliver.sizes()
