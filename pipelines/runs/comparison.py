@@ -303,10 +303,10 @@ class _Flow:
         yield Event("done", text=said, seconds=self.clock.seconds)
 
     def finish_only(self) -> Iterator[Event]:
-        from pipelines.finishing import finishing
+        from pipelines.finishing import stage
 
         assert self.spec.finish is not None, "checked"
-        all_of_them = yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
+        all_of_them = yield from stage.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
         if not all_of_them:
             raise _Stopped(STOPPED)
         yield Event("done", text="The pictures are finished", seconds=self.clock.seconds)
