@@ -18,8 +18,8 @@ from pipelines.faces.faces import Face, Judge, Seen, detect_faces
 from pipelines.photos import framing
 from pipelines.photos.decode import decode
 
-# Decoded pixels that are kept: 14 photos of 12 megapixels. What does not fit is decoded again when it is asked for; what
-# was found in it (faces, embeddings) is small and always kept.
+# Decoded pixels that are kept: 14 photos of 12 megapixels. What does not fit is decoded again when it is asked for;
+# what was found in it (faces, embeddings) is small and always kept.
 LIMIT_BYTES = 512 << 20
 
 
@@ -80,7 +80,7 @@ class Album:
         """The unit vector (d,) of `seen`; None where this judge finds no face."""
         return self.seen(judge, picture).vector
 
-    def frames(self, photos: Sequence[Photo], row: framing.Framing) -> np.ndarray:
+    def frames(self, photos: Sequence[Photo], row: framing.Framing | int) -> np.ndarray:
         """`framing.frames`, without decoding anew: (n, resolution, resolution, 3) uint8."""
         return framing.frames(photos, row, read=self._read)
 
