@@ -5,7 +5,7 @@ root of the rank (Kalajdzievski 2023).
 
 PEFT makes the adapters, diffusers' own writer saves them (`pytorch_lora_weights.safetensors`) with the metadata that
 keeps alpha: without it loaders assume alpha = rank and apply the wrong strength. `load_lora_weights(folder)` reads it.
-Beside it lies the same for A1111, ComfyUI and InvokeAI (`likeness_lora.safetensors`, see `methods.kohya`).
+Beside it lies the same for A1111, ComfyUI and InvokeAI (`likeness_lora.safetensors`, see `methods.lora_files`).
 """
 
 from __future__ import annotations
