@@ -236,7 +236,7 @@ class Sampling:
     strength: float = 1.0  # LoRA strength
     source: str | None = None  # a picture of the same run to vary, relative to the run's folder; None: from noise alone
     change: float = 1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
-    draft: bool = False  # with the base's distilled LoRA on top, see pipelines.generation.drafts; counts in no figures
+    draft: bool = False  # with the base's distilled LoRA on top, see pipelines.methods.drafts; counts in no figures
 
 
 # What samplings did not have from the beginning.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from pipelines.core.checkpoints import save_tensors
 from pipelines.core.workspace import write_json
 from pipelines.finishing.nets import Enlarger
 from tools.upscaler import critic, data, training

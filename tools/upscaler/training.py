@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pipelines.core.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from pipelines.faces import arcface_mini
 from pipelines.finishing.nets import DEFAULT_SHAPE, Critic, Enlarger, Shape
 from tools.upscaler import data
