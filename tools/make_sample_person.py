@@ -53,6 +53,7 @@ def main() -> int:
 
     from pipelines.faces import arcface_mini
     from pipelines.photos import split
+    from pipelines.training.checkpoints import load_tensors
     from tools.portrait_base import data, denoiser, evaluate
 
     portraits = data.load(options.data)
