@@ -37,7 +37,7 @@ def test_threads_spin_shortly_unless_somebody_says_otherwise():
 @pytest.mark.parametrize(
     "first",
     [
-        "app, gradio, ui.page.startup; from pipelines.methods import importing",
+        "app, gradio, ui.page.startup; from pipelines.methods import imports",
         "pipelines.__main__",
         "pipelines.runs.worker",
     ],

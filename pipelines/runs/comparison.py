@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.training import estimates
-from pipelines.core import inscription, parallel, presets, workspace
+from pipelines.core import inscription, presets, workspace
+from pipelines.training import world
 from pipelines.bases.registry import BASES, default_base, find_base
 from pipelines.core.fingerprints import base_sha256, file_sha256, sha, threads, versions
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
-from pipelines.core.parallel import World
+from pipelines.training.world import World
 from pipelines.core.schema import (
     ALL_METHODS,
     COLUMNS,
@@ -97,7 +98,7 @@ def compare(
     if isinstance(photos, Run):
         run, paths = photos, []
     else:
-        from pipelines.photos.photos import photo_files
+        from pipelines.photos.files import photo_files
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
@@ -303,10 +304,10 @@ class _Flow:
         yield Event("done", text=said, seconds=self.clock.seconds)
 
     def finish_only(self) -> Iterator[Event]:
-        from pipelines.finishing import finishing
+        from pipelines.finishing import stage
 
         assert self.spec.finish is not None, "checked"
-        all_of_them = yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
+        all_of_them = yield from stage.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
         if not all_of_them:
             raise _Stopped(STOPPED)
         yield Event("done", text="The pictures are finished", seconds=self.clock.seconds)
@@ -315,7 +316,7 @@ class _Flow:
 
     def join_in(self) -> Generator[Event, None, PhotoSet]:
         """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
-        self.world = parallel.join(self.spec.device)
+        self.world = world.join(self.spec.device)
         if self.world.first:
             if self.world.size > 1:
                 yield Event("note", text=f"{self.world.size} processes teach together")
@@ -329,7 +330,7 @@ class _Flow:
 
     def take_in(self) -> Generator[Event, None, PhotoSet]:
         """The run's photos: those taken in before, unless other files or another seed are named now."""
-        from pipelines.photos import photos
+        from pipelines.photos import intake
 
         known = workspace.load_photo_set(self.run)
         if not self.spec.photos:
@@ -347,7 +348,7 @@ class _Flow:
             def progress(done: int, total: int, name: str) -> None:
                 tell(Event("note", step=done, steps=total, text=f"{name} looked at", data={"stage": "photos"}))
 
-            return photos.intake(
+            return intake.intake(
                 paths,
                 self.run.photos,
                 seed=self.spec.split,
@@ -423,9 +424,11 @@ class _Flow:
         import numpy as np
 
         from pipelines.evaluation import selection
-        from pipelines.photos.photos import crops, decode, frames, heads, training_captions
-        from pipelines.training.training import TrainingData
-        from pipelines.training.training import train as learn
+        from pipelines.photos.captions import training_captions
+        from pipelines.photos.decode import decode
+        from pipelines.photos.framing import crops, frames, heads
+        from pipelines.training.loop import TrainingData
+        from pipelines.training.loop import train as learn
 
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
@@ -629,7 +632,7 @@ class _Flow:
         import numpy as np
         from PIL import Image
 
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         drawn: list[Drawn] = []
         for name, files in self.spec.images.items():
@@ -667,7 +670,7 @@ class _Flow:
         """
         from pipelines.faces import faces
         from pipelines.evaluation import scoring
-        from pipelines.photos.photos import frames
+        from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Comparing the pictures with photos that training never saw")
@@ -741,7 +744,8 @@ class _Flow:
     def look_closer(self, photos: PhotoSet, findings: Findings) -> Generator[Event, None, Findings]:
         """What else there is to say about the pictures: usable, as asked, varied, copied, drifted."""
         from pipelines.evaluation import metrics, scoring
-        from pipelines.photos.photos import decode, frames
+        from pipelines.photos.decode import decode
+        from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Looking for copies and slips")
@@ -817,7 +821,7 @@ class _Flow:
         picture; the backbone's name, None without it.
         """
         from pipelines.evaluation import clip_text, metrics
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         asked = [cell for cell in findings.cells if cell.sampling.prompt]
         if self.row.family == "portrait" or not asked:  # its words are few, and pixel rules know them all
@@ -873,7 +877,7 @@ class _Flow:
         return made.replaced(**self.spec.settings.get(method, {}))
 
     def _subject(self, method: str) -> Subject | None:
-        from pipelines.training.training import load_subject
+        from pipelines.training.loop import load_subject
 
         folder = self.run.method(method)
         if not (folder / "subject.json").is_file():
@@ -990,7 +994,7 @@ class _Flow:
     ) -> None:
         """The report, and after everything else the manifest."""
         from pipelines.reports import report
-        from pipelines.photos.photos import frames
+        from pipelines.photos.framing import frames
 
         learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, self.row), strict=True))
         written = report.write(findings, self.run, frames(photos.held_out, self.row), learned_from)

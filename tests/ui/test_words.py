@@ -18,7 +18,7 @@ from pipelines.bases.registry import BASES
 from pipelines.core.schema import CLASS_WORDS, LOW_CEILING, REASONS
 from pipelines.evaluation import votes
 from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
-from pipelines.finishing import delivery
+from pipelines.finishing import deliver
 from pipelines.photos import checks
 from pipelines.training import estimates
 from ui import views
@@ -66,7 +66,7 @@ TABLES = {
     "basis": {"as measured on this machine", estimates.UNTIMED},
     "title": {errors.CHECK, errors.NOT_DONE},
     "CHECK": {errors.CHECK},
-    "size.name": {size.name for size in delivery.sizes().values()},
+    "size.name": {size.name for size in deliver.sizes().values()},
     "MARKS[mark.name]": set(views.MARKS.values()),
     "views.MARKS[key]": set(views.MARKS.values()),
     "NAMING[code]": set(photobox.NAMING.values()),
@@ -126,7 +126,8 @@ def refusals(path: Path, *, but: str = "") -> set[str]:
 def every_text() -> frozenset[str]:
     found = {text for path in SOURCES if path.name != "words.py" for text in said(path.read_text(encoding="utf-8"))}
     # votes.start speaks to whoever starts a vote: an error, and those are English
-    found |= refusals(ROOT / "ui" / "web" / "ballot.py") | refusals(ROOT / "pipelines" / "evaluation" / "votes.py", but="start")
+    found |= refusals(ROOT / "ui" / "web" / "ballot.py")
+    found |= refusals(ROOT / "pipelines" / "evaluation" / "votes.py", but="start")
     return frozenset(found)
 
 
