@@ -421,7 +421,7 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
 
     found: dict[str, tuple[str, ...]] = {}
     for each in asked:
@@ -671,7 +671,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos.files import photo_files, unpack
+    from pipelines.photos.gather import photo_files, unpack
     from pipelines.photos.intake import check
 
     try:
@@ -926,7 +926,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core import workspace
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
     from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)
