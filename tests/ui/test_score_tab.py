@@ -336,8 +336,8 @@ def test_the_best_render_stands_beside_the_answer(page, services, tmp_path):  # 
 def test_the_best_picture_is_none_of_the_untrained_bases(services):  # noqa: F811
     from types import SimpleNamespace
 
+    from ui.run.cards import Shot
     from ui.score.score import _best
-    from ui.views import Shot
 
     def shot(method, value):
         return Shot(method, 1, "", "", similarity=value, words=f"alike at {value}", verdict="borderline", scored=True)
@@ -456,11 +456,14 @@ def test_a_vote_page_is_served_behind_the_guard(services, base):  # noqa: F811
 
 
 def test_names_on_the_strip_and_in_votes_are_escaped():
-    from ui import views
+    from ui.run import cards
+    from ui.score import html as score_html
 
     evil = '<script>alert("x")</script>'
-    html = views.strip(views.StripData(evil, (), {evil: (0.1,)})) + views.vote_links([(evil, 1, 2)])
-    html += views.table([views.MethodRow("lora", *[None] * 8)], {"lora": evil}) + views.judge_title(evil, first=True)
+    html = score_html.strip(cards.StripData(evil, (), {evil: (0.1,)})) + score_html.vote_links([(evil, 1, 2)])
+    html += score_html.table([cards.MethodRow("lora", *[None] * 8)], {"lora": evil}) + score_html.judge_title(
+        evil, first=True
+    )
     assert "<script" not in html
 
 
@@ -486,14 +489,15 @@ def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
 
 
 def test_letters_stand_above_their_lines_and_not_on_each_other():
-    from ui import views
+    from ui.run import cards
+    from ui.score import html as score_html
 
     values = (0.37, 0.30, 0.49, 0.488)
-    marks = tuple(views.Mark(f"mark {n}", value, "what it means") for n, value in enumerate(values))
-    html = views.strip(views.StripData("a judge", marks))
+    marks = tuple(cards.Mark(f"mark {n}", value, "what it means") for n, value in enumerate(values))
+    html = score_html.strip(cards.StripData("a judge", marks))
     places = re.findall(r'lk-mark" style="left:([\d.]+)%;bottom:(\d+)px" title="mark (\d)"', html)
     assert sorted(int(n) for *_, n in places) == [0, 1, 2, 3]
     assert all(float(left) == pytest.approx(100 * values[int(n)]) for left, _, n in places)
     for bottom in {bottom for _, bottom, _ in places}:
         row = sorted(float(left) for left, at, _ in places if at == bottom)
-        assert all(b - a >= views.LETTER_GAP for a, b in zip(row, row[1:]))
+        assert all(b - a >= score_html.LETTER_GAP for a, b in zip(row, row[1:]))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.core import inscription, workspace
 from pipelines.core.schema import Event, Sampling, UserError
-from ui.views import Shot
+from ui.run.cards import Shot
 
 GONE = "That picture is no longer here. Reload the page and try again."
 
