@@ -617,6 +617,7 @@ def test_the_page_needs_no_torch():
 def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch):
     from pipelines.photos import checks
     from ui.run import photobox
+    from ui.upload import html as upload_html
 
     monkeypatch.setattr(checks, "detect_faces", lambda image: middle_face(image) if image[0, 0, 0] != 90 else [])
     _, session = services.sessions.create()
@@ -652,6 +653,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
 def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatch):
     from pipelines.photos import checks, intake
     from ui.run import photobox
+    from ui.upload import html as upload_html
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
     monkeypatch.setattr(intake, "_recogniser", lambda: None)
