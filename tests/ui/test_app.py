@@ -796,8 +796,8 @@ def test_each_closed_tab_says_why(services, base):
     view = services.view(capability)
     assert view.generate_blocked is None and view.columns == ("none", "dreambooth")
     assert "Generate pictures first" in view.score_blocked
-    steps = view.steps_html()
-    assert steps.count('class="open"') == 3 and "8 good photos" in steps
+    assert [is_open for _, _, is_open in view.steps()] == [True, True, True, False]
+    assert "8 good photos" in view.steps()[0][1]
 
 
 def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_path):

@@ -370,7 +370,7 @@ def test_the_tab_opens_with_the_photos_and_says_what_is_missing(services, base):
     assert view.look_blocked is None and shown[tab.looking.drop]["interactive"]
     assert "No method has a score yet. Train at least one method" in shown[tab.blocked]["value"]
     assert not shown[tab.table]["visible"] and not shown[tab.voting.row]["visible"]
-    assert "Judges any picture now" in view.steps_html()
+    assert "Judges any picture now" in view.steps()[3][1]
 
 
 def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  # noqa: F811
