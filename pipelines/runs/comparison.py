@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.training import estimates
-from pipelines.core import inscription, parallel, presets, workspace
+from pipelines.core import inscription, presets, workspace
+from pipelines.training import world
 from pipelines.bases.registry import BASES, default_base, find_base
 from pipelines.core.fingerprints import base_sha256, file_sha256, sha, threads, versions
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
-from pipelines.core.parallel import World
+from pipelines.training.world import World
 from pipelines.core.schema import (
     ALL_METHODS,
     COLUMNS,
@@ -97,7 +98,7 @@ def compare(
     if isinstance(photos, Run):
         run, paths = photos, []
     else:
-        from pipelines.photos.files import photo_files
+        from pipelines.photos.gather import photo_files
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
@@ -315,7 +316,7 @@ class _Flow:
 
     def join_in(self) -> Generator[Event, None, PhotoSet]:
         """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
-        self.world = parallel.join(self.spec.device)
+        self.world = world.join(self.spec.device)
         if self.world.first:
             if self.world.size > 1:
                 yield Event("note", text=f"{self.world.size} processes teach together")
@@ -426,8 +427,8 @@ class _Flow:
         from pipelines.photos.captions import training_captions
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import crops, frames, heads
-        from pipelines.training.training import TrainingData
-        from pipelines.training.training import train as learn
+        from pipelines.training.loop import TrainingData
+        from pipelines.training.loop import train as learn
 
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
@@ -876,7 +877,7 @@ class _Flow:
         return made.replaced(**self.spec.settings.get(method, {}))
 
     def _subject(self, method: str) -> Subject | None:
-        from pipelines.training.training import load_subject
+        from pipelines.training.loop import load_subject
 
         folder = self.run.method(method)
         if not (folder / "subject.json").is_file():
