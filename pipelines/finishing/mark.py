@@ -102,12 +102,15 @@ class Verification:
     def sentence(self) -> str:
         """The whole answer in one to three sentences."""
         saying = [mark for mark in self.marks if mark.generated]
-        says = "that an AI drew this picture"
-        if saying and all(mark.by_parent for mark in saying):
-            says = "that this picture was made from a picture that an AI drew"
-        sentences = [f"{len(saying)} of 3 marks say{'s' if len(saying) == 1 else ''} {says}."]
+        count, ending = len(saying), "s" if len(saying) == 1 else ""
         if not saying:
             sentences = ["No mark says that an AI drew this picture."]
+        elif all(mark.by_parent for mark in saying):
+            sentences = [
+                f"{count} of 3 marks say{ending} that this picture was made from a picture that an AI drew.",
+            ]
+        else:
+            sentences = [f"{count} of 3 marks say{ending} that an AI drew this picture."]
         if self.settings_of:
             sentences.append(
                 f"The file holds settings of {self.settings_of}, which draws pictures: a hint, neither signed nor hard "
