@@ -28,7 +28,6 @@ STILL_UP = {
     ("core.fingerprints", "bases.registry"),
     ("core.presets", "bases.registry"),
     ("training.training", "generation.drafts"),
-    ("reports.study_report", "runs.study"),
 }
 HEAVY = (
     "torch",

@@ -124,9 +124,9 @@ def take(root: Path, address: str, body: bytes, *, language: str = ENGLISH) -> R
         choice: int | str = int(pick) if re.fullmatch(r"[0-9]{1,2}", pick) else pick
         votes.answer(run, voter, round=int(number), pick=choice)
         if votes.answered(run, voter) == len(votes.ballot(run, voter).rounds):
-            from pipelines.reports import report
+            from pipelines.reports.page import refresh_votes
 
-            report.refresh_votes(run)
+            refresh_votes(run)
     except Exception as error:
         return _problem(error, language, status=400)
     return RedirectResponse(voter, status_code=303)  # relative, so that any prefix in front of us stays
@@ -210,14 +210,14 @@ def photo(run: workspace.Run, name: str) -> str:
     """What is around the person's face in one of their photos, as a data URI. Raises UserError when it is gone."""
     from PIL import Image
 
-    from pipelines.evaluation import scoring
+    from pipelines.evaluation import references
     from pipelines.photos.photos import decode
 
     photos = workspace.load_photo_set(run)
     found = next((one for one in photos.held_out if run.relative(one.path) == name), None) if photos else None
     if found is None:
         raise UserError(votes.GONE)
-    return _uri(Image.fromarray(scoring.around_face(decode(Path(found.path)), found)))
+    return _uri(Image.fromarray(references.around_face(decode(Path(found.path)), found)))
 
 
 def _uri(image: Any) -> str:

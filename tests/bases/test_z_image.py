@@ -23,7 +23,7 @@ from pipelines.core.presets import style_problem, styles
 from pipelines.core.runtime import Device, memory_plan, noise
 from pipelines.core.schema import Sampling, UserError
 from pipelines.core.slices import Slice
-from pipelines.generation.generation import Generator
+from pipelines.generation.generator import Generator
 from pipelines.methods import formats, importing, kohya, method
 from pipelines.methods.formats import Layout
 from pipelines.methods.kohya import Layer

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.core.schema import UserError
-from pipelines.faces.faces import Face
+from pipelines.faces.face import Face
 from pipelines.finishing import delivery, marking
 from pipelines.finishing.delivery import Size
 from pipelines.photos.photos import decode

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from pipelines.core.schema import Photo, UserError
-from pipelines.faces.faces import Face
+from pipelines.faces.face import Face
 from pipelines.photos import checks, photos
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
