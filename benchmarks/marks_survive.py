@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from pipelines.core.runtime import machine
 from pipelines.core.schema import UserError
 from pipelines.finishing import marking, watermark
-from pipelines.photos.photos import SUFFIXES, decode
+from pipelines.photos.decode import SUFFIXES, decode
 
 SIZES_PX = (256, 512)
 

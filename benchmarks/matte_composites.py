@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from pipelines.core.runtime import machine
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.finishing import matting
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.files import photo_files
 
 SIDE_PX = 512
 

@@ -29,7 +29,8 @@ from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Judge, align_by_eyes
 from pipelines.faces.judges import judge_named
 from pipelines.finishing import refining
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.files import photo_files
 
 SIDES_PX = (128, 512)
 SHARE = 0.99

@@ -421,7 +421,7 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    from pipelines.photos.photos import photo_files
+    from pipelines.photos.files import photo_files
 
     found: dict[str, tuple[str, ...]] = {}
     for each in asked:
@@ -673,7 +673,8 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos import photos
+    from pipelines.photos.files import photo_files, unpack
+    from pipelines.photos.intake import check
 
     try:
         row = find_base(asked.base or default_base())
@@ -687,12 +688,12 @@ def _check(asked: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="likeness-") as unpacked:
         for number, path in enumerate(asked.photos):
             if path.is_dir():
-                files += photos.photo_files(path)
+                files += photo_files(path)
             elif path.suffix.lower() == ".zip":
-                files += photos.unpack(path, Path(unpacked) / str(number))
+                files += unpack(path, Path(unpacked) / str(number))
             else:
                 files.append(path)
-        found, report = photos.check(
+        found, report = check(
             files,
             min_eye_distance_px=row.min_eye_distance_px,
             progress=lambda done, total, _: bar.show("looking", done, total),
@@ -773,7 +774,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     """Every face of each picture against the person of a run."""
     from pipelines.core import presets, workspace
     from pipelines.evaluation import lookalike
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     run = _run_of(asked.of_run)
     photos = workspace.load_photo_set(run)
@@ -823,7 +824,7 @@ def _finish(asked: argparse.Namespace) -> int:
     from pipelines.core.schema import Finish
     from pipelines.faces.judges import available_judges
     from pipelines.finishing import finishing, marking, refining
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     _face_models(asked)
     if not asked.image.is_file():
@@ -931,7 +932,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core import workspace
-    from pipelines.photos.photos import photo_files
+    from pipelines.photos.files import photo_files
     from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)

@@ -211,7 +211,7 @@ def photo(run: workspace.Run, name: str) -> str:
     from PIL import Image
 
     from pipelines.evaluation import references
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     photos = workspace.load_photo_set(run)
     found = next((one for one in photos.held_out if run.relative(one.path) == name), None) if photos else None

@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.core.schema import REASONS, Photo, PhotoSet, Score, UserError
 from pipelines.faces import calibration
 from pipelines.faces.face import NO_FACE, Judge, Seen
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 Picture = Photo | Path | np.ndarray
 

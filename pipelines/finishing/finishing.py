@@ -223,7 +223,7 @@ def finish_pictures(
     did not come to its end goes on where it was left. Returns whether it did.
     """
     from pipelines.finishing import delivery, refining
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     total = len(order.pictures)
     plural = f"{total} pictures" if total > 1 else "the picture"

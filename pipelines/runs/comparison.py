@@ -97,7 +97,7 @@ def compare(
     if isinstance(photos, Run):
         run, paths = photos, []
     else:
-        from pipelines.photos.photos import photo_files
+        from pipelines.photos.files import photo_files
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
@@ -329,7 +329,7 @@ class _Flow:
 
     def take_in(self) -> Generator[Event, None, PhotoSet]:
         """The run's photos: those taken in before, unless other files or another seed are named now."""
-        from pipelines.photos import photos
+        from pipelines.photos import intake
 
         known = workspace.load_photo_set(self.run)
         if not self.spec.photos:
@@ -347,7 +347,7 @@ class _Flow:
             def progress(done: int, total: int, name: str) -> None:
                 tell(Event("note", step=done, steps=total, text=f"{name} looked at", data={"stage": "photos"}))
 
-            return photos.intake(
+            return intake.intake(
                 paths,
                 self.run.photos,
                 seed=self.spec.split,
@@ -423,7 +423,9 @@ class _Flow:
         import numpy as np
 
         from pipelines.evaluation import validation
-        from pipelines.photos.photos import crops, decode, frames, heads, training_captions
+        from pipelines.photos.captions import training_captions
+        from pipelines.photos.decode import decode
+        from pipelines.photos.framing import crops, frames, heads
         from pipelines.training.training import TrainingData
         from pipelines.training.training import train as learn
 
@@ -629,7 +631,7 @@ class _Flow:
         import numpy as np
         from PIL import Image
 
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         drawn: list[Drawn] = []
         for name, files in self.spec.images.items():
@@ -669,7 +671,7 @@ class _Flow:
         from pipelines.evaluation.references import score_renders
         from pipelines.evaluation.scale import in_words, measure_scale
         from pipelines.faces.judges import available_judges
-        from pipelines.photos.photos import frames
+        from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Comparing the pictures with photos that training never saw")
@@ -752,7 +754,8 @@ class _Flow:
             structure,
             worth_of,
         )
-        from pipelines.photos.photos import decode, frames
+        from pipelines.photos.decode import decode
+        from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Looking for copies and slips")
@@ -829,7 +832,7 @@ class _Flow:
         """
         from pipelines.evaluation import clip as clip_text
         from pipelines.evaluation.facts import is_subject
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         asked = [cell for cell in findings.cells if cell.sampling.prompt]
         if self.row.family == "portrait" or not asked:  # its words are few, and pixel rules know them all
@@ -1001,7 +1004,7 @@ class _Flow:
         self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str
     ) -> None:
         """The report, and after everything else the manifest."""
-        from pipelines.photos.photos import frames
+        from pipelines.photos.framing import frames
         from pipelines.reports.page import write_report
 
         learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, self.row), strict=True))

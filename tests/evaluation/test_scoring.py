@@ -19,7 +19,7 @@ from pipelines.faces.arcface import find_pack
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.face import Judge, Seen
 from pipelines.faces.judges import judge_named
-from pipelines.photos import photos
+from pipelines.photos import files, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -267,8 +267,8 @@ def test_real_people_reach_their_ceiling_and_strangers_do_not(tmp_path):
     if find_pack("buffalo_sc", SHARED / "models"):
         pytest.importorskip("insightface")
         judges.append(judge_named("buffalo_sc", SHARED / "models"))
-    people = photos.intake(photos.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
-    stranger = photos.photo_files(PEOPLE / "p12")[0]
+    people = intake.intake(files.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
+    stranger = files.photo_files(PEOPLE / "p12")[0]
     for judge in judges:
         made = measure_scale(judge, people)
         against = references.reference(judge, people.held_out)

@@ -13,7 +13,8 @@ from pipelines.core.schema import UserError
 from pipelines.faces import arcface_mini, dlib_faces
 from pipelines.faces.face import Seen
 from pipelines.faces.judges import judge_named
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.files import photo_files
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE, MODELS = SHARED / "data" / "people", SHARED / "models"

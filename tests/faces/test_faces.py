@@ -18,7 +18,8 @@ from pipelines.faces.arcface import download_pack, find_pack
 from pipelines.faces.dlib_faces import DlibJudge, detect_faces, dlib_embed
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, Judge, Seen, align_by_eyes
 from pipelines.faces.judges import available_judges, judge_named
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.files import photo_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -318,7 +319,7 @@ def test_a_pack_with_a_missing_or_a_wrong_file_is_a_sentence_that_names_it(tmp_p
 
 def test_importing_loads_no_heavy_module():
     code = (
-        "import sys, pipelines.faces.judges, pipelines.photos.photos, pipelines.evaluation.scale; "
+        "import sys, pipelines.faces.judges, pipelines.photos.decode, pipelines.evaluation.scale; "
         "print([m for m in ('torch', 'cv2', 'dlib', 'onnxruntime', 'insightface', 'PIL') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

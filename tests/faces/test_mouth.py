@@ -13,7 +13,7 @@ import pytest
 from pipelines.faces import mouth
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import Face
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE = ROOT.parent / "shared" / "data" / "people"
@@ -43,7 +43,7 @@ def test_a_picture_and_its_mirror_image_say_the_same():
     picture = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     eyes = np.array([(80.0, 80.0), (119.0, 80.0)])
     face = Face((60.0, 50.0, 140.0, 140.0), eyes, eyes, np.array([99.5, 105.0]), 1.0)
-    assert mouth.mouth(picture, face) == mouth.mouth(np.ascontiguousarray(picture[:, ::-1]), face)
+    assert mouth.read(picture, face) == mouth.read(np.ascontiguousarray(picture[:, ::-1]), face)
 
 
 def test_the_card_s_figures_hold_a_bar():
@@ -60,7 +60,7 @@ def test_it_is_right_about_people_it_never_saw():
     for row in rows[::3]:
         image = decode(PEOPLE.parent / row["file"])
         found = detect_faces(image)
-        word = mouth.mouth(image, found[0]) if found else None
+        word = mouth.read(image, found[0]) if found else None
         if word is not None:
             said.append(word == ("open" if row["open"] == "1" else "closed"))
     assert len(said) >= 20 and np.mean(said) >= 0.9

@@ -17,7 +17,7 @@ from pipelines.core.schema import UserError
 from pipelines.faces.face import Face
 from pipelines.finishing import delivery, marking
 from pipelines.finishing.delivery import Size
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 SAMPLE = sorted((Path(__file__).resolve().parents[2] / "presets" / "sample_person").glob("*.png"))
 SIZES = delivery.sizes()

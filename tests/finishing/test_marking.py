@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.__main__ import main
 from pipelines.core.schema import UserError
 from pipelines.finishing import credentials, marking, watermark
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 SAMPLE = sorted((Path(__file__).resolve().parents[2] / "presets" / "sample_person").glob("*.png"))
 ENDS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif"}

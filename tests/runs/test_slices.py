@@ -15,9 +15,9 @@ from pipelines.bases import sampling as sampler
 from pipelines.core import workspace
 from pipelines.core.schema import Event, Finish, Sampling
 from pipelines.core.workspace import Run
-from pipelines.evaluation import metrics, scoring
+from pipelines.evaluation import facts, references
 from pipelines.finishing import finishing
-from pipelines.photos import photos
+from pipelines.photos import intake
 from pipelines.runs import jobs, worker
 from pipelines.runs.comparison import Resident, perform
 from pipelines.runs.jobs import enqueue, read_status, status
@@ -47,7 +47,7 @@ def taken_in(tmp_path_factory: pytest.TempPathFactory) -> Run:
         patch.setenv("LIKENESS_FACE_MODELS", str(tmp_path_factory.mktemp("no-packs")))
         run = workspace.run_at(tmp_path_factory.mktemp("photos") / "run")
         workspace.save_photo_set(
-            run, photos.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE])
+            run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE])
         )
     return run
 
@@ -160,8 +160,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         monkeypatch.setattr(owner, name, counting)
 
     count(Batches, "loss", "step")
-    count(scoring, "score_renders", "score")
-    count(metrics, "facts", "closer look")
+    count(references, "score_renders", "score")
+    count(facts, "facts_of", "closer look")
     count(finishing, "finish", "finished picture")
     denoise = sampler.Family.predict
 

@@ -525,7 +525,7 @@ def test_with_a_photo_to_watch_with_nothing_is_missing(show):
 
 
 def test_from_how_many_photos_on_one_is_kept_to_watch():
-    from pipelines.photos.photos import split_sizes
+    from pipelines.photos.split import split_sizes
     from ui.state import WATCHED_FROM
 
     assert split_sizes(WATCHED_FROM)[1] == 1 and split_sizes(WATCHED_FROM - 1)[1] == 0

@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.faces import arcface_mini
 from pipelines.faces.face import Judge
 from pipelines.faces.judges import judge_named
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 from tools.arcface_mini.data import people
 from tools.arcface_mini.training import best_accuracy
 

@@ -17,7 +17,7 @@ from pipelines.core.schema import Sampling
 from pipelines.evaluation.facts import holds
 from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
 from pipelines.faces.face import align_by_eyes
-from pipelines.photos import attributes
+from pipelines.photos import captions
 from tools.portrait_base import autoencoder, data, denoiser, variants
 
 SAMPLES = 256
@@ -160,7 +160,7 @@ def sample_figures(
     held, total, found, copies = 0, 0, 0, 0
     known = portraits.descriptors[~portraits.held_out]
     for image, (_, background, jacket, tone) in zip(images, asked):
-        seen = attributes.measure(image)
+        seen = captions.measure(image)
         checks = [seen.tone == tone]
         checks += [holds(seen.background, background)] if background and tone == "colour" else []
         checks += [holds(seen.jacket, jacket)] if jacket else []
