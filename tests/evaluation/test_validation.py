@@ -177,7 +177,7 @@ def test_a_look_counts_failures_and_what_was_asked(monkeypatch):
     other = Reference(judge, judge.look(np.full((8, 8, 3), 200, np.uint8)).vector, 1)
     frames = np.stack([np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8, 3), np.uint8)])
     followed = {PROMPTS[0]: None, PROMPTS[1]: 0.5}
-    monkeypatch.setattr(validation.metrics, "followed", lambda frame, prompt: followed[prompt])
+    monkeypatch.setattr(validation, "followed", lambda frame, prompt: followed[prompt])
     look = validation.look_at(frames, PROMPTS, own, other)
     assert look.identity == pytest.approx(0.5) and look.following == 0.5 and look.value == pytest.approx(0.25)
     assert look.trained == pytest.approx(np.cos(100 / 99) / 2, abs=1e-4)
