@@ -28,9 +28,9 @@ from pipelines.evaluation import references
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Judge, align_by_eyes
 from pipelines.faces.judges import judge_named
-from pipelines.finishing import refining
+from pipelines.finishing import refine
 from pipelines.photos.decode import decode
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 SIDES_PX = (128, 512)
 SHARE = 0.99
@@ -58,7 +58,7 @@ def losses(judge: Judge, pictures: list[np.ndarray]) -> list[float]:
             continue
         reference = references.Reference(judge, references.mean_vector(others), len(others))
         before = reference.similarity(vector)
-        for copy in refining.harmless_copies(picture):
+        for copy in refine.harmless_copies(picture):
             after = judge.look(copy).vector
             out.append(before if after is None else before - reference.similarity(after))
     return out
@@ -90,14 +90,14 @@ def main() -> int:
         found[name] = max(0.01, math.ceil(100 * float(np.quantile(every, SHARE))) / 100)
         print(f"{name}: tolerance {found[name]:.2f}")
     if options.write:
-        saved = workspace.read_json(refining.FILE) or {"schema": 1, "tolerance": {}}
+        saved = workspace.read_json(refine.FILE) or {"schema": 1, "tolerance": {}}
         saved["tolerance"] |= found
         command = "python benchmarks/refine_tolerance.py --people PEOPLE" if options.people else "the sample person"
         saved["source"] = (
             f"{SHARE:.0%} of JPEG q90 and 1 px shifts lose less; {len(people)} people, "
             f"{sum(map(len, people))} photos, {date.today().isoformat()}: {command}"
         )
-        workspace.write_json(refining.FILE, saved)
+        workspace.write_json(refine.FILE, saved)
     return 0
 
 

@@ -27,7 +27,7 @@ from compare_draft import conditions
 
 from pipelines.bases.registry import find_base
 from pipelines.core import workspace
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 from pipelines.photos.intake import intake
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec

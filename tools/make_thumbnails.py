@@ -45,7 +45,7 @@ def main() -> int:
     from pipelines.evaluation import references
     from pipelines.faces.judges import judge_named
     from pipelines.generation.generator import Generator
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
     from pipelines.runs.comparison import perform
     from pipelines.runs.jobspec import JobSpec
 

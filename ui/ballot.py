@@ -210,14 +210,14 @@ def photo(run: workspace.Run, name: str) -> str:
     """What is around the person's face in one of their photos, as a data URI. Raises UserError when it is gone."""
     from PIL import Image
 
-    from pipelines.evaluation import references
     from pipelines.photos.decode import decode
+    from pipelines.photos.framing import around_person
 
     photos = workspace.load_photo_set(run)
     found = next((one for one in photos.held_out if run.relative(one.path) == name), None) if photos else None
     if found is None:
         raise UserError(votes.GONE)
-    return _uri(Image.fromarray(references.around_face(decode(Path(found.path)), found)))
+    return _uri(Image.fromarray(around_person(decode(Path(found.path)), found)))
 
 
 def _uri(image: Any) -> str:

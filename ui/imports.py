@@ -1,6 +1,6 @@
 """Compare with a LoRA or embedding you have: one file in, one more column in Generate, Score and the report.
 
-The file is checked while the person waits (`importing`), and Gradio's copy is deleted whatever comes of it.
+The file is checked while the person waits (`methods/imports.py`), and Gradio's copy is deleted whatever comes of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gradio as gr
 
 from pipelines.core import workspace
 from pipelines.core.schema import IMPORTED, UserError
-from pipelines.methods import importing
+from pipelines.methods import imports
 from ui import photobox, views
 from ui.errors import told
 from ui.limits import require_room
@@ -102,7 +102,7 @@ class Actions:
             if path is None:
                 raise UserError("No file arrived. Choose a .safetensors file.")
             require_room(session.run.folder)
-            importing.add(
+            imports.add(
                 session.run,
                 path,
                 view.row,
@@ -129,7 +129,7 @@ class Actions:
         view = self.services.view(kept)
         if view.busy:
             raise UserError("This run is still working. Wait until it is done, or press Stop first.")
-        importing.remove(session.run, column if isinstance(column, str) else "")
+        imports.remove(session.run, column if isinstance(column, str) else "")
         return {**self._shown(kept), self.section.answer: ""}
 
     def _ready(self, kept: object) -> View:
@@ -155,7 +155,7 @@ class Actions:
 
 def free_name(run: workspace.Run, stem: str) -> str:
     """A column's name from a file's that no other column of the run has."""
-    first = name = importing.slug(stem)
+    first = name = imports.slug(stem)
     count = 2
     while IMPORTED + name in workspace.imported(run):
         name = f"{first[:20].rstrip('-')}-{count}"

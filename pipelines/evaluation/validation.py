@@ -17,7 +17,7 @@ from pipelines.evaluation.facts import followed
 from pipelines.evaluation.references import Reference, reference
 from pipelines.faces.face import Judge
 from pipelines.faces.judges import available_judges, judge_named
-from pipelines.training.training import Look, Watch
+from pipelines.training.loop import Look, Watch
 
 PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets that are reported
 

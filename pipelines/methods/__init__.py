@@ -12,7 +12,7 @@ from pipelines.methods.base import Method
 def method(name: str) -> Method:
     """The method of that name. Raises UserError for an unknown one."""
     from pipelines.methods.dreambooth import DreamBooth
-    from pipelines.methods.imported import ImportedEmbedding, ImportedLoRA
+    from pipelines.methods.imports import ImportedEmbedding, ImportedLoRA
     from pipelines.methods.lora import LoRA
     from pipelines.methods.pivotal import Pivotal
     from pipelines.methods.textual_inversion import TextualInversion

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.bases.registry import BASES, default_base, find_base
-from pipelines.core import inscription, parallel, presets, workspace
+from pipelines.core import inscription, presets, workspace
 from pipelines.core.fingerprints import base_sha256, file_sha256, sha, threads, versions
-from pipelines.core.parallel import World
 from pipelines.core.schema import (
     ALL_METHODS,
     COLUMNS,
@@ -47,7 +46,8 @@ from pipelines.core.schema import (
 from pipelines.core.slices import Slice
 from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, Run
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
-from pipelines.training import estimates
+from pipelines.training import estimates, world
+from pipelines.training.world import World
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ def compare(
     if isinstance(photos, Run):
         run, paths = photos, []
     else:
-        from pipelines.photos.files import photo_files
+        from pipelines.photos.gather import photo_files
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
@@ -303,10 +303,10 @@ class _Flow:
         yield Event("done", text=said, seconds=self.clock.seconds)
 
     def finish_only(self) -> Iterator[Event]:
-        from pipelines.finishing import finishing
+        from pipelines.finishing import stage
 
         assert self.spec.finish is not None, "checked"
-        all_of_them = yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
+        all_of_them = yield from stage.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
         if not all_of_them:
             raise _Stopped(STOPPED)
         yield Event("done", text="The pictures are finished", seconds=self.clock.seconds)
@@ -315,7 +315,7 @@ class _Flow:
 
     def join_in(self) -> Generator[Event, None, PhotoSet]:
         """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
-        self.world = parallel.join(self.spec.device)
+        self.world = world.join(self.spec.device)
         if self.world.first:
             if self.world.size > 1:
                 yield Event("note", text=f"{self.world.size} processes teach together")
@@ -426,8 +426,8 @@ class _Flow:
         from pipelines.photos.captions import training_captions
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import crops, frames, heads
-        from pipelines.training.training import TrainingData
-        from pipelines.training.training import train as learn
+        from pipelines.training.loop import TrainingData
+        from pipelines.training.loop import train as learn
 
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
@@ -888,7 +888,7 @@ class _Flow:
         return made.replaced(**self.spec.settings.get(method, {}))
 
     def _subject(self, method: str) -> Subject | None:
-        from pipelines.training.training import load_subject
+        from pipelines.training.loop import load_subject
 
         folder = self.run.method(method)
         if not (folder / "subject.json").is_file():

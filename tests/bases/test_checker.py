@@ -25,7 +25,7 @@ from pipelines.reports.tables import to_json
 from pipelines.runs import comparison
 from pipelines.runs.comparison import perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.training import train
+from pipelines.training.loop import train
 from tests.tiny import add_checker, make_checker, tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 EXACT = Device("cpu", "float32", "exact in tests")

@@ -275,7 +275,7 @@ def test_captions_of_training_photos_are_refused(tmp_path):
 
     from pipelines.bases.registry import find_base
     from pipelines.photos.captions import checked_caption
-    from pipelines.training.training import train
+    from pipelines.training.loop import train
 
     with refused as said:
         checked_caption("naked on a sofa", find_base(str(tiny_folder("portrait"))))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import REASONS, Photo, PhotoSet, Score, UserError
+from pipelines.core.schema import Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import references, statistics
 from pipelines.evaluation.scale import Scale, in_words, measure_scale, normalised, summary
 from pipelines.faces import calibration
@@ -19,7 +19,7 @@ from pipelines.faces.arcface import find_pack
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.face import Judge, Seen
 from pipelines.faces.judges import judge_named
-from pipelines.photos import files, intake
+from pipelines.photos import gather, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -93,7 +93,7 @@ def test_in_a_group_photo_the_person_is_compared_with_and_not_the_largest_face(t
     Image.fromarray(image).save(tmp_path / "group.png")
     box, eyes = (310, 60, 370, 120), ((330, 80), (350, 80))
     person = Photo("group.png", str(tmp_path / "group.png"), "0", 400, 200, box, eyes, 20.0)
-    noted = replace(person, notes=(REASONS["several_faces"],))
+    noted = replace(person, reasons=("several_faces",))
     assert references.reference(JUDGE, [noted]).mean[0] == pytest.approx(1.0)
     assert references.reference(JUDGE, [person]).mean[2] > 0.5
 
@@ -267,8 +267,8 @@ def test_real_people_reach_their_ceiling_and_strangers_do_not(tmp_path):
     if find_pack("buffalo_sc", SHARED / "models"):
         pytest.importorskip("insightface")
         judges.append(judge_named("buffalo_sc", SHARED / "models"))
-    people = intake.intake(files.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
-    stranger = files.photo_files(PEOPLE / "p12")[0]
+    people = intake.intake(gather.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
+    stranger = gather.photo_files(PEOPLE / "p12")[0]
     for judge in judges:
         made = measure_scale(judge, people)
         against = references.reference(judge, people.held_out)

@@ -19,7 +19,7 @@ from pipelines.faces.dlib_faces import DlibJudge, detect_faces, dlib_embed
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, Judge, Seen, align_by_eyes
 from pipelines.faces.judges import available_judges, judge_named
 from pipelines.photos.decode import decode
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

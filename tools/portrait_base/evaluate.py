@@ -229,7 +229,7 @@ def everything(
     """All figures of the card, and the pictures it shows (frames of samples; none of a real person)."""
     from diffusers import StableDiffusionPipeline
 
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     figures = vae_figures(pipeline.vae, portraits, people, packs)

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save, save_file
 from pipelines.bases.family import Modules
 from pipelines.bases.registry import BASES, find_base
 from pipelines.core.schema import UserError
-from pipelines.methods import formats, kohya, method
-from pipelines.methods.formats import Layout, path_of
-from pipelines.methods.kohya import Layer
+from pipelines.methods import lora_files, lora_names, method
 from pipelines.methods.lora import TARGETS, TEXT_TARGETS
+from pipelines.methods.lora_files import Layer
+from pipelines.methods.lora_names import Layout, path_of
 from pipelines.methods.textual_inversion import TOKEN
 from tests.methods.test_methods import KINDS, disturbed, picture, stock, stock_picture
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
@@ -235,7 +235,7 @@ def test_diffusers_maps_every_name_onto_its_layer(kind):
 
     layout, names = real_layout(kind), written(kind)
     layers = {path: Layer(torch.full((1,), float(k)), torch.full((1,), float(k)), 1.0) for k, path in enumerate(names)}
-    state = kohya.to_kohya(layers, layout)
+    state = lora_files.to_kohya(layers, layout)
     if kind == "sdxl":
         state = _maybe_map_sgm_blocks_to_diffusers(state, real_parts(kind)["unet"].config)
     state, alphas = _convert_non_diffusers_lora_to_diffusers(state)
@@ -264,7 +264,7 @@ def made(kind, folder, **changes):
 def merged(family, layers, strength=1.0):
     modules = Modules(family.new_unet(trainable=True).requires_grad_(False), family.new_text())
     names = [name for _, name in family.architecture.text_parts]
-    kohya.merge(
+    lora_files.merge(
         {"unet": modules.unet} | dict(zip(names, modules.text.encoders, strict=True)), layers, strength=strength
     )
     return modules
@@ -276,7 +276,7 @@ def test_both_loras_give_the_same_picture_in_stock_diffusers(kind, with_text, tm
     family, recipe, learner = made(kind, tmp_path, text_learning_rate=1e-3 if with_text else 0.0)
     prompt = f"portrait of {method('lora').phrase(family.row, recipe)}"
     drawn = []
-    for name in ("pytorch_lora_weights.safetensors", kohya.FILE):
+    for name in ("pytorch_lora_weights.safetensors", lora_files.FILE):
         pipeline = stock(kind)
         pipeline.load_lora_weights(tmp_path, weight_name=name)
         drawn.append(stock_picture(family, pipeline, prompt))
@@ -290,15 +290,15 @@ def test_both_loras_give_the_same_picture_in_stock_diffusers(kind, with_text, tm
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kohya_file_comes_back_exactly(kind, tmp_path):
     family, _, learner = made(kind, tmp_path)
-    layout = formats.layout(family.row)
-    assert layout == kohya.layout_of(learner.modules, family)  # adapters on the live modules change no name
-    saved = load_file(str(tmp_path / kohya.FILE))
-    layers = kohya.from_kohya(saved, layout)
-    again = kohya.to_kohya(layers, layout)
+    layout = lora_names.layout(family.row)
+    assert layout == lora_files.layout_of(learner.modules, family)  # adapters on the live modules change no name
+    saved = load_file(str(tmp_path / lora_files.FILE))
+    layers = lora_files.from_kohya(saved, layout)
+    again = lora_files.to_kohya(layers, layout)
     assert set(again) == set(saved) and all(torch.equal(again[name], saved[name]) for name in saved)
     assert {layer.alpha for layer in layers.values()} == {1.0} and {layer.rank for layer in layers.values()} == {4}
     stock_names = load_file(str(tmp_path / "pytorch_lora_weights.safetensors"))
-    other = kohya.from_kohya(stock_names, layout, dict.fromkeys(layers, 1.0))
+    other = lora_files.from_kohya(stock_names, layout, dict.fromkeys(layers, 1.0))
     assert set(other) == set(layers)
     for path, layer in layers.items():
         assert torch.equal(layer.down, other[path].down) and torch.equal(layer.up, other[path].up)
@@ -309,7 +309,7 @@ def test_a_kohya_file_comes_back_exactly(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_merging_draws_what_the_adapters_draw(kind, tmp_path):
     family, recipe, learner = made(kind, tmp_path)
-    layers = kohya.from_kohya(load_file(str(tmp_path / kohya.FILE)), formats.layout(family.row))
+    layers = lora_files.from_kohya(load_file(str(tmp_path / lora_files.FILE)), lora_names.layout(family.row))
     prompt = f"portrait of {method('lora').phrase(family.row, recipe)}"
     live = picture(family, learner.modules, prompt)
     assert np.abs(picture(family, merged(family, layers), prompt) - live).mean() < 0.3
@@ -333,28 +333,28 @@ def adapted(kind, **options):
             if "magnitude" in name:
                 parameter.data *= 1.0 + 0.2 * torch.rand_like(parameter)
     state = {f"unet.{name}": each.detach().clone() for name, each in get_peft_model_state_dict(unet).items()}
-    return family, unet, kohya.layers_of(state, {"unet": unet.peft_config["default"].to_dict()})
+    return family, unet, lora_files.layers_of(state, {"unet": unet.peft_config["default"].to_dict()})
 
 
 @pytest.mark.parametrize("kind", ["portrait", "sdxl"])
 def test_rslora_keeps_its_strength_for_everybody_who_divides_by_the_rank(kind):
     family, unet, layers = adapted(kind, r=4, lora_alpha=3, use_rslora=True)
     assert all(math.isclose(layer.scale, 3 / math.sqrt(4)) for layer in layers.values())
-    layout = kohya.layout_of(family.shared(), family)
-    back = kohya.from_kohya(kohya.to_kohya(layers, layout), layout)
+    layout = lora_files.layout_of(family.shared(), family)
+    back = lora_files.from_kohya(lora_files.to_kohya(layers, layout), layout)
     live = picture(family, Modules(unet, family.text), "portrait of man")
     assert np.abs(picture(family, merged(family, back), "portrait of man") - live).mean() < 0.3
 
 
 def test_dora_lengths_are_written_per_output_and_come_back():
     family, unet, layers = adapted("sd15", r=4, lora_alpha=2, use_dora=True)
-    layout = kohya.layout_of(family.shared(), family)
-    saved = kohya.to_kohya(layers, layout)
+    layout = lora_files.layout_of(family.shared(), family)
+    saved = lora_files.to_kohya(layers, layout)
     for path, layer in layers.items():
         scale, weight = saved[f"{layout.flat(path)}.dora_scale"], layout.weights[path]
         assert scale.shape == (weight[0], *[1] * (len(weight) - 1))  # LyCORIS with wd_on_output
         assert torch.equal(scale.flatten(), layer.magnitude)
-    back = kohya.from_kohya(saved, layout)
+    back = lora_files.from_kohya(saved, layout)
     assert not any(layer.per_input for layer in back.values())
     live = picture(family, Modules(unet, family.text), "portrait of man")
     assert np.abs(picture(family, merged(family, back), "portrait of man") - live).mean() < 0.3
@@ -370,7 +370,7 @@ def test_dora_per_input_is_told_apart_by_its_shape():
     layout = Layout({"unet.down_blocks.0.resnets.0.time_emb_proj": (6, 6)})
     name, lengths = "lora_unet_down_blocks_0_resnets_0_time_emb_proj", torch.rand(1, 6) + 1
     down, up = torch.randn(2, 6), torch.randn(6, 2)
-    found = kohya.from_kohya(
+    found = lora_files.from_kohya(
         {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.dora_scale": lengths}, layout
     )
     (only,) = found.values()
@@ -379,16 +379,16 @@ def test_dora_per_input_is_told_apart_by_its_shape():
     box.down_blocks = torch.nn.ModuleList([torch.nn.Module()])
     box.down_blocks[0].resnets = torch.nn.ModuleList([torch.nn.Module()])
     box.down_blocks[0].resnets[0].time_emb_proj = layer
-    kohya.merge({"unet": box}, found)
+    lora_files.merge({"unet": box}, found)
     whole = before + up @ down
     assert torch.allclose(layer.weight, whole * lengths / whole.norm(dim=0), atol=1e-5)
-    assert kohya.to_kohya(found, layout)[f"{name}.dora_scale"].shape == (1, 6)
+    assert lora_files.to_kohya(found, layout)[f"{name}.dora_scale"].shape == (1, 6)
 
 
 def test_a_layer_of_another_base_is_named():
-    layout = formats.layout(tiny_family("sd15").row)
+    layout = lora_names.layout(tiny_family("sd15").row)
     with pytest.raises(UserError, match="lora_unet_input_blocks_99"):
-        kohya.from_kohya({"lora_unet_input_blocks_99_1_proj_in.lora_down.weight": torch.zeros(1, 1)}, layout)
+        lora_files.from_kohya({"lora_unet_input_blocks_99_1_proj_in.lora_down.weight": torch.zeros(1, 1)}, layout)
 
 
 # -- metadata ------------------------------------------------------------------------------------------------------
@@ -397,14 +397,14 @@ def test_a_layer_of_another_base_is_named():
 @pytest.mark.parametrize("kind", KINDS)
 def test_metadata_say_what_it_is_and_nothing_about_anybody(kind, tmp_path):
     family, _, _ = made(kind, tmp_path)
-    with safe_open(str(tmp_path / kohya.FILE), framework="pt") as file:
+    with safe_open(str(tmp_path / lora_files.FILE), framework="pt") as file:
         said, names = file.metadata(), list(file.keys())
     assert all(isinstance(value, str) for value in said.values())
     version = {"portrait": "likeness_portrait_128", "sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}[kind]
     assert said["ss_base_model_version"] == version
     assert version.startswith("sdxl_") == (kind == "sdxl")  # how A1111 tells SDXL from SD1
     assert (said["ss_network_dim"], said["ss_network_alpha"], said["ss_v2"]) == ("4", "1", "False")
-    assert said["ss_output_name"] == kohya.FILE.removesuffix(".safetensors") and "<" not in kohya.FILE
+    assert said["ss_output_name"] == lora_files.FILE.removesuffix(".safetensors") and "<" not in lora_files.FILE
     phrase = f"{family.row.identifier} man"
     assert json.loads(said["ss_tag_frequency"]) == {"likeness": {phrase: 1}}
     assert said["modelspec.trigger_phrase"] == phrase
@@ -413,13 +413,13 @@ def test_metadata_say_what_it_is_and_nothing_about_anybody(kind, tmp_path):
     prefix = {"portrait": "lora_te_", "sd15": "lora_te_", "sdxl": ("lora_te1_", "lora_te2_")}[kind]
     words = [name for name in names if name.startswith("lora_te")]
     assert words and all(name.startswith(prefix) and "_text_model_encoder_" in name for name in words)
-    blob = (tmp_path / kohya.FILE).read_bytes()
+    blob = (tmp_path / lora_files.FILE).read_bytes()
     assert str(tiny_folder(kind).parent).encode() not in blob
     # sd-scripts: the numbers' hash, and the old one over a window of the file with its training metadata alone
     begin = 8 + int.from_bytes(blob[:8], "little")
     whole = hashlib.sha256(blob[begin:]).hexdigest()
     assert said["sshs_model_hash"] == whole and said["modelspec.hash_sha256"] == f"0x{whole}"
-    plain = save(load_file(str(tmp_path / kohya.FILE)), {k: v for k, v in said.items() if k.startswith("ss_")})
+    plain = save(load_file(str(tmp_path / lora_files.FILE)), {k: v for k, v in said.items() if k.startswith("ss_")})
     assert said["sshs_legacy_hash"] == hashlib.sha256(plain[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
 
 
@@ -427,7 +427,7 @@ def test_equal_trainings_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         made("portrait", tmp_path / name)
-    assert (tmp_path / "a" / kohya.FILE).read_bytes() == (tmp_path / "b" / kohya.FILE).read_bytes()
+    assert (tmp_path / "a" / lora_files.FILE).read_bytes() == (tmp_path / "b" / lora_files.FILE).read_bytes()
 
 
 # -- embeddings ----------------------------------------------------------------------------------------------------
@@ -487,9 +487,9 @@ def test_the_layout_of_a_single_file_checkpoint_is_that_of_the_folder(tmp_path):
             elif part == "text_encoder":
                 middle = "cond_stage_model" if kind == "sd15" else "conditioner.embedders.0"
                 tensors[f"{middle}.transformer.text_model.{rest}"] = shape
-        found = formats._from_checkpoint(tensors)
+        found = lora_names._from_checkpoint(tensors)
         assert found == {path: shape for path, shape in layout.weights.items() if not path.startswith("text_encoder_2")}
-    second = formats._from_checkpoint(
+    second = lora_names._from_checkpoint(
         {
             "conditioner.embedders.1.model.transformer.resblocks.3.attn.in_proj_weight": (3840, 1280),
             "conditioner.embedders.1.model.transformer.resblocks.3.mlp.c_fc": (5120, 1280),
@@ -501,16 +501,16 @@ def test_the_layout_of_a_single_file_checkpoint_is_that_of_the_folder(tmp_path):
 
 
 def test_a_base_that_is_not_here_is_said_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(formats, "_cached", lambda row: None)
+    monkeypatch.setattr(lora_names, "_cached", lambda row: None)
     with pytest.raises(UserError, match="not on this machine"):
-        formats.layout(BASES["sdxl"])
-    assert len(formats.layout(find_base("portrait-128")).weights) > 100
+        lora_names.layout(BASES["sdxl"])
+    assert len(lora_names.layout(find_base("portrait-128")).weights) > 100
 
 
 def test_a_header_tells_the_base(tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight":
                torch.zeros(4, 2048)}, str(file))  # fmt: skip
-    assert formats.made_for(formats.read_header(file)) == BASES["sdxl"].title
+    assert lora_names.made_for(lora_names.read_header(file)) == BASES["sdxl"].title
     save_file({"x": torch.zeros(1)}, str(file), {"modelspec.architecture": "flux-1-dev/lora"})
-    assert formats.made_for(formats.read_header(file)) == "FLUX"
+    assert lora_names.made_for(lora_names.read_header(file)) == "FLUX"

@@ -18,8 +18,8 @@ from pipelines.bases.objective import NoiseSchedule
 from pipelines.core.schema import ALL_METHODS, METHODS, UserError
 from pipelines.methods import method
 from pipelines.methods.lora import LoRALearner
-from pipelines.training import training
-from pipelines.training.training import Batches, load_subject, train
+from pipelines.training import loop
+from pipelines.training.loop import Batches, load_subject, train
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
 
 
@@ -178,7 +178,7 @@ def test_cached_latents_and_text_give_the_uncached_loss(kind):
         batch = cached.at(step)
         rows = cached._photos(step)
         moments = family.encode_images(data.frames[rows.numpy()])  # straight from the pixels
-        generator = torch.Generator().manual_seed(training.derived_seed(recipe.seed, step, 1))
+        generator = torch.Generator().manual_seed(loop.derived_seed(recipe.seed, step, 1))
         torch.rand(len(rows), generator=generator), torch.rand(len(rows), generator=generator)
         drawn = torch.randn(moments.mean.shape, generator=generator)
         latents = moments.latents(drawn if family.architecture.sampled_latents else None)
@@ -393,7 +393,7 @@ def test_an_artefact_that_draws_something_else_is_not_called_done(tmp_path, monk
 
 
 def test_a_full_disk_is_a_sentence_and_the_checkpoint_stays(tmp_path, monkeypatch):
-    save = training.save_tensors
+    save = loop.save_tensors
     calls = []
 
     def full(path, tensors, meta=None):
@@ -402,7 +402,7 @@ def test_a_full_disk_is_a_sentence_and_the_checkpoint_stays(tmp_path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         save(path, tensors, meta)
 
-    monkeypatch.setattr(training, "save_tensors", full)
+    monkeypatch.setattr(loop, "save_tensors", full)
     with pytest.raises(UserError, match="The disk is full.*continues"):
         tiny_run("sd15", "lora", tmp_path, steps=8)
     monkeypatch.undo()
@@ -424,7 +424,7 @@ def test_no_photos_and_a_method_that_is_not_offered(tmp_path):
     with pytest.raises(UserError, match="no photos"):
         list(train(recipe, data, tmp_path, photo_digest="d", family=family))
     row = dataclasses.replace(family.row, methods=("lora",))
-    large = training.load_family(row, family.device)
+    large = loop.load_family(row, family.device)
     with pytest.raises(UserError, match="not offered"):
         list(train(tiny_recipe("sd15", "dreambooth"), tiny_data("sd15"), tmp_path, photo_digest="d", family=large))
 
@@ -505,9 +505,9 @@ def test_with_little_memory_idle_parts_wait_elsewhere_and_the_result_is_the_same
 
     family = copy.copy(family)
     monkeypatch.setattr(type(family), "_place", place)
-    monkeypatch.setattr(training, "free_memory_gb", lambda device: 0.1)
-    needs = training.memory_needs(training.find_base("sdxl"), recipe.replaced(method="lora"))
-    monkeypatch.setattr(training, "memory_needs", lambda *_: needs)
+    monkeypatch.setattr(loop, "free_memory_gb", lambda device: 0.1)
+    needs = loop.memory_needs(loop.find_base("sdxl"), recipe.replaced(method="lora"))
+    monkeypatch.setattr(loop, "memory_needs", lambda *_: needs)
     steps_with = []
     for event in train(recipe, data, tmp_path / "short", photo_digest="d", family=family):
         if event.kind == "start":
@@ -557,9 +557,9 @@ def test_checkpoints_and_subjects_of_earlier_versions_still_fit(tmp_path):
         frames.update(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
     parts = [before, data.captions, "d", frames.hexdigest(), family.row.name, family.row.revision]
     old = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    assert training._fingerprint(recipe, data, "d", family) == old
-    assert training._fingerprint(recipe.replaced(dora=True), data, "d", family) != old
-    assert training._fingerprint(recipe.replaced(gradient_checkpointing="on"), data, "d", family) == old
+    assert loop._fingerprint(recipe, data, "d", family) == old
+    assert loop._fingerprint(recipe.replaced(dora=True), data, "d", family) != old
+    assert loop._fingerprint(recipe.replaced(gradient_checkpointing="on"), data, "d", family) == old
     assert set(recipe_fields(recipe)) == {*before, "checkpoint_every", "preview_every_s"}
     tiny_run("sd15", "lora", tmp_path, steps=1)
     saved = json.loads((tmp_path / "subject.json").read_text())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.bases.family import Family
-    from pipelines.methods.kohya import Layers
+    from pipelines.methods.lora_files import Layers
 
 FOLDER, FILE = "lcm_lora", "pytorch_lora_weights.safetensors"
 STEPS, SCHEDULER = 4, "lcm"
@@ -60,12 +60,12 @@ def load(row: BaseRow) -> Layers | None:
         return None
     from safetensors.torch import load_file
 
-    from pipelines.methods import formats, importing, kohya
+    from pipelines.methods import imports, lora_files, lora_names
 
-    layout = formats.layout(row)
-    checked = importing.look(file, row, layout)
+    layout = lora_names.layout(row)
+    checked = imports.look(file, row, layout)
     alphas = {name.removesuffix(".alpha"): number for name, number in checked.numbers.items()}
-    layers = kohya.from_kohya(load_file(str(file)), layout, alphas) if checked.kind == "lora" else {}
+    layers = lora_files.from_kohya(load_file(str(file)), layout, alphas) if checked.kind == "lora" else {}
     if not layers or any(not path.startswith("unet.") or each.magnitude is not None for path, each in layers.items()):
         raise UserError(f"{file.name} in {file.parent.name} is no LoRA that makes drafts. Get it again.")
     return layers

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.bases.registry import find_base
 from pipelines.core import workspace
 from pipelines.core.schema import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of
-from pipelines.methods import formats, importing, kohya, method
+from pipelines.methods import imports, lora_files, lora_names, method
 from pipelines.reports import archive
 from pipelines.reports.tables import to_json
 from pipelines.runs.comparison import perform
@@ -38,7 +38,7 @@ def lora(folder, kind="sd15", name="theirs.safetensors", **changes):
     made.mkdir(exist_ok=True)
     learner.export(made)
     target = folder / name
-    target.write_bytes((made / kohya.FILE).read_bytes())
+    target.write_bytes((made / lora_files.FILE).read_bytes())
     return target, learner, recipe
 
 
@@ -63,7 +63,7 @@ def test_pickles_are_refused_by_name_and_by_content(tmp_path):
         file = tmp_path / name
         file.write_bytes(b"\0" * 20)
         with pytest.raises(UserError, match="not a .safetensors file"):
-            importing.look(file, row())
+            imports.look(file, row())
     zipped = tmp_path / "zip.safetensors"
     with zipfile.ZipFile(zipped, "w") as archive:  # what torch.save writes
         archive.writestr("archive/data.pkl", b"\x80\x02.")
@@ -71,7 +71,7 @@ def test_pickles_are_refused_by_name_and_by_content(tmp_path):
     old.write_bytes(b"\x80\x02}q\x00." + b"\0" * 20)
     for file in (zipped, old):
         with pytest.raises(UserError, match="pickle"):
-            importing.look(file, row())
+            imports.look(file, row())
 
 
 GOOD = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -79,7 +79,7 @@ BROKEN = {
     "empty": b"",
     "short": b"\x05\0\0",
     "bomb": struct.pack("<Q", 1 << 62) + b"{}",
-    "long": struct.pack("<Q", formats.HEADER_LIMIT + 1) + b" " * 100,
+    "long": struct.pack("<Q", lora_names.HEADER_LIMIT + 1) + b" " * 100,
     "no json": struct.pack("<Q", 8) + b"not json",
     "deep": struct.pack("<Q", 200_000) + b"[" * 200_000,
     "a list": struct.pack("<Q", 2) + b"[]",
@@ -106,7 +106,7 @@ def test_a_header_as_long_as_a_pickles_first_byte_is_no_pickle(tmp_path):
     for length in (128, 384, 0x4B50):  # and "PK", as a ZIP does
         text = json.dumps({"emb_params": {"dtype": "F32", "shape": [1, 32], "data_offsets": [0, 128]}}).encode()
         file = raw(tmp_path / "x.safetensors", text + b" " * (length - len(text)), b"\0" * 128)
-        assert importing.look(file, row()).kind == "embedding"
+        assert imports.look(file, row()).kind == "embedding"
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -114,13 +114,13 @@ def test_damaged_files_get_a_sentence(name, tmp_path):
     file = tmp_path / "x.safetensors"
     file.write_bytes(BROKEN[name])
     with pytest.raises(UserError, match="damaged"):
-        importing.look(file, row())
+        imports.look(file, row())
 
 
 @pytest.mark.parametrize("name", HEADERS)
 def test_headers_that_lie_get_a_sentence(name, tmp_path):
     with pytest.raises(UserError, match="damaged"):
-        importing.look(raw(tmp_path / "x.safetensors", HEADERS[name], b"\0" * 8), row())
+        imports.look(raw(tmp_path / "x.safetensors", HEADERS[name], b"\0" * 8), row())
 
 
 def test_cut_and_lengthened_files_are_noticed(tmp_path):
@@ -129,31 +129,31 @@ def test_cut_and_lengthened_files_are_noticed(tmp_path):
     for blob in (whole[:-1], whole[: len(whole) // 2], whole + b"\0"):
         file.write_bytes(blob)
         with pytest.raises(UserError, match="damaged"):
-            importing.look(file, row())
+            imports.look(file, row())
 
 
 def test_caps_on_size_rank_and_strength(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="rank 513"):
-        importing.look(one_layer(tmp_path / "r.safetensors", rank=513), row())
+        imports.look(one_layer(tmp_path / "r.safetensors", rank=513), row())
     with pytest.raises(UserError, match="alpha"):
-        importing.look(one_layer(tmp_path / "a.safetensors", **{f"{STEM}.alpha": torch.tensor(1e9)}), row())
+        imports.look(one_layer(tmp_path / "a.safetensors", **{f"{STEM}.alpha": torch.tensor(1e9)}), row())
     with pytest.raises(UserError, match="alpha"):
-        importing.look(one_layer(tmp_path / "n.safetensors", **{f"{STEM}.alpha": torch.tensor(float("nan"))}), row())
+        imports.look(one_layer(tmp_path / "n.safetensors", **{f"{STEM}.alpha": torch.tensor(float("nan"))}), row())
     with pytest.raises(UserError, match="I32"):
-        importing.look(one_layer(tmp_path / "i.safetensors", dtype=torch.int32), row())
-    monkeypatch.setattr(importing, "LORA_MB", 0.001)
+        imports.look(one_layer(tmp_path / "i.safetensors", dtype=torch.int32), row())
+    monkeypatch.setattr(imports, "LORA_MB", 0.001)
     with pytest.raises(UserError, match="MB are taken"):
-        importing.look(one_layer(tmp_path / "big.safetensors", rank=64), row())
+        imports.look(one_layer(tmp_path / "big.safetensors", rank=64), row())
 
 
 def test_a_hosted_space_takes_less(monkeypatch):
-    monkeypatch.delenv(importing.LIMIT_ENV, raising=False)
+    monkeypatch.delenv(imports.LIMIT_ENV, raising=False)
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert importing.limit_mb("lora") == 1000
+    assert imports.limit_mb("lora") == 1000
     monkeypatch.setenv("SPACE_ID", "a/b")
-    assert importing.limit_mb("lora") == 200 and importing.limit_mb("embedding") == 20
-    monkeypatch.setenv(importing.LIMIT_ENV, "64")
-    assert importing.limit_mb("lora") == 64
+    assert imports.limit_mb("lora") == 200 and imports.limit_mb("embedding") == 20
+    monkeypatch.setenv(imports.LIMIT_ENV, "64")
+    assert imports.limit_mb("lora") == 64
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -163,9 +163,9 @@ def test_numbers_that_are_none_are_found(value, dtype, tmp_path):
     spoiled[3, 31] = value
     file = one_layer(tmp_path / "x.safetensors", dtype=dtype, **{f"{STEM}.lora_down.weight": spoiled})
     with pytest.raises(UserError, match="NaN or infinite"):
-        importing.look(file, row())
+        imports.look(file, row())
     big = one_layer(tmp_path / "y.safetensors", dtype=dtype, **{f"{STEM}.lora_down.weight": spoiled.nan_to_num(60000)})
-    assert importing.look(big.with_name("y.safetensors"), row()).rank == 4  # large is not infinite
+    assert imports.look(big.with_name("y.safetensors"), row()).rank == 4  # large is not infinite
 
 
 @pytest.mark.parametrize(
@@ -182,43 +182,43 @@ def test_numbers_that_are_none_are_found(value, dtype, tmp_path):
 def test_other_kinds_are_named(key, kind, tmp_path):
     save_file({key: torch.ones(4, 4)}, str(tmp_path / "x.safetensors"))
     with pytest.raises(UserError, match=kind):
-        importing.look(tmp_path / "x.safetensors", row())
+        imports.look(tmp_path / "x.safetensors", row())
 
 
 def test_a_file_for_another_base_is_told_whose_it_is(tmp_path):
     file, _, _ = lora(tmp_path, "sdxl")
     with pytest.raises(UserError, match=r"made for Stable Diffusion XL, not for"):
-        importing.look(file, row("sd15"))
+        imports.look(file, row("sd15"))
     cross = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     save_file({f"{cross}.lora_down.weight": torch.ones(4, 2048), f"{cross}.lora_up.weight": torch.ones(32, 4)},
               str(tmp_path / "bare.safetensors"))  # fmt: skip
     with pytest.raises(UserError, match=r"made for Stable Diffusion XL"):  # no metadata: its shape tells
-        importing.look(tmp_path / "bare.safetensors", row("sd15"))
+        imports.look(tmp_path / "bare.safetensors", row("sd15"))
     with pytest.raises(UserError, match="does not fit"):
-        importing.look(one_layer(tmp_path / "odd.safetensors", into=31), row("sd15"))
+        imports.look(one_layer(tmp_path / "odd.safetensors", into=31), row("sd15"))
     save_file({f"{STEM}.lora_down.weight": torch.ones(4, 32)}, str(tmp_path / "half.safetensors"))
     with pytest.raises(UserError, match="not whole"):
-        importing.look(tmp_path / "half.safetensors", row("sd15"))
+        imports.look(tmp_path / "half.safetensors", row("sd15"))
 
 
 def test_a_stranger_s_pattern_is_not_run(tmp_path):
     evil = json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": {"(a+)+$": 8}})
     file = one_layer(tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": evil})
-    (alpha,) = importing.look(file, row()).numbers.values()
+    (alpha,) = imports.look(file, row()).numbers.values()
     assert alpha == 2
     for bad in ("{", "[" * 100_000, json.dumps({"unet.lora_alpha": "many"})):
         one_layer(file, metadata={"lora_adapter_metadata": bad})
         with pytest.raises(UserError, match="metadata"):
-            importing.look(file, row())
+            imports.look(file, row())
 
 
 def test_embeddings_are_checked(tmp_path):
     file, width = tmp_path / "e.safetensors", 32
     for key in ("emb_params", "<someone>", "emp_params"):
         save_file({key: torch.ones(3, width)}, str(file))
-        assert importing.look(file, row()).rank == 3
+        assert imports.look(file, row()).rank == 3
     save_file({"x": torch.ones(width)}, str(file))
-    assert importing.look(file, row()).rank == 1
+    assert imports.look(file, row()).rank == 1
     for tensors, said in (
         ({"emb_params": torch.ones(3, 768)}, "vectors of 768"),
         ({"emb_params": torch.ones(76, width)}, "76 vectors"),
@@ -228,12 +228,12 @@ def test_embeddings_are_checked(tmp_path):
     ):
         save_file(tensors, str(file))
         with pytest.raises(UserError, match=said):
-            importing.look(file, row())
+            imports.look(file, row())
     save_file({"emb_params": torch.ones(2, width)}, str(file))
     with pytest.raises(UserError, match="clip_l and clip_g"):
-        importing.look(file, row("sdxl"))
+        imports.look(file, row("sdxl"))
     save_file({"clip_l": torch.ones(2, width), "clip_g": torch.ones(2, width)}, str(file))
-    assert set(importing.look(file, row("sdxl")).parts) == {"text_encoder", "text_encoder_2"}
+    assert set(imports.look(file, row("sdxl")).parts) == {"text_encoder", "text_encoder_2"}
 
 
 # -- taken ---------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_our_own_lora_imported_draws_the_same(kind, spelling, tmp_path):
     if spelling == "diffusers":
         file = tmp_path / "made" / "pytorch_lora_weights.safetensors"
     run = make_run(tmp_path / "run")
-    card = importing.add(run, file, family.row, name="theirs", class_word="man")
+    card = imports.add(run, file, family.row, name="theirs", class_word="man")
     folder = run.method("imported-theirs")
     ours = f"{family.row.identifier} man"
     assert card.phrase == (ours if spelling == "kohya" else "man")  # the trigger stands in kohya's metadata
@@ -268,7 +268,7 @@ def test_our_own_embedding_imported_draws_the_same(kind, tmp_path):
     learner = disturbed(method("textual_inversion").learner(family, recipe), size=3.0)
     learner.export(tmp_path)
     run = make_run(tmp_path / "run")
-    card = importing.add(run, tmp_path / "likeness.safetensors", family.row, name="me", class_word="man")
+    card = imports.add(run, tmp_path / "likeness.safetensors", family.row, name="me", class_word="man")
     assert card.phrase == "<imported-me> <imported-me>_1 man"
     applied = method(card.method).apply(family, run.method("imported-me"), card.recipe)
     live = picture(family, learner.modules, f"portrait of {method('textual_inversion').phrase(family.row, recipe)}")
@@ -278,7 +278,7 @@ def test_our_own_embedding_imported_draws_the_same(kind, tmp_path):
 def test_only_what_was_understood_is_kept(tmp_path):
     file = one_layer(tmp_path / "x.safetensors", metadata={"secret": "s3cret", "modelspec.trigger_phrase": "zwx man"})
     run = make_run(tmp_path / "run")
-    card = importing.add(run, file, row(), name="x", class_word="man")
+    card = imports.add(run, file, row(), name="x", class_word="man")
     kept = run.method("imported-x") / "lora.safetensors"
     assert b"s3cret" not in kept.read_bytes() and card.phrase == "zwx man"
     path = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -286,23 +286,23 @@ def test_only_what_was_understood_is_kept(tmp_path):
     assert set(saved) == {f"{path}.down", f"{path}.up", f"{path}.alpha"} and saved[f"{path}.alpha"] == 4
     evil = "{subject} <b>"
     one_layer(file, metadata={"modelspec.trigger_phrase": evil})
-    assert importing.add(run, file, row(), name="y", class_word="man").phrase == "man"
+    assert imports.add(run, file, row(), name="y", class_word="man").phrase == "man"
     with pytest.raises(UserError, match="braces"):
-        importing.add(run, file, row(), name="z", class_word="man", phrase=evil)
+        imports.add(run, file, row(), name="z", class_word="man", phrase=evil)
 
 
 def test_names_are_free_plain_and_few(tmp_path):
     run, file = make_run(tmp_path / "run"), one_layer(tmp_path / "x.safetensors")
     for bad in ("", "../up", "A", "a b", "-a", "x" * 25, "a/b"):
         with pytest.raises(UserError, match="can't name"):
-            importing.add(run, file, row(), name=bad, class_word="man")
-    for k in range(importing.MAX_IMPORTED):
-        importing.add(run, file, row(), name=f"n{k}", class_word="man")
+            imports.add(run, file, row(), name=bad, class_word="man")
+    for k in range(imports.MAX_IMPORTED):
+        imports.add(run, file, row(), name=f"n{k}", class_word="man")
     with pytest.raises(UserError, match="At most"):
-        importing.add(run, file, row(), name="more", class_word="man")
+        imports.add(run, file, row(), name="more", class_word="man")
     with pytest.raises(UserError, match="already"):
-        importing.add(run, file, row(), name="n1", class_word="man")
-    assert importing.slug("Ünïque <Name> v2.1!") == "n-que-name-v2-1" and importing.slug("***") == "imported"
+        imports.add(run, file, row(), name="n1", class_word="man")
+    assert imports.slug("Ünïque <Name> v2.1!") == "n-que-name-v2-1" and imports.slug("***") == "imported"
     assert not list((run.folder / "methods").glob(".part*"))
 
 
@@ -317,7 +317,7 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
     run = make_run(tmp_path / "run")
     file, _, _ = lora(tmp_path, "portrait")
     base = str(tiny_folder("portrait"))
-    importing.add(run, file, find_base(base), name="theirs", class_word="man")
+    imports.add(run, file, find_base(base), name="theirs", class_word="man")
     sampling = Sampling("portrait of {subject}", steps=2)
     columns = ("none", "imported-theirs")
     spec = JobSpec("generate", base, "man", columns, samplings=(sampling,))
@@ -333,12 +333,12 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
     assert "renders/imported-theirs/: 1 picture" in said
     score = {"render": run.relative(pictures[1]), "judge": "x", "similarity": 0.5}
     workspace.write_text(run.scores, "".join(json.dumps(score | {"render": run.relative(p)}) + "\n" for p in pictures))
-    importing.remove(run, "imported-theirs")
+    imports.remove(run, "imported-theirs")
     assert workspace.imported(run) == () and not run.renders("imported-theirs").exists()
     assert [line["render"] for line in workspace.read_lines(run.scores)] == [run.relative(pictures[0])]
     for name in ("imported-theirs", "lora", "../photos", "imported-../.."):
         with pytest.raises(UserError):
-            importing.remove(run, name)
+            imports.remove(run, name)
     with pytest.raises(UserError, match="no longer in this run"):
         list(perform(run, spec))
 

@@ -2,7 +2,7 @@
 
 In: what PEFT learned, as diffusers names it. Out: `likeness_lora.safetensors`, which A1111, ComfyUI, InvokeAI,
 sd-scripts and diffusers load; and back from any spelling of either. In between stands one normal form: path -> `Layer`.
-Names and shapes are in `pipelines.methods.formats`. Try it: `from_kohya(load_file("lora.safetensors"), layout(row))`.
+Names and shapes are in `methods/lora_names.py`. Try it: `from_kohya(load_file("lora.safetensors"), layout(row))`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.bases.registry import BASES, BaseRow
 from pipelines.core.schema import UserError
 from pipelines.core.workspace import write_file
 from pipelines.methods.base import sort_header
-from pipelines.methods.formats import Layout, path_of, role_of
+from pipelines.methods.lora_names import Layout, path_of, role_of
 
 # Web UIs trigger on a file's name, so there is no < or > in it. A1111 also calls a LoRA by its ss_output_name.
 FILE = "likeness_lora.safetensors"
@@ -152,7 +152,7 @@ def to_kohya(layers: Layers, layout: Layout) -> dict[str, torch.Tensor]:
 def from_kohya(
     tensors: Mapping[str, torch.Tensor], layout: Layout, alphas: Mapping[str, float] | None = None
 ) -> Layers:
-    """The normal form of kohya's flat names, or of any other spelling `pipelines.methods.formats` knows.
+    """The normal form of kohya's flat names, or of any other spelling `pipelines.methods.lora_names` knows.
 
     `alphas` (path -> alpha) are those that a file states elsewhere than in a tensor. Raises UserError, naming it, for a
     tensor that is none of a LoRA on this base.

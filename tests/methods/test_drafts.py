@@ -16,11 +16,10 @@ from pipelines.bases.registry import BASES
 from pipelines.core.runtime import Device
 from pipelines.core.schema import Sampling, UserError, sampling_fields
 from pipelines.evaluation.facts import is_counted
-from pipelines.generation import drafts
 from pipelines.generation.generator import Generator, read_settings, save_render
-from pipelines.methods import formats, kohya
+from pipelines.methods import drafts, lora_files, lora_names
 from pipelines.methods import method as find_method
-from pipelines.training.training import PREVIEW_STEPS, load_subject, train
+from pipelines.training.loop import PREVIEW_STEPS, load_subject, train
 from tests.tiny import add_checker, tiny_data, tiny_folder, tiny_recipe, tiny_subject
 
 EXACT = Device("cpu", "float32", "exact in tests")
@@ -28,15 +27,15 @@ EXACT = Device("cpu", "float32", "exact in tests")
 
 def distilled_file(file, row, *, rank=2, seed=0):
     """A random LCM-LoRA as the real ones are written: kohya's names, every kernel and matrix of the denoiser."""
-    layout, generator = formats.layout(row), torch.Generator().manual_seed(seed)
+    layout, generator = lora_names.layout(row), torch.Generator().manual_seed(seed)
     layers = {}
     for path, shape in layout.weights.items():
         if path.startswith("unet."):
             down = 0.2 * torch.randn((rank, *shape[1:]), generator=generator)
             up = 0.2 * torch.randn((shape[0], rank, *(1 for _ in shape[2:])), generator=generator)
-            layers[path] = kohya.Layer(down, up, alpha=1.0)
+            layers[path] = lora_files.Layer(down, up, alpha=1.0)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(kohya.to_kohya(layers, layout), str(file))
+    save_file(lora_files.to_kohya(layers, layout), str(file))
     return file
 
 
@@ -133,7 +132,7 @@ def test_on_top_is_what_merging_gives(there, what, tmp_path):
         unet = learner.modules.unet
     layers = drafts.load(there)
     merged = copy.deepcopy(modules.unet)
-    kohya.merge({"unet": merged}, layers)
+    lora_files.merge({"unet": merged}, layers)
     told = modules.text.encode(modules.text.ids(["portrait of man"]))
     noisy, when = (
         torch.randn(1, *family.latent_shape(), generator=torch.Generator().manual_seed(0)),

@@ -14,14 +14,23 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core import workspace
 from pipelines.core.fingerprints import file_sha256
 from pipelines.core.schema import IMPORTED, Recipe, Subject, UserError, is_imported
 from pipelines.core.workspace import Run
-from pipelines.methods import formats
-from pipelines.methods.formats import Entry, Header, Layout
+from pipelines.methods import lora_names
+from pipelines.methods.lora_names import Entry, Header, Layout
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from pipelines.bases.family import Family, Modules
+    from pipelines.methods.base import Learner
+    from pipelines.methods.lora_files import Layers
 
 LORA_MB, EMBEDDING_MB = 1000.0, 20.0
 HOSTED_LORA_MB = 200.0  # on a Space, where strangers share one disk
@@ -80,14 +89,14 @@ def look(path: Path, row: BaseRow, layout: Layout | None = None, *, called: str 
     `layout` are the base's layers where they are known already; `called` is what the person calls the file.
     """
     name = called or path.name
-    header = formats.read_header(path, called=name, size_limit=int(limit_mb("lora") * 1e6))
-    layout = layout or formats.layout(row)
-    if any(role is not None and role[1] in ("down", "up") for role in map(formats.role_of, header.tensors)):
+    header = lora_names.read_header(path, called=name, size_limit=int(limit_mb("lora") * 1e6))
+    layout = layout or lora_names.layout(row)
+    if any(role is not None and role[1] in ("down", "up") for role in map(lora_names.role_of, header.tensors)):
         found = _lora(path, header, row, layout, name)
     else:
         _refuse_other_kinds(header, name)
         found = _embedding(path, header, row, layout, name)
-    if formats.broken_numbers(path, found.parts.values()):
+    if lora_names.broken_numbers(path, found.parts.values()):
         raise UserError(f"{name} holds numbers that are none (NaN or infinite): its training failed. Use another one.")
     return found
 
@@ -99,7 +108,7 @@ def _refuse_other_kinds(header: Header, name: str) -> None:
 
 
 def _wrong_base(header: Header, row: BaseRow, name: str) -> UserError:
-    made, own = formats.made_for(header), formats.kind_of(row)
+    made, own = lora_names.made_for(header), lora_names.kind_of(row)
     if made is not None and made != own:
         return UserError(f"{name} was made for {made}, not for {row.title}. Choose that base, or another file.")
     return UserError(
@@ -112,13 +121,13 @@ def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -
     _refuse_other_kinds(header, name)
     layers: dict[str, dict[str, Entry]] = {}
     for key, entry in _unfused(header.tensors, layout).items():
-        role = formats.role_of(key)
+        role = lora_names.role_of(key)
         place = layout.names.get(role[0]) if role else None
         if role is None or place is None or ".embeddings." in place:
             raise _wrong_base(header, row, name)
         if role[1] in layers.setdefault(place, {}):
             raise UserError(f"{name} changes one layer twice ({place}). Get it again.")
-        if entry.dtype not in (formats.SCALARS if role[1] == "alpha" else formats.NUMBERS):
+        if entry.dtype not in (lora_names.SCALARS if role[1] == "alpha" else lora_names.NUMBERS):
             raise UserError(f"{name} stores numbers as {entry.dtype}. Use a version in float32, float16 or bfloat16.")
         layers[place][role[1]] = entry
     stated = _Stated(header, name)
@@ -135,8 +144,8 @@ def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -
         if not 1 <= rank <= MAX_RANK:
             raise UserError(f"{name} has rank {rank}; at most {MAX_RANK} are taken. Use a smaller version.")
         ranks.append(rank)
-        alpha = formats.number(path, tensors["alpha"]) if "alpha" in tensors and tensors["alpha"].numbers == 1 else None
-        alpha = stated.alpha(place, rank) if alpha is None else alpha
+        own = tensors.get("alpha")
+        alpha = stated.alpha(place, rank) if own is None or own.numbers != 1 else lora_names.number(path, own)
         if not abs(alpha) <= MAX_SCALE * rank:  # NaN fails this as well
             raise UserError(f"{name} has an alpha of {alpha:g}, which can't be. Get it again.")
         parts |= {f"{place}.down": down, f"{place}.up": up}
@@ -153,7 +162,7 @@ def _unfused(tensors: dict[str, Entry], layout: Layout) -> dict[str, Entry]:
     """
     found: dict[str, Entry] = {}
     for key, entry in tensors.items():
-        role = formats.role_of(key)
+        role = lora_names.role_of(key)
         paths = layout.fused.get(role[0]) if role else None
         shared = role is not None and role[1] in ("down", "alpha")
         if role is None or paths is None or not (shared or (entry.shape and entry.shape[0] % 3 == 0)):
@@ -241,7 +250,7 @@ def _embedding(path: Path, header: Header, row: BaseRow, layout: Layout, name: s
     counts = {each.shape[0] if len(each.shape) == 2 else 1 for each in found}
     if len(counts) > 1 or not 1 <= max(counts) <= MAX_VECTORS:
         raise UserError(f"{name} has {max(counts)} vectors; 1 to {MAX_VECTORS} fit into a prompt. Use another one.")
-    if any(each.dtype not in formats.NUMBERS for each in found):
+    if any(each.dtype not in lora_names.NUMBERS for each in found):
         raise UserError(f"{name} stores numbers in a format that is not taken. Use float32, float16 or bfloat16.")
     return Found("embedding", dict(zip(parts, found, strict=True)), {}, max(counts))
 
@@ -290,7 +299,7 @@ def add(
     def fill(partial: Path) -> Subject:
         partial.mkdir()
         learned = partial / FILE[found.kind]
-        formats.write(learned, path, found.parts, found.numbers)
+        lora_names.write(learned, path, found.parts, found.numbers)
         card = _card(column, learned, found, row, class_word, phrase)
         said = asdict(card) | {"schema": 1, "learned": [card.artifact]}
         said["imported"] = {"kind": found.kind, "rank": found.rank}
@@ -351,3 +360,85 @@ def remove(run: Run, column: str) -> None:
 
 def _of(column: str, line: dict[str, object]) -> bool:
     return str(line.get("render", "")).startswith(f"renders/{column}/")
+
+
+# ------------------------------------------------------------------------------------------------- putting it on
+
+
+class _Imported:
+    """What both have in common: they can be applied and nothing else."""
+
+    name = "imported"
+
+    def phrase(self, row: BaseRow, recipe: Recipe) -> str:
+        raise UserError("What stands for the person in an imported file is noted on its card.")
+
+    def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> Learner:
+        raise UserError("An imported file is compared as it is. Choose a method to train.")
+
+
+class ImportedLoRA(_Imported):
+    def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
+        from pipelines.bases.family import PARKED, Modules, moved
+        from pipelines.methods import lora_files
+
+        layers = _layers(folder)
+        where = PARKED if family.parked else None  # float32 copies are twice what is drawn with
+        names = [name for _, name in family.architecture.text_parts]
+        changes_text = any(path.partition(".")[0] in names for path in layers)
+        unet = family.new_unet(trainable=True, device=where).requires_grad_(False)
+        modules = Modules(unet, family.new_text(device=where) if changes_text else family.text)
+        parts = {family.architecture.denoiser: modules.unet} | dict(zip(names, modules.text.encoders, strict=True))
+        try:
+            lora_files.merge(parts, layers, strength=strength)
+        except (KeyError, RuntimeError) as error:
+            raise UserError(f"{folder.name} was not made for {family.row.title}. Choose its base.") from error
+        moved(modules.unet, family.device.name, family.device.torch_dtype).requires_grad_(False).eval()
+        for encoder in modules.text.encoders if changes_text else ():
+            moved(encoder, family.device.name, family.text_dtype).requires_grad_(False).eval()
+        return modules
+
+
+class ImportedEmbedding(_Imported):
+    def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
+        """`strength` has no meaning here: the words are there or not."""
+        import torch
+
+        from pipelines.bases.family import Modules
+        from pipelines.bases.text import LearnedRows
+
+        saved = _load(folder, "embedding")
+        rows = []
+        for (_, name), encoder in zip(family.architecture.text_parts, family.text.encoders, strict=True):
+            row = saved.get(name)
+            if row is None or row.shape[-1] != encoder.get_input_embeddings().weight.shape[1]:  # type: ignore[operator]
+                raise UserError(f"{folder.name} was not made for {family.row.title}. Choose its base.")
+            rows.append(row.reshape(-1, row.shape[-1]).to(family.device.name, torch.float32))
+        first_ids = tuple(len(tokenizer) for tokenizer in family.text.tokenizers)
+        learned = LearnedRows(tokens(folder.name, len(rows[0])), tuple(rows), first_ids)
+        return Modules(family.shared().unet, family.text_with(learned))
+
+
+def _layers(folder: Path) -> Layers:
+    from pipelines.methods.lora_files import Layer
+
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in _load(folder, "lora").items():
+        path, _, role = name.rpartition(".")
+        found.setdefault(path, {})[role] = tensor
+    layers = {}
+    for path, each in found.items():
+        lengths = each.get("inputs", each.get("outputs"))
+        lengths = None if lengths is None else lengths.reshape(-1)
+        layers[path] = Layer(each["down"], each["up"], float(each["alpha"]), lengths, "inputs" in each)
+    return layers
+
+
+def _load(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(folder / FILE[kind]))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{FILE[kind]} is missing or damaged in {folder.name}. Import it again.") from error
