@@ -17,7 +17,7 @@ from ui.words.words import ENGLISH, spoken, translate
 HELD = ("who", "rounds", "says", "issuer", "why", "bases")
 # Of two that fit the first counts.
 SENTENCES = (
-    # judges (pipelines.evaluation.scoring, calibration, faces)
+    # judges (pipelines.evaluation.references, pipelines.faces)
     "no face found",
     "the recogniser gave no answer for this face",
     "{value} - this recogniser is uncalibrated here, so the number has no scale",
