@@ -51,9 +51,9 @@ def main() -> int:
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
     from PIL import Image
 
-    from pipelines.core.checkpoints import load_tensors
     from pipelines.faces import arcface_mini
     from pipelines.photos import photos
+    from pipelines.training.checkpoints import load_tensors
     from tools.portrait_base import data, denoiser, evaluate
 
     portraits = data.load(options.data)

@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import Finish, UserError
+from pipelines.core.records import Finish, UserError
 from pipelines.finishing import delivery, finishing, marking, refining
 from pipelines.finishing.matting import BACKGROUNDS
 from ui import pictures, views

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from ui import photobox, views
 from ui.errors import told
 from ui.retold import retell

@@ -9,8 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core import workspace
-from pipelines.core.schema import CLASS_WORDS, UserError
+from pipelines.core.files import REPOSITORY, timestamp
+from pipelines.core.records import CLASS_WORDS, UserError
+from pipelines.core.run import record_consent
 from ui import photobox, views
 from ui.errors import told
 from ui.retold import retell
@@ -18,7 +19,7 @@ from ui.state import Services, View
 from ui.wiring import Show, Updates, refused_while_busy
 from ui.words import say, tell
 
-SAMPLE = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
+SAMPLE = REPOSITORY / "presets" / "sample_person"
 CONSENT = "I am this person, or I have their permission to do this. Everybody in these photos is 18 or older."
 SAMPLE_SENTENCE = (
     "This is the sample person: synthetic pictures of somebody who does not exist, drawn by the embedded base. "
@@ -189,7 +190,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             raise UserError("The sample person is not in this copy. Use photos of your own.")
         photobox.clear(session.run)
         session = services.sessions.choose(session, sample=True, consent_at=None, class_word=_sample_class_word())
-        workspace.record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
+        record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
         yield {capability: kept, tab.status: views.note(tell("Taking in the sample person ...")), tab.receipt: ""}
         for box in photobox.add(session.run, pictures, services.view(kept).row):
             yield {tab.cards: services.photo_cards(session.run, box)}
@@ -222,8 +223,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         if moved or (consent_at is not None and not agreed):
             refused_while_busy(services, session)  # what is being learned from stays as it is
         if agreed and consent_at is None and not session.choices.sample:
-            consent_at = workspace.timestamp()
-            workspace.record_consent(session.run, means="app", statement=CONSENT)
+            consent_at = timestamp()
+            record_consent(session.run, means="app", statement=CONSENT)
         if not agreed and not session.choices.sample:
             consent_at = None
             session.run.consent.unlink(missing_ok=True)

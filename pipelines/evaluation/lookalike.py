@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import scoring
 from pipelines.evaluation.scoring import Marks, Reference
 from pipelines.faces import calibration, faces

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import REASONS, Photo, PhotoSet, Score, UserError
+from pipelines.core.records import REASONS, Photo, PhotoSet, Score, UserError
 from pipelines.faces import calibration
 from pipelines.faces.faces import NO_FACE, Judge, Seen
 from pipelines.photos.photos import decode

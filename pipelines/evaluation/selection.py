@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.schema import PhotoSet, UserError
+from pipelines.core.records import PhotoSet, UserError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.scoring import Reference, reference
 from pipelines.faces.faces import Judge, available_judges, judge

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import calibration
 from pipelines.faces.calibration import Calibration
 

@@ -5,7 +5,7 @@ In: a method's name. Out: the object that makes its trainable parameters, saves 
 
 from __future__ import annotations
 
-from pipelines.core.schema import ALL_METHODS, UserError
+from pipelines.core.records import ALL_METHODS, UserError
 from pipelines.methods.base import Method
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipelines.bases.family import PARKED, Family, Modules, moved
 from pipelines.bases.registry import BaseRow
 from pipelines.bases.text import LearnedRows
-from pipelines.core.schema import Recipe, UserError
+from pipelines.core.records import Recipe, UserError
 from pipelines.methods import kohya
 from pipelines.methods.base import Learner
 from pipelines.methods.importing import FILE, tokens

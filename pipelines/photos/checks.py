@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
+from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
 from pipelines.faces import calibration, expressions
 from pipelines.faces.faces import Face, align_by_eyes, detect_faces
 

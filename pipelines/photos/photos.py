@@ -32,9 +32,9 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from pipelines.core.files import settle
+from pipelines.core.records import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 from pipelines.core.safety import check_prompt
-from pipelines.core.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
-from pipelines.core.workspace import settle
 from pipelines.faces.faces import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Face, align_by_eyes
 from pipelines.photos import attributes, checks
 from pipelines.photos.checks import Examined, Recogniser, examine

@@ -14,22 +14,7 @@ from typing import Any
 
 from pipelines.core import presets, safety
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.core.schema import (
-    ALL_METHODS,
-    ATTENTIONS,
-    CHECKPOINTING,
-    CLASS_WORDS,
-    COLUMNS,
-    METHODS,
-    OPTIMIZERS,
-    QUALITIES,
-    Finish,
-    Recipe,
-    Sampling,
-    UserError,
-    check_variation,
-    is_imported,
-)
+from pipelines.core.records import (ALL_METHODS, ATTENTIONS, CHECKPOINTING, CLASS_WORDS, COLUMNS, METHODS, OPTIMIZERS, QUALITIES, Finish, Recipe, Sampling, UserError, check_variation, is_imported)
 
 KINDS = ("compare", "train", "generate", "finish")
 RENDERS = 8  # per column of a comparison

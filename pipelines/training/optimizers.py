@@ -1,6 +1,6 @@
 """Which optimizer takes the steps: AdamW, AdamW with 8-bit moments, or Prodigy, which finds its rates itself.
 
-In: groups of parameters with their rates. Out: a torch optimizer whose state `core.checkpoints` saves and puts back.
+In: groups of parameters with their rates. Out: a torch optimizer whose state `checkpoints` saves and puts back.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pipelines.core.runtime import Device
-from pipelines.core.schema import OPTIMIZERS, UserError
+from pipelines.core.device import Device
+from pipelines.core.records import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
 
 BETAS = (0.9, 0.99)  # 0.999 remembers longer than these runs are

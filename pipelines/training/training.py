@@ -27,14 +27,12 @@ import torch
 from safetensors import SafetensorError
 
 from pipelines.bases.family import Family, Modules, checkpointed, load_family, running
+from pipelines.bases.memory import memory_plan
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample_latents
-from pipelines.core.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
-from pipelines.core.fingerprints import sha
-from pipelines.core.parallel import World
-from pipelines.core.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
-from pipelines.core.safety import check_prompt
-from pipelines.core.schema import (
+from pipelines.core.device import Device, derived_seed, free_memory_gb, noise, peak_memory_mb
+from pipelines.core.files import sha, write_file
+from pipelines.core.records import (
     CHECKPOINTING,
     OPTIMIZERS,
     Event,
@@ -44,15 +42,18 @@ from pipelines.core.schema import (
     UserError,
     recipe_fields,
 )
+from pipelines.core.run import STRENGTHS_FILE, WATCH_FILE
+from pipelines.core.safety import check_prompt
 from pipelines.core.slices import Slice
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, write_file
 from pipelines.generation import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained
 from pipelines.methods.kohya import Layers
 from pipelines.training import optimizers
 from pipelines.training.batches import ALONE, CLASS_IMAGES, Batches, Shape, TrainingData, by_shape, class_images
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from pipelines.training.estimates import memory_needs, too_large
+from pipelines.training.world import World
 
 WATCH_STEPS = 12
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)  # of a learned change, as shares of what training ended with

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.evaluation import clip_text
 from pipelines.evaluation.clip_text import ClipText
 from pipelines.runs.comparison import compare

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import REASONS, Photo, PhotoSet, Score, UserError
+from pipelines.core.records import REASONS, Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import scoring
 from pipelines.faces import calibration, faces
 from pipelines.faces.calibration import Calibration, Comparisons

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.core.schema import METHODS, Photo, PhotoSet
+from pipelines.core.records import METHODS, Photo, PhotoSet
 from pipelines.evaluation import selection
 from pipelines.evaluation.scoring import Reference
 from pipelines.training.training import STRENGTHS, Look, Watch, load_subject, train

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import arcface_mini, faces
 from pipelines.photos.photos import decode, photo_files
 

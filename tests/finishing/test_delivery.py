@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces.faces import Face
 from pipelines.finishing import delivery, marking
 from pipelines.finishing.delivery import Size

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.evaluation.scoring import Reference
 from pipelines.faces import faces
 from pipelines.faces.faces import Seen

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pipelines.core.schema import UserError  # noqa: E402
+from pipelines.core.records import UserError  # noqa: E402
 from pipelines.finishing import upscaling  # noqa: E402
 from pipelines.finishing.upscale_nets import Critic, Enlarger, Shape  # noqa: E402
 from pipelines.finishing.upscaling import FlawMap, find_upscaler, flaw_map, load_upscaler, overlay  # noqa: E402
@@ -120,7 +120,7 @@ def test_damaged_weights_are_a_sentence(tmp_path, monkeypatch):
         (tmp_path / "enlarger.safetensors").write_bytes(b"not tensors")
         with pytest.raises(UserError, match="enlarger.safetensors is missing"):
             load_upscaler().enlarge(smooth(32, 32))
-        from pipelines.core.checkpoints import save_tensors
+        from pipelines.training.checkpoints import save_tensors
 
         save_tensors(tmp_path / "enlarger.safetensors", Enlarger(Shape(8, 16, 1)).state_dict())
         with pytest.raises(UserError, match="does not fit"):
@@ -330,7 +330,7 @@ def test_the_parts_share_nobody():
 
 
 def test_training_resumes_and_exports(tmp_path, monkeypatch):
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
     from tools.upscaler import critic, export, training
 
     monkeypatch.setattr(training, "CROPS", 2)

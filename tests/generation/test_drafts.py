@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from pipelines import __main__ as cli
 from pipelines.bases.family import Family, load_family
 from pipelines.bases.registry import BASES
-from pipelines.core.runtime import Device
-from pipelines.core.schema import Sampling, UserError, sampling_fields
+from pipelines.core.device import Device
+from pipelines.core.records import Sampling, UserError, sampling_fields
 from pipelines.evaluation import metrics
 from pipelines.generation import drafts
 from pipelines.generation.generation import Generator, read_settings, save_render

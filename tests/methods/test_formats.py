@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save, save_file
 
 from pipelines.bases.family import Modules
 from pipelines.bases.registry import BASES, find_base
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.methods import formats, kohya, method
 from pipelines.methods.formats import Layout, path_of
 from pipelines.methods.kohya import Layer

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from pipelines.__main__ import main
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS
+from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.faces import Face
 from pipelines.photos import checks, photos

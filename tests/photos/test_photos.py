@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipelines.core.schema import Photo, UserError
+from pipelines.core.records import Photo, UserError
 from pipelines.faces.faces import Face
 from pipelines.photos import checks, photos
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import write_json
+from pipelines.core.records import UserError
 from pipelines.finishing import finishing, refining
 from tests.ui.test_app import base, own_home, services, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, Page
@@ -54,7 +54,7 @@ def record(page, **changes) -> dict:
             {"step": "enlarge", "name": "Super-resolution", "choice": "", "state": "kept", "sentence": "Fine."},
         ],
     } | changes  # fmt: skip
-    workspace.write_json(folder / finishing.RECORD, saved)
+    write_json(folder / finishing.RECORD, saved)
     return saved
 
 

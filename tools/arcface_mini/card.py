@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
 from pipelines.faces import arcface_mini, calibration
 
 TEXT = """---
@@ -90,7 +90,7 @@ def write(
     command: str,
     work: Path,
 ) -> None:
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
     from tools.arcface_mini.training import BATCH, averaged
 
     meta = load_tensors(work / "student.safetensors")[1]

@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines.core.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from pipelines.photos import attributes
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from tools.portrait_base import identity, variants
 
 TEXT_DIM, MAX_TOKENS, SUBJECT, SUBJECT_VECTORS = 192, 32, "<subject>", 4

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.core.schema import Sampling
+from pipelines.core.records import Sampling
 from pipelines.evaluation.metrics import holds
 from pipelines.faces import faces
 from pipelines.photos import attributes
@@ -228,7 +228,7 @@ def everything(
     """All figures of the card, and the pictures it shows (frames of samples; none of a real person)."""
     from diffusers import StableDiffusionPipeline
 
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     figures = vae_figures(pipeline.vae, portraits, people, packs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from pipelines.core.runtime import machine
-from pipelines.core.workspace import write_json
+from pipelines.core.device import machine
+from pipelines.core.files import write_json
 
 TEXT = """---
 license: apache-2.0
@@ -92,8 +92,8 @@ critic would find the resizing and not the drawing. AUC: 0.5 is chance, 1 is per
 
 
 def write(out: Path, figures: dict[str, float], *, command: str, work: Path) -> None:
-    from pipelines.core.checkpoints import load_tensors
     from pipelines.finishing import upscaling
+    from pipelines.training.checkpoints import load_tensors
     from tools.upscaler import critic, data, training
 
     meta = {name: load_tensors(work / f"{name}.safetensors")[1] for name in ("pixels", "gan", "critic")}
