@@ -23,7 +23,7 @@ from pipelines.core import presets
 from pipelines.core.device import machine
 from pipelines.core.files import jsonable
 from pipelines.core.run import record_consent, run_at
-from pipelines.photos.photos import photo_files
+from pipelines.photos.files import photo_files
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training import estimates

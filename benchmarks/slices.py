@@ -27,7 +27,8 @@ from compare_draft import conditions
 
 from pipelines.bases.registry import find_base
 from pipelines.core.run import run_at, save_photo_set
-from pipelines.photos import photos
+from pipelines.photos.files import photo_files
+from pipelines.photos.intake import intake
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 from ui.gpu import SLICE_S, WORK_S
@@ -61,8 +62,8 @@ def main() -> int:
     kept: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         run, row = run_at(Path(folder) / "run"), find_base(options.base)
-        files = photos.photo_files(options.photos)
-        save_photo_set(run, photos.intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
+        files = photo_files(options.photos)
+        save_photo_set(run, intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
         methods = tuple(options.methods.split(",")) if options.methods else row.methods
         spec = JobSpec("compare", options.base, options.class_word, methods, options.quality)
         jobs.enqueue(run, spec, owner="benchmark", serve=False)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pipelines.core.run import Run
     from pipelines.evaluation.lookalike import Opinion
     from pipelines.faces.faces import Judge
-    from pipelines.finishing.refining import Outcome
+    from pipelines.finishing.refine import Outcome
     from pipelines.runs.jobspec import JobSpec
 
 DREAMBOOTH_LORA = "likeness_dreambooth_lora.safetensors"
@@ -421,7 +421,7 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    from pipelines.photos.photos import photo_files
+    from pipelines.photos.files import photo_files
 
     found: dict[str, tuple[str, ...]] = {}
     for each in asked:
@@ -672,7 +672,8 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos import photos
+    from pipelines.photos.files import photo_files, unpack
+    from pipelines.photos.intake import check
 
     try:
         row = find_base(asked.base or default_base())
@@ -686,12 +687,12 @@ def _check(asked: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="likeness-") as unpacked:
         for number, path in enumerate(asked.photos):
             if path.is_dir():
-                files += photos.photo_files(path)
+                files += photo_files(path)
             elif path.suffix.lower() == ".zip":
-                files += photos.unpack(path, Path(unpacked) / str(number))
+                files += unpack(path, Path(unpacked) / str(number))
             else:
                 files.append(path)
-        found, report = photos.check(
+        found, report = check(
             files,
             min_eye_distance_px=row.min_eye_distance_px,
             progress=lambda done, total, _: bar.show("looking", done, total),
@@ -771,7 +772,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     from pipelines.core import presets
     from pipelines.core.run import load_photo_set
     from pipelines.evaluation import lookalike
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     run = _run_of(asked.of_run)
     photos = load_photo_set(run)
@@ -821,19 +822,19 @@ def _finish(asked: argparse.Namespace) -> int:
     from pipelines.core.files import write_bytes
     from pipelines.core.records import Finish
     from pipelines.faces import faces
-    from pipelines.finishing import finishing, marking, refining
-    from pipelines.photos.photos import decode
+    from pipelines.finishing import mark, refine, stage
+    from pipelines.photos.decode import decode
 
     _face_models(asked)
     if not asked.image.is_file():
         raise WrongUse(f"There is no file {asked.image}. Check the path.")
-    kinds = [name for name, ends in marking.FORMATS.items() if asked.out.suffix.lower() in ends]
+    kinds = [name for name, ends in mark.FORMATS.items() if asked.out.suffix.lower() in ends]
     if not kinds:
         raise WrongUse(f"{asked.out.name} names no format. End it in .jpg, .png, .webp or .avif.")
     run = _run_of(asked.of_run) if asked.of_run else None
     order = Finish(
         ("renders/picture.png",),
-        refining.DEFAULT_STEPS if asked.steps is None else asked.steps,
+        refine.DEFAULT_STEPS if asked.steps is None else asked.steps,
         background=asked.background,
         upscaler=asked.upscaler,
         restorer=asked.restorer,
@@ -842,28 +843,26 @@ def _finish(asked: argparse.Namespace) -> int:
         format_name=kinds[0],
     )
     try:
-        finishing.check(order)
-        size = finishing.size_of(asked.size, px=asked.px)
+        stage.check(order)
+        size = stage.size_of(asked.size, px=asked.px)
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     image = decode(asked.image)
     judges = faces.available_judges(on_problem=_say)
-    baseline = finishing.baseline_of(run, image, judges) if run else refining.baseline_itself(judges, image)
+    baseline = stage.baseline_of(run, image, judges) if run else refine.baseline_itself(judges, image)
     bar = Bar()
     drawn = inscription.read(asked.image)
     base = drawn.base if drawn else ""
-    made = finishing.finish(
-        image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one))
-    )
+    made = stage.finish(image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one)))
     write_bytes(asked.out, made.delivered.data)
     if asked.json:
-        _print_json({"file": str(asked.out), **finishing.told(made)})
+        _print_json({"file": str(asked.out), **stage.told(made)})
         return DONE
     for sentence in made.notes:
         _say(sentence)
     one = made.delivered
     print(f"{asked.out}: {one.width_px} x {one.height_px} px, {one.kb:.0f} kB {one.format_name}")
-    for judge, found in finishing.told(made)["similarity"].items():
+    for judge, found in stage.told(made)["similarity"].items():
         print(f"{judge}: {_figure(found['raw'])} raw, {_figure(found['delivered'])} as delivered, to {baseline.of}")
     return DONE
 
@@ -881,10 +880,10 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def _verify(asked: argparse.Namespace) -> int:
     if not asked.image.is_file():
         raise WrongUse(f"There is no file {asked.image}. Check the path.")
-    from pipelines.finishing import marking
+    from pipelines.finishing.mark import verify
 
     try:
-        found = marking.verify(asked.image)
+        found = verify(asked.image)
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     if asked.json:
@@ -930,7 +929,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core.run import is_run, new_run, record_consent, run_at
-    from pipelines.photos.photos import photo_files
+    from pipelines.photos.files import photo_files
     from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)

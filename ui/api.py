@@ -23,7 +23,7 @@ from pipelines.core import presets
 from pipelines.core.files import timestamp
 from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
 from pipelines.core.run import record_consent
-from pipelines.finishing import finishing, refining
+from pipelines.finishing import refine, stage
 from ui import errors, photobox, words
 from ui.finish import order_of
 from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
@@ -364,7 +364,7 @@ def build(services: Services) -> None:
         known = {shot.path for shot in view.pictures}
         if not isinstance(files, list) or not files or not all(isinstance(f, str) and f in known for f in files):
             raise UserError("There is no such picture in this run. `score` lists the files that can be finished.")
-        wanted = list(refining.DEFAULT_STEPS) if steps is None else steps
+        wanted = list(refine.DEFAULT_STEPS) if steps is None else steps
         order = order_of(
             tuple(dict.fromkeys(files)), steps=wanted, background=background, size=size, max_kb=max_kb,
             format_name=format,
@@ -376,7 +376,7 @@ def build(services: Services) -> None:
     def finished(key: str, request: gr.Request) -> list[FinishedPicture]:
         """The finished pictures, the newest first, and what became of every step."""
         session = admitted(key, request)
-        return [_finished(services, session, record) for record in finishing.records(session.run)]
+        return [_finished(services, session, record) for record in stage.records(session.run)]
 
     @spoken
     def download(key: str, request: gr.Request) -> list[Link]:

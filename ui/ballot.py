@@ -211,7 +211,7 @@ def photo(run: Run, name: str) -> str:
     from PIL import Image
 
     from pipelines.evaluation import scoring
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     photos = load_photo_set(run)
     found = next((one for one in photos.held_out if run.relative(one.path) == name), None) if photos else None

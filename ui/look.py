@@ -70,7 +70,7 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
     @told
     def look(kept: object, file: str | None) -> Iterator[Updates]:
         from pipelines.evaluation import lookalike
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         try:
             yield {section.drop: None, section.answer: views.note(tell("Looking ..."))}

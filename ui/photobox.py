@@ -119,13 +119,13 @@ def taking(run: Run) -> Iterator[None]:
 
 
 def _unpack_and_add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path) -> Iterator[Box]:
-    from pipelines.photos import photos
+    from pipelines.photos import files
 
     try:
         uploads = [
             photo
             for number, path in enumerate(uploads)
-            for photo in (photos.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
+            for photo in (files.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
         ]
         yield from _add(run, box, uploads, row)
     finally:
@@ -180,9 +180,9 @@ def judge_again(run: Run, row: BaseRow) -> Box:
 
 def clear(run: Run) -> Box:
     """Take all photos out."""
-    from pipelines.photos import photos
+    from pipelines.photos import intake
 
-    photos.forget_measures(run.folder)
+    intake.forget_measures(run.folder)
     for folder in (STAGED, CROPS):
         shutil.rmtree(run.folder / folder, ignore_errors=True)
     return _save(run, Box())
@@ -199,7 +199,7 @@ def change(run: Run, key: object, action: object, row: BaseRow, value: object = 
 
 
 def _change(run: Run, key: object, action: object, row: BaseRow, value: object) -> Box:
-    from pipelines.photos import photos
+    from pipelines.photos import captions, framing
 
     box = load(run)
     one = next((one for one in box.staged if one.key == key and one.file), None)
@@ -211,36 +211,36 @@ def _change(run: Run, key: object, action: object, row: BaseRow, value: object) 
         changed = replace(one, pin="" if action == "unpin" else str(action))
     elif action in ("closer", "wider"):
         zoom = one.zoom * (1.1 if action == "closer" else 1 / 1.1)
-        changed = replace(one, zoom=round(min(max(zoom, photos.ZOOMS[0]), photos.ZOOMS[1]), 3))
+        changed = replace(one, zoom=round(min(max(zoom, framing.ZOOMS[0]), framing.ZOOMS[1]), 3))
     elif action == "caption":
-        changed = replace(one, caption=photos.checked_caption(str(value or ""), row))
+        changed = replace(one, caption=captions.checked_caption(str(value or ""), row))
     else:
         raise UserError("That can't be done with a photo. Reload the page.")
     return _settle(run, tuple(changed if each is one else each for each in box.staged), row)
 
 
 def _stage(path: Path, name: str, folder: Path) -> Staged:
-    from pipelines.photos import photos
+    from pipelines.photos import decode, intake
 
     try:
-        pixels = photos.decode(path)
+        pixels = decode.decode(path)
     except UserError as problem:
         text = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
         return Staged(name, None, text, "leave_out", ("unreadable",))
     number = 1 + max((int(p.stem) for p in folder.iterdir() if p.stem.isdigit()), default=-1)
-    return Staged(name, photos.store_copy(pixels, folder / f"{number:03d}").name)
+    return Staged(name, intake.store_copy(pixels, folder / f"{number:03d}").name)
 
 
 def _settle(run: Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
     """Judge what is staged, each photo and the set; split it where it is enough, and store the result."""
-    from pipelines.photos import photos
+    from pipelines.photos import intake
 
     there = {one.file: one for one in staged if one.file}
     files = [run.folder / STAGED / file for file in there]
     keep = [file for file, one in there.items() if one.kept]
     photo_set, problem, report = None, None, None
     if files:
-        found, report = photos.check(files, min_eye_distance_px=row.min_eye_distance_px, keep=keep)
+        found, report = intake.check(files, min_eye_distance_px=row.min_eye_distance_px, keep=keep)
         names = {file: one.name for file, one in there.items()}
         said = {check.name: check for check in found}
         staged = tuple(
@@ -264,7 +264,7 @@ def _settle(run: Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
                 if one.file and not one.pin and seen and file_sha256(run.folder / STAGED / one.file) in seen
             ]
             try:
-                made = photos.intake(
+                made = intake.intake(
                     files,
                     run.photos,
                     min_eye_distance_px=row.min_eye_distance_px,
@@ -321,18 +321,18 @@ def _save_crops(run: Run, photo_set: PhotoSet, row: BaseRow) -> None:
     """What the base will see of each photo, and the words it will be told, for the person to look at."""
     from PIL import Image
 
-    from pipelines.photos import photos
+    from pipelines.photos import captions, framing
 
     folder = run.folder / CROPS
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     every = photo_set.photos
-    frames = photos.crops(every, row)
+    frames = framing.crops(every, row)
     for photo, frame in zip(every, frames, strict=True):
         path = folder / f"{Path(photo.path).stem}.png"
         Image.fromarray(frame).save(path)
         path.chmod(0o600)
-    told = photos.training_captions(every, frames)
+    told = captions.training_captions(every, frames)
     write_json(
         run.folder / CROPS / "captions.json", {photo.name: text for photo, text in zip(every, told, strict=True)}
     )

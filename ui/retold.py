@@ -38,7 +38,7 @@ SENTENCES = (
     "the sample person",
     "the untrained base's pictures",
     "{judge} finds no face in the held-out photos.",
-    # what an AI drew (pipelines.finishing.marking)
+    # what an AI drew (pipelines.finishing.mark)
     "No mark says that an AI drew this picture.",
     "That does not show that it is a photo.",
     "The file was changed after it was signed.",
@@ -84,7 +84,7 @@ SENTENCES = (
     "The friends' order of the methods is that of {judge}.",
     "Of {pairs} pairs of methods, friends and {judge} order {count} alike.",
     "In {count} of {rounds} rounds the picture that {judge} finds most alike was picked (by chance {chance}).",
-    # finishing (pipelines.finishing.refining, matting, delivery)
+    # finishing (pipelines.finishing.refine, matting, delivery)
     "White balance and exposure",
     "Denoise",
     "Super-resolution",

@@ -111,8 +111,8 @@ class Sessions:
 
     def drop(self, key: str, run: Run) -> dict[str, object]:
         """`forget` for a run that nobody asks for any more."""
-        if "pipelines.photos.photos" in sys.modules:  # never imported: nothing was measured
-            sys.modules["pipelines.photos.photos"].forget_measures(run.folder)
+        if "pipelines.photos.intake" in sys.modules:  # never imported: nothing was measured
+            sys.modules["pipelines.photos.intake"].forget_measures(run.folder)
         if "pipelines.evaluation.lookalike" in sys.modules:
             sys.modules["pipelines.evaluation.lookalike"].forget(run.folder)
         receipt = forget(run.folder)

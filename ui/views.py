@@ -21,8 +21,8 @@ from ui.words import tell
 if TYPE_CHECKING:
     from pipelines.evaluation.lookalike import Answer, Opinion
     from pipelines.evaluation.votes import Share
-    from pipelines.finishing.marking import Mark as AiMark
-    from pipelines.finishing.marking import Verification
+    from pipelines.finishing.mark import Mark as AiMark
+    from pipelines.finishing.mark import Verification
 
 MARK_LETTERS = "ABCD"
 LETTER_GAP = 10.0  # percent of the axis: a letter is 19 px wide, the axis of a phone 200

@@ -268,14 +268,14 @@ def check_variation(sampling: Sampling) -> None:
 
 @dataclass(frozen=True)
 class Finish:
-    """How pictures of a run are to be finished; `pipelines.finishing.finishing` checks it."""
+    """How pictures of a run are to be finished; `pipelines.finishing.stage` checks it."""
 
     pictures: tuple[str, ...]  # paths inside the run, as in `Sampling.source`
-    steps: tuple[str, ...] = ()  # of `refining.STEPS`
-    background: str = ""  # of `matting.BACKGROUNDS`; "" = as it is
+    steps: tuple[str, ...] = ()  # of `refine.STEPS`
+    background: str = ""  # of `matte.BACKGROUNDS`; "" = as it is
     upscaler: str = ""  # a registered name; "" = the embedded one
     restorer: str = ""
-    size: str = "linkedin"  # of `delivery`'s sizes
+    size: str = "linkedin"  # of `deliver.sizes`
     max_kb: int = 200
     format_name: str = "JPEG"
 

@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.core.records import REASONS, Photo, PhotoSet, Score, UserError
 from pipelines.faces import calibration
 from pipelines.faces.faces import NO_FACE, Judge, Seen
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 Picture = Photo | Path | np.ndarray
 

@@ -87,7 +87,7 @@ def compare(
     if isinstance(photos, Run):
         run, paths = photos, []
     else:
-        from pipelines.photos.photos import photo_files
+        from pipelines.photos.files import photo_files
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
@@ -293,10 +293,10 @@ class _Flow:
         yield Event("done", text=said, seconds=self.clock.seconds)
 
     def finish_only(self) -> Iterator[Event]:
-        from pipelines.finishing import finishing
+        from pipelines.finishing import stage
 
         assert self.spec.finish is not None, "checked"
-        all_of_them = yield from finishing.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
+        all_of_them = yield from stage.finish_pictures(self.run, self.spec.finish, stop=self.stop, pause=self.pause)
         if not all_of_them:
             raise _Stopped(STOPPED)
         yield Event("done", text="The pictures are finished", seconds=self.clock.seconds)
@@ -319,7 +319,7 @@ class _Flow:
 
     def take_in(self) -> Generator[Event, None, PhotoSet]:
         """The run's photos: those taken in before, unless other files or another seed are named now."""
-        from pipelines.photos import photos
+        from pipelines.photos import intake
 
         known = load_photo_set(self.run)
         if not self.spec.photos:
@@ -337,7 +337,7 @@ class _Flow:
             def progress(done: int, total: int, name: str) -> None:
                 tell(Event("note", step=done, steps=total, text=f"{name} looked at", data={"stage": "photos"}))
 
-            return photos.intake(
+            return intake.intake(
                 paths,
                 self.run.photos,
                 seed=self.spec.split,
@@ -413,7 +413,9 @@ class _Flow:
         import numpy as np
 
         from pipelines.evaluation import selection
-        from pipelines.photos.photos import crops, decode, frames, heads, training_captions
+        from pipelines.photos.captions import training_captions
+        from pipelines.photos.decode import decode
+        from pipelines.photos.framing import crops, frames, heads
         from pipelines.training.training import TrainingData
         from pipelines.training.training import train as learn
 
@@ -619,7 +621,7 @@ class _Flow:
         import numpy as np
         from PIL import Image
 
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         drawn: list[Drawn] = []
         for name, files in self.spec.images.items():
@@ -657,7 +659,7 @@ class _Flow:
         """
         from pipelines.faces import faces
         from pipelines.evaluation import scoring
-        from pipelines.photos.photos import frames
+        from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Comparing the pictures with photos that training never saw")
@@ -731,7 +733,8 @@ class _Flow:
     def look_closer(self, photos: PhotoSet, findings: Findings) -> Generator[Event, None, Findings]:
         """What else there is to say about the pictures: usable, as asked, varied, copied, drifted."""
         from pipelines.evaluation import metrics, scoring
-        from pipelines.photos.photos import decode, frames
+        from pipelines.photos.decode import decode
+        from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Looking for copies and slips")
@@ -807,7 +810,7 @@ class _Flow:
         picture; the backbone's name, None without it.
         """
         from pipelines.evaluation import clip_text, metrics
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         asked = [cell for cell in findings.cells if cell.sampling.prompt]
         if self.row.family == "portrait" or not asked:  # its words are few, and pixel rules know them all
@@ -979,7 +982,7 @@ class _Flow:
     ) -> None:
         """The report, and after everything else the manifest."""
         from pipelines.reports import report
-        from pipelines.photos.photos import frames
+        from pipelines.photos.framing import frames
 
         learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, self.row), strict=True))
         written = report.write(findings, self.run, frames(photos.held_out, self.row), learned_from)

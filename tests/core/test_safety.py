@@ -276,7 +276,7 @@ def test_captions_of_training_photos_are_refused(tmp_path):
     from dataclasses import replace
 
     from pipelines.bases.registry import find_base
-    from pipelines.photos.photos import checked_caption
+    from pipelines.photos.captions import checked_caption
     from pipelines.training.training import train
 
     with refused as said:

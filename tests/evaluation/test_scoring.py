@@ -15,7 +15,7 @@ from pipelines.core.records import REASONS, Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import scoring
 from pipelines.faces import calibration, faces
 from pipelines.faces.calibration import Calibration, Comparisons
-from pipelines.photos import photos
+from pipelines.photos import files, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -263,8 +263,8 @@ def test_real_people_reach_their_ceiling_and_strangers_do_not(tmp_path):
     if faces.find_pack("buffalo_sc", SHARED / "models"):
         pytest.importorskip("insightface")
         judges.append(faces.judge("buffalo_sc", SHARED / "models"))
-    people = photos.intake(photos.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
-    stranger = photos.photo_files(PEOPLE / "p12")[0]
+    people = intake.intake(files.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
+    stranger = files.photo_files(PEOPLE / "p12")[0]
     for judge in judges:
         made = scoring.marks(judge, people)
         against = scoring.reference(judge, people.held_out)

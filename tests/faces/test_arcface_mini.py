@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.core.records import UserError
 from pipelines.faces import arcface_mini, faces
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.files import photo_files
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE, MODELS = SHARED / "data" / "people", SHARED / "models"

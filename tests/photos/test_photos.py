@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from pipelines.core.records import Photo, UserError
 from pipelines.faces.faces import Face
-from pipelines.photos import checks, photos
+from pipelines.photos import captions, checks, decode, files, framing, intake, split
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -39,7 +39,7 @@ def centre_face(image: np.ndarray) -> list[Face]:
 @pytest.fixture
 def every_photo_has_a_face(monkeypatch):
     monkeypatch.setattr(checks, "detect_faces", centre_face)
-    monkeypatch.setattr(photos, "_recogniser", lambda: None)  # scenes show nobody
+    monkeypatch.setattr(intake, "_recogniser", lambda: None)  # scenes show nobody
 
 
 def save_scenes(folder: Path, count: int) -> list[Path]:
@@ -78,7 +78,7 @@ def test_every_exif_orientation_comes_out_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     image.save(tmp_path / "a.jpg", quality=95, exif=exif)
-    assert close(photos.decode(tmp_path / "a.jpg"), np.asarray(flag()), 6)
+    assert close(decode.decode(tmp_path / "a.jpg"), np.asarray(flag()), 6)
 
 
 def test_a_phone_heic_is_turned_once(tmp_path):
@@ -88,7 +88,7 @@ def test_a_phone_heic_is_turned_once(tmp_path):
     exif[274] = 6
     flag().transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.heic", exif=exif.tobytes())
     assert b"irot" in (tmp_path / "a.heic").read_bytes()
-    assert close(photos.decode(tmp_path / "a.heic"), np.asarray(flag()), 6)
+    assert close(decode.decode(tmp_path / "a.heic"), np.asarray(flag()), 6)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif", "heic", "avif"])
@@ -102,28 +102,28 @@ def test_formats(tmp_path, suffix):
         if not features.check("avif"):
             pytest.skip("this Pillow reads no AVIF")
     flag().save(path)
-    assert close(photos.decode(path), np.asarray(flag()), 10)
+    assert close(decode.decode(path), np.asarray(flag()), 10)
 
 
 def test_colour_kinds_become_rgb(tmp_path):
     flag().convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    assert close(photos.decode(tmp_path / "cmyk.jpg"), np.asarray(flag()), 12)
+    assert close(decode.decode(tmp_path / "cmyk.jpg"), np.asarray(flag()), 12)
 
     flag().convert("L").save(tmp_path / "grey.jpg", quality=95)
-    grey = photos.decode(tmp_path / "grey.jpg")
+    grey = decode.decode(tmp_path / "grey.jpg")
     assert grey.shape == (64, 96, 3) and (grey[..., 0] == grey[..., 2]).all()
 
     ramp = np.linspace(0, 65535, 64 * 96).reshape(64, 96).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    assert close(photos.decode(tmp_path / "deep.png")[..., 0], ramp // 257, 1.5)
+    assert close(decode.decode(tmp_path / "deep.png")[..., 0], ramp // 257, 1.5)
 
     clear = flag().convert("RGBA")
     clear.putalpha(Image.new("L", clear.size, 0))
     clear.save(tmp_path / "clear.png")
-    assert (photos.decode(tmp_path / "clear.png") == 255).all()
+    assert (decode.decode(tmp_path / "clear.png") == 255).all()
 
     flag().quantize(8).save(tmp_path / "palette.png")
-    assert close(photos.decode(tmp_path / "palette.png"), np.asarray(flag()), 3)
+    assert close(decode.decode(tmp_path / "palette.png"), np.asarray(flag()), 3)
 
 
 def test_an_embedded_profile_is_applied(tmp_path):
@@ -133,17 +133,17 @@ def test_an_embedded_profile_is_applied(tmp_path):
         flag(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     lab.save(tmp_path / "lab.tiff")
-    assert photos.decode(tmp_path / "lab.tiff").shape == (64, 96, 3)
+    assert decode.decode(tmp_path / "lab.tiff").shape == (64, 96, 3)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     flag().save(tmp_path / "srgb.png", icc_profile=srgb)
-    assert (photos.decode(tmp_path / "srgb.png") == np.asarray(flag())).all()
+    assert (decode.decode(tmp_path / "srgb.png") == np.asarray(flag())).all()
     flag().save(tmp_path / "broken.png", icc_profile=b"not a profile")
-    assert (photos.decode(tmp_path / "broken.png") == np.asarray(flag())).all()
+    assert (decode.decode(tmp_path / "broken.png") == np.asarray(flag())).all()
 
 
 def test_first_frame_of_an_animation(tmp_path):
     flag().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (96, 64), "black")])
-    assert close(photos.decode(tmp_path / "a.gif"), np.asarray(flag()), 10)
+    assert close(decode.decode(tmp_path / "a.gif"), np.asarray(flag()), 10)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -164,7 +164,7 @@ def test_a_bomb_is_refused_from_its_header(tmp_path, monkeypatch, side):
     path.write_bytes(png_header(side, side))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
     with pytest.raises(UserError, match=r"bomb\.png has .*(144 megapixels|too many pixels).*40"):
-        photos.decode(path)
+        decode.decode(path)
 
 
 def jpeg(quality: int = 90) -> bytes:
@@ -190,7 +190,7 @@ def test_bad_files_are_sentences(tmp_path, name):
     data, words = BAD_FILES[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=words) as caught:
-        photos.decode(tmp_path / name)
+        decode.decode(tmp_path / name)
     assert str(caught.value).startswith(name) and str(caught.value).endswith(".")
 
 
@@ -205,7 +205,7 @@ def test_no_cut_of_a_file_crashes(tmp_path):
             path = tmp_path / f"cut.{suffix}"
             path.write_bytes(data[:length])
             try:
-                assert photos.decode(path).dtype == np.uint8
+                assert decode.decode(path).dtype == np.uint8
             except UserError as problem:
                 assert "cut." in str(problem)
 
@@ -213,11 +213,11 @@ def test_no_cut_of_a_file_crashes(tmp_path):
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "gone.jpg", tmp_path):
         with pytest.raises(UserError, match=path.name):
-            photos.decode(path)
+            decode.decode(path)
     with pytest.raises(UserError, match="holds no photos"):
-        photos.photo_files(tmp_path)
+        files.photo_files(tmp_path)
     with pytest.raises(UserError, match="not a folder"):
-        photos.photo_files(tmp_path / "gone")
+        files.photo_files(tmp_path / "gone")
 
 
 # --------------------------------------------------------------------------------------------------------- zip
@@ -232,7 +232,7 @@ def zipped(path: Path, entries: dict[str, bytes], **options) -> Path:
 
 def test_a_zip_of_photos_is_unpacked_flat_and_private(tmp_path):
     entries = {"a/me.jpg": jpeg(), "b/me.jpg": jpeg(80), "notes.txt": b"x", "__MACOSX/._me.jpg": b"x", "🙂.png": b"y"}
-    found = photos.unpack(zipped(tmp_path / "all.zip", entries), tmp_path / "out")
+    found = files.unpack(zipped(tmp_path / "all.zip", entries), tmp_path / "out")
     assert [path.name for path in found] == ["me.jpg", "me.jpg", "🙂.png"]
     assert found[0].read_bytes() == jpeg() and stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
 
@@ -253,12 +253,12 @@ def test_hostile_zips_are_sentences(tmp_path, monkeypatch):
     for path, words in ((bomb, "far more"), (many, "201 files"), (away, "leads out"), (none, "no photos"),
                         (link, "a link"), (torn, "not a ZIP")):  # fmt: skip
         with pytest.raises(UserError, match=words) as caught:
-            photos.unpack(path, tmp_path / path.stem)
+            files.unpack(path, tmp_path / path.stem)
         assert str(caught.value).startswith(path.name)
     assert not (tmp_path.parent / "evil.jpg").exists()
-    monkeypatch.setattr(photos, "ZIP_TOTAL_BYTES", 2 * len(jpeg()))
+    monkeypatch.setattr(files, "ZIP_TOTAL_BYTES", 2 * len(jpeg()))
     with pytest.raises(UserError, match="far more"):
-        photos.unpack(zipped(tmp_path / "much.zip", {f"{k}.jpg": jpeg() for k in range(4)}), tmp_path / "much")
+        files.unpack(zipped(tmp_path / "much.zip", {f"{k}.jpg": jpeg() for k in range(4)}), tmp_path / "much")
 
 
 # ------------------------------------------------------------------------------------------------------ intake
@@ -278,7 +278,7 @@ def test_stored_copies_carry_no_metadata_and_are_private(tmp_path, every_photo_h
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "SECRETAUTHOR")
     scene(9).save(tmp_path / "p9.png", pnginfo=text)
-    result = photos.intake([*paths, tmp_path / "p9.png"], tmp_path / "set")
+    result = intake.intake([*paths, tmp_path / "p9.png"], tmp_path / "set")
     assert stat.S_IMODE((tmp_path / "set").stat().st_mode) == 0o700
     for photo in result.photos:
         stored = Path(photo.path)
@@ -292,27 +292,27 @@ def test_stored_copies_carry_no_metadata_and_are_private(tmp_path, every_photo_h
 
 def test_order_and_names_change_neither_digest_nor_split(tmp_path, every_photo_has_a_face):
     paths = save_scenes(tmp_path / "in", 9)
-    first = photos.intake(paths, tmp_path / "a")
-    turned = photos.intake(list(reversed(paths)), tmp_path / "b")
+    first = intake.intake(paths, tmp_path / "a")
+    turned = intake.intake(list(reversed(paths)), tmp_path / "b")
     renamed = []
     for index, path in enumerate(paths):
         renamed.append(tmp_path / "in" / f"{9 - index}_other.png")
         path.rename(renamed[-1])
-    third = photos.intake(renamed, tmp_path / "c")
+    third = intake.intake(renamed, tmp_path / "c")
     for other in (turned, third):
         assert other.digest == first.digest
         assert [p.sha256 for p in other.held_out] == [p.sha256 for p in first.held_out]
         assert [p.sha256 for p in other.train] == [p.sha256 for p in first.train]
-    renamed_back = photos.intake(renamed, tmp_path / "d", seed=1)
+    renamed_back = intake.intake(renamed, tmp_path / "d", seed=1)
     digests = {first.digest, renamed_back.digest}
-    digests |= {photos.intake(renamed, tmp_path / f"s{seed}", seed=seed).digest for seed in (2, 3)}
+    digests |= {intake.intake(renamed, tmp_path / f"s{seed}", seed=seed).digest for seed in (2, 3)}
     assert len(digests) > 1  # the seed draws
 
 
 def test_stored_sha_is_that_of_the_file(tmp_path, every_photo_has_a_face):
     import hashlib
 
-    for photo in photos.intake(save_scenes(tmp_path / "in", 5), tmp_path / "a").photos:
+    for photo in intake.intake(save_scenes(tmp_path / "in", 5), tmp_path / "a").photos:
         assert hashlib.sha256(Path(photo.path).read_bytes()).hexdigest() == photo.sha256
 
 
@@ -320,7 +320,7 @@ def test_large_photos_are_stored_as_jpeg(tmp_path, every_photo_has_a_face):
     paths = save_scenes(tmp_path / "in", 4)
     paths.append(tmp_path / "in" / "large.jpg")
     scene(50, 2400, 1800).save(paths[-1])
-    suffixes = {Path(p.path).suffix: p.name for p in photos.intake(paths, tmp_path / "a").photos}
+    suffixes = {Path(p.path).suffix: p.name for p in intake.intake(paths, tmp_path / "a").photos}
     assert suffixes[".jpg"] == "large.jpg" and ".png" in suffixes
 
 
@@ -334,7 +334,7 @@ def test_duplicates_count_once_and_near_duplicates_stay_together(tmp_path, every
         take = scene(seed, 164 + index, 124).filter(ImageFilter.GaussianBlur(0.6 + 0.2 * index))
         take.save(burst[-1], quality=70 + 5 * index)
     for seed in range(6):
-        result = photos.intake([*paths, again, *burst], tmp_path / f"s{seed}", seed=seed)
+        result = intake.intake([*paths, again, *burst], tmp_path / f"s{seed}", seed=seed)
         assert result.rejected == {"photo0_copy.png": "it is the same picture as photo0.png; it counts once"}
         part = {p.name: i for i, ps in enumerate((result.train, result.validation, result.held_out)) for p in ps}
         assert len(part) == 11
@@ -351,7 +351,7 @@ def test_too_few_photos_name_every_reason(tmp_path, every_photo_has_a_face):
     tiny = tmp_path / "in" / "tiny.png"
     scene(3, 40, 40).save(tiny)
     with pytest.raises(UserError) as caught:
-        photos.intake([*paths, bad, tiny], tmp_path / "out")
+        intake.intake([*paths, bad, tiny], tmp_path / "out")
     sentence = str(caught.value)
     assert sentence.startswith("Only 4 of 6 photos can be used, and at least 5 are needed.")
     assert "notes.jpg: is not a photo" in sentence and "tiny.png: the picture is too small" in sentence
@@ -360,23 +360,23 @@ def test_too_few_photos_name_every_reason(tmp_path, every_photo_has_a_face):
 
 def test_none_too_many_and_one_moment(tmp_path, every_photo_has_a_face):
     with pytest.raises(UserError, match="No photos were given"):
-        photos.intake([], tmp_path / "out")
+        intake.intake([], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="Remove 2"):
-        photos.intake([Path("a.jpg")] * 6, tmp_path / "out", max_photos=4)
+        intake.intake([Path("a.jpg")] * 6, tmp_path / "out", max_photos=4)
     burst = []
     for quality in range(60, 66):
         burst.append(tmp_path / f"b{quality}.jpg")
         scene(1).save(burst[-1], quality=quality)
     with pytest.raises(UserError, match="nearly the same picture"):
-        photos.intake(burst, tmp_path / "out")
+        intake.intake(burst, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_photos_without_a_face_are_named(tmp_path):
     paths = save_scenes(tmp_path / "in", 5)
     with pytest.raises(UserError, match=r"None of the 5 photos.*photo3\.png: no face was found"):
-        photos.intake(paths, tmp_path / "out")
+        intake.intake(paths, tmp_path / "out")
 
 
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch, every_photo_has_a_face):
@@ -385,22 +385,22 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch, every_photo_has_a_face
     def full(image, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(photos, "_write", full)
+    monkeypatch.setattr(intake, "_write", full)
     with pytest.raises(UserError, match="disk is full"):
-        photos.intake(save_scenes(tmp_path / "in", 5), tmp_path / "out")
+        intake.intake(save_scenes(tmp_path / "in", 5), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_intake_again_replaces_what_was_there(tmp_path, every_photo_has_a_face):
-    photos.intake(save_scenes(tmp_path / "in", 9), tmp_path / "out")
+    intake.intake(save_scenes(tmp_path / "in", 9), tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    photos.intake(save_scenes(tmp_path / "in", 5), tmp_path / "out")
+    intake.intake(save_scenes(tmp_path / "in", 5), tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*(f"0{i}.png" for i in range(5)), "notes.txt"]
 
 
 def test_progress_names_every_file(tmp_path, every_photo_has_a_face):
     seen: list[tuple[int, int, str]] = []
-    photos.intake(save_scenes(tmp_path / "in", 5), tmp_path / "out", progress=lambda *step: seen.append(step))
+    intake.intake(save_scenes(tmp_path / "in", 5), tmp_path / "out", progress=lambda *step: seen.append(step))
     assert [step[0] for step in seen] == [1, 2, 3, 4, 5] and {step[1] for step in seen} == {5}
 
 
@@ -413,11 +413,11 @@ def plain(index: int) -> Photo:
 
 @pytest.mark.parametrize("count", range(5, 31))
 def test_split_sizes(count):
-    train, validation, held_out = photos.split_sizes(count)
+    train, validation, held_out = split.split_sizes(count)
     assert train + validation + held_out == count and train > held_out >= 1
     assert validation == (0 if count < 8 else 1 if count < 12 else 2)
     assert abs(held_out - count / 4) <= 0.5
-    result = photos.split([[plain(i)] for i in range(count)])
+    result = split.split([[plain(i)] for i in range(count)])
     assert (len(result.train), len(result.validation), len(result.held_out)) == (train, validation, held_out)
     assert result.weak == (count == 5)
 
@@ -428,22 +428,22 @@ def test_groups_never_cross_whatever_their_sizes():
         for size in sizes:
             groups.append([plain(i) for i in range(at, at + size)])
             at += size
-        result = photos.split(groups)
+        result = split.split(groups)
         parts = [{p.name for p in part} for part in (result.train, result.validation, result.held_out)]
         assert parts[0] and parts[2] and sum(map(len, parts)) == sum(sizes)
         for group in groups:
             assert sum(bool(part & {p.name for p in group}) for part in parts) == 1
     with pytest.raises(UserError, match="nearly the same"):
-        photos.split([[plain(0), plain(1)]])
+        split.split([[plain(0), plain(1)]])
 
 
 def test_what_leaves_no_photo_over_is_said_without_naming_pins_nobody_set():
     groups = [[plain(0), plain(1)], [plain(2)]]
     names = [plain(index).name for index in (0, 2)]
     with pytest.raises(UserError, match="No photo is left to judge with: .*was learned from before.*pin one to be"):
-        photos.split(groups, trained=names)
+        split.split(groups, trained=names)
     with pytest.raises(UserError, match="No photo is left to learn from: each is pinned to be held out, or shows the"):
-        photos.split(groups, held_out=names)
+        split.split(groups, held_out=names)
 
 
 # ------------------------------------------------------------------------------------------------------ frames
@@ -456,7 +456,7 @@ def test_aligned_frames_put_the_eyes_on_their_points(tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     photo = Photo("a.png", str(tmp_path / "a.png"), "0", 400, 300, (100, 80, 280, 260), ((150, 140), (225, 160)), 77.6)
     for size in (128, 256):
-        (frame,) = photos.frames([photo], aligned=True, resolution_px=size)
+        (frame,) = framing.frames([photo], aligned=True, resolution_px=size)
         assert frame.shape == (size, size, 3) and frame.dtype == np.uint8
         red = (frame[..., 0].astype(int) - frame[..., 1]) > 90
         left = np.argwhere(red & (np.arange(size) < size / 2)).mean(0)
@@ -478,11 +478,11 @@ def test_square_frames_hold_the_face(tmp_path, box):
         aligned = False
         resolution_px = 64
 
-    (frame,) = photos.frames([photo], Row())
+    (frame,) = framing.frames([photo], Row())
     assert frame.shape == (64, 64, 3)
     assert ((frame[..., 0].astype(int) - frame[..., 1]) > 60).any()
     with pytest.raises(ValueError, match="resolution"):
-        photos.frames([photo])
+        framing.frames([photo])
 
 
 def test_a_photo_keeps_the_picture_shape_nearest_to_its_own(tmp_path):
@@ -500,23 +500,23 @@ def test_a_photo_keeps_the_picture_shape_nearest_to_its_own(tmp_path):
         shown.append(
             Photo(name, str(tmp_path / f"{name}.png"), "0", width, height, box, ((130, 120), (170, 120)), 40.0)
         )
-    upright, square, wide = photos.crops(shown, row)
+    upright, square, wide = framing.crops(shown, row)
     assert upright.shape == (80, 48, 3) and square.shape == wide.shape == (64, 64, 3)
     for crop in (upright, square, wide):
         red = np.argwhere((crop[..., 0] > 200) & (crop[..., 1] < 60))
         tall, across = np.ptp(red, 0) + 1
         assert abs(tall - across) <= 2, "the face keeps its proportions"
-    assert all(crop.shape == (128, 128, 3) for crop in photos.crops(shown, find_base("portrait-128")))
+    assert all(crop.shape == (128, 128, 3) for crop in framing.crops(shown, find_base("portrait-128")))
 
 
 def test_captions_say_what_the_frame_shows():
     frame = np.full((128, 128, 3), 130, np.uint8)
     frame[100:] = (22, 28, 58)
     frame[40:80, 40:90] = (200, 150, 120)
-    text = photos.captions(frame[None])
+    text = captions.frame_captions(frame[None])
     assert text == ("portrait of {subject}, grey background, navy jacket",)
     large = np.repeat(np.repeat(frame, 4, 0), 4, 1)
-    assert photos.captions(large[None]) == ("portrait of {subject}, grey background",)
+    assert captions.frame_captions(large[None]) == ("portrait of {subject}, grey background",)
 
 
 # ------------------------------------------------------------------------------------------------- real photos
@@ -524,15 +524,15 @@ def test_captions_say_what_the_frame_shows():
 
 @pytest.mark.skipif(not PEOPLE.is_dir(), reason="needs ../shared/data/people")
 def test_real_photos_of_one_person(tmp_path):
-    paths = photos.photo_files(PEOPLE / "p01")
-    result = photos.intake(paths[:9], tmp_path / "a")
+    paths = files.photo_files(PEOPLE / "p01")
+    result = intake.intake(paths[:9], tmp_path / "a")
     assert not result.rejected and len(result.photos) == 9
     assert (len(result.train), len(result.validation), len(result.held_out)) == (6, 1, 2)
-    assert photos.intake(list(reversed(paths[:9])), tmp_path / "b").digest == result.digest
+    assert intake.intake(list(reversed(paths[:9])), tmp_path / "b").digest == result.digest
     assert not any("nearly the same" in note for photo in result.photos for note in photo.notes)
-    cut = photos.frames(result.train, aligned=True, resolution_px=128)
+    cut = framing.frames(result.train, aligned=True, resolution_px=128)
     assert cut.shape == (6, 128, 128, 3)
-    assert all("{subject}" in text for text in photos.captions(cut))
+    assert all("{subject}" in text for text in captions.frame_captions(cut))
 
 
 def test_however_many_photos_are_read_at_once_the_set_is_the_same(tmp_path, monkeypatch):
@@ -541,8 +541,8 @@ def test_however_many_photos_are_read_at_once_the_set_is_the_same(tmp_path, monk
     files[-1].write_text("not a photo")
     found = {}
     for readers in (1, 4):
-        monkeypatch.setattr(photos, "_readers", lambda readers=readers: readers)
+        monkeypatch.setattr(intake, "_readers", lambda readers=readers: readers)
         told = []
-        taken = photos.intake(files, tmp_path / str(readers), progress=lambda *said, told=told: told.append(said))
+        taken = intake.intake(files, tmp_path / str(readers), progress=lambda *said, told=told: told.append(said))
         found[readers] = (taken.digest, taken.checks, list(taken.rejected), told)
     assert found[1] == found[4] and [done for done, *_ in told] == [1, 2, 3, 4, 5, 6]

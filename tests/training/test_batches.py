@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines.core.records import Photo, UserError
 from pipelines.methods import method
-from pipelines.photos.photos import HEAD_ACROSS, HEAD_DOWN, crops, heads
+from pipelines.photos.framing import HEAD_ACROSS, HEAD_DOWN, crops, heads
 from pipelines.training.batches import Batches, loss_masks
 from pipelines.training.training import train
 from tests.tiny import tiny_data, tiny_family, tiny_recipe

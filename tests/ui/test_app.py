@@ -22,7 +22,7 @@ from pipelines.core import presets
 from pipelines.core.files import Lock, append_line, jsonable, write_json
 from pipelines.core.records import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
 from pipelines.core.run import Run
-from pipelines.photos.attributes import COLOURS
+from pipelines.photos.captions import COLOURS
 from pipelines.runs import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -651,11 +651,11 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
 
 
 def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatch):
-    from pipelines.photos import checks, photos
+    from pipelines.photos import checks, intake
     from ui import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
-    monkeypatch.setattr(photos, "_recogniser", lambda: None)
+    monkeypatch.setattr(intake, "_recogniser", lambda: None)
     _, session = services.sessions.create()
     run, small = session.run, replace(ROW, min_eye_distance_px=30.0)
     *_, box = photobox.add(run, [photo_file(tmp_path, f"me{k}.png", k) for k in range(6)], small)
@@ -696,20 +696,20 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
     assert len(box.photo_set.train) == 1
     box = photobox.change(run, second.key, "held_out", ROW)
     assert box.photo_set is None and "No photo is left to learn from" in str(box.problem)
-    assert any(key[0].startswith(str(run.folder.resolve())) for key in photos._known)
+    assert any(key[0].startswith(str(run.folder.resolve())) for key in intake._known)
     box = photobox.clear(run)
-    assert not any(key[0].startswith(str(run.folder.resolve())) for key in photos._known), "no measure outlives them"
+    assert not any(key[0].startswith(str(run.folder.resolve())) for key in intake._known), "no measure outlives them"
     assert box == photobox.Box() and not (run.folder / photobox.CROPS).exists()
 
 
 def test_a_zip_is_taken_apart(services, tmp_path, monkeypatch):
     import zipfile
 
-    from pipelines.photos import checks, photos
+    from pipelines.photos import checks, intake
     from ui import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
-    monkeypatch.setattr(photos, "_recogniser", lambda: None)
+    monkeypatch.setattr(intake, "_recogniser", lambda: None)
     _, session = services.sessions.create()
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for k in range(3):

@@ -259,7 +259,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
 
 def test_a_photo_that_was_learned_from_stays_out_of_judging(services, monkeypatch):  # noqa: F811
     """Whatever the new split would like: `_settle` hands `intake` the names of what was seen."""
-    from pipelines.photos import photos
+    from pipelines.photos import intake as real
     from ui import photobox
 
     capability, session, found = ready(services)
@@ -271,8 +271,8 @@ def test_a_photo_that_was_learned_from_stays_out_of_judging(services, monkeypatc
         seen.update(options)
         raise UserError("enough")
 
-    monkeypatch.setattr(photos, "intake", intake)
-    monkeypatch.setattr(photos, "check", lambda files, **_: ([], None))
+    monkeypatch.setattr(real, "intake", intake)
+    monkeypatch.setattr(real, "check", lambda files, **_: ([], None))
     photobox._settle(session.run, box.staged, services.view(capability).row)
     learned = {photo.name for photo in found.train}
     assert set(seen["trained"]) == {one.file for one in box.staged if one.name in learned} and seen["held_out"] == []

@@ -18,7 +18,7 @@ from pipelines.bases.registry import BASES
 from pipelines.core.records import CLASS_WORDS, LOW_CEILING, REASONS
 from pipelines.evaluation import votes
 from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
-from pipelines.finishing import delivery
+from pipelines.finishing import deliver
 from pipelines.photos import checks
 from pipelines.training import estimates
 from ui import errors, photobox, retold, train, views, words
@@ -62,7 +62,7 @@ TABLES = {
     "basis": {"as measured on this machine", estimates.UNTIMED},
     "title": {errors.CHECK, errors.NOT_DONE},
     "CHECK": {errors.CHECK},
-    "size.name": {size.name for size in delivery.sizes().values()},
+    "size.name": {size.name for size in deliver.sizes().values()},
     "MARKS[mark.name]": set(views.MARKS.values()),
     "views.MARKS[key]": set(views.MARKS.values()),
     "NAMING[code]": set(photobox.NAMING.values()),

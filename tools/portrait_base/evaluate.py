@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines.core.records import Sampling
 from pipelines.evaluation.metrics import holds
 from pipelines.faces import faces
-from pipelines.photos import attributes
+from pipelines.photos import captions
 from tools.portrait_base import autoencoder, data, denoiser, variants
 
 SAMPLES = 256
@@ -159,7 +159,7 @@ def sample_figures(
     held, total, found, copies = 0, 0, 0, 0
     known = portraits.descriptors[~portraits.held_out]
     for image, (_, background, jacket, tone) in zip(images, asked):
-        seen = attributes.measure(image)
+        seen = captions.measure(image)
         checks = [seen.tone == tone]
         checks += [holds(seen.background, background)] if background and tone == "colour" else []
         checks += [holds(seen.jacket, jacket)] if jacket else []

@@ -23,8 +23,8 @@ from pipelines.core.files import write_bytes
 from pipelines.core.records import UserError
 from pipelines.finishing import credentials, watermark
 from pipelines.finishing.credentials import SOURCE_TYPE, Credentials
-from pipelines.photos.photos import FORMATS as PHOTO_FORMATS
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import FORMATS as PHOTO_FORMATS
+from pipelines.photos.decode import decode
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "AVIF": (".avif",)}
 QUALITY = {"JPEG": 92, "WEBP": 90, "AVIF": 80}  # where nothing else is asked for; PNG loses nothing

@@ -14,16 +14,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pipelines.core.records import UserError  # noqa: E402
-from pipelines.finishing import upscaling  # noqa: E402
-from pipelines.finishing.upscale_nets import Critic, Enlarger, Shape  # noqa: E402
-from pipelines.finishing.upscaling import FlawMap, find_upscaler, flaw_map, load_upscaler, overlay  # noqa: E402
+from pipelines.finishing import enlarge  # noqa: E402
+from pipelines.finishing.enlarge import FlawMap, find_upscaler, flaw_map, load_upscaler, overlay  # noqa: E402
+from pipelines.finishing.nets import Critic, Enlarger, Shape  # noqa: E402
 
 PORTRAITS = Path(__file__).resolve().parents[3] / "shared" / "data" / "portraits"
 needs_portraits = pytest.mark.skipif(not PORTRAITS.is_dir(), reason="needs ../shared/data/portraits")
 
 
 @pytest.fixture(scope="module")
-def upscaler() -> upscaling.Upscaler:
+def upscaler() -> enlarge.Upscaler:
     return load_upscaler()
 
 
@@ -67,7 +67,7 @@ def test_tiles_leave_no_seam(upscaler, monkeypatch):
     image = smooth(190, 260)
     image[::7, ::5] = 255
     whole = upscaler.enlarge(image).astype(int)
-    monkeypatch.setattr(upscaling, "TILE_PX", 160)
+    monkeypatch.setattr(enlarge, "TILE_PX", 160)
     assert np.abs(upscaler.enlarge(image).astype(int) - whole).max() <= 1
 
 
@@ -76,7 +76,7 @@ def test_what_lies_far_away_changes_nothing(upscaler):
     other = image.copy()
     other[:, 192:] = 0
     a, b = upscaler.enlarge(image).astype(int), upscaler.enlarge(other).astype(int)
-    reach = 2 * upscaling.OVERLAP_PX
+    reach = 2 * enlarge.OVERLAP_PX
     assert np.abs(a - b)[:, : 2 * 192 - reach].max() <= 1 and np.abs(a - b)[:, 2 * 192 :].max() > 50
 
 
@@ -87,7 +87,7 @@ def test_what_lies_far_away_changes_nothing(upscaler):
         np.zeros((64, 64, 4), np.uint8),
         np.zeros((64, 64, 3), np.float32),
         np.zeros((8, 64, 3), np.uint8),
-        np.zeros((16, upscaling.LARGEST_PX + 1, 3), np.uint8),
+        np.zeros((16, enlarge.LARGEST_PX + 1, 3), np.uint8),
     ],
 )
 def test_what_is_no_picture_gets_a_sentence(upscaler, image):
@@ -98,12 +98,12 @@ def test_what_is_no_picture_gets_a_sentence(upscaler, image):
 
 
 def test_the_shipped_files_are_small_and_fit_their_card():
-    assert (upscaling.MODEL / "enlarger.safetensors").stat().st_size <= 3_000_000
-    assert (upscaling.MODEL / "critic.safetensors").stat().st_size <= 2_000_000
-    assert {path.suffix for path in upscaling.MODEL.iterdir()} <= {".safetensors", ".json", ".md"}
-    told = json.loads((upscaling.MODEL / "evaluation.json").read_text())
-    assert told["enlarger_bytes"] == (upscaling.MODEL / "enlarger.safetensors").stat().st_size
-    assert told["critic_bytes"] == (upscaling.MODEL / "critic.safetensors").stat().st_size
+    assert (enlarge.MODEL / "enlarger.safetensors").stat().st_size <= 3_000_000
+    assert (enlarge.MODEL / "critic.safetensors").stat().st_size <= 2_000_000
+    assert {path.suffix for path in enlarge.MODEL.iterdir()} <= {".safetensors", ".json", ".md"}
+    told = json.loads((enlarge.MODEL / "evaluation.json").read_text())
+    assert told["enlarger_bytes"] == (enlarge.MODEL / "enlarger.safetensors").stat().st_size
+    assert told["critic_bytes"] == (enlarge.MODEL / "critic.safetensors").stat().st_size
     assert told["clean_ours_same_person"] >= 0.97 and told["rebuilt_ours_same_person"] >= 0.97
     assert told["clean_ours_psnr_db"] >= told["clean_bicubic_psnr_db"] - 0.5
     assert told["rebuilt_ours_psnr_db"] >= told["rebuilt_bicubic_psnr_db"] - 0.5
@@ -111,8 +111,8 @@ def test_the_shipped_files_are_small_and_fit_their_card():
 
 
 def test_damaged_weights_are_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(upscaling, "MODEL", tmp_path)
-    upscaling.settings.cache_clear()
+    monkeypatch.setattr(enlarge, "MODEL", tmp_path)
+    enlarge.settings.cache_clear()
     try:
         with pytest.raises(UserError, match="config.json is missing"):
             load_upscaler().enlarge(smooth(32, 32))
@@ -126,7 +126,7 @@ def test_damaged_weights_are_a_sentence(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="does not fit"):
             load_upscaler().enlarge(smooth(32, 32))
     finally:
-        upscaling.settings.cache_clear()
+        enlarge.settings.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------ the flaw map
@@ -155,21 +155,21 @@ def test_the_overlay_colours_the_flaws_and_nothing_else():
     shown = overlay(image, FlawMap(values, 0.2))
     assert shown.shape == image.shape and shown.dtype == np.uint8
     assert np.array_equal(shown[60:], clean[60:]) and (shown[:30, :20] != clean[:30, :20]).any()
-    towards = np.abs(shown[:30, :20].astype(int) - upscaling.OVERLAY_COLOUR).mean()
-    assert towards < np.abs(clean[:30, :20].astype(int) - upscaling.OVERLAY_COLOUR).mean() / 2
+    towards = np.abs(shown[:30, :20].astype(int) - enlarge.OVERLAY_COLOUR).mean()
+    assert towards < np.abs(clean[:30, :20].astype(int) - enlarge.OVERLAY_COLOUR).mean() / 2
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
 def test_every_row_says_its_licence_and_source():
-    assert next(iter(upscaling.UPSCALERS)) == upscaling.NAME
-    for row in upscaling.UPSCALERS.values():
+    assert next(iter(enlarge.UPSCALERS)) == enlarge.NAME
+    for row in enlarge.UPSCALERS.values():
         assert row.licence and row.about.endswith(".") and row.file.endswith(".safetensors")
-    assert "non-commercial" in upscaling.UPSCALERS["codeformer"].licence
+    assert "non-commercial" in enlarge.UPSCALERS["codeformer"].licence
 
 
-@pytest.mark.parametrize("suffix", upscaling.PICKLES)
+@pytest.mark.parametrize("suffix", enlarge.PICKLES)
 def test_pickles_are_refused_before_they_are_opened(tmp_path, suffix):
     path = tmp_path / f"RealESRGAN{suffix.upper()}"
     path.write_bytes(b"\x80\x04 anything")

@@ -25,8 +25,8 @@ import numpy as np
 from pipelines.core import presets
 from pipelines.core.files import write_bytes
 from pipelines.core.records import UserError
-from pipelines.finishing import marking, watermark
-from pipelines.finishing.marking import Marks
+from pipelines.finishing import mark, watermark
+from pipelines.finishing.mark import Marks
 
 if TYPE_CHECKING:
     from pipelines.faces.faces import Face
@@ -78,7 +78,7 @@ class Delivered:
 
     @property
     def suffix(self) -> str:
-        return marking.FORMATS[self.format_name][0]
+        return mark.FORMATS[self.format_name][0]
 
 
 def sizes(folder: Path = SIZES) -> dict[str, Size]:
@@ -263,7 +263,7 @@ def deliver(
         wanted = _smaller(size, image.shape, share)
         pixels, notes = crop(image, wanted, face=face)
         if marked:
-            pixels = marking.with_watermark(pixels)
+            pixels = mark.with_watermark(pixels)
         made = _fitting(pixels, format_name, at_most, quality, dpi=size.dpi, base=base, marked=marked)
         if made is not None:
             break
@@ -285,8 +285,8 @@ def deliver(
 def _check_wishes(size: Size, format_name: str, max_kb: float | None, quality: int | None) -> None:
     if problem := _size_problem(size):
         raise UserError(f"The size {size.name} {problem}.")
-    if format_name not in marking.FORMATS:
-        raise UserError(f"There is no format {str(format_name)[:20]}. Choose one of: {', '.join(marking.FORMATS)}.")
+    if format_name not in mark.FORMATS:
+        raise UserError(f"There is no format {str(format_name)[:20]}. Choose one of: {', '.join(mark.FORMATS)}.")
     if size.circle and format_name == "JPEG":
         raise UserError("A round picture needs transparent corners, which JPEG lacks. Choose PNG, WebP or AVIF.")
     if max_kb is not None and not 1 <= max_kb <= 100_000:  # NaN fails too
@@ -321,11 +321,11 @@ def _fitting(
     """The best quality whose finished file has at most so many bytes; None when there is none."""
 
     def made(quality: int | None) -> Delivered:
-        data = marking.encode(pixels, format_name, quality=quality, dpi=dpi, base=base)
+        data = mark.encode(pixels, format_name, quality=quality, dpi=dpi, base=base)
         marks = None
         if marked:
             roomy = min(pixels.shape[:2]) >= watermark.MIN_SIDE_PX
-            data, marks = marking.seal(data, format_name, base=base, watermarked=roomy)
+            data, marks = mark.seal(data, format_name, base=base, watermarked=roomy)
         return Delivered(data, format_name, pixels.shape[1], pixels.shape[0], quality, (), marks)
 
     def fits(one: Delivered) -> bool:
@@ -335,7 +335,7 @@ def _fitting(
         only = made(None)
         return only if fits(only) else None
     if at_most is None:
-        return made(quality or marking.QUALITY[format_name])
+        return made(quality or mark.QUALITY[format_name])
     low, high = LOWEST_QUALITY[format_name], quality or HIGHEST_QUALITY[format_name]
     low = min(low, high)
     best = made(high)

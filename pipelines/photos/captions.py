@@ -1,15 +1,22 @@
-"""What can be seen in an aligned portrait: colours of background and jacket, tone, light - by pixel rules.
+"""Captions: what can be seen in an aligned portrait (colours of background and jacket, tone), measured by pixel rules.
 
 In: one 128x128 frame at the embedded base's framing (uint8 RGB). Out: plain words. The same rules write the captions
 the base is trained on, caption a person's photos, and check whether a render shows what its prompt asked for.
-Try it: `attributes.caption("a man", attributes.measure(frame))`.
+Try it: `captions.caption("a man", captions.measure(frame))`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+
+from pipelines.core.records import Photo, UserError
+from pipelines.core.safety import check_prompt
+from pipelines.faces.faces import PORTRAIT_SIZE_PX
 
 # Prototype colours, sRGB; a colour gets the name of the nearest one in CIE Lab.
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -102,3 +109,49 @@ def caption(subject: str, attributes: Attributes, *, age: str | None = None, ext
     parts += [f"{attributes.jacket} jacket"] if attributes.jacket else []
     parts += [attributes.tone] if attributes.tone != "colour" else []
     return ", ".join([*parts, *extra])
+
+
+def checked_caption(text: str, row: Any) -> str | None:
+    """A person's own caption made fit to train with; None for an empty one: what was measured.
+
+    Raises UserError, naming them, for words the base never learned, for a caption that is too long, and for sexual
+    content.
+    """
+    clean = " ".join(text.split())
+    if not clean:
+        return None
+    if "{subject}" not in clean:
+        clean = f"portrait of {{subject}}, {clean}"
+    if len(clean) > 300:
+        raise UserError("The caption is longer than 300 characters. Say it shorter.")
+    if re.sub(r"\{subject\}", "", clean).count("{") or "}" in clean.replace("{subject}", ""):
+        raise UserError("A caption may hold {subject} and no other braces.")
+    check_prompt(clean)
+    if unknown := row.unknown_words(clean):
+        raise UserError(f"{row.title} does not know: {', '.join(unknown)}. Remove or replace these words.")
+    return clean
+
+
+def training_captions(photos: Sequence[Photo], frames: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """The person's own caption of each photo, else what was measured in its frame (H, W, 3)."""
+    measured = frame_captions(frames)
+    return tuple(photo.caption or text for photo, text in zip(photos, measured, strict=True))
+
+
+def frame_captions(frames: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """One caption per frame (H, W, 3), each with `{subject}`, in the grammar of the embedded base.
+
+    The pixel rules are made for 128 px aligned frames. Larger frames come from other bases with freer framing: only
+    background and tone are read from them.
+    """
+    texts = []
+    for frame in frames:
+        if frame.shape[:2] == (PORTRAIT_SIZE_PX, PORTRAIT_SIZE_PX):
+            seen = measure(frame)
+        else:
+            import cv2
+
+            small = cv2.resize(frame, (PORTRAIT_SIZE_PX, PORTRAIT_SIZE_PX), interpolation=cv2.INTER_AREA)
+            seen = replace(measure(small), jacket=None)
+        texts.append(caption("{subject}", seen))
+    return tuple(texts)

@@ -21,8 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.__main__ import main
 from pipelines.core.records import UserError
-from pipelines.finishing import credentials, marking, watermark
-from pipelines.photos.photos import decode
+from pipelines.finishing import credentials, mark, watermark
+from pipelines.photos.decode import decode
 
 SAMPLE = sorted((Path(__file__).resolve().parents[2] / "presets" / "sample_person").glob("*.png"))
 ENDS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif"}
@@ -41,7 +41,7 @@ def portrait() -> np.ndarray:
     return decode(SAMPLE[0])
 
 
-def by_name(found: marking.Verification) -> dict[str, marking.Mark]:
+def by_name(found: mark.Verification) -> dict[str, mark.Mark]:
     return {mark.name: mark for mark in found.marks}
 
 
@@ -60,12 +60,12 @@ def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize("kind", ENDS)
 def test_every_container_holds_all_three_marks_and_they_read_back(kind, tmp_path, portrait):
     out = tmp_path / f"portrait{ENDS[kind]}"
-    made = marking.mark(portrait, out, base="portrait-128")
+    made = mark.mark(portrait, out, base="portrait-128")
     assert made.credentials and made.field and made.watermark and not made.left_out
     assert made.size_bytes == out.stat().st_size
     with Image.open(out) as picture:
-        assert picture.format == kind and picture.info["icc_profile"] == marking.srgb_profile()
-    found = marking.verify(out)
+        assert picture.format == kind and picture.info["icc_profile"] == mark.srgb_profile()
+    found = mark.verify(out)
     assert found.found and not found.tampered and [mark.generated for mark in found.marks] == [True] * 3
     said = by_name(found)
     assert said["credentials"].state == "trusted" and "self-signed" in said["credentials"].sentence
@@ -73,13 +73,13 @@ def test_every_container_holds_all_three_marks_and_they_read_back(kind, tmp_path
 
 
 def test_an_unmarked_picture_has_none_and_is_not_called_a_photo(tmp_path):
-    found = marking.verify(SAMPLE[1])
+    found = mark.verify(SAMPLE[1])
     assert not found.found and not any(mark.present for mark in found.marks)
     assert "does not show that it is a photo" in found.sentence
 
 
 def test_reading_makes_no_certificate(home):
-    marking.verify(SAMPLE[1])
+    mark.verify(SAMPLE[1])
     assert not home.exists()
 
 
@@ -92,7 +92,7 @@ def test_nothing_personal_is_in_the_file(kind, tmp_path, home, portrait):
     exif[0x010E] = "Anna Privat in Rome"
     Image.fromarray(portrait).save(source, pnginfo=chunks, exif=exif)
     out = tmp_path / f"out{ENDS[kind]}"
-    marking.mark(source, out, base=str(tmp_path / "models" / "anna"))
+    mark.mark(source, out, base=str(tmp_path / "models" / "anna"))
     data = out.read_bytes()
     own = [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]  # shorter ones occur by chance
     for secret in (str(tmp_path), str(home), str(Path.home()), *own, "Anna", "Privat", "Rome", "likeness\0"):
@@ -105,9 +105,9 @@ def test_nothing_personal_is_in_the_file(kind, tmp_path, home, portrait):
 
 
 def test_a_base_is_named_and_a_path_is_not(portrait):
-    assert b"portrait-128" in marking.xmp_packet(base="portrait-128")
+    assert b"portrait-128" in mark.xmp_packet(base="portrait-128")
     for other in ("/models/anna", "models\\anna", "a name with words", "~x", "", 'x"><b'):
-        assert marking.xmp_packet(base=other) == marking.xmp_packet()
+        assert mark.xmp_packet(base=other) == mark.xmp_packet()
 
 
 def test_the_field_is_found_in_either_way_of_writing_it_and_other_values_are_no_ai(tmp_path, portrait):
@@ -117,22 +117,22 @@ def test_the_field_is_found_in_either_way_of_writing_it_and_other_values_are_no_
         (f'<Iptc4xmpExt:DigitalSourceType rdf:resource="{uri}compositeWithTrainedAlgorithmicMedia"/>', True),
         (f'<x Iptc4xmpExt:DigitalSourceType="{uri}digitalCapture"/>', False),
     ):
-        mark = by_name(marking.verify(saved(portrait, tmp_path / "x.jpg", xmp=packet.encode())))["field"]
-        assert mark.present and mark.generated is generated, packet
+        said = by_name(mark.verify(saved(portrait, tmp_path / "x.jpg", xmp=packet.encode())))["field"]
+        assert said.present and said.generated is generated, packet
     for packet in ("DigitalSourceType", f"<a>{uri}trainedAlgorithmicMedia</a>", "<!ENTITY a 'b'>" * 1000):
-        assert not by_name(marking.verify(saved(portrait, tmp_path / "x.jpg", xmp=packet.encode())))["field"].present
+        assert not by_name(mark.verify(saved(portrait, tmp_path / "x.jpg", xmp=packet.encode())))["field"].present
 
 
 def test_what_cannot_be_written_is_said(tmp_path, portrait, monkeypatch):
     with pytest.raises(UserError, match="can't be saved as"):
-        marking.mark(portrait, tmp_path / "x.bmp")
+        mark.mark(portrait, tmp_path / "x.bmp")
     with pytest.raises(UserError, match="transparency"):
-        marking.encode(np.dstack([portrait, portrait[:, :, :1]]), "JPEG")
+        mark.encode(np.dstack([portrait, portrait[:, :, :1]]), "JPEG")
     monkeypatch.setenv(credentials.CERT_VARIABLE, str(tmp_path / "none.pem"))
-    made = marking.mark(portrait, tmp_path / "x.jpg")
+    made = mark.mark(portrait, tmp_path / "x.jpg")
     assert not made.credentials and made.watermark and credentials.KEY_VARIABLE in made.left_out[0]
-    assert not by_name(marking.verify(tmp_path / "x.jpg"))["credentials"].present
-    small = marking.mark(np.ascontiguousarray(portrait[:80, :80]), tmp_path / "small.png")
+    assert not by_name(mark.verify(tmp_path / "x.jpg"))["credentials"].present
+    small = mark.mark(np.ascontiguousarray(portrait[:80, :80]), tmp_path / "small.png")
     assert not small.watermark and "no room" in " ".join(small.left_out)
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_written_is_said(tmp_path, portrait, monkeypatch):
 @pytest.mark.parametrize("kind", ENDS)
 def test_one_changed_bit_of_the_picture_shows(kind, tmp_path, portrait):
     out = tmp_path / f"portrait{ENDS[kind]}"
-    marking.mark(portrait, out)
+    mark.mark(portrait, out)
     data = bytearray(out.read_bytes())
     pixels = {"PNG": b"IDAT", "JPEG": b"\xff\xda", "WEBP": b"VP8 ", "AVIF": b"mdat"}[kind]
     at = data.rindex(pixels) + 300
@@ -158,10 +158,10 @@ def test_one_changed_bit_of_the_picture_shows(kind, tmp_path, portrait):
 
 def test_tampering_takes_the_credentials_word_away(tmp_path, portrait):
     out = tmp_path / "portrait.jpg"
-    marking.mark(portrait, out)
+    mark.mark(portrait, out)
     data = out.read_bytes()
     out.write_bytes(data.replace(b"trainedAlgorithmicMedia", b"digitalCapture\0\0\0\0\0\0\0\0\0"))
-    found = marking.verify(out)
+    found = mark.verify(out)
     said = by_name(found)["credentials"]
     assert said.state in ("tampered", "unreadable") and not said.generated
     assert by_name(found)["watermark"].generated and found.found
@@ -169,12 +169,12 @@ def test_tampering_takes_the_credentials_word_away(tmp_path, portrait):
 
 def test_another_copys_signature_is_valid_but_not_ours(tmp_path, portrait, monkeypatch):
     out = tmp_path / "portrait.jpg"
-    marking.mark(portrait, out)
+    mark.mark(portrait, out)
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "elsewhere"))
-    marking.mark(portrait, tmp_path / "other.jpg")  # this copy now has a certificate of its own
-    said = by_name(marking.verify(out))["credentials"]
+    mark.mark(portrait, tmp_path / "other.jpg")  # this copy now has a certificate of its own
+    said = by_name(mark.verify(out))["credentials"]
     assert said.state == "valid" and said.generated and "not who made it" in said.sentence
-    assert by_name(marking.verify(tmp_path / "other.jpg"))["credentials"].state == "trusted"
+    assert by_name(mark.verify(tmp_path / "other.jpg"))["credentials"].state == "trusted"
 
 
 def test_a_certificate_of_ones_own_is_used_and_named(tmp_path, portrait, monkeypatch, home):
@@ -183,11 +183,11 @@ def test_a_certificate_of_ones_own_is_used_and_named(tmp_path, portrait, monkeyp
         (tmp_path / name).write_bytes(content)
     monkeypatch.setenv(credentials.CERT_VARIABLE, str(tmp_path / "cert.pem"))
     monkeypatch.setenv(credentials.KEY_VARIABLE, str(tmp_path / "key.pem"))
-    assert marking.mark(portrait, tmp_path / "x.png").credentials
+    assert mark.mark(portrait, tmp_path / "x.png").credentials
     assert not (home / ".credentials").exists()
     assert credentials.read(tmp_path / "x.png").ours
     (tmp_path / "key.pem").write_bytes(credentials.self_signed().key)  # of another pair
-    assert not marking.mark(portrait, tmp_path / "y.png").credentials
+    assert not mark.mark(portrait, tmp_path / "y.png").credentials
     (tmp_path / "key.pem").write_text("no key")
     with pytest.raises(UserError, match="PEM"):
         credentials.sign((tmp_path / "x.png").read_bytes(), "PNG")
@@ -209,8 +209,8 @@ def test_signing_and_reading_never_touch_a_network(tmp_path, portrait, monkeypat
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    marking.mark(portrait, tmp_path / "x.jpg")
-    assert marking.verify(tmp_path / "x.jpg").found
+    mark.mark(portrait, tmp_path / "x.jpg")
+    assert mark.verify(tmp_path / "x.jpg").found
     assert credentials.OFFLINE["verify"]["remote_manifest_fetch"] is False
     assert credentials.OFFLINE["verify"]["ocsp_fetch"] is False
     data = (tmp_path / "x.jpg").read_bytes()
@@ -221,7 +221,7 @@ def test_signing_and_reading_never_touch_a_network(tmp_path, portrait, monkeypat
 
 def test_hostile_files_break_nothing(tmp_path, portrait):
     good = tmp_path / "good.jpg"
-    marking.mark(portrait, good)
+    mark.mark(portrait, good)
     data = good.read_bytes()
     manifest = data.index(b"jumb")
     rng = np.random.default_rng(0)
@@ -240,9 +240,9 @@ def test_hostile_files_break_nothing(tmp_path, portrait):
         (tmp_path / name).write_bytes(content)
         assert credentials.read(tmp_path / name).state == "none"
         with pytest.raises(UserError, match=name):
-            marking.verify(tmp_path / name)
+            mark.verify(tmp_path / name)
     with pytest.raises(UserError, match="pixels"):
-        marking.verify(bomb(tmp_path / "bomb.png"))
+        mark.verify(bomb(tmp_path / "bomb.png"))
 
 
 def bomb(path: Path) -> Path:
@@ -257,13 +257,13 @@ def bomb(path: Path) -> Path:
 
 
 def test_a_reader_that_hangs_or_dies_is_no_answer_and_no_crash(tmp_path, portrait, monkeypatch):
-    marking.mark(portrait, tmp_path / "x.jpg")
+    mark.mark(portrait, tmp_path / "x.jpg")
     assert credentials.read(tmp_path / "x.jpg", timeout_s=0.001).state == "unreadable"
     monkeypatch.setattr(credentials.sys, "executable", "/bin/false")
     assert credentials.read(tmp_path / "x.jpg").state == "unreadable"
     monkeypatch.setattr(credentials.sys, "executable", str(tmp_path / "not-there"))
-    mark = by_name(marking.verify(tmp_path / "x.jpg"))["credentials"]
-    assert mark.state == "unreadable" and not mark.generated
+    said = by_name(mark.verify(tmp_path / "x.jpg"))["credentials"]
+    assert said.state == "unreadable" and not said.generated
 
 
 def test_a_strangers_texts_are_short_lines():
@@ -357,7 +357,7 @@ def test_no_unmarked_picture_is_called_marked_and_the_bound_is_tiny():
 
 def test_transparency_is_left_alone(portrait):
     alpha = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 1))
-    marked = marking.with_watermark(np.dstack([portrait, alpha]))
+    marked = mark.with_watermark(np.dstack([portrait, alpha]))
     assert np.array_equal(marked[:, :, 3:], alpha)
 
 
@@ -366,12 +366,12 @@ def test_transparency_is_left_alone(portrait):
 
 def test_verify_on_the_command_line(tmp_path, portrait, capsys):
     out = tmp_path / "portrait.webp"
-    marking.mark(portrait, out)
+    mark.mark(portrait, out)
     assert main(["verify", str(out)]) == 0
     assert "3 of 3 marks" in capsys.readouterr().out
     assert main(["verify", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["found"] and set(said["marks"]) == set(marking.MARK_NAMES)
+    assert said["found"] and set(said["marks"]) == set(mark.MARK_NAMES)
     assert main(["verify", str(SAMPLE[0])]) == 1
     assert main(["verify", str(tmp_path / "none.jpg")]) == 2
     (tmp_path / "text.jpg").write_text("no picture")
@@ -379,8 +379,8 @@ def test_verify_on_the_command_line(tmp_path, portrait, capsys):
 
 
 def test_a_file_does_not_say_when_it_was_made(tmp_path, portrait, monkeypatch):
-    first = marking.encode(portrait, "PNG", base="portrait-128")
+    first = mark.encode(portrait, "PNG", base="portrait-128")
     monkeypatch.setenv("TZ", "Pacific/Auckland")
     monkeypatch.setattr("time.time", lambda: 4e9)
-    assert marking.encode(portrait, "PNG", base="portrait-128") == first
+    assert mark.encode(portrait, "PNG", base="portrait-128") == first
     assert os.environ["TZ"] == "Pacific/Auckland"

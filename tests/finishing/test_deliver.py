@@ -15,13 +15,13 @@ from PIL import Image
 
 from pipelines.core.records import UserError
 from pipelines.faces.faces import Face
-from pipelines.finishing import delivery, marking
-from pipelines.finishing.delivery import Size
-from pipelines.photos.photos import decode
+from pipelines.finishing import deliver, mark
+from pipelines.finishing.deliver import Size
+from pipelines.photos.decode import decode
 
 SAMPLE = sorted((Path(__file__).resolve().parents[2] / "presets" / "sample_person").glob("*.png"))
-SIZES = delivery.sizes()
-unmarked = partial(delivery.deliver, marked=False)
+SIZES = deliver.sizes()
+unmarked = partial(deliver.deliver, marked=False)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def face_at(x: float, y: float, apart: float) -> Face:
 FACE = face_at(128, 116, 60)
 
 
-def opened(made: delivery.Delivered) -> Image.Image:
+def opened(made: deliver.Delivered) -> Image.Image:
     return Image.open(io.BytesIO(made.data))
 
 
@@ -73,19 +73,19 @@ def test_dropping_a_file_in_adds_a_size_and_a_wrong_one_is_named(tmp_path):
     wrong = {"width_px": 5, "head_share": 2.0, "eye_line": 0.0, "outside": "stretch", "dpi": -1}
     good = {"id": "mine", "name": "Mine", "width_px": 300, "height_px": 200}
     (tmp_path / "a.json").write_text(json.dumps(good))
-    assert delivery.sizes(tmp_path) == {"mine": Size("mine", "Mine", 300, 200)}
+    assert deliver.sizes(tmp_path) == {"mine": Size("mine", "Mine", 300, 200)}
     (tmp_path / "b.json").write_text(json.dumps(good))
     with pytest.raises(UserError, match="mine"):
-        delivery.sizes(tmp_path)
+        deliver.sizes(tmp_path)
     for name, value in wrong.items():
         (tmp_path / "b.json").write_text(json.dumps(good | {"id": "b", name: value}))
         with pytest.raises(UserError, match=r"b\.json"):
-            delivery.sizes(tmp_path)
+            deliver.sizes(tmp_path)
     (tmp_path / "b.json").write_text(json.dumps(good | {"id": "b", "circle": True}))
     with pytest.raises(UserError, match="round"):
-        delivery.sizes(tmp_path)
+        deliver.sizes(tmp_path)
     with pytest.raises(UserError, match="linkedin-400"):
-        delivery.find_size("nothing")
+        deliver.find_size("nothing")
 
 
 # ------------------------------------------------------------------------------------------------- cropping
@@ -97,7 +97,7 @@ def test_nothing_is_stretched(size, shape):
     height, width = shape
     x, y, radius = width / 2, 0.42 * height, 40.0
     image = disc(width, height, x, y, radius)
-    cut, _ = delivery.crop(image, size, face=face_at(x, y, min(shape) * 0.09))
+    cut, _ = deliver.crop(image, size, face=face_at(x, y, min(shape) * 0.09))
     assert cut.shape[:2] == (size.height_px, size.width_px)
     white = cut[:, :, 1] > 170
     if size.circle:
@@ -110,12 +110,12 @@ def test_the_crop_is_placed_by_the_face():
     size = SIZES["linkedin-400"]
     assert size.head_share is not None
     for x, y in ((300, 300), (900, 420), (620, 700)):
-        cut, notes = delivery.crop(disc(1200, 1000, x, y, 6), size, face=face_at(x, y, 50))
+        cut, notes = deliver.crop(disc(1200, 1000, x, y, 6), size, face=face_at(x, y, 50))
         down, across = np.nonzero(cut[:, :, 0] > 200)
         assert across.mean() == pytest.approx(200, abs=2) and down.mean() == pytest.approx(size.eye_line * 400, abs=2)
         scale = np.ptp(across) / 12
-        assert delivery.HEAD_PER_EYES * 50 * scale == pytest.approx(size.head_share * 400, rel=0.1)
-    moved, _ = delivery.crop(disc(1200, 1000, 20, 30, 6), size, face=face_at(20, 30, 50))  # at the edge: moved inside
+        assert deliver.HEAD_PER_EYES * 50 * scale == pytest.approx(size.head_share * 400, rel=0.1)
+    moved, _ = deliver.crop(disc(1200, 1000, 20, 30, 6), size, face=face_at(20, 30, 50))  # at the edge: moved inside
     down, across = np.nonzero(moved[:, :, 0] > 200)
     assert across.mean() < 100 and down.mean() < 100
 
@@ -124,10 +124,10 @@ def test_a_banner_continues_the_backdrop_and_says_so(portrait):
     size = SIZES["banner-1584x396"]
     image = np.full((400, 400, 3), (60, 90, 120), np.uint8)
     image[120:, 120:280] = (200, 160, 140)
-    cut, notes = delivery.crop(image, size, face=face_at(200, 220, 40))
+    cut, notes = deliver.crop(image, size, face=face_at(200, 220, 40))
     assert any("continued at the sides" in note for note in notes)
     assert np.abs(cut[40:350, [5, 1500]].astype(int) - (60, 90, 120)).max() <= 3
-    alone, notes = delivery.crop(image, replace(size, outside="fit"), face=face_at(200, 220, 40))
+    alone, notes = deliver.crop(image, replace(size, outside="fit"), face=face_at(200, 220, 40))
     assert alone.shape == (396, 1584, 3) and not any("continued" in note for note in notes)
 
 
@@ -135,15 +135,15 @@ def test_a_head_at_the_upper_edge_is_not_continued_upwards():
     image = np.full((300, 300, 3), (90, 120, 150), np.uint8)
     image[:260, 100:200] = (60, 30, 20)
     size = SIZES["passport-35x45"]
-    cut, notes = delivery.crop(image, size, face=face_at(150, 120, 75))
+    cut, notes = deliver.crop(image, size, face=face_at(150, 120, 75))
     assert not any("above" in note for note in notes) and any("close to the head" in note for note in notes)
     image[:40, 100:200] = (90, 120, 150)
-    _, notes = delivery.crop(image, size, face=face_at(150, 120, 75))
+    _, notes = deliver.crop(image, size, face=face_at(150, 120, 75))
     assert any("above" in note for note in notes)
 
 
 def test_a_circle_keeps_nothing_outside_it(portrait):
-    made = delivery.deliver(portrait, SIZES["avatar-circle"], format_name="PNG", face=FACE)
+    made = deliver.deliver(portrait, SIZES["avatar-circle"], format_name="PNG", face=FACE)
     pixels = np.array(opened(made))
     assert pixels.shape == (512, 512, 4)
     alpha = pixels[:, :, 3]
@@ -166,14 +166,14 @@ def test_as_drawn_changes_no_pixel(portrait):
 @pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("max_kb", [16, 40])
 def test_the_file_keeps_to_its_weight_with_all_marks_in_it(format_name, max_kb, portrait, tmp_path):
-    made = delivery.deliver(
+    made = deliver.deliver(
         portrait, SIZES["linkedin-400"], format_name=format_name, max_kb=max_kb, face=FACE, base="portrait-128"
     )
     assert len(made.data) <= max_kb * 1000 and made.kb == len(made.data) / 1000
     assert made.marks is not None and made.marks.credentials and made.marks.field
     out = tmp_path / f"x{made.suffix}"
     out.write_bytes(made.data)
-    found = {mark.name: mark.generated for mark in marking.verify(out).marks}
+    found = {each.name: each.generated for each in mark.verify(out).marks}
     assert found == {"credentials": True, "field": True, "watermark": made.marks.watermark}
     assert made.marks.watermark or any("watermark can't be read" in note for note in made.notes)
 
@@ -181,18 +181,18 @@ def test_the_file_keeps_to_its_weight_with_all_marks_in_it(format_name, max_kb, 
 def test_the_best_quality_that_fits_is_found(portrait):
     size = SIZES["linkedin-400"]
     made = unmarked(portrait, size, max_kb=20, face=FACE)
-    assert made.quality is not None and made.quality < delivery.HIGHEST_QUALITY["JPEG"]
-    cut, _ = delivery.crop(portrait, size, face=FACE)
-    assert len(marking.encode(cut, "JPEG", quality=made.quality)) == len(made.data) <= 20_000
-    assert len(marking.encode(cut, "JPEG", quality=made.quality + 1)) > 20_000
+    assert made.quality is not None and made.quality < deliver.HIGHEST_QUALITY["JPEG"]
+    cut, _ = deliver.crop(portrait, size, face=FACE)
+    assert len(mark.encode(cut, "JPEG", quality=made.quality)) == len(made.data) <= 20_000
+    assert len(mark.encode(cut, "JPEG", quality=made.quality + 1)) > 20_000
     assert unmarked(portrait, size, max_kb=20, face=FACE, quality=50).quality == 50
 
 
 def test_what_cannot_be_reached_is_said_and_shrinks_only_when_asked(portrait):
     size = SIZES["square-1080"]
     with pytest.raises(UserError, match="does not fit into 12 kB"):
-        delivery.deliver(portrait, size, max_kb=12, face=FACE)
-    made = delivery.deliver(portrait, size, max_kb=12, face=FACE, shrink=True)
+        deliver.deliver(portrait, size, max_kb=12, face=FACE)
+    made = deliver.deliver(portrait, size, max_kb=12, face=FACE, shrink=True)
     assert len(made.data) <= 12_000 and made.width_px == made.height_px < 1080
     assert any("more would not have fitted" in note for note in made.notes)
     with pytest.raises(UserError, match="PNG has no quality"):
@@ -200,7 +200,7 @@ def test_what_cannot_be_reached_is_said_and_shrinks_only_when_asked(portrait):
     small = unmarked(portrait, SIZES["as-drawn"], format_name="PNG", max_kb=30, shrink=True)
     assert len(small.data) <= 30_000 and small.width_px == small.height_px < 256
     with pytest.raises(UserError, match="does not fit"):
-        delivery.deliver(portrait, size, max_kb=2, shrink=True)
+        deliver.deliver(portrait, size, max_kb=2, shrink=True)
 
 
 def test_wishes_are_checked(portrait):
@@ -218,12 +218,12 @@ def test_wishes_are_checked(portrait):
 # ------------------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("format_name", marking.FORMATS)
+@pytest.mark.parametrize("format_name", mark.FORMATS)
 def test_profile_and_dpi_are_in_the_file_and_exif_is_not(format_name, portrait):
-    made = delivery.deliver(portrait, SIZES["passport-35x45"], format_name=format_name, face=FACE)
+    made = deliver.deliver(portrait, SIZES["passport-35x45"], format_name=format_name, face=FACE)
     picture = opened(made)
     assert (picture.width, picture.height) == (413, 531) == (made.width_px, made.height_px)
-    assert picture.info["icc_profile"] == marking.srgb_profile()
+    assert picture.info["icc_profile"] == mark.srgb_profile()
     assert not dict(picture.getexif())
     if format_name in ("JPEG", "PNG"):
         assert picture.info["dpi"] == pytest.approx((300, 300), abs=0.1)
@@ -241,19 +241,19 @@ def test_a_contact_sheet_shows_every_picture(portrait):
     red = np.zeros((50, 300, 3), np.uint8)
     red[:, :, 0] = 255
     seen = np.dstack([np.full((40, 40), v, np.uint8) for v in (0, 0, 255, 255)])
-    page = delivery.contact_sheet([portrait, red, seen], ["one", "x" * 400, ""], columns=2)
+    page = deliver.contact_sheet([portrait, red, seen], ["one", "x" * 400, ""], columns=2)
     assert page.dtype == np.uint8 and page.shape[1] < 2 * 300
     assert (page == (255, 0, 0)).all(2).sum() > 5000 and (page == (0, 0, 255)).all(2).sum() == 1600
     with pytest.raises(ValueError):
-        delivery.contact_sheet([], [])
+        deliver.contact_sheet([], [])
 
 
 def test_a_zip_holds_every_file_under_a_safe_name_and_a_marked_sheet(portrait, tmp_path):
-    made = delivery.deliver(portrait, SIZES["linkedin-400"], max_kb=40, face=FACE)
-    circle = delivery.deliver(portrait, SIZES["avatar-circle"], format_name="WEBP", face=FACE)
+    made = deliver.deliver(portrait, SIZES["linkedin-400"], max_kb=40, face=FACE)
+    circle = deliver.deliver(portrait, SIZES["avatar-circle"], format_name="WEBP", face=FACE)
     names = ["../../etc/passwd", "a b", "a b", "", "contact-sheet"]
     done: list[int] = []
-    out = delivery.batch_zip(
+    out = deliver.batch_zip(
         [(name, made) for name in names] + [("round", circle)],
         tmp_path / "all.zip",
         progress=lambda n, _: done.append(n),
@@ -267,7 +267,7 @@ def test_a_zip_holds_every_file_under_a_safe_name_and_a_marked_sheet(portrait, t
         assert archive.read("a-b.jpg") == made.data
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         (tmp_path / "sheet.jpg").write_bytes(archive.read("contact-sheet.jpg"))
-    found = {mark.name: mark.generated for mark in marking.verify(tmp_path / "sheet.jpg").marks}
+    found = {each.name: each.generated for each in mark.verify(tmp_path / "sheet.jpg").marks}
     assert found["credentials"] and found["field"]
     with pytest.raises(UserError, match="nothing to pack"):
-        delivery.batch_zip([], tmp_path / "none.zip")
+        deliver.batch_zip([], tmp_path / "none.zip")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipelines.faces.faces import Judge
-    from pipelines.finishing.delivery import Delivered, Size
-    from pipelines.finishing.refining import Baseline, Outcome, Refined, Tools
+    from pipelines.finishing.deliver import Delivered, Size
+    from pipelines.finishing.refine import Baseline, Outcome, Refined, Tools
 
 AT_MOST = 50  # pictures of one order
 KB_LIMITS = (10, 10_000)
@@ -49,8 +49,8 @@ class Finished:
 
 def check(order: Finish | None) -> None:
     """Raises UserError for a wish that can't be met. Looks at no picture."""
-    from pipelines.finishing import marking, refining
-    from pipelines.finishing.upscaling import find_upscaler
+    from pipelines.finishing import mark, refine
+    from pipelines.finishing.enlarge import find_upscaler
 
     if order is None or not order.pictures:
         raise UserError("No picture was named to be finished. Choose at least one.")
@@ -59,7 +59,7 @@ def check(order: Finish | None) -> None:
     for picture in order.pictures:
         if not SOURCE_NAME.fullmatch(picture):
             raise UserError("A picture to finish must be a PNG of this run.")
-    refining.steps_of(order.steps, background=order.background, upscaler=order.upscaler, restorer=order.restorer)
+    refine.steps_of(order.steps, background=order.background, upscaler=order.upscaler, restorer=order.restorer)
     for name in (order.upscaler, order.restorer):
         if name:
             find_upscaler(name)
@@ -67,17 +67,17 @@ def check(order: Finish | None) -> None:
     low, high = KB_LIMITS
     if isinstance(order.max_kb, bool) or not isinstance(order.max_kb, int | float) or not low <= order.max_kb <= high:
         raise UserError(f"The target must be {low} to {high:,} kB.")
-    if order.format_name not in marking.FORMATS:
-        raise UserError(f"There is no format {order.format_name}. Choose one of: {', '.join(marking.FORMATS)}.")
+    if order.format_name not in mark.FORMATS:
+        raise UserError(f"There is no format {order.format_name}. Choose one of: {', '.join(mark.FORMATS)}.")
 
 
 def size_of(name: str, *, px: int | None = None) -> Size:
     """A size by its id or the beginning of it ("linkedin"); with `px` its longer side has so many. Raises UserError."""
-    from pipelines.finishing import delivery
+    from pipelines.finishing import deliver
 
-    known = delivery.sizes()
+    known = deliver.sizes()
     alike = [size for size in known.values() if size.id.partition("-")[0] == name]
-    size = alike[0] if name not in known and len(alike) == 1 else delivery.find_size(name)
+    size = alike[0] if name not in known and len(alike) == 1 else deliver.find_size(name)
     if px is None:
         return size
     low, high = PX_LIMITS
@@ -102,18 +102,16 @@ def finish(
     the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
     """
     from pipelines.faces import faces
-    from pipelines.finishing import delivery, refining
+    from pipelines.finishing import deliver, refine
 
     size = size or size_of(order.size)
-    steps = refining.steps_of(
-        order.steps, background=order.background, upscaler=order.upscaler, restorer=order.restorer
-    )
-    refined = refining.refine(
-        image, steps, baseline=baseline, size_px=max(refining.SIZE_PX, _side_px(size)), on_step=on_step,
-        tools=tools or refining.Tools(),
+    steps = refine.steps_of(order.steps, background=order.background, upscaler=order.upscaler, restorer=order.restorer)
+    refined = refine.refine(
+        image, steps, baseline=baseline, size_px=max(refine.SIZE_PX, _side_px(size)), on_step=on_step,
+        tools=tools or refine.Tools(),
     )  # fmt: skip
     found = faces.detect_faces(refined.image)
-    delivered = delivery.deliver(
+    delivered = deliver.deliver(
         refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
         shrink=True, base=Path(base).name,
     )  # fmt: skip
@@ -201,13 +199,13 @@ def judges() -> tuple[Judge, ...]:
 
 def baseline_of(run: Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
     """The person of the run; where the run has no photos to compare with, the picture itself."""
-    from pipelines.finishing import refining
+    from pipelines.finishing import refine
 
     photos: PhotoSet | None = load_photo_set(run)
     if photos is not None and photos.held_out:
         with contextlib.suppress(UserError):  # no judge sees a face in them
-            return refining.baseline_of(judging, photos)
-    return refining.baseline_itself(judging, image)
+            return refine.baseline_of(judging, photos)
+    return refine.baseline_itself(judging, image)
 
 
 def finish_pictures(
@@ -223,8 +221,8 @@ def finish_pictures(
     A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
     did not come to its end goes on where it was left. Returns whether it did.
     """
-    from pipelines.finishing import delivery, refining
-    from pipelines.photos.photos import decode
+    from pipelines.finishing import deliver, refine
+    from pipelines.photos.decode import decode
 
     total = len(order.pictures)
     plural = f"{total} pictures" if total > 1 else "the picture"
@@ -250,7 +248,7 @@ def finish_pictures(
                 continue
             image = decode(path)
             baseline = known or baseline_of(run, image, judging)
-            known = baseline if baseline.of == refining.HELD_OUT else None  # the embeddings of the photos, for the next
+            known = baseline if baseline.of == refine.HELD_OUT else None  # the embeddings of the photos, for the next
             drawn = inscription.read(path)  # a picture made elsewhere says nothing
             base = drawn.base if drawn else ""
             finished = finish(image, order, baseline=baseline, tools=tools, base=base)
@@ -265,7 +263,7 @@ def finish_pictures(
             yield Event("note", step=number, steps=total, text=f"{path.name}: {problem}")
     if not made:
         raise UserError(" ".join(dict.fromkeys(problems)))
-    delivery.batch_zip(made, run.folder / "finished" / ARCHIVE)
+    deliver.batch_zip(made, run.folder / "finished" / ARCHIVE)
     so_far.unlink(missing_ok=True)
     return True
 
@@ -277,16 +275,16 @@ def _entry(path: Path) -> str:
 
 def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
     """A finished picture as its record has it, without its notes and marks."""
-    from pipelines.finishing.delivery import Delivered
+    from pipelines.finishing.deliver import Delivered
 
     data = (run.finished(record["picture"]) / record["file"]).read_bytes()
     return Delivered(data, record["format"], record["width_px"], record["height_px"], record["quality"])
 
 
 def _told_finished(run: Run, record: dict[str, Any], number: int, total: int) -> Event:
-    from pipelines.finishing import refining
+    from pipelines.finishing import refine
 
-    kept = sum(one["state"] == refining.KEPT for one in record["steps"])
+    kept = sum(one["state"] == refine.KEPT for one in record["steps"])
     data = {"picture": record["picture"], "kept": kept, "asked": len(record["steps"])}
     return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])), data=data)
 
@@ -302,7 +300,7 @@ def _keep(
     subject: str | None,
 ) -> dict[str, Any]:
     """Everything about one finished picture; its record is written last, so where it is, the rest is. The record."""
-    from pipelines.finishing import refining
+    from pipelines.finishing import refine
 
     folder = run.finished(picture)
     shutil.rmtree(folder, ignore_errors=True)
@@ -313,7 +311,7 @@ def _keep(
 
     def preview(name: str, image: np.ndarray) -> str:
         """All of one size, so that they lie over each other; only to be looked at."""
-        _write_jpeg(folder / f"preview_{name}.jpg", refining.fitted(image, side_px))
+        _write_jpeg(folder / f"preview_{name}.jpg", refine.fitted(image, side_px))
         return f"preview_{name}.jpg"
 
     record = told(finished)
@@ -322,7 +320,7 @@ def _keep(
         if one.pictures is None:
             continue
         said["before_file"], said["after_file"] = before, preview(f"{number}-{one.step.id}", one.pictures[1])
-        if one.state == refining.KEPT:
+        if one.state == refine.KEPT:
             before = said["after_file"]
     record |= {
         "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file,
@@ -335,13 +333,13 @@ def _keep(
 
 def _flaws(image: np.ndarray, folder: Path) -> dict[str, Any] | None:
     """Where the embedded critic would look for mistakes of the drawing; None where it is not here."""
-    from pipelines.finishing import upscaling
+    from pipelines.finishing import enlarge
 
     try:
-        found = upscaling.flaw_map(image)
+        found = enlarge.flaw_map(image)
     except UserError:
         return None
-    _write_jpeg(folder / "preview_flaws.jpg", upscaling.overlay(image, found))
+    _write_jpeg(folder / "preview_flaws.jpg", enlarge.overlay(image, found))
     return {"file": "preview_flaws.jpg", "score": round(found.score, 3)}
 
 

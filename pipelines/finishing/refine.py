@@ -24,7 +24,7 @@ from pipelines.evaluation import scoring
 from pipelines.evaluation.scoring import Reference
 from pipelines.faces import faces
 from pipelines.faces.faces import Face, Judge
-from pipelines.finishing import matting
+from pipelines.finishing import matte
 
 FILE = REPOSITORY / "presets" / "refining.json"
 SIZE_PX, LEAST_PX = 512, 16
@@ -66,15 +66,15 @@ class Step:
 
     id: str  # of STEPS
     strength: float = -1.0  # 0..1; below 0: the step's own
-    choice: str = ""  # background: of `matting.BACKGROUNDS`; enlarge, restore: a model's name or path
+    choice: str = ""  # background: of `matte.BACKGROUNDS`; enlarge, restore: a model's name or path
 
     def __post_init__(self) -> None:
         if self.id not in STEPS:
             raise UserError(f"There is no step {self.id}. Choose of: {', '.join(STEPS)}.")
         if not math.isfinite(self.strength) or self.strength > 1:
             raise UserError(f"The strength of {self.name} must be a number from 0 to 1.")
-        if self.id == "background" and self.choice not in matting.BACKGROUNDS:
-            raise UserError(f"There is no such background. Choose of: {', '.join(matting.BACKGROUNDS)}.")
+        if self.id == "background" and self.choice not in matte.BACKGROUNDS:
+            raise UserError(f"There is no such background. Choose of: {', '.join(matte.BACKGROUNDS)}.")
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ def steps_of(names: Sequence[str], *, background: str = "", upscaler: str = "", 
     wanted = {*names, *(("background",) if background else ())}
     if unknown := sorted(wanted - set(STEPS)):
         raise UserError(f"There is no step {', '.join(unknown)}. Choose of: {', '.join(STEPS)}.")
-    choices = {"background": background or matting.BLUR, "enlarge": upscaler, "restore": restorer}
+    choices = {"background": background or matte.BLUR, "enlarge": upscaler, "restore": restorer}
     return tuple(Step(name, choice=choices.get(name, "")) for name in STEPS if name in wanted)
 
 
@@ -505,14 +505,14 @@ def restored(image: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> 
 
 def restorers() -> tuple[str, ...]:
     """Face restorers whose weights a person put on this machine, by name."""
-    from pipelines.finishing.upscaling import UPSCALERS, upscaler_folder
+    from pipelines.finishing.enlarge import UPSCALERS, upscaler_folder
 
     return tuple(row.name for row in UPSCALERS.values() if row.is_restorer and (upscaler_folder() / row.file).is_file())
 
 
 def upscalers() -> tuple[str, ...]:
     """Upscalers that work here, the embedded one first."""
-    from pipelines.finishing.upscaling import NAME, UPSCALERS, upscaler_folder
+    from pipelines.finishing.enlarge import NAME, UPSCALERS, upscaler_folder
 
     there = [row.name for row in UPSCALERS.values() if not row.is_restorer and (upscaler_folder() / row.file).is_file()]
     return tuple(dict.fromkeys((NAME, *there)))
@@ -523,7 +523,7 @@ def enlarger(name_or_path: str = "") -> Callable[[np.ndarray], np.ndarray]:
     """The network of that name or file; the embedded one where none is named. Kept for the next picture. Raises
     UserError.
     """
-    from pipelines.finishing.upscaling import load_upscaler
+    from pipelines.finishing.enlarge import load_upscaler
 
     return load_upscaler(name_or_path).enlarge if name_or_path else load_upscaler().enlarge
 
@@ -535,7 +535,7 @@ def _before_another(image: np.ndarray, background: str) -> np.ndarray | str:
     found: list[Face] = faces.detect_faces(image)
     if not found:
         return "No face was found, so the person could not be told from the background."
-    cut = matting.matte(image, found[0])
+    cut = matte.matte(image, found[0])
     if cut.problem:
         return f"The background stays as it is: {cut.problem}."
-    return matting.replaced(image, cut.alpha, background)
+    return matte.replaced(image, cut.alpha, background)

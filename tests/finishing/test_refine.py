@@ -15,8 +15,8 @@ from pipelines.core.records import UserError
 from pipelines.evaluation.scoring import Reference
 from pipelines.faces import faces
 from pipelines.faces.faces import Seen
-from pipelines.finishing import matting, refining
-from pipelines.finishing.refining import DROPPED, KEPT, NOT_NEEDED, Baseline, Step, Tools, refine, steps_of
+from pipelines.finishing import matte, refine
+from pipelines.finishing.refine import DROPPED, KEPT, NOT_NEEDED, Baseline, Step, Tools, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = sorted((ROOT / "presets" / "sample_person").glob("*.png"))
@@ -45,7 +45,7 @@ class Watcher:
 
 def watched(*says) -> Baseline:
     judges = [Watcher(f"judge {n}", one) for n, one in enumerate(says, start=1)]
-    return Baseline(tuple(Reference(judge, np.array([0.0, 1.0]), 3) for judge in judges), refining.HELD_OUT)
+    return Baseline(tuple(Reference(judge, np.array([0.0, 1.0]), 3) for judge in judges), refine.HELD_OUT)
 
 
 def never_minds(image):
@@ -84,7 +84,7 @@ def large() -> np.ndarray:
 
 def test_steps_are_done_in_their_own_order_and_told_one_by_one(raw):
     told = []
-    out = refine(
+    out = refine.refine(
         raw, [Step("sharpen"), Step("enlarge"), Step("exposure")], baseline=watched(never_minds, never_minds),
         tolerance=LIMITS, size_px=256, tools=Tools(bicubic), on_step=told.append,
     )  # fmt: skip
@@ -97,17 +97,19 @@ def test_steps_are_done_in_their_own_order_and_told_one_by_one(raw):
 
 @pytest.mark.parametrize("says", [(greenness, never_minds), (never_minds, greenness)])
 def test_either_judge_may_veto_and_what_it_saw_is_told(raw, says):
-    out = refine(raw, [Step("enlarge")], baseline=watched(*says), tolerance=LIMITS, size_px=256, tools=Tools(green))
+    out = refine.refine(
+        raw, [Step("enlarge")], baseline=watched(*says), tolerance=LIMITS, size_px=256, tools=Tools(green)
+    )
     (step,) = out.steps
     who = "judge 1" if says[0] is greenness else "judge 2"
     assert step.state == DROPPED and step.sentence.startswith(who) and "0.10 instead of 0.90" in step.sentence
-    assert np.array_equal(out.image, refining.fitted(raw, 256)), "plainly enlarged, as if it had not been tried"
+    assert np.array_equal(out.image, refine.fitted(raw, 256)), "plainly enlarged, as if it had not been tried"
     assert out.similarity[who] == pytest.approx(0.9, abs=0.01)
     assert step.pictures is not None and step.pictures[1][0, 0].tolist() == [0, 255, 0], "a person may see what it was"
 
 
 def test_a_face_that_gets_lost_is_a_veto(raw):
-    out = refine(
+    out = refine.refine(
         raw, [Step("enlarge")], baseline=watched(never_minds, lambda image: 0.5 if image.shape[0] == 128 else None),
         tolerance=LIMITS, size_px=256, tools=Tools(bicubic),
     )  # fmt: skip
@@ -115,13 +117,13 @@ def test_a_face_that_gets_lost_is_a_veto(raw):
 
 
 def test_where_no_judge_sees_a_face_nothing_is_done(raw):
-    out = refine(raw, steps_of(["exposure", "sharpen"]), baseline=watched(lambda image: None), size_px=128)
+    out = refine.refine(raw, steps_of(["exposure", "sharpen"]), baseline=watched(lambda image: None), size_px=128)
     assert [one.state for one in out.steps] == [DROPPED, DROPPED] and np.array_equal(out.image, raw)
     assert "nothing can watch over it" in out.steps[0].sentence
 
 
 def test_a_judge_that_never_saw_a_face_has_no_veto(raw):
-    out = refine(
+    out = refine.refine(
         raw, [Step("enlarge")], baseline=watched(never_minds, lambda image: None), tolerance=LIMITS, size_px=256,
         tools=Tools(bicubic),
     )  # fmt: skip
@@ -136,7 +138,7 @@ def test_every_step_is_compared_with_the_raw_picture_so_that_small_losses_do_not
 
     skewed = np.clip(large * np.array([1.0, 0.9, 0.8]) * 0.7, 0, 255).astype(np.uint8)
     steps = steps_of(["exposure", "sharpen"], background="white")
-    out = refine(skewed, steps, baseline=watched(slides), tolerance={"judge 1": 0.03}, size_px=384)
+    out = refine.refine(skewed, steps, baseline=watched(slides), tolerance={"judge 1": 0.03}, size_px=384)
     assert [one.state for one in out.steps] == [KEPT, DROPPED, KEPT]
     assert out.steps[1].before == {"judge 1": 0.48} and out.steps[1].after == {"judge 1": 0.46}
     assert out.steps[2].before == {"judge 1": 0.48} and out.similarity == {"judge 1": 0.48}
@@ -144,7 +146,7 @@ def test_every_step_is_compared_with_the_raw_picture_so_that_small_losses_do_not
 
 @pytest.mark.parametrize(("now", "state"), [(0.47, KEPT), (0.4699, DROPPED), (0.9, KEPT)])
 def test_the_tolerance_is_a_line(raw, now, state):
-    out = refine(
+    out = refine.refine(
         raw, [Step("enlarge")], baseline=watched(lambda image: 0.5 if image.shape[0] == 128 else now),
         tolerance={"judge 1": 0.03}, size_px=256, tools=Tools(bicubic),
     )  # fmt: skip
@@ -155,7 +157,7 @@ def test_a_model_that_can_not_be_read_costs_its_step_only(raw):
     def damaged(image):
         raise UserError("enlarger.safetensors is damaged. Restore it.")
 
-    out = refine(
+    out = refine.refine(
         raw, steps_of(["enlarge", "sharpen"]), baseline=watched(never_minds), tolerance=LIMITS, size_px=256,
         tools=Tools(damaged),
     )  # fmt: skip
@@ -164,31 +166,31 @@ def test_a_model_that_can_not_be_read_costs_its_step_only(raw):
 
 
 def test_tolerances_are_measured_ones_and_no_judge_borrows_anothers(raw):
-    saved = json.loads(refining.FILE.read_text())
+    saved = json.loads(refine.FILE.read_text())
     assert set(saved["tolerance"]) >= {"arcface-mini", "dlib"}
     assert "python benchmarks/refine_tolerance.py" in saved["source"]
     assert all(0 < value <= 0.05 for value in saved["tolerance"].values())
     jitter = iter([0.5, *[0.5 - step for step in (0.0, 0.02, 0.04, 0.01)]])
     (reference,) = watched(lambda image: next(jitter)).references
-    assert refining.tolerance_of(reference, refining.HELD_OUT, raw) == pytest.approx(0.04)
+    assert refine.tolerance_of(reference, refine.HELD_OUT, raw) == pytest.approx(0.04)
 
 
 def test_a_lone_picture_is_held_to_the_likeness_of_two_photos_of_one_person(raw):
     judges = faces.available_judges()
-    found = refining.baseline_itself(judges, raw)
-    assert found.of == refining.ITSELF and len(found.references) == len(judges)
+    found = refine.baseline_itself(judges, raw)
+    assert found.of == refine.ITSELF and len(found.references) == len(judges)
     for reference in found.references:
-        allowed = refining.tolerance_of(reference, found.of, raw)
+        allowed = refine.tolerance_of(reference, found.of, raw)
         calibration = reference.judge.calibration
         assert calibration is not None and allowed == pytest.approx(1 - calibration.kind(1).same["0.95"])
-    out = refine(raw, steps_of(["exposure", "sharpen"]), baseline=found, size_px=256)
+    out = refine.refine(raw, steps_of(["exposure", "sharpen"]), baseline=found, size_px=256)
     assert all(one.state != DROPPED for one in out.steps) and all(value == 1.0 for value in out.raw.values())
     other = np.asarray(Image.open(SAMPLE[5]).convert("RGB"))
 
     def somebody_else(image):
         return np.ascontiguousarray(np.asarray(Image.fromarray(other[:, ::-1]).resize((256, 256)))[60:200, 60:200])
 
-    out = refine(raw, [Step("enlarge")], baseline=found, size_px=256, tools=Tools(somebody_else))
+    out = refine.refine(raw, [Step("enlarge")], baseline=found, size_px=256, tools=Tools(somebody_else))
     assert out.steps[0].state == DROPPED, "another picture is not the raw one, whoever is in it"
 
 
@@ -211,12 +213,12 @@ def test_wishes_that_make_no_sense_are_refused():
         "exposure", "sharpen", "background",
     ]  # fmt: skip
     with pytest.raises(UserError, match="too small"):
-        refine(np.zeros((8, 200, 3), np.uint8), [], baseline=watched(never_minds))
+        refine.refine(np.zeros((8, 200, 3), np.uint8), [], baseline=watched(never_minds))
 
 
 def test_nothing_redraws_a_face_or_smooths_skin_unasked():
-    assert set(refining.DEFAULT_STEPS) == {"exposure", "enlarge", "sharpen"}
-    assert not any("skin" in name or "beaut" in name for name in refining.STEPS)
+    assert set(refine.DEFAULT_STEPS) == {"exposure", "enlarge", "sharpen"}
+    assert not any("skin" in name or "beaut" in name for name in refine.STEPS)
 
 
 # ------------------------------------------------------------------------------------------------- the steps
@@ -225,69 +227,69 @@ def test_nothing_redraws_a_face_or_smooths_skin_unasked():
 @pytest.mark.parametrize("cast", [(1.0, 0.85, 0.7), (0.75, 0.9, 1.0), (0.6, 0.6, 0.6), (0.5, 0.4, 0.3)])
 def test_skin_moves_by_no_more_than_people_see(large, cast):
     tinted = np.clip(large * np.array(cast), 0, 255).astype(np.uint8)
-    made = refining.balanced(tinted, 1.0)
+    made = refine.balanced(tinted, 1.0)
     if isinstance(made, str):
         return
     (face, *_) = faces.detect_faces(tinted)
     x, y = (int(value) for value in face.eyes.mean(0) + (0, 0.45 * face.eye_distance_px))
     reach = int(0.5 * face.eye_distance_px)
     part = slice(y - reach, y + reach), slice(x - reach, x + reach)
-    moved = refining._difference(tinted, made)[part].mean()
-    assert 0 < moved <= refining.SKIN_LIMIT * 1.15
+    moved = refine._difference(tinted, made)[part].mean()
+    assert 0 < moved <= refine.SKIN_LIMIT * 1.15
 
 
 def test_a_cast_on_what_is_grey_gets_weaker_and_a_balanced_picture_stays():
     grey = np.linspace(5, 245, 128, dtype=np.uint8)[None, :, None].repeat(128, 0).repeat(3, 2)
     tinted = np.clip(grey * np.array([1.0, 0.97, 0.93]), 0, 255).astype(np.uint8)
-    made = refining.balanced(tinted, 1.0)
+    made = refine.balanced(tinted, 1.0)
     assert not isinstance(made, str)
 
     def colour(image):
         return float(np.abs(image[..., 0].astype(int) - image[..., 2]).mean())
 
     assert colour(made) < 0.5 * colour(tinted)
-    assert isinstance(refining.balanced(grey, 1.0), str), "nothing to do is said, not done"
+    assert isinstance(refine.balanced(grey, 1.0), str), "nothing to do is said, not done"
 
 
 def test_grain_goes_and_a_clean_picture_is_left_alone(large):
     rng = np.random.default_rng(0)
     grainy = np.clip(large + rng.normal(0, 6, large.shape), 0, 255).astype(np.uint8)
-    made = refining.denoised(grainy, 0.8)
+    made = refine.denoised(grainy, 0.8)
     assert not isinstance(made, str)
-    assert refining.noise_level(made) < 0.6 * refining.noise_level(grainy)
+    assert refine.noise_level(made) < 0.6 * refine.noise_level(grainy)
     assert np.abs(made.astype(int) - large).mean() < np.abs(grainy.astype(int) - large).mean()
-    assert isinstance(refining.denoised(large), str)
+    assert isinstance(refine.denoised(large), str)
 
 
 def test_sharpening_makes_no_rims_and_leaves_flat_areas_alone():
     edge = np.full((64, 64, 3), 80, np.uint8)
     edge[:, 32:] = 170
     soft = cv2.GaussianBlur(edge, (0, 0), 1.0)
-    made = refining.sharpened(soft, 1.0)
+    made = refine.sharpened(soft, 1.0)
     assert made.min() >= soft.min() - 1 and made.max() <= soft.max() + 1
     steepest = [int(np.abs(np.diff(image[32, :, 0].astype(int))).max()) for image in (soft, made)]
     assert steepest[1] > steepest[0] + 3
     skin = np.full((64, 64, 3), 150, np.uint8)
     skin[::4, ::4] += 1  # pores
-    assert np.abs(refining.sharpened(skin, 1.0).astype(int) - skin).max() <= 1
-    assert isinstance(refining.sharpened(soft, 0.0), str)
+    assert np.abs(refine.sharpened(skin, 1.0).astype(int) - skin).max() <= 1
+    assert isinstance(refine.sharpened(soft, 0.0), str)
 
 
 def test_a_picture_grows_to_a_size_and_never_shrinks():
-    assert refining.fitted(np.zeros((100, 50, 3), np.uint8), 200).shape == (200, 100, 3)
-    assert refining.fitted(np.zeros((300, 50, 3), np.uint8), 200).shape == (300, 50, 3)
+    assert refine.fitted(np.zeros((100, 50, 3), np.uint8), 200).shape == (200, 100, 3)
+    assert refine.fitted(np.zeros((300, 50, 3), np.uint8), 200).shape == (300, 50, 3)
 
 
 def test_a_restorer_touches_the_face_and_nothing_else(large):
-    same = refining.restored(large, bicubic)
+    same = refine.restored(large, bicubic)
     assert not isinstance(same, str) and np.abs(same.astype(int) - large).mean() < 2
-    other = refining.restored(large, lambda crop: np.full((1024, 1024, 3), (0, 255, 0), np.uint8))
+    other = refine.restored(large, lambda crop: np.full((1024, 1024, 3), (0, 255, 0), np.uint8))
     assert not isinstance(other, str)
     changed = np.abs(other.astype(int) - large).max(2) > 20
     (face, *_) = faces.detect_faces(large)
     x, y = (int(value) for value in face.nose)
     assert changed[y, x] and not changed[:20].any() and not changed[:, :20].any() and changed.mean() < 0.5
-    assert isinstance(refining.restored(np.full((128, 128, 3), 90, np.uint8), bicubic), str)
+    assert isinstance(refine.restored(np.full((128, 128, 3), 90, np.uint8), bicubic), str)
 
 
 # ------------------------------------------------------------------------------------------------- the matte
@@ -297,7 +299,7 @@ def portrait_on(background: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndar
     """The sample person before another wall, and the alpha that put her there: where her own blue wall is not."""
     image = np.asarray(Image.open(path).convert("RGB").resize((256, 256)))
     (face, *_) = faces.detect_faces(image)
-    alpha = matting.matte(image, face).alpha
+    alpha = matte.matte(image, face).alpha
     return (alpha[..., None] * image + (1 - alpha[..., None]) * background + 0.5).astype(np.uint8), alpha
 
 
@@ -307,15 +309,15 @@ def test_the_person_is_found_again_before_another_wall(number):
     wall = np.stack([90 + rows / 4, 150 + 20 * np.sin(columns / 20), 120 + columns / 8], axis=2)
     picture, alpha = portrait_on(wall, SAMPLE[number])
     (face, *_) = faces.detect_faces(picture)
-    found = matting.matte(picture, face)
+    found = matte.matte(picture, face)
     person, truth = found.alpha > 0.5, alpha > 0.5
     overlap = (person & truth).sum() / (person | truth).sum()
     assert overlap > 0.9 and found.problem is None, (overlap, found.problem)
-    made = matting.replaced(picture, found.alpha, "white")
+    made = matte.replaced(picture, found.alpha, "white")
     sure = found.alpha >= 0.9999
     assert np.array_equal(made[sure], picture[sure]), "the person's own pixels stay as they are"
     assert (made[found.alpha == 0] == 250).all()
-    assert np.array_equal(found.alpha, matting.matte(picture, face).alpha), "the same picture, the same matte"
+    assert np.array_equal(found.alpha, matte.matte(picture, face).alpha), "the same picture, the same matte"
 
 
 def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
@@ -328,18 +330,18 @@ def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
     wall = picture.max(2, keepdims=True) < 40
     hidden = np.where(wall, np.clip(skin * 0.35 + noisy, 0, 255), picture).astype(np.uint8)
     (again, *_) = faces.detect_faces(hidden)
-    assert matting.matte(hidden, again).problem is not None
+    assert matte.matte(hidden, again).problem is not None
     blank = np.full_like(large, 128)
-    assert matting.matte(blank, face).problem is not None
-    said = refining._before_another(blank, "white")
+    assert matte.matte(blank, face).problem is not None
+    said = refine._before_another(blank, "white")
     assert isinstance(said, str) and said.startswith("No face")
 
 
 def test_every_background_can_be_drawn_and_none_else(large):
     (face, *_) = faces.detect_faces(large)
-    alpha = matting.matte(large, face).alpha
-    for name in matting.BACKGROUNDS:
-        made = matting.replaced(large, alpha, name)
+    alpha = matte.matte(large, face).alpha
+    for name in matte.BACKGROUNDS:
+        made = matte.replaced(large, alpha, name)
         assert made.shape == large.shape and made.dtype == np.uint8 and not np.array_equal(made, large)
     with pytest.raises(ValueError, match="no background"):
-        matting.replaced(large, alpha, "palm beach")
+        matte.replaced(large, alpha, "palm beach")

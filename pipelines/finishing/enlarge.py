@@ -4,7 +4,7 @@ In: an RGB uint8 (H, W, 3) picture. Out: `load_upscaler(...).enlarge(picture)`, 
 `flaw_map(picture)`, a `FlawMap` that `overlay` shows to a person. The embedded network works with nothing downloaded
 and no GPU; Real-ESRGAN and face restorers are loaded through `spandrel` from a .safetensors file that a person brings.
 Try it:
-`python -c "from pipelines.finishing.upscaling import load_upscaler; print(load_upscaler('upscale-x2-mini').row)"`.
+`python -c "from pipelines.finishing.enlarge import load_upscaler; print(load_upscaler('upscale-x2-mini').row)"`.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Embedded:
 def _enlarger(device: str) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
-    from pipelines.finishing.upscale_nets import Enlarger, Shape
+    from pipelines.finishing.nets import Enlarger, Shape
 
     net = Enlarger(Shape(**settings()["enlarger"]))
     _fill(net, "enlarger.safetensors")
@@ -258,7 +258,7 @@ def _enlarger(device: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @lru_cache(maxsize=1)
 def _critic() -> Callable[[torch.Tensor], torch.Tensor]:
-    from pipelines.finishing.upscale_nets import Critic
+    from pipelines.finishing.nets import Critic
 
     net = Critic(normalised=False)
     _fill(net, "critic.safetensors")
