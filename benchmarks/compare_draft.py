@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from pipelines.core.device import machine
 from pipelines.core.files import read_json
 from pipelines.core.run import Run
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 
 def conditions() -> dict[str, Any]:

@@ -23,11 +23,11 @@ from pipelines.core import presets
 from pipelines.core.device import machine
 from pipelines.core.files import jsonable
 from pipelines.core.run import record_consent, run_at
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training import estimates
-from pipelines.training.training import load_subject
+from pipelines.training.loop import load_subject
 
 ROOT = Path(__file__).resolve().parents[1]
 

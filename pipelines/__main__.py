@@ -421,7 +421,7 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
 
     found: dict[str, tuple[str, ...]] = {}
     for each in asked:
@@ -540,7 +540,7 @@ def _extract(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import find_base
     from pipelines.core.device import pick_device
     from pipelines.methods import extract
-    from pipelines.training.training import load_subject
+    from pipelines.training.loop import load_subject
 
     run = _run_of(asked.folder)
     folder = run.method("dreambooth")
@@ -579,7 +579,7 @@ def _import(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import find_base
     from pipelines.core.files import read_json
     from pipelines.core.records import IMPORTED
-    from pipelines.methods import importing
+    from pipelines.methods import imports
     from pipelines.runs import jobs
 
     _face_models(asked)
@@ -589,7 +589,7 @@ def _import(asked: argparse.Namespace) -> int:
     if any(jobs.status(slot).busy for slot in (run, run.drawing)):
         raise UserError("This run is still being worked on. Stop it first, or wait.")
     if asked.remove is not None:
-        importing.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
+        imports.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
         if asked.json:
             _print_json({"run": str(run.folder), "removed": asked.remove})
         else:
@@ -600,8 +600,8 @@ def _import(asked: argparse.Namespace) -> int:
     spec = jobs.load_spec(run)
     if not asked.file.is_file():
         raise WrongUse(f"There is no file {asked.file}. Check the path.")
-    name = asked.name or importing.slug(asked.file.stem)
-    card = importing.add(
+    name = asked.name or imports.slug(asked.file.stem)
+    card = imports.add(
         run, asked.file, find_base(spec.base), name=name, class_word=spec.class_word, phrase=asked.trigger
     )
     column = IMPORTED + name
@@ -658,7 +658,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
     chosen = {key: value for key, value in changes.items() if value is not None}
     chosen |= {"scheduler": asked.scheduler, "strength": asked.strength, "source": asked.source}
     if asked.draft:
-        from pipelines.generation import drafts
+        from pipelines.methods import drafts
 
         if drafts.find(row) is None:
             raise drafts.missing(row)
@@ -672,7 +672,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos.files import photo_files, unpack
+    from pipelines.photos.gather import photo_files, unpack
     from pipelines.photos.intake import check
 
     try:
@@ -929,7 +929,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core.run import is_run, new_run, record_consent, run_at
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
     from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)

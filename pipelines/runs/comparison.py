@@ -28,7 +28,7 @@ from pipelines.training import estimates
 from pipelines.core import inscription, presets
 from pipelines.core.files import (append_line, jsonable, read_json, read_lines, repair_lines, require_space, timestamp, write_file, write_json, write_text)
 from pipelines.core.run import (columns_of, imported_columns, load_photo_set, new_run, record_consent, run_at, save_photo_set)
-from pipelines.training.world import (join_world)
+from pipelines.training import world
 from pipelines.bases.registry import BASES, default_base, find_base
 from pipelines.bases.registry import base_sha256
 from pipelines.core.files import file_sha256, sha
@@ -87,7 +87,7 @@ def compare(
     if isinstance(photos, Run):
         run, paths = photos, []
     else:
-        from pipelines.photos.files import photo_files
+        from pipelines.photos.gather import photo_files
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
@@ -305,7 +305,7 @@ class _Flow:
 
     def join_in(self) -> Generator[Event, None, PhotoSet]:
         """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
-        self.world = join_world(self.spec.device)
+        self.world = world.join(self.spec.device)
         if self.world.first:
             if self.world.size > 1:
                 yield Event("note", text=f"{self.world.size} processes teach together")
@@ -416,8 +416,8 @@ class _Flow:
         from pipelines.photos.captions import training_captions
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import crops, frames, heads
-        from pipelines.training.training import TrainingData
-        from pipelines.training.training import train as learn
+        from pipelines.training.loop import TrainingData
+        from pipelines.training.loop import train as learn
 
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
@@ -865,7 +865,7 @@ class _Flow:
         return made.replaced(**self.spec.settings.get(method, {}))
 
     def _subject(self, method: str) -> Subject | None:
-        from pipelines.training.training import load_subject
+        from pipelines.training.loop import load_subject
 
         folder = self.run.method(method)
         if not (folder / "subject.json").is_file():

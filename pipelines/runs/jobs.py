@@ -31,11 +31,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.core.process import birth, lives, oom_kills
 from pipelines.core.files import REPOSITORY
 from pipelines.core.files import (FULL, read_json, read_lines, repair_lines, require_space, timestamp, write_json)
 from pipelines.core.run import (all_runs, sweep_forgotten)
-from pipelines.training.world import (line_command, worker_command)
-from pipelines.core.process import birth, lives, oom_kills
+from pipelines.training import world
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
 from pipelines.core.records import ALL_METHODS, Event, UserError
@@ -455,7 +455,7 @@ class _Supervisor(threading.Thread):
             else:
                 if isinstance(wanted, Run):
                     try:
-                        child = _spawn(worker_command(load_spec(wanted).processes, wanted.folder), wanted.log)
+                        child = _spawn(world.command(load_spec(wanted).processes, wanted.folder), wanted.log)
                     except (OSError, UserError) as error:
                         answer.put(error)
                     else:
@@ -496,7 +496,7 @@ class _Supervisor(threading.Thread):
             return
         if time.monotonic() - post.since < 3 * post.broken:
             return
-        post.process, post.since = _spawn(line_command(root, device), root / "worker.log"), time.monotonic()
+        post.process, post.since = _spawn(world.line_command(root, device), root / "worker.log"), time.monotonic()
 
 
 def _take_back(root: Path, line: Ledger) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipelines.core.run import (data_root, is_run)
 from pipelines.core.files import (FULL, append_line, is_full, jsonable, repair_lines, sweep_partials, timestamp, write_json)
-from pipelines.training.world import (launched)
+from pipelines.training import world
 from pipelines.runs.comparison import Resident, perform
 from pipelines.runs.jobs import (
     LONG,
@@ -95,7 +95,7 @@ def work(run: Run) -> int:
     Every outcome is written to status.json, in words. Tracebacks go to worker.log and nowhere else.
     """
     os.umask(0o077)
-    if launched() and int(os.environ["RANK"]):
+    if world.launched() and int(os.environ["RANK"]):
         while status(run).state == "queued":  # the first process waits for its turn
             time.sleep(0.2)
         if status(run).state != "running":
@@ -329,7 +329,7 @@ class _Worker:
             self.save(state="queued", phase="Waiting for its turn")
         elif self.asked.ended() and not self.asked.by_person:
             reason = "The app was closed. Start again; it continues where it was."
-            if launched() and not _orphaned():
+            if world.launched() and not _orphaned():
                 reason = "Another of its processes ended. Start again; it continues where it was."
             self.save(state="interrupted", reason=reason, phase=None, left_s=None, ended=timestamp())
         else:
@@ -413,7 +413,7 @@ def short(event: Event) -> dict[str, Any]:
 def _orphaned() -> bool:
     """Whether the process that had this one launched is gone."""
     parent = os.environ.get(PARENT_ENV)
-    return parent is not None and launched() and birth(int(parent)) is None
+    return parent is not None and world.launched() and birth(int(parent)) is None
 
 
 def _parent_lives() -> bool:
@@ -428,7 +428,7 @@ def _end_with_parent() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)  # the page stays quick while both cores train
-    if sys.platform != "linux" or launched():  # a launcher stands in between: `_orphaned` looks
+    if sys.platform != "linux" or world.launched():  # a launcher stands in between: `_orphaned` looks
         return
     import ctypes
 

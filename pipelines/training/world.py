@@ -91,7 +91,7 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join_world(device: str | None = None) -> World:
+def join(device: str | None = None) -> World:
     """This process's world; connects to the others the first time. Raises UserError where GPUs are fewer."""
     if not launched():
         return World()
@@ -112,7 +112,7 @@ def line_command(root: Path, device: str = "") -> list[str]:
     return [sys.executable, "-m", "pipelines", "worker", str(root), "--line", *on]
 
 
-def worker_command(processes: int, run: Path) -> list[str]:
+def command(processes: int, run: Path) -> list[str]:
     """How a worker of so many processes is started."""
     worker = ["-m", "pipelines", "worker", str(run)]
     if processes == 1:

@@ -17,7 +17,7 @@ from pipelines.core.records import METHODS, Sampling
 from pipelines.runs import comparison, jobs
 from pipelines.runs.comparison import perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.training import CHECKPOINT
+from pipelines.training.loop import CHECKPOINT
 from tests.runs import make_run, quick
 from tests.tiny import tiny_folder
 

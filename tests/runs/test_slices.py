@@ -24,9 +24,9 @@ from pipelines.runs.comparison import Resident, perform
 from pipelines.runs.jobs import enqueue, read_status, status
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import Ledger
-from pipelines.training import training
+from pipelines.training import loop
 from pipelines.training.batches import Batches
-from pipelines.training.training import STRENGTHS, Look, Watch, load_subject
+from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject
 from tests.runs import quick
 from tests.tiny import tiny_folder
 
@@ -171,7 +171,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         return denoise(self, unet, *args)
 
     proving: list[bool] = []
-    prove = training._verify
+    prove = loop._verify
 
     def verify(*args):
         done["artefact"] += 1
@@ -182,7 +182,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
             proving.clear()
 
     monkeypatch.setattr(sampler.Family, "predict", denoising)
-    monkeypatch.setattr(training, "_verify", verify)
+    monkeypatch.setattr(loop, "_verify", verify)
     objective = sampler.Family.objective
 
     def judged(*args, **keywords):  # a step's own, or a validation loss: no picture is drawn

@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 
 from pipelines.core.records import METHODS, UserError
 from pipelines.runs import jobs
-from pipelines.training.training import load_subject, train
-from pipelines.training.world import World, worker_command
+from pipelines.training import world
+from pipelines.training.loop import load_subject, train
+from pipelines.training.world import World
 from tests.runs import make_run, quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
-from tests.training.test_training import batches
+from tests.training.test_loop import batches
 
 
 def test_rows_are_shared_out_and_none_is_lost():
@@ -56,8 +57,8 @@ def test_a_batch_must_reach_for_all(tmp_path):
 
 
 def test_one_process_needs_no_launcher(tmp_path):
-    assert "accelerate" not in " ".join(worker_command(1, tmp_path))
-    assert "--num_processes 3" in " ".join(worker_command(3, tmp_path))
+    assert "accelerate" not in " ".join(world.command(1, tmp_path))
+    assert "--num_processes 3" in " ".join(world.command(3, tmp_path))
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
