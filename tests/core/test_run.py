@@ -25,6 +25,7 @@ from pipelines.core.run import (
     open_run,
     record_consent,
     run_at,
+    save_photo_set,
 )
 from tests.runs import make_run
 
