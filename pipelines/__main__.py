@@ -278,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
         "verify",
         "Read the marks that say a picture was drawn by an AI.",
         _verify,
-        epilog="exit code: 0 a mark says so, 1 none does, 2 the file is no picture that can be read.\n"
+        epilog="exit code: 0 a mark or a hint says so, 1 none does, 2 the file is no picture that can be read.\n"
         "No mark does not show that a picture is a photo.",
     )
     verify.add_argument("image", metavar="FILE", type=Path, help="JPEG, PNG, WebP, AVIF or another picture")
@@ -888,7 +888,8 @@ def _verify(asked: argparse.Namespace) -> int:
         raise WrongUse(str(problem)) from problem
     if asked.json:
         marks = {mark.name: {k: v for k, v in asdict(mark).items() if k != "name"} for mark in found.marks}
-        _print_json({"found": found.found, "tampered": found.tampered, "sentence": found.sentence, "marks": marks})
+        told = {name: getattr(found, name) for name in ("found", "tampered", "sentence", "settings_of")}
+        _print_json({**told, "marks": marks})
     else:
         print(found.sentence)
         for mark in found.marks:

@@ -30,7 +30,7 @@ from pipelines.core.records import REASONS, Event, Sampling, Score
 from pipelines.evaluation import lookalike, scoring, votes
 from pipelines.faces import faces
 from pipelines.finishing import mark, refine
-from pipelines.finishing.credentials import Credentials
+from pipelines.finishing.credentials import ADOBE, Credentials
 from pipelines.photos import checks
 from pipelines.reports import figures
 from tests.reports.test_figures import FOUND
@@ -312,7 +312,7 @@ PIECES = {
     "picked": lambda: [views.picked(shots()[0])],
     "helped": lambda: [views.chips(["grey"]), views.look_cards([views.LookCard("a", "A", "x")])],
     "votes": lambda: [views.vote_links([("a", 1, 3), ("b", 3, 3)])],
-    "marks": lambda: [views.marks(mark.Verification(tuple(found))) for found in verifications()],
+    "marks": lambda: [views.marks(mark.Verification(tuple(found), "dlib")) for found in verifications()],
     "drawings": lambda: [retold.retell_html(figures.sections(drawn()))],
     "looked at": lambda: [views.looked(answer(), {"colour": ("lora", 0.6)}), views.judge_title("colour", first=False)],
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
@@ -337,6 +337,8 @@ def verifications() -> Iterator[list[mark.Mark]]:
         Credentials("valid", "", ("compositeSynthetic",), "", self_signed=True, ours=True),
         Credentials("valid", "", ("algorithmicMedia",), "", self_signed=True),
         Credentials("valid", "", ("compositeWithTrainedAlgorithmicMedia",), ""),
+        *(Credentials("valid", parent_types=(name,), issuer="dlib") for name in mark.GENERATED),
+        *(Credentials("doubtful", doubt=name, problems=("a.b",), source_types=(ADOBE,)) for name in mark.DOUBTS),
     ]  # fmt: skip
     for found in states:
         yield [mark._credentials_mark(found)]
