@@ -23,7 +23,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,16 +30,23 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.core.files import (
+    FULL,
+    REPOSITORY,
+    Lock,
+    read_json,
+    read_lines,
+    repair_lines,
+    require_space,
+    timestamp,
+    write_json,
+)
 from pipelines.core.process import birth, lives, oom_kills
-from pipelines.core.files import REPOSITORY
-from pipelines.core.files import (FULL, read_json, read_lines, repair_lines, require_space, timestamp, write_json)
-from pipelines.core.run import (all_runs, sweep_forgotten)
-from pipelines.training import world
+from pipelines.core.records import ALL_METHODS, Event, UserError
+from pipelines.core.run import Run, all_runs, sweep_forgotten
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
-from pipelines.core.records import ALL_METHODS, Event, UserError
-from pipelines.core.files import Lock
-from pipelines.core.run import Run
+from pipelines.training import world
 
 __all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
 

@@ -12,9 +12,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pipelines.core import presets, safety
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.core.records import (ALL_METHODS, ATTENTIONS, CHECKPOINTING, CLASS_WORDS, COLUMNS, METHODS, OPTIMIZERS, QUALITIES, Finish, Recipe, Sampling, UserError, check_variation, is_imported)
+from pipelines.core import presets, safety
+from pipelines.core.records import (
+    ALL_METHODS,
+    ATTENTIONS,
+    CHECKPOINTING,
+    CLASS_WORDS,
+    COLUMNS,
+    METHODS,
+    OPTIMIZERS,
+    QUALITIES,
+    Finish,
+    Recipe,
+    Sampling,
+    UserError,
+    check_variation,
+    is_imported,
+)
 
 KINDS = ("compare", "train", "generate", "finish")
 RENDERS = 8  # per column of a comparison

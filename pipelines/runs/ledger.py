@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.records import UserError
 from pipelines.core.files import FULL
+from pipelines.core.records import UserError
 from pipelines.core.run import Run
 
 FILE = "jobs.sqlite3"

@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.run import (imported_columns, is_run, load_photo_set, open_run, run_at, save_photo_set)
-from pipelines.core.files import (read_json)
-from pipelines.runs.jobspec import JobSpec, spec_from_json
+from pipelines.core.files import read_json
 from pipelines.core.records import Photo, PhotoSet, UserError
-from pipelines.core.run import Run
+from pipelines.core.run import Run, imported_columns, is_run, load_photo_set, open_run, run_at, save_photo_set
+from pipelines.runs.jobspec import JobSpec, spec_from_json
 
 CONDITIONS = ("versions", "machine", "device", "base")  # what has to be the same for the same bits
 

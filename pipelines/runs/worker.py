@@ -1,8 +1,8 @@
 """The worker's side of a job: does it, writes down every outcome in words, and ends when it is asked to.
 
 In: a run's folder with a spec (`work`), or a data root with a line of jobs (`serve`). Out: files that
-`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people ask
-for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
+`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people
+ask for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.run import (data_root, is_run)
-from pipelines.core.files import (FULL, append_line, is_full, jsonable, repair_lines, sweep_partials, timestamp, write_json)
-from pipelines.training import world
+from pipelines.core.files import (
+    FULL,
+    Lock,
+    append_line,
+    is_full,
+    jsonable,
+    repair_lines,
+    sweep_partials,
+    timestamp,
+    write_json,
+)
+from pipelines.core.records import Event, OutOfMemory, UserError
+from pipelines.core.run import Run, data_root, is_run
+from pipelines.core.slices import Slice
 from pipelines.runs.comparison import Resident, perform
 from pipelines.runs.jobs import (
     LONG,
@@ -42,10 +53,7 @@ from pipelines.runs.jobs import (
     stop_asked,
 )  # fmt: skip
 from pipelines.runs.ledger import Ledger
-from pipelines.core.records import Event, OutOfMemory, UserError
-from pipelines.core.slices import Slice
-from pipelines.core.files import Lock
-from pipelines.core.run import Run
+from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
 LOOK_EVERY_S = 0.25  # at the line
@@ -405,9 +413,7 @@ def _out_of_memory(error: BaseException) -> bool:
 def short(event: Event) -> dict[str, Any]:
     """An event without what it leaves at its default: thousands of them are kept."""
     empty = Event(event.kind)
-    return {
-        name: value for name, value in jsonable(event).items() if name == "kind" or value != getattr(empty, name)
-    }
+    return {name: value for name, value in jsonable(event).items() if name == "kind" or value != getattr(empty, name)}
 
 
 def _orphaned() -> bool:

@@ -21,7 +21,7 @@ from pipelines.bases.registry import BASES, Footprint, find_base
 from pipelines.core import presets
 from pipelines.core.device import Device, free_memory_gb, gpu_dtype
 from pipelines.core.records import Sampling, UserError
-from pipelines.generation.generation import Generator
+from pipelines.generation.generator import Generator
 from pipelines.methods import method as find_method
 from pipelines.training import estimates, loop
 from pipelines.training.estimates import estimate, memory_needs, roomy_gb, too_large

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.run import (Run, forget)
-from pipelines.core.files import (FULL, append_line, read_json, write_json)
+from pipelines.core.files import FULL, Lock, append_line, read_json, write_json
 from pipelines.core.records import METHODS, Event, Sampling, UserError
-from pipelines.core.files import Lock
+from pipelines.core.run import Run, forget
 from pipelines.runs import jobs
 from pipelines.runs.comparison import perform
 from pipelines.runs.jobs import JobStatus, follow, hold, start, status, stop

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.run import (Run, all_runs, forget)
-from pipelines.core.files import (read_json, write_json)
+from pipelines.core.files import read_json, write_json
 from pipelines.core.records import METHODS, Event, Sampling, UserError
+from pipelines.core.run import Run, all_runs, forget
 from pipelines.runs import jobs, worker
 from pipelines.runs.comparison import perform
 from pipelines.runs.jobs import enqueue, events, hold, place, status, stop

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.files import (append_line, read_lines)
-from pipelines.core.run import (FORGOTTEN, sweep_forgotten)
+from pipelines.core.files import append_line, read_lines
 from pipelines.core.records import METHODS, Sampling
+from pipelines.core.run import FORGOTTEN, sweep_forgotten
 from pipelines.runs import comparison, jobs
 from pipelines.runs.comparison import perform
 from pipelines.runs.jobspec import JobSpec

@@ -12,11 +12,10 @@ import pytest
 from PIL import Image
 
 from pipelines.bases import sampling as sampler
-from pipelines.core.run import (run_at, save_photo_set)
-from pipelines.core.files import (read_json, read_lines)
+from pipelines.core.files import read_json, read_lines
 from pipelines.core.records import Event, Finish, Sampling
-from pipelines.core.run import Run
-from pipelines.evaluation import metrics, scoring
+from pipelines.core.run import Run, run_at, save_photo_set
+from pipelines.evaluation import facts, references
 from pipelines.finishing import stage
 from pipelines.photos import intake
 from pipelines.runs import jobs, worker
@@ -47,9 +46,7 @@ def taken_in(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKENESS_FACE_MODELS", str(tmp_path_factory.mktemp("no-packs")))
         run = run_at(tmp_path_factory.mktemp("photos") / "run")
-        save_photo_set(
-            run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE])
-        )
+        save_photo_set(run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE]))
     return run
 
 
@@ -61,7 +58,7 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(worker, "Resident", lambda: resident)
     # what a look sees follows from the pictures, without a face in them
     monkeypatch.setattr(
-        "pipelines.evaluation.selection.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
+        "pipelines.evaluation.validation.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
     )
     return tmp_path
 
@@ -161,8 +158,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         monkeypatch.setattr(owner, name, counting)
 
     count(Batches, "loss", "step")
-    count(scoring, "score_renders", "score")
-    count(metrics, "facts", "closer look")
+    count(references, "score_renders", "score")
+    count(facts, "facts_of", "closer look")
     count(stage, "finish", "finished picture")
     denoise = sampler.Family.predict
 

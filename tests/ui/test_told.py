@@ -27,8 +27,9 @@ from pipelines.bases.memory import MemoryNeeds, memory_plan
 from pipelines.core import presets
 from pipelines.core.files import append_line, write_json
 from pipelines.core.records import REASONS, Event, Sampling, Score
-from pipelines.evaluation import lookalike, scoring, votes
-from pipelines.faces import faces
+from pipelines.evaluation import lookalike, votes
+from pipelines.evaluation.scale import Scale
+from pipelines.faces.judges import judge_named
 from pipelines.finishing import mark, refine
 from pipelines.finishing.credentials import ADOBE, Credentials
 from pipelines.photos import checks
@@ -117,7 +118,7 @@ def names() -> set[str]:
     ]
     texts += [part for style in presets.styles().values() for part in (style.name, style.prompt, style.negative_prompt)]
     texts += [part for row in offered_bases()[0].values() for part in (row.title, row.licence)]
-    texts += [faces.judge("dlib").licence]
+    texts += [judge_named("dlib").licence]
     return set(re.findall(r"[^\W\d_]{2,}", " ".join(texts)))
 
 
@@ -361,7 +362,7 @@ def answer() -> lookalike.Answer:
         opinion(0.6, "looks like you", is_held_out=True), opinion(0.3, "borderline"), opinion(0.1, "someone else"),
         opinion(None, "no face"),
     ]  # fmt: skip
-    marks = scoring.Marks("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
+    marks = Scale("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
     return lookalike.Answer(tuple(lookalike.Face(box, (one,)) for one in found), ("colour",), {"colour": marks})
 
 
