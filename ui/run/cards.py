@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipelines.core.schema import Sampling
+from pipelines.core.records import Sampling
 
 if TYPE_CHECKING:
     pass

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.reports import figures as drawings
 from ui.page import html as page_html
 from ui.page.errors import told

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pipelines.core.schema import LOW_CEILING, SetReport
+from pipelines.core.records import LOW_CEILING, SetReport
 from ui.words.words import tell
 
 if TYPE_CHECKING:
