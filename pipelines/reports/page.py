@@ -72,7 +72,6 @@ def to_html(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray]
     def picture(cell: ScoredRender, alt: str, text: str) -> Picture:
         return Picture(_png_uri((run.folder / cell.path).read_bytes()), alt, text)
 
-    refused = {column: sum(name == column for name, _ in findings.refused) for column in findings.columns}
     return (
         templates()
         .get_template("report.html")
