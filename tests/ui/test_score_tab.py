@@ -468,7 +468,7 @@ def test_names_on_the_strip_and_in_votes_are_escaped():
 
 
 def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
-    from pipelines import __main__ as command
+    from pipelines.cli import main
 
     monkeypatch.setattr("pipelines.faces.judges.available_judges", lambda **_: [JUDGE])
     run = run_at(tmp_path / "run")
@@ -477,15 +477,15 @@ def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
     save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
     any_picture = tmp_path / "any.png"
     Image.fromarray(patches(RED, BLACK, BLUE)).save(any_picture)
-    assert command.main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == command.DONE
+    assert main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["images"]["any.png"]["faces"]
     first, second = (one["judges"]["colour"] for one in found)
     assert first["looks_like"] == lookalike.PERSON != second["looks_like"]
     assert set(first["nearest"]) == {lookalike.PERSON, lookalike.SAMPLE}, "nothing was drawn by the base yet"
-    assert command.main(["score", str(any_picture), "--run", str(run.folder)]) == command.DONE
+    assert main(["score", str(any_picture), "--run", str(run.folder)]) == 0
     assert "face 1, colour: It looks like this person." in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        command.main(["score", str(any_picture)])
+        main(["score", str(any_picture)])
 
 
 def test_letters_stand_above_their_lines_and_not_on_each_other():
