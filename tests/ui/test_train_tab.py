@@ -133,18 +133,18 @@ def test_the_estimate_follows_the_dials(services):  # noqa: F811
     teach(session.run, view.row.name, found.digest)
     view = services.view(capability)
     steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
-    from ui import views
+    from ui.words import phrases
 
     twice = view.estimate("draft", ["lora"], {"lora": {"steps": 2 * steps}})
-    assert f"about {views.duration(views.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
+    assert f"about {phrases.duration(phrases.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
 
 
 def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa: F811
     """The page shows it without a reload, for the controls as the page has them."""
     import gradio as gr
 
-    from ui import views
     from ui.train import train
+    from ui.words import phrases
 
     with gr.Blocks():
         tab = train.build(services)
@@ -157,7 +157,7 @@ def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa
     after = tab.news(services.view(capability))[tab.estimate]["value"]
     steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
     assert "as measured on this machine" not in before and "as measured on this machine" in after
-    assert f"about {views.duration(views.rounded(steps / 2))}" in after and "DreamBooth" not in after
+    assert f"about {phrases.duration(phrases.rounded(steps / 2))}" in after and "DreamBooth" not in after
     assert tab.news(services.view(None)) == {}
 
 

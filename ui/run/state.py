@@ -31,16 +31,16 @@ from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec, Setting
 from pipelines.training import estimates
 from pipelines.training.estimates import Pace
-from ui import views
 from ui.page import gpu
 from ui.page.theme import METHOD_NAMES
 from ui.run import photobox, pictures
+from ui.run.cards import CropCard, Lane, Mark, MethodRow, PhotoCard, Shot, StripData
 from ui.run.photobox import Box
 from ui.run.pictures import Drawing
 from ui.run.sessions import Choices, Session, Sessions
-from ui.views import Lane, Mark, MethodRow, Shot, StripData
 from ui.web.limits import require_room
 from ui.web.media import Media
+from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import tell
 
@@ -244,11 +244,11 @@ class View:
     def judge(self) -> str | None:
         return self.choices.judge if self.choices.judge in self.judges else next(iter(self.judges), None)
 
-    def crop_cards(self) -> str:
-        return self.services.crop_cards(self.session.run, self.box) if self.session else ""
+    def crop_cards(self) -> list[CropCard]:
+        return self.services.crop_cards(self.session.run, self.box) if self.session else []
 
-    def photo_cards(self) -> str:
-        return self.services.photo_cards(self.session.run, self.box) if self.session else ""
+    def photo_cards(self) -> list[PhotoCard]:
+        return self.services.photo_cards(self.session.run, self.box) if self.session else []
 
     def lane(self, method: str) -> Lane | None:
         progress = self.progress
@@ -266,7 +266,7 @@ class View:
         if card:
             note = tell(
                 "{size}, {count} numbers learned.",
-                size=views.amount(card.artifact_bytes),
+                size=phrases.amount(card.artifact_bytes),
                 count=f"{card.trainable_params:,}",
             )
         if step is None:
@@ -398,8 +398,8 @@ class View:
             )
         return rows
 
-    def steps_html(self) -> str:
-        """The line under the title: where the person stands, and what opens the next step."""
+    def steps(self) -> list[tuple[str, str, bool]]:
+        """(name, text, open) of the four steps: where the person stands, and what opens the next one."""
         good = len(self.box.photo_set.photos) if self.box.photo_set else self.box.good
         training = self.progress.busy
         scored = sum(len(values) for values in next(iter(self.scores.values()), {}).values())
@@ -424,7 +424,7 @@ class View:
                 reason = tell("Judges any picture now; methods after Generate")
             first = first and blocked is None
             steps.append((name, reason, blocked is None))
-        return views.stepper(steps)
+        return steps
 
 
 def _basis(basis: str) -> str:
@@ -498,27 +498,23 @@ class Services:
         file = run.folder / path
         return self.media.link(file) if file.is_file() else None
 
-    def photo_cards(self, run: Run, box: Box) -> str:
+    def photo_cards(self, run: Run, box: Box) -> list[PhotoCard]:
         cards = []
         for one in box.staged:
             link = self.link(run, f"{photobox.STAGED}/{one.file}") if one.file else None
             part = photobox.part_of(box, one.name)
             verdict = "overruled" if one.kept else one.verdict
             text = photobox.told(one)
-            card = views.PhotoCard(one.name, link, verdict, text, part, one.key, one.can_be_kept, one.pin)
+            card = PhotoCard(one.name, link, verdict, text, part, one.key, one.can_be_kept, one.pin)
             cards.append(card)
-        return views.photo_cards(cards)
+        return cards
 
-    def crop_cards(self, run: Run, box: Box) -> str:
-        return views.crop_cards(
-            [
-                views.CropCard(
-                    one.name, self.media.link(path), text, one.key, learned, one.zoom, one.caption is not None
-                )
-                for one, path, text, learned in photobox.crops(run, box)
-                if path.is_file()
-            ]
-        )
+    def crop_cards(self, run: Run, box: Box) -> list[CropCard]:
+        return [
+            CropCard(one.name, self.media.link(path), text, one.key, learned, one.zoom, one.caption is not None)
+            for one, path, text, learned in photobox.crops(run, box)
+            if path.is_file()
+        ]
 
     def busy(self, run: Run) -> bool:
         """Whether anything is being done in the run: a training, or drawing."""
@@ -619,7 +615,7 @@ class Services:
     ) -> str:
         """How long training will take and how much memory it needs; never guessed, see `estimates`."""
         if not methods:
-            return views.note(tell("Choose at least one method."))
+            return tell("Choose at least one method.")
         recipes = {
             m: recipe.replaced(steps=_fewer(recipe.steps)) if m in going_on else recipe
             for m, recipe in self.recipes(row, quality, methods, settings).items()
@@ -630,12 +626,12 @@ class Services:
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
         if found.seconds is not None:
-            parts.append(tell("about {time}", time=views.duration(views.rounded(found.seconds))))
+            parts.append(tell("about {time}", time=phrases.duration(phrases.rounded(found.seconds))))
         if found.memory_mb is not None:
             parts.append(tell("{size} GB of memory", size=f"{found.memory_mb / 1e3:.1f}"))
         what = tell("{first} and {second}", first=parts[0], second=parts[1]) if len(parts) == 2 else "".join(parts)
         takes = tell("Takes {what} ({why}).", what=what, why=_basis(found.basis))
-        return views.note(f"{takes} {tell('Steps:')} {listed}. {retell(found.memory)}".strip())
+        return f"{takes} {tell('Steps:')} {listed}. {retell(found.memory)}".strip()
 
     def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
         return estimates.estimate(row, recipes, self._known_paces()).seconds
