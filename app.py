@@ -26,7 +26,9 @@ def build() -> tuple[Any, dict[str, Any]]:
     from starlette.middleware import Middleware
 
     from pipelines.methods import imports
-    from ui.generate import finish, generate
+    from ui.generate import events as generate_events
+    from ui.generate import finish
+    from ui.generate import layout as generate_layout
     from ui.page import html as page_html
     from ui.page import theme
     from ui.page.page import Page
@@ -62,7 +64,7 @@ def build() -> tuple[Any, dict[str, Any]]:
             with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
                 training = train.build(services)
             with gr.Tab(say("Generate"), id="generate", interactive=False, render_children=True) as generate_tab:
-                generating = generate.build(services)
+                generating = generate_layout.build(services)
                 finishing = finish.build(services)
             with gr.Tab(say("Score"), id="score", interactive=False, render_children=True) as score_tab:
                 scoring = score.build(services)
@@ -81,7 +83,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         api.build(services)  # before the pages' private handlers, some of which bear the same names
         upload.wire(uploading, services, capability, show)
         starts = train.wire(training, services, capability, show)
-        starts += generate.wire(generating, services, capability, show)
+        starts += generate_events.wire(generating, services, capability, show)
         starts += finish.wire(finishing, services, capability, show)
         score.wire(scoring, services, capability, show)
         verify.wire(verifying)

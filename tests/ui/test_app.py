@@ -166,7 +166,7 @@ def test_styles_follow_the_grammar_the_base_was_trained_on(base):
 
 def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
     from pipelines.bases.registry import find_base
-    from ui.generate.generate import style_choices
+    from ui.generate.styles import style_choices
 
     choices, marked = style_choices(find_base(str(base)))
     assert "astronaut" not in [name for _, name in choices]
@@ -178,10 +178,10 @@ def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
 def test_the_schedulers_on_the_page_are_the_generators():
     from pipelines.bases.sampling import DISTILLED
     from pipelines.generation.generator import SCHEDULERS
-    from ui.generate import generate
+    from ui.generate import values
 
     undemanding = tuple(name for name in SCHEDULERS if name not in DISTILLED)
-    assert undemanding == generate.SCHEDULERS, "what needs distilled weights is for those who know that they have them"
+    assert undemanding == values.SCHEDULERS, "what needs distilled weights is for those who know that they have them"
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -213,7 +213,7 @@ def test_the_schedulers_on_the_page_are_the_generators():
 )
 def test_every_dial_is_checked_on_the_server(base, changes, says):
     from pipelines.bases.registry import find_base
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     row = find_base(str(base))
     assert [s.seed for s in samplings(row, **DIALS)] == [7, 8]
@@ -223,7 +223,7 @@ def test_every_dial_is_checked_on_the_server(base, changes, says):
 
 
 def test_real_bases_take_sizes_and_any_word():
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     wish = DIALS | {"prompt": "{subject} in a spaceship", "width": 512, "height": 768}
     (first, _) = samplings(BASES["sd15"], **wish)
@@ -953,7 +953,7 @@ def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
     asked = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **who: asked.append((run, spec)))
     start_training(services, session, methods=("lora",), quality="draft")
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     plan = samplings(services.view(capability).row, **DIALS)
     start_generation(services, session, columns=("none", "lora"), samplings=plan)
@@ -1000,14 +1000,14 @@ def test_what_people_typed_is_escaped():
 def test_only_what_changed_is_sent(services, base):
     import gradio as gr
 
-    from ui.generate import generate
+    from ui.generate import layout as generate_layout
     from ui.page.wiring import Show
     from ui.score import score
     from ui.train import train
     from ui.upload import upload
 
     with gr.Blocks():
-        tabs = [upload.build(services), train.build(services), generate.build(services), score.build(services)]
+        tabs = [upload.build(services), train.build(services), generate_layout.build(services), score.build(services)]
     show = Show(services, tabs, lambda view: {})
     capability, session = services.sessions.create()
     fresh, seen = show.changed(capability, {})
@@ -1025,7 +1025,7 @@ def test_columns_and_methods_have_names_and_colours():
 
 
 def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(services, base, monkeypatch):
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
     from ui.run.start import start_generation, start_training
 
     capability, session = services.sessions.create()

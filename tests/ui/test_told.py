@@ -38,8 +38,8 @@ from tests.reports.test_figures import FOUND
 from tests.ui.test_app import PORTRAIT_WORDS, base, own_home, photo_file, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, draw, job
 from tests.ui.test_words import LANGUAGES, every_text, measured
-from ui.generate import generate
 from ui.generate import html as generate_html
+from ui.generate import styles, values
 from ui.page import html as page_html
 from ui.programs import api
 from ui.run import cards, photobox
@@ -116,7 +116,7 @@ def names() -> set[str]:
     texts = [
         NAMES,
         *PORTRAIT_WORDS,
-        *generate.SCHEDULERS[1:],
+        *values.SCHEDULERS[1:],
         *train.OPTIMIZER_NAMES.values(),
     ]
     texts += [part for style in presets.styles().values() for part in (style.name, style.prompt, style.negative_prompt)]
@@ -328,7 +328,7 @@ PIECES = {
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
     "loss": lambda: [train.loss_in_words("lora", train.loss_frame([(1, 0.5), (2, 0.4)]))],
     "waiting": lambda: [phrases.waiting(1, 5.0), phrases.waiting(3, None), page_html.note(words.tell("Looking ..."))],
-    "unknown word": lambda: [generate.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
+    "unknown word": lambda: [values.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
         name="portrait-128", title="x", unknown_words=lambda text: ("colour",)), "{subject}, colour")],
 }  # fmt: skip
 
@@ -495,7 +495,7 @@ def test_why_a_style_can_not_be_drawn_is_told(base):
     from pipelines.bases.registry import find_base
 
     row = find_base(str(base))
-    assert_told(lambda: [generate.style_choices(row)[1]])
+    assert_told(lambda: [styles.style_choices(row)[1]])
 
 
 # ------------------------------------------------------------------------------------------------- pictures

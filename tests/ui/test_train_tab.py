@@ -286,12 +286,12 @@ def test_a_base_with_one_method_shows_one(services):  # noqa: F811
     import gradio as gr
 
     from pipelines.bases.registry import BASES
-    from ui.generate import generate
+    from ui.generate import layout as generate_layout
     from ui.train import train
 
     view = replace(services.view(None), row=BASES["z-image"])
     with gr.Blocks():
-        tab, drawing = train.build(services), generate.build(services)
+        tab, drawing = train.build(services), generate_layout.build(services)
     updates = tab.restore(view)
     assert updates[tab.methods]["choices"] == [("LoRA", "lora")] and updates[tab.methods]["value"] == ["lora"]
     assert {method for method, column in tab.advanced.items() if updates[column]["visible"]} == {"lora"}

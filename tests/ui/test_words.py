@@ -255,10 +255,14 @@ def test_a_text_made_of_parts_is_found_out():
 
 
 def test_the_numbers_in_fixed_texts_are_those_of_the_code():
-    from ui.generate import generate
+    from ui.generate import layout as generate_layout
+    from ui.generate import values
 
-    assert f"Make {generate.BEST_NUMBER} per method, keep the {generate.BEST_KEPT} most like me" in every_text()
-    assert any(f"Up to {generate.SWEPT} values each" in text for text in every_text())
+    assert (
+        f"Make {generate_layout.BEST_NUMBER} per method, keep the {generate_layout.BEST_KEPT} most like me"
+        in every_text()
+    )
+    assert any(f"Up to {values.SWEPT} values each" in text for text in every_text())
     for method, text in train.LEAVE.items():
         assert text == f"Stop {train.METHOD_NAMES[method]} alone"
 

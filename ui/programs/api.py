@@ -25,7 +25,7 @@ from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling
 from pipelines.core.run import record_consent
 from pipelines.finishing import refine, stage
 from ui.generate.finish import order_of
-from ui.generate.generate import MAX_NUMBER, MAX_SEED, samplings, whole
+from ui.generate.values import MAX_NUMBER, MAX_SEED, samplings, whole
 from ui.page import errors
 from ui.page.wiring import refused_while_busy
 from ui.run import photobox

@@ -13,6 +13,7 @@ import gradio as gr
 from pipelines.core.records import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
 from ui.page import html as page_html
 from ui.page.errors import told
+from ui.page.html import script
 from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.page.wiring import Show, Updates
 from ui.run.services import Services
@@ -74,16 +75,7 @@ MORE = "New words for the person and a LoRA that learn together. Takes about as 
 DORA = "Learns size and direction apart. Slower; sometimes closer to the person."
 # A plot describes itself to screen readers in English and without its values: the sentence in the lane stands for it.
 # The plot is there a moment after the lane.
-ON_LANE = """
-const hush = (left) => {
-  const said = element.querySelector('[data-plot]');
-  const plot = said && document.getElementById(said.dataset.plot);
-  if (plot) plot.setAttribute('aria-hidden', 'true');
-  else if (said && left) setTimeout(() => hush(left - 1), 300);
-};
-watch('value', () => hush(20));
-hush(20);
-"""
+ON_LANE = script("train/lane.js")
 OPTIMIZER_NAMES = {"adamw": "AdamW", "adamw8bit": "AdamW, 8 bit", "prodigy": "Prodigy"}
 
 

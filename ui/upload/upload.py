@@ -14,6 +14,7 @@ from pipelines.core.records import CLASS_WORDS, UserError
 from pipelines.core.run import record_consent
 from ui.page import html as page_html
 from ui.page.errors import told
+from ui.page.html import script
 from ui.page.wiring import Show, Updates, refused_while_busy
 from ui.run import photobox
 from ui.run.services import Services
@@ -30,18 +31,7 @@ SAMPLE_SENTENCE = (
     "No permission is needed."
 )
 # Our photo cards carry their own buttons; this sends the pressed one's photo and action to the handler.
-ON_PRESS = """
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('button[data-photo]');
-  if (!button) return;
-  button.disabled = true;
-  trigger('click', {photo: button.dataset.photo, action: button.dataset.action});
-});
-element.addEventListener('change', (event) => {
-  const input = event.target.closest('input[data-photo]');
-  if (input) trigger('click', {photo: input.dataset.photo, action: 'caption', value: input.value});
-});
-"""
+ON_PRESS = script("upload/press.js")
 
 
 @dataclass
