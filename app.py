@@ -33,11 +33,12 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.page import theme
     from ui.page.page import Page
     from ui.page.wiring import Show, wire_page
-    from ui.programs import api
+    from ui.programs import endpoints
     from ui.run.services import Services
     from ui.run.view import View
     from ui.score import score, verify
-    from ui.train import train
+    from ui.train import events as train_events
+    from ui.train import layout as train_layout
     from ui.upload import upload
     from ui.web.ballot import Ballots
     from ui.web.guard import Guard
@@ -62,7 +63,7 @@ def build() -> tuple[Any, dict[str, Any]]:
             with gr.Tab(say("Upload"), id="upload"):
                 uploading = upload.build(services, keep_hours=keep_hours())
             with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
-                training = train.build(services)
+                training = train_layout.build(services)
             with gr.Tab(say("Generate"), id="generate", interactive=False, render_children=True) as generate_tab:
                 generating = generate_layout.build(services)
                 finishing = finish.build(services)
@@ -80,9 +81,9 @@ def build() -> tuple[Any, dict[str, Any]]:
             }
 
         show = Show(services, [uploading, training, generating, finishing, scoring], around)
-        api.build(services)  # before the pages' private handlers, some of which bear the same names
+        endpoints.build(services)  # before the pages' private handlers, some of which bear the same names
         upload.wire(uploading, services, capability, show)
-        starts = train.wire(training, services, capability, show)
+        starts = train_events.wire(training, services, capability, show)
         starts += generate_events.wire(generating, services, capability, show)
         starts += finish.wire(finishing, services, capability, show)
         score.wire(scoring, services, capability, show)

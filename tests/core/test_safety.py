@@ -231,7 +231,7 @@ def test_the_command_line_refuses(tmp_path, capsys):
 def test_the_page_and_its_programs_refuse(tmp_path):
     from pipelines.bases.registry import find_base
     from ui.generate import values
-    from ui.programs import api
+    from ui.programs import answers
 
     row = find_base(str(tiny_folder("portrait")))
     dials = {
@@ -245,7 +245,7 @@ def test_the_page_and_its_programs_refuse(tmp_path):
         values.samplings(row, prompt="portrait of {subject}", negative_prompt="clothes", **dials)
     assert values.samplings(row, prompt="portrait of {subject}", negative_prompt="nsfw, nude", **dials)
     with refused:
-        api._plan(row, BAD, "", 1, 0)
+        answers.plan_of(row, BAD, "", 1, 0)
     note = values.unknown_note(row, "a nude portrait of {subject}")
     assert REFUSED in note and "nude" not in note
 

@@ -162,7 +162,7 @@ def test_every_endpoint_wants_a_key_and_checks_what_it_is_told(client, key):
 def test_what_can_not_be_drawn_is_refused():
     from pipelines.bases.registry import BASES
     from pipelines.core.records import UserError
-    from ui.programs.api import _plan
+    from ui.programs.answers import plan_of
 
     row = BASES["portrait-128"]
     for changes, said in (
@@ -179,8 +179,8 @@ def test_what_can_not_be_drawn_is_refused():
     ):
         asked = {"prompt": "", "style": "", "number": 1, "seed": 0} | changes
         with pytest.raises(UserError, match=re.escape(said)):
-            _plan(row, **asked)
-    plan = _plan(row, "", "studio-grey", 3, 7)
+            plan_of(row, **asked)
+    plan = plan_of(row, "", "studio-grey", 3, 7)
     assert [each.seed for each in plan] == [7, 8, 9] and plan[0].prompt == plan[2].prompt
 
 

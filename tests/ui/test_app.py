@@ -855,7 +855,7 @@ def test_progress_is_read_from_the_job_files(services, base):
     assert "best 0.25" in html and html.count("<circle") == 2 and html.count("An earlier preview of LoRA") == 1
     run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in events))
     services._events.clear()
-    from ui.train.train import loss_frame
+    from ui.train.plots import loss_frame
 
     frame = loss_frame(progress.losses["lora"])
     assert list(frame[frame.line == "smoothed"].loss)[0] == pytest.approx(1.0), "the running mean starts unbiased"
@@ -1003,11 +1003,16 @@ def test_only_what_changed_is_sent(services, base):
     from ui.generate import layout as generate_layout
     from ui.page.wiring import Show
     from ui.score import score
-    from ui.train import train
+    from ui.train import layout as train_layout
     from ui.upload import upload
 
     with gr.Blocks():
-        tabs = [upload.build(services), train.build(services), generate_layout.build(services), score.build(services)]
+        tabs = [
+            upload.build(services),
+            train_layout.build(services),
+            generate_layout.build(services),
+            score.build(services),
+        ]
     show = Show(services, tabs, lambda view: {})
     capability, session = services.sessions.create()
     fresh, seen = show.changed(capability, {})

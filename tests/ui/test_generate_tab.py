@@ -224,9 +224,9 @@ def test_a_sweep_draws_every_pair_on_one_seed(page):
 
 
 def _card(view):
-    from ui.generate.compare import _job_card
+    from ui.generate.compare import job_card
 
-    return _job_card(view, view.history[-1])
+    return job_card(view, view.history[-1])
 
 
 @pytest.mark.parametrize(

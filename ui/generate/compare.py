@@ -13,21 +13,21 @@ from ui.words import phrases
 from ui.words.words import tell
 
 
-def _source(view: View, sampling: Sampling) -> Shot | None:
+def source_of(view: View, sampling: Sampling) -> Shot | None:
     """The picture a variation came from, when it is still there."""
     return next((shot for shot in view.pictures if sampling.source and shot.path == sampling.source), None)
 
 
-def _fellows(view: View, shot: Shot) -> list[Shot]:
+def fellows(view: View, shot: Shot) -> list[Shot]:
     """`shot` and every picture it can be laid over: of the same settings by another method, and its source."""
     same = {each.method: each for each in view.pictures if each.sampling == shot.sampling} | {shot.method: shot}
-    source = _source(view, shot.sampling) if shot.sampling else None
+    source = source_of(view, shot.sampling) if shot.sampling else None
     return [same[column] for column in sorted(same, key=place_of)] + ([source] if source else [])
 
 
-def _pair_with(view: View, shot: Shot) -> tuple[Shot, Shot] | None:
+def pair_with(view: View, shot: Shot) -> tuple[Shot, Shot] | None:
     """What a picture is compared with at first: what it came from, the untrained base, else the most alike other."""
-    others = [each for each in _fellows(view, shot) if each.id != shot.id]
+    others = [each for each in fellows(view, shot) if each.id != shot.id]
     if not others:
         return None
     first = max(
@@ -38,23 +38,23 @@ def _pair_with(view: View, shot: Shot) -> tuple[Shot, Shot] | None:
     return first, shot
 
 
-def _pair(view: View) -> tuple[Shot, Shot] | None:
+def first_pair(view: View) -> tuple[Shot, Shot] | None:
     """What lies under the slider at first: of the pictures shown the first that two methods drew, else of all."""
     for shots in (view.latest_shots, view.pictures):
         for row in generate_html.rows_of(shots):
             there = [row[column] for column in sorted(row, key=place_of)]
             if len(there) > 1:
                 return there[0], there[-1]
-            if there and there[0].sampling and (source := _source(view, there[0].sampling)):
+            if there and there[0].sampling and (source := source_of(view, there[0].sampling)):
                 return source, there[0]
     return None
 
 
-def _called(shot: Shot, beside: Shot) -> str:
+def name_beside(shot: Shot, beside: Shot) -> str:
     return phrases.named(shot.method) if shot.sampling == beside.sampling else tell("The picture it came from")
 
 
-def _job_card(view: View, job: Drawing) -> JobCard:
+def job_card(view: View, job: Drawing) -> JobCard:
     """A job in the list: what was asked for, by which methods, how many."""
     prompts = {shot.prompt for shot in job.shots}
     style = presets.styles().get(style_of(view.row, job.shots[0].prompt))

@@ -19,10 +19,20 @@ from pipelines.core import presets
 from pipelines.core.records import Sampling, UserError
 from ui.generate import html as generate_html
 from ui.generate import imports
-from ui.generate.compare import _pair_with, _source
-from ui.generate.layout import BEST_KEPT, BEST_NUMBER, LEAST_CHANGE, MAX_KEPT, MAX_VARIATIONS, GenerateTab, _gallery
+from ui.generate.compare import pair_with, source_of
+from ui.generate.layout import BEST_KEPT, BEST_NUMBER, LEAST_CHANGE, MAX_KEPT, MAX_VARIATIONS, GenerateTab, gallery_of
 from ui.generate.styles import OWN, style_of
-from ui.generate.values import MAX_SEED, NEW_SEEDS, PROMPT_LIMIT, _chosen, decimal, first_seed, samplings, swept, whole
+from ui.generate.values import (
+    MAX_SEED,
+    NEW_SEEDS,
+    PROMPT_LIMIT,
+    chosen_columns,
+    decimal,
+    first_seed,
+    samplings,
+    swept,
+    whole,
+)
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import photobox, pictures
@@ -103,12 +113,12 @@ class Actions:
     def start(self, kept: object, columns: object, keep_seed: object, **dials: Any) -> Updates:
         view = self._ready(kept)
         dials["seed"] = first_seed(keep_seed, dials["seed"])
-        return self._draw(kept, view, _chosen(view, columns), samplings(view.row, **dials))
+        return self._draw(kept, view, chosen_columns(view, columns), samplings(view.row, **dials))
 
     def best(self, kept: object, columns: object, keep_seed: object, **dials: Any) -> Updates:
         """Many pictures, of which the most alike are kept."""
         view = self._ready(kept)
-        chosen = tuple(column for column in _chosen(view, columns) if column != "none")
+        chosen = tuple(column for column in chosen_columns(view, columns) if column != "none")
         if not chosen:
             raise UserError("The untrained base draws nobody in particular. Choose at least one trained method.")
         dials |= {"number": BEST_NUMBER, "seed": first_seed(keep_seed, dials["seed"])}
@@ -121,7 +131,7 @@ class Actions:
     ) -> Updates:
         """One prompt and seed at several steps and guidances."""
         view = self._ready(kept)
-        (column,) = _chosen(view, [method])
+        (column,) = chosen_columns(view, [method])
         dials |= {"number": 1, "seed": first_seed(keep_seed, dials["seed"])}
         (one,) = samplings(view.row, **dials)
         return self._draw(kept, view, (column,), swept(one, steps=many_steps, guidance=many_guidances))
@@ -141,7 +151,7 @@ class Actions:
         picked = view.picked
         if picked is None or picked.sampling is None:
             raise UserError("No picture is picked. Press the button for variations below one.")
-        (column,) = _chosen(view, [method])
+        (column,) = chosen_columns(view, [method])
         count = whole("Variations", many, 1, MAX_VARIATIONS)
         changed = decimal("How much may change", change, LEAST_CHANGE, 1.0)
         first = whole("Seed", first_seed(keep_seed, dials["seed"]), 0, MAX_SEED)
@@ -196,7 +206,7 @@ class Actions:
         if action == "use" and shot.sampling is not None:
             return self._use(kept, view, shot.sampling)
         if action == "compare":
-            pair = _pair_with(view, shot)
+            pair = pair_with(view, shot)
             if pair is None:
                 raise UserError(
                     "Nothing else was drawn with this seed and these settings. Draw it with another method as well, "
@@ -208,7 +218,7 @@ class Actions:
     def _use(self, kept: object, view: View, sampling: Sampling, *, number: int = 1) -> Updates:
         """The dials of a picture; of a variation also the picture it came from."""
         updates = self.tab.use(view.row, sampling, number=number)
-        source = _source(view, sampling)
+        source = source_of(view, sampling)
         if source is None:
             return updates
         self.services.sessions.choose(self.services.sessions.need(kept), picked=source.id)
@@ -226,11 +236,11 @@ class Actions:
         session = self.services.sessions.need(kept)
         wanted = int(keep) if isinstance(keep, int | float) and 0 <= keep <= MAX_KEPT else 0
         self.services.sessions.choose(session, keep=wanted)
-        return _gallery(self.services.view(kept))
+        return gallery_of(self.services.view(kept))
 
     def filter(self, kept: object, only: object) -> str:
         self.services.sessions.choose(self.services.sessions.need(kept), only_favourites=only is True)
-        return _gallery(self.services.view(kept))
+        return gallery_of(self.services.view(kept))
 
     def again(self, kept: object, event: gr.EventData) -> Updates:
         """An earlier job: its pictures, and the dials as they were."""

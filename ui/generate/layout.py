@@ -15,7 +15,7 @@ from pipelines.core import presets
 from pipelines.core.records import Sampling, Style
 from ui.generate import html as generate_html
 from ui.generate import imports
-from ui.generate.compare import _called, _fellows, _job_card, _pair
+from ui.generate.compare import fellows, first_pair, job_card, name_beside
 from ui.generate.styles import OWN, look_cards, style_of
 from ui.generate.values import (
     MAX_NUMBER,
@@ -23,7 +23,7 @@ from ui.generate.values import (
     PROMPT_LIMIT,
     SCHEDULERS,
     SIZES,
-    _named_schedulers,
+    named_schedulers,
     schedulers,
     unknown_note,
 )
@@ -117,14 +117,14 @@ class GenerateTab:
             self.status: gr.update(value=_status(view)),
             self.history_box: gr.update(visible=len(view.history) > 0),
             self.history: gr.update(
-                value=generate_html.history([_job_card(view, job) for job in reversed(view.history)])
+                value=generate_html.history([job_card(view, job) for job in reversed(view.history)])
             ),
             self.vary_box: gr.update(visible=picked is not None),
             self.vary_picture: gr.update(value=generate_html.picked(picked) if picked else ""),
             self.grid: gr.update(value=generate_html.side_by_side(view.latest_shots, view.drawn_columns)),
-            self.compare_box: gr.update(visible=bool(_pair(view))),
+            self.compare_box: gr.update(visible=bool(first_pair(view))),
             self.ranked_box: gr.update(visible=bool(view.shots)),
-            self.ranked: gr.update(value=_gallery(view)),
+            self.ranked: gr.update(value=gallery_of(view)),
             self.columns: gr.update(choices=methods),
             self.sweep_method: gr.update(choices=methods),
             self.vary_method: gr.update(choices=methods),
@@ -144,12 +144,12 @@ class GenerateTab:
             self.size_row: gr.update(visible=not portrait),
             self.keep: gr.update(value=view.choices.keep),
             self.only: gr.update(value=view.choices.only_favourites),
-            self.scheduler: gr.update(choices=_named_schedulers(view.row), value=SCHEDULERS[0]),
+            self.scheduler: gr.update(choices=named_schedulers(view.row), value=SCHEDULERS[0]),
             self.width: gr.update(choices=sizes, value=0),
             self.height: gr.update(choices=sizes, value=0),
             **self._methods(view),
             **self.imports.restore(view),
-            **self.compare(view, _pair(view)),
+            **self.compare(view, first_pair(view)),
             **(self.fill(view.row, style) if style else self.helped(view.row, "")),
         }
 
@@ -159,7 +159,7 @@ class GenerateTab:
             self.columns: gr.update(choices=[(phrases.named(c), c) for c in view.columns], value=list(view.columns)),
             **self._methods(view),
             # not while pictures are being drawn and scored: whoever compares meanwhile keeps what they look at
-            **({} if view.drawing.busy else self.compare(view, _pair(view))),
+            **({} if view.drawing.busy else self.compare(view, first_pair(view))),
         }
 
     def _methods(self, view: View) -> Updates:
@@ -212,7 +212,7 @@ class GenerateTab:
         if pair is None:
             nothing = gr.update(choices=[], value=None)
             return {self.left: nothing, self.right: nothing, self.compared: gr.update(value="")}
-        choices = [(_called(shot, pair[1]), shot.id) for shot in _fellows(view, pair[1])]
+        choices = [(name_beside(shot, pair[1]), shot.id) for shot in fellows(view, pair[1])]
         return {
             self.left: gr.update(choices=choices, value=pair[0].id),
             self.right: gr.update(choices=choices, value=pair[1].id),
@@ -342,7 +342,7 @@ def build(services: Services) -> GenerateTab:
     )  # fmt: skip
 
 
-def _gallery(view: View) -> str:
+def gallery_of(view: View) -> str:
     return generate_html.gallery(view.shots, view.choices.keep, only_favourites=view.choices.only_favourites)
 
 

@@ -28,7 +28,7 @@ SCHEDULERS = ("default", "ddim", "dpm++", "unipc", "euler", "euler ancestral")
 PROMPT_LIMIT = 500
 
 
-def _chosen(view: View, columns: object) -> tuple[str, ...]:
+def chosen_columns(view: View, columns: object) -> tuple[str, ...]:
     """Those of `columns` that can be drawn. Raises UserError when there is none."""
     wanted = columns if isinstance(columns, list) else []
     chosen = tuple(column for column in view.columns if column in wanted)
@@ -115,7 +115,7 @@ def schedulers(row: BaseRow) -> tuple[str, ...]:
     return SCHEDULERS[:1] if row.own_scheduler else SCHEDULERS
 
 
-def _named_schedulers(row: BaseRow) -> list[tuple[str, str]]:
+def named_schedulers(row: BaseRow) -> list[tuple[str, str]]:
     own, *others = schedulers(row)
     return [(tell("default"), own), *((name, name) for name in others)]
 

@@ -34,9 +34,9 @@ from ui.run import photobox, pictures
 from ui.run.cards import CropCard, PhotoCard, Shot
 from ui.run.paces import Paces
 from ui.run.photobox import Box
-from ui.run.progress import Progress, Trained, _going_on, imported, marks, progress_of, trained
+from ui.run.progress import Progress, Trained, going_on_from, imported, marks, progress_of, trained
 from ui.run.sessions import Sessions
-from ui.run.start import Settings, _fewer
+from ui.run.start import Settings, fewer_steps
 from ui.run.view import View
 from ui.web.media import Media
 from ui.words import phrases
@@ -105,7 +105,7 @@ class Services:
                 self, session, self.bases[name], self.problem(name), box, progress,
                 progress_of(run.drawing, self.events(run.drawing)), fits,
                 bool(everything) and not fits, (), marks(run), {},
-                older=older, going_on=_going_on(older, everything, session), imported=imported(run, name),
+                older=older, going_on=going_on_from(older, everything, session), imported=imported(run, name),
             )
         )  # fmt: skip
 
@@ -175,7 +175,7 @@ class Services:
         if not methods:
             return tell("Choose at least one method.")
         recipes = {
-            m: recipe.replaced(steps=_fewer(recipe.steps)) if m in going_on else recipe
+            m: recipe.replaced(steps=fewer_steps(recipe.steps)) if m in going_on else recipe
             for m, recipe in self.recipes(row, quality, methods, settings).items()
         }
         free_gb = free_memory_gb() if row.footprint else None
