@@ -84,13 +84,13 @@ def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F
 
 
 def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # noqa: F811
-    from ui.train.dials import _chosen
+    from ui.train.dials import chosen_methods
 
     capability, _, _ = ready(services)
     view = services.view(capability)
-    assert _chosen(view, "draft", list(METHODS), []) == list(METHODS)
-    assert _chosen(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
-    assert _chosen(view, "draft", [], "pivotal") == [] and _chosen(view, "draft", [], [["pivotal"]]) == []
+    assert chosen_methods(view, "draft", list(METHODS), []) == list(METHODS)
+    assert chosen_methods(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
+    assert chosen_methods(view, "draft", [], "pivotal") == [] and chosen_methods(view, "draft", [], [["pivotal"]]) == []
     assert view.row.methods == METHODS and view.row.offered == (*METHODS, "pivotal")
     assert "Pivotal tuning" in view.estimate("draft", ["pivotal"])
 
