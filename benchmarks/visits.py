@@ -216,7 +216,12 @@ class Visitor:
         ]  # fmt: skip
 
     def add_photos(self, photos: list[Path]) -> dict[str, Any]:
-        return self.press("#lk-drop", "upload", [self.capability, self.send(photos)])
+        return self.press("#lk-drop", "upload", self.adding(self.send(photos)))
+
+    def adding(self, files: Any) -> list[Any]:
+        """What the page sends with these uploads: also what its fields say."""
+        chosen = self.event("#lk-drop", "upload")["inputs"][2:]
+        return [self.capability, files, *(self.values.get(each) for each in chosen)]
 
     def consent(self, base: str, class_word: str = "person") -> dict[str, Any]:
         return self.press("#lk-consent", "input", [self.capability, class_word, base, True])

@@ -19,6 +19,7 @@ from pipelines import formats, workspace
 from pipelines.bases.registry import BaseRow
 from pipelines.fingerprints import file_sha256
 from pipelines.formats import Entry, Header, Layout
+from pipelines.safety import check_prompt, problem
 from pipelines.schema import IMPORTED, Recipe, Subject, UserError, is_imported
 from pipelines.workspace import Run
 
@@ -248,7 +249,7 @@ def _embedding(path: Path, header: Header, row: BaseRow, layout: Layout, name: s
 def _phrase(header: Header) -> str | None:
     """What a LoRA's maker says calls the person, if that is a phrase."""
     said = header.metadata.get("modelspec.trigger_phrase", "").strip()
-    return said if said and _plain_phrase(said) else None
+    return said if said and _plain_phrase(said) and problem(said) is None else None
 
 
 def _plain_phrase(text: str) -> bool:
@@ -277,6 +278,7 @@ def add(
         raise UserError(f"{name[:40]} can't name a column. Use up to 24 small letters, digits and dashes.")
     if phrase and not _plain_phrase(phrase):
         raise UserError(f"Trigger words are one line of at most {PHRASE_LIMIT} characters without braces.")
+    check_prompt(phrase)
     column = IMPORTED + name
     there = workspace.imported(run)
     if column in there:

@@ -10,7 +10,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from ui.guard import PAGES_KEPT, Guard
+from ui.guard import Guard
+from ui.pages import KEPT
 
 
 @pytest.fixture
@@ -76,5 +77,5 @@ def test_a_browser_that_can_unpack_gets_less_to_load(written):
 
 def test_made_up_addresses_do_not_fill_the_memory(written):
     guard, _ = written
-    together(guard, [("/", {"headers": {"host": f"h{number}"}}) for number in range(3 * PAGES_KEPT)])
-    assert len(guard._pages) == PAGES_KEPT
+    together(guard, [("/", {"headers": {"host": f"h{number}"}}) for number in range(3 * KEPT)])
+    assert len(guard.pages) == KEPT

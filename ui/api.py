@@ -24,11 +24,11 @@ from pipelines.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Styl
 from ui import errors, photobox, words
 from ui.finish import order_of
 from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
-from ui.guard import cookie
 from ui.sessions import Session
 from ui.state import Services, View
 from ui.train import COMMON, DIALS, checked, chosen_optimizer
 from ui.upload import CONSENT
+from ui.visitors import browser_of
 from ui.wiring import refused_while_busy
 
 P = ParamSpec("P")
@@ -191,7 +191,7 @@ def build(services: Services) -> None:
     def admitted(key: object, request: gr.Request) -> Session:
         """The run of `key`; whoever asked may follow its links from now on."""
         session = services.sessions.need(key)
-        services.media.admit(session.run.folder.name, cookie(dict(request.headers)))
+        services.media.admit(session.run.folder.name, browser_of(request))
         return session
 
     @spoken
@@ -211,28 +211,24 @@ def build(services: Services) -> None:
         machine's default.
         """
         paths = uploaded(files)
+        if consent is not True:
+            raise UserError(f"Consent has to be stated: {CONSENT} Send consent=True when that is so.")
+        if class_word not in CLASS_WORDS:
+            raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
+        if base and (not isinstance(base, str) or base not in services.bases):
+            raise UserError(f"There is no base {base!r} here. Choose one of: {', '.join(services.bases)}.")
+        if not paths:
+            raise UserError("No photos arrived. Send 5 to 15 photos of one person.")
+        fresh = not key
+        capability, session = services.sessions.create() if fresh else (key, admitted(key, request))
         try:
-            if consent is not True:
-                raise UserError(f"Consent has to be stated: {CONSENT} Send consent=True when that is so.")
-            if class_word not in CLASS_WORDS:
-                raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
-            if base and (not isinstance(base, str) or base not in services.bases):
-                raise UserError(f"There is no base {base!r} here. Choose one of: {', '.join(services.bases)}.")
-            if not paths:
-                raise UserError("No photos arrived. Send 5 to 15 photos of one person.")
-            fresh = not key
-            capability, session = services.sessions.create() if fresh else (key, admitted(key, request))
-            try:
-                _take_in(services, session, paths, class_word=class_word, base=base)
-            except Exception:
-                if fresh:
-                    services.sessions.forget(session)
-                raise
-            admitted(capability, request)
-            return _photos(capability, services.view(capability))
-        finally:
-            for path in paths:
-                photobox.drop_upload(path)
+            _take_in(services, session, paths, class_word=class_word, base=base)
+        except Exception:
+            if fresh:
+                services.sessions.forget(session)
+            raise
+        admitted(capability, request)
+        return _photos(capability, services.view(capability))
 
     @spoken
     def train(
@@ -394,8 +390,7 @@ def build(services: Services) -> None:
     def delete(key: str, request: gr.Request) -> Receipt:
         """Delete the photos, what was learned and every picture. Can't be undone; the key is worth nothing then."""
         session = admitted(key, request)
-        services.stop_and_wait(session.run)
-        receipt = services.sessions.forget(session)
+        receipt = services.forget(session, browser_of(request))
         return Receipt(
             files=int(str(receipt["files"])),
             bytes=int(str(receipt["bytes"])),

@@ -679,12 +679,7 @@ class Actions:
         """The settings inside a picture that was made here, or by somebody else with this app."""
         from pipelines.generation import read_settings
 
-        path = Path(file or "")
-        try:
-            found = read_settings(path) if file else None
-        finally:
-            if file:
-                photobox.drop_upload(path)
+        found = read_settings(Path(file)) if file else None
         if found is None:
             raise UserError("That picture carries no settings of ours. Choose a PNG that this app made.")
         return self.tab.use(self.services.view(kept).row, found)

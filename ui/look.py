@@ -84,9 +84,6 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
         except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
             yield {section.answer: views.note(str(problem), "bad")}
             return
-        finally:
-            if file:
-                photobox.drop_upload(Path(file))
         try:
             assert view.box.photo_set is not None
             knowing, notes = lookalike.known_of(

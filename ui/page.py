@@ -20,6 +20,7 @@ from gradio.state_holder import SessionState
 
 from pipelines import workspace
 from ui.errors import CHECK, CONFUSED, DISK_FULL
+from ui.turns import Turns
 from ui.words import tell
 
 AT_ONCE = 8  # components, before somebody else has their turn
@@ -49,6 +50,15 @@ class Page(gr.Blocks):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.default_config = Shared(self)
+
+    def queue(self, *args: Any, **options: Any) -> Page:
+        made = super().queue(*args, **options)
+        self._queue.__class__ = Turns  # a queue that has not started: what differs is methods
+        return made
+
+    def working_on(self) -> set[str]:
+        """The ids of the events that wait in the queue or are being worked on."""
+        return self._queue.working_on() if isinstance(self._queue, Turns) else set()
 
     def forget_visits(self, idle_s: float) -> None:
         """Drop what Gradio keeps of pages that asked for nothing for so long; an open one asks every second."""

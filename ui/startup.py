@@ -30,6 +30,7 @@ def prepare_environment() -> None:
     os.umask(0o077)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe anybody on this machine; see ui/visitors.py
     if "GRADIO_TEMP_DIR" not in os.environ:
         sweep_dead()
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=f"{UPLOADS}{os.getpid()}-")

@@ -35,6 +35,7 @@ from ui.pictures import Drawing
 from ui.retold import retell
 from ui.sessions import Choices, Session, Sessions
 from ui.theme import METHOD_NAMES
+from ui.uploads import Uploads
 from ui.views import Lane, Mark, MethodRow, Shot, StripData
 from ui.words import tell
 
@@ -435,11 +436,20 @@ class Services:
     def __init__(self, root: Path | None = None) -> None:
         self.sessions = Sessions(root)
         self.media = Media(self.sessions.root)
+        self.uploads = Uploads()
         self.bases, self.default_base = offered_bases()
         self.slice = gpu.slicer()  # None: a worker process does the jobs
         self._noted: set[str] = set()  # trained methods whose pace is known
         self._events: dict[tuple[str, str], tuple[int, list[Event]]] = {}
         self._guard = threading.Lock()
+
+    def forget(self, session: Session | None, browser: str) -> dict[str, object]:
+        """Delete a run, and what this browser has uploaded and is not taken in yet. Returns the receipt of both."""
+        if session is not None:
+            self.stop_and_wait(session.run)
+        files, size = self.uploads.forget(browser)
+        receipt = self.sessions.forget(session) if session is not None else {"files": 0, "bytes": 0, "forgotten": workspace.timestamp()}
+        return {**receipt, "files": int(str(receipt["files"])) + files, "bytes": int(str(receipt["bytes"])) + size}
 
     def resume(self) -> None:
         """At the start of the app: the line of jobs as the runs' folders say, and a worker for those that wait."""

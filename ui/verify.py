@@ -49,9 +49,6 @@ def wire(box: VerifyBox) -> None:
             yield {box.answer: views.marks(marking.verify(Path(file)))}
         except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
             yield {box.answer: views.note(str(problem), "bad")}
-        finally:
-            if file:
-                photobox.drop_upload(Path(file))
 
     # The slots of the other box for any picture: reading takes a second of one core as well.
     box.drop.upload(

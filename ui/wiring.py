@@ -17,9 +17,9 @@ from pipelines import jobs
 from pipelines.schema import UserError
 from ui import views, words
 from ui.errors import sentence, told
-from ui.guard import cookie
 from ui.sessions import Session
 from ui.state import Services, View
+from ui.visitors import browser_of
 
 NO_PROGRESS = (
     "A whole slice of the GPU brought this no further, so it was given up. What was done before is kept. Start again; "
@@ -119,7 +119,7 @@ def wire_page(
         """Whether `kept` is a run's capability; the run's pictures are then this browser's to see."""
         session = services.sessions.find(kept)
         if session is not None:
-            services.media.admit(session.run.folder.name, cookie(dict(request.headers)))
+            services.media.admit(session.run.folder.name, browser_of(request))
         return session is not None
 
     @told
