@@ -162,20 +162,20 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         paths = [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
         if not paths:
             raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
-        fresh = services.sessions.find(kept) is None
-        if fresh:  # what was chosen before there was a run to keep it
+        first, gone = kept is None, kept is not None and services.sessions.find(kept) is None
+        if first:
             check(class_word, base, agreed)
         kept, session = services.sessions.ensure(kept)
-        if fresh:
-            session = services.sessions.choose(session, class_word=class_word, base=base)
-            session = consent(session, agreed)
+        if first:  # what was chosen while there was no run to keep it
+            session = consent(services.sessions.choose(session, class_word=class_word, base=base), agreed)
         refused_while_busy(services, session)
         replaced = session.choices.sample
         if replaced:  # own photos replace the sample person
             photobox.clear(session.run)
             session = services.sessions.choose(session, sample=False, consent_at=None)
         # Said at once: what a person ticks or picks while the photos are looked at stays as they want it.
-        afresh = show(kept, restore=True) if fresh or replaced else {}
+        moved = first and base != services.default_base  # another base has other methods and styles
+        afresh = show(kept, restore=True) if gone or replaced or moved else {}
         yield {**afresh, capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
         for box in photobox.add(session.run, paths, services.view(kept).row):
             yield {
@@ -186,11 +186,11 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
 
     @told
     def use_sample(kept: object, base: object) -> Iterator[Updates]:
-        fresh = services.sessions.find(kept) is None
-        if fresh:
+        first = kept is None
+        if first:
             check(CLASS_WORDS[0], base, False)
         kept, session = services.sessions.ensure(kept)
-        if fresh:
+        if first:
             session = services.sessions.choose(session, base=base)
         refused_while_busy(services, session)
         pictures = sorted(SAMPLE.glob("*.png"))[: photobox.MAX_PHOTOS]

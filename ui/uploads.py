@@ -38,6 +38,7 @@ class Uploads:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owners: dict[str, dict[str, Visitor]] = {}  # path -> browser -> who
+        self._inode: dict[str, int] = {}  # path -> of the file that its owners sent
         self._count: Counter[str] = Counter()  # of files, by party
         self._named: dict[str, tuple[str, tuple[str, ...]]] = {}  # event -> browser, paths
 
@@ -45,6 +46,7 @@ class Uploads:
         """`visitor` has uploaded these."""
         with self._lock:
             for path in paths:
+                self._inode[path] = _inode(path)
                 if self._owners.setdefault(path, {}).setdefault(visitor.browser, visitor) is visitor:
                     self._count.update(who for who, _ in parties(visitor))
 
@@ -108,7 +110,14 @@ class Uploads:
                 del self._count[who]
         if not owners:
             self._owners.pop(path, None)
-            delete(Path(path))
+            if self._inode.pop(path, 0) == _inode(path):  # else it has just been sent again, and `add` is to come
+                delete(Path(path))
+
+
+def _inode(path: str) -> int:
+    with contextlib.suppress(OSError):
+        return os.lstat(path).st_ino
+    return 0
 
 
 def delete(path: Path) -> None:

@@ -1,0 +1,25 @@
+"""The camera's field. Gradio's own opens what a visitor sent, in any format Pillow has and without our limits; this one
+hands over the path, so that `decode` is the only thing that ever opens a visitor's picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from gradio.events import Dependency
+
+class Camera(gr.Image):
+    is_template = True  # in the browser it is a gr.Image
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(sources=["webcam"], type="filepath", format="png", **options)
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path of the upload, untouched; None where there is none."""
+        return payload.path if payload is not None else None
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
