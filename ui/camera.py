@@ -11,9 +11,6 @@ import gradio as gr
 class Camera(gr.Image):
     is_template = True  # in the browser it is a gr.Image
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(sources=["webcam"], type="filepath", format="png", **options)
-
     def preprocess(self, payload: Any) -> str | None:
         """The path of the upload, untouched; None where there is none."""
         return payload.path if payload is not None else None

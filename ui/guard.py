@@ -34,7 +34,7 @@ from ui.errors import CHECK, CONFUSED, DISK_FULL, NOT_DONE
 from ui.limits import Limits, Refused
 from ui.media import PREFIX, Media
 from ui.pages import PATHS, Pages
-from ui.uploads import SLOW, Incoming, Uploads, length, patient
+from ui.uploads import SLOW, Incoming, Uploads, patient, require
 from ui.visitors import NAMED, NO_COOKIE, Door, Strange, Visitor, newcomer, same_origin
 
 log = logging.getLogger("likeness.ui")
@@ -205,7 +205,7 @@ class Guard:
     async def _upload(self, exchange: Exchange, receive: Receive) -> None:
         visitor, scope = exchange.visitor, exchange.scope
         self.uploads.require_room(visitor, self.limits)
-        self.limits.require_upload(visitor, length(header(scope, b"content-length")))
+        require(self.limits, visitor, header(scope, b"content-length"))
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         if "upload_id" in asked:
             self._rename(scope, "upload_id", visitor)

@@ -16,6 +16,8 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import BlockFunction, BlocksConfig
+from gradio.route_utils import CustomCORSMiddleware
+from gradio.routes import App, ORJSONResponse
 from gradio.state_holder import SessionState
 
 from pipelines import workspace
@@ -46,10 +48,22 @@ class Shared(BlocksConfig):
         return visit
 
 
+class Served(App):
+    """Gradio's application without its middleware that lets the pages of other sites read and send."""
+
+    def add_middleware(self, middleware_class: Any, *args: Any, **options: Any) -> None:
+        if middleware_class is not CustomCORSMiddleware:
+            super().add_middleware(middleware_class, *args, **options)
+
+
 class Page(gr.Blocks):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.default_config = Shared(self)
+
+    def launch(self, *args: Any, app_kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
+        served = Served(default_response_class=ORJSONResponse, **(app_kwargs or {}))
+        return super().launch(*args, _app=served, **options)
 
     def queue(self, *args: Any, **options: Any) -> Page:
         made = super().queue(*args, **options)

@@ -96,7 +96,9 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 elem_id="lk-drop",
             )
             with gr.Accordion(say("Or take a photo with this device's camera"), open=False):
-                camera = Camera(show_label=False, elem_id="lk-camera", height=260)
+                camera = Camera(
+                    sources=["webcam"], type="filepath", format="png", show_label=False, elem_id="lk-camera", height=260
+                )
             status = gr.HTML(elem_id="lk-upload-status")
             cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_PRESS)
             with gr.Accordion(say("What training will see: crops and captions"), open=False, elem_id="lk-crops"):

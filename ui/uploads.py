@@ -134,14 +134,15 @@ def folder() -> Path:
     return Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
 
 
-def length(said: str) -> int:
-    """The bytes that an upload announces. Raises Refused when it announces none, or more than the disk has room for."""
+def require(limits: Limits, visitor: Visitor, said: str) -> None:
+    """Raise Refused when an upload announces no length, more than this visitor may send, or than the disk has room for.
+    """
     if not (said.isascii() and said.isdigit() and len(said) < 16):
         raise Refused(NO_LENGTH, status=411)
+    limits.require_upload(visitor, int(said))
     with contextlib.suppress(FileNotFoundError):
         if shutil.disk_usage(os.environ.get("GRADIO_TEMP_DIR", ".")).free < int(said) + FREE_BYTES:
             raise Refused(DISK_FULL, status=507, seconds=60)
-    return int(said)
 
 
 class Incoming:

@@ -158,7 +158,7 @@ def network(address: str) -> str:
         return address[:64]
     if isinstance(ip, ipaddress.IPv4Address):
         return str(ip)
-    return str(ip.ipv4_mapped or ipaddress.ipnetwork((ip, 64), strict=False))
+    return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
 def _loopback(address: str) -> bool:
