@@ -35,7 +35,10 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="counts descriptors a
 SERVED_S = 1.0  # within this the others are answered while somebody floods (p95)
 # Most of what follows comes from one address: the limits of one browser are what is tested here.
 LIMITS = {"LIKENESS_EVENTS_PER_MINUTE": "3000", "LIKENESS_UPLOAD_MB_PER_HOUR": "120", "LIKENESS_MAX_UPLOADS": "3"}
-LIMITS |= {"LIKENESS_REQUESTS_PER_MINUTE": "60000", "LIKENESS_IMPORT_MB": "25"}  # the largest file of all that the page takes
+LIMITS |= {
+    "LIKENESS_REQUESTS_PER_MINUTE": "60000",
+    "LIKENESS_IMPORT_MB": "25",
+}  # the largest file of all that the page takes
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +156,9 @@ def test_a_file_that_nobody_uploaded_is_no_input(app, victim, stranger, secret):
             answer = stranger.join(add, stranger.adding([shape]))
             assert answer.status_code == 403 and small(answer), (path, answer.text)
     for url in ("http://169.254.169.254/x.png", "file:///etc/passwd"):
-        assert stranger.join(
-            add, stranger.adding([{"url": url, "meta": {"_type": "gradio.FileData"}}])
-        ).status_code == 200
+        assert (
+            stranger.join(add, stranger.adding([{"url": url, "meta": {"_type": "gradio.FileData"}}])).status_code == 200
+        )
         told = stranger.stream()[-1]
         assert not told["success"] and "can't read" in told["output"]["error"]
 

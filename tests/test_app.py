@@ -448,7 +448,9 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
 
     owner, media = web
     page = "owner-page"
-    (base,) = {c["props"]["value"] for c in owner.get("/config").json()["components"] if c["props"].get("elem_id") == "lk-base"}
+    (base,) = {
+        c["props"]["value"] for c in owner.get("/config").json()["components"] if c["props"].get("elem_id") == "lk-base"
+    }
     assert owner.get("/").headers.get("set-cookie") is None, "a browser keeps the name it has"
     photo = tmp_path / "me.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(photo)

@@ -7,6 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from ui.startup import skip_stub_files
+
+skip_stub_files()  # Gradio would write one for this class, beside this file
+
 
 class Camera(gr.Image):
     is_template = True  # in the browser it is a gr.Image

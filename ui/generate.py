@@ -23,7 +23,7 @@ from pipelines import presets, safety
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.jobspec import COMPARED_STYLES
 from pipelines.schema import Sampling, Style, UserError, place_of
-from ui import imports, photobox, pictures, views
+from ui import imports, pictures, views
 from ui.errors import told
 from ui.pictures import Drawing
 from ui.retold import retell

@@ -94,7 +94,8 @@ class Exchange:
             message["headers"] = [*kept, *STRICT]
             if self.cookie:
                 message["headers"].append((b"set-cookie", self.cookie.encode()))
-            if (problem := self.incoming and self.incoming.refused) is not None:
+            problem = self.incoming.refused if self.incoming is not None else None
+            if problem is not None:
                 message["status"] = problem.status  # Gradio calls all broken forms 400
                 message["headers"].append((b"retry-after", str(problem.seconds).encode()))
             if self.route == "run/predict" and message["status"] == 500:
@@ -295,7 +296,9 @@ class Guard:
 
     async def _failed(self, exchange: Exchange, receive: Receive, error: Exception) -> None:
         """Say in words what Gradio could not take. Raises `error` again where it is no request's fault."""
-        if exchange.started and STREAMS.fullmatch(exchange.route):  # Gradio found out too late that there is no such page
+        if exchange.started and STREAMS.fullmatch(
+            exchange.route
+        ):  # Gradio found out too late that there is no such page
             await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         if exchange.started or exchange.route not in (*EVENTS, "upload"):

@@ -164,9 +164,7 @@ class Limits:
                 if not waiting:
                     self._waiting.pop(who, None)
 
-    def _spend(
-        self, kind: str, visitor: Visitor, cost: int, allowed: int, per_s: float, *, spend: bool = True
-    ) -> None:
+    def _spend(self, kind: str, visitor: Visitor, cost: int, allowed: int, per_s: float, *, spend: bool = True) -> None:
         """Take `cost` out of what is left of the `allowed` in `per_s` seconds; what was taken comes back evenly."""
         if not allowed:
             return
@@ -179,7 +177,9 @@ class Limits:
                 left = min(most, left + (now - since) * most / per_s)
                 if left < cost:
                     wait_s = (cost - left) * per_s / most
-                    raise TooMuch(f"That is more than one visitor may send. Come back in {_soon(wait_s)}.", seconds=wait_s)
+                    raise TooMuch(
+                        f"That is more than one visitor may send. Come back in {_soon(wait_s)}.", seconds=wait_s
+                    )
                 levels[kind, who] = left - cost
             if not spend:
                 return

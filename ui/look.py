@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from pipelines.schema import UserError
-from ui import photobox, views
+from ui import views
 from ui.errors import told
 from ui.retold import retell
 from ui.state import Services, View

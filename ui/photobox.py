@@ -7,7 +7,6 @@ An upload is decoded as soon as it arrives; a metadata-free copy is kept in the 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence

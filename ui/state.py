@@ -448,7 +448,11 @@ class Services:
         if session is not None:
             self.stop_and_wait(session.run)
         files, size = self.uploads.forget(browser)
-        receipt = self.sessions.forget(session) if session is not None else {"files": 0, "bytes": 0, "forgotten": workspace.timestamp()}
+        receipt = (
+            self.sessions.forget(session)
+            if session is not None
+            else {"files": 0, "bytes": 0, "forgotten": workspace.timestamp()}
+        )
         return {**receipt, "files": int(str(receipt["files"])) + files, "bytes": int(str(receipt["bytes"])) + size}
 
     def resume(self) -> None:

@@ -1,8 +1,8 @@
 """Which browser uploaded which file, and when the file goes.
 
 In: what the upload route answered, what an event names, which events Gradio still works on. Out: yes or no, and files
-deleted: those that an event named when it ends or is dropped, and all of a browser's when its person deletes their data.
-Nothing else deletes an upload but the hourly sweep of what nobody named.
+deleted: those that an event named when it ends or is dropped, and all of a browser's when its person deletes their
+data. Nothing else deletes an upload but the hourly sweep of what nobody named.
 """
 
 from __future__ import annotations
@@ -135,8 +135,7 @@ def folder() -> Path:
 
 
 def require(limits: Limits, visitor: Visitor, said: str) -> None:
-    """Raise Refused when an upload announces no length, more than this visitor may send, or than the disk has room for.
-    """
+    """Raise Refused when an upload announces no length, or more than this visitor may send or the disk has room for."""
     if not (said.isascii() and said.isdigit() and len(said) < 16):
         raise Refused(NO_LENGTH, status=411)
     limits.require_upload(visitor, int(said))

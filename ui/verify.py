@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from pipelines.schema import UserError
-from ui import photobox, views
+from ui import views
 from ui.errors import told
 from ui.wiring import Updates
 from ui.words import say, tell
