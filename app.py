@@ -25,7 +25,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from pipelines import importing
+    from pipelines.methods import imports
     from ui import api, finish, generate, score, theme, train, upload, verify
     from ui.ballot import Ballots
     from ui.guard import Guard
@@ -95,7 +95,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "state_session_capacity": 1000,  # pages, should so many come within FORGET_S
         "run_history": False,
         "footer_links": [],
-        "max_file_size": f"{importing.limit_mb('lora'):.0f}mb",  # photos have their own, smaller limit
+        "max_file_size": f"{imports.limit_mb('lora'):.0f}mb",  # photos have their own, smaller limit
         "ssr_mode": False,
         "mcp_server": False,
         "pwa": False,

@@ -25,9 +25,12 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from compare_draft import conditions
 
-from pipelines import jobs, photos, workspace
 from pipelines.bases.registry import find_base
-from pipelines.jobspec import JobSpec
+from pipelines.core import workspace
+from pipelines.photos.gather import photo_files
+from pipelines.photos.intake import intake
+from pipelines.runs import jobs
+from pipelines.runs.jobspec import JobSpec
 from ui.gpu import SLICE_S, WORK_S
 
 SLICE = """
@@ -59,8 +62,8 @@ def main() -> int:
     kept: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         run, row = workspace.run_at(Path(folder) / "run"), find_base(options.base)
-        files = photos.photo_files(options.photos)
-        workspace.save_photo_set(run, photos.intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
+        files = photo_files(options.photos)
+        workspace.save_photo_set(run, intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
         methods = tuple(options.methods.split(",")) if options.methods else row.methods
         spec = JobSpec("compare", options.base, options.class_word, methods, options.quality)
         jobs.enqueue(run, spec, owner="benchmark", serve=False)

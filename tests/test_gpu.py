@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines import jobs, worker
-from pipelines.jobs import read_status, save_status, status
-from tests.test_app import base, own_home, services, take_in  # noqa: F401  (fixtures)
+from pipelines.runs import jobs, worker
+from pipelines.runs.jobs import read_status, save_status, status
+from tests.ui.test_app import base, own_home, services, take_in  # noqa: F401  (fixtures)
 
 
 @pytest.fixture

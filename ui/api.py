@@ -18,9 +18,10 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 
 import gradio as gr
 
-from pipelines import finishing, presets, refining, workspace
 from pipelines.bases.registry import BaseRow
-from pipelines.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.core import presets, workspace
+from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.finishing import refine, stage
 from ui import errors, photobox, words
 from ui.finish import order_of
 from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
@@ -357,7 +358,7 @@ def build(services: Services) -> None:
         known = {shot.path for shot in view.pictures}
         if not isinstance(files, list) or not files or not all(isinstance(f, str) and f in known for f in files):
             raise UserError("There is no such picture in this run. `score` lists the files that can be finished.")
-        wanted = list(refining.DEFAULT_STEPS) if steps is None else steps
+        wanted = list(refine.DEFAULT_STEPS) if steps is None else steps
         order = order_of(
             tuple(dict.fromkeys(files)), steps=wanted, background=background, size=size, max_kb=max_kb,
             format_name=format,
@@ -369,7 +370,7 @@ def build(services: Services) -> None:
     def finished(key: str, request: gr.Request) -> list[FinishedPicture]:
         """The finished pictures, the newest first, and what became of every step."""
         session = admitted(key, request)
-        return [_finished(services, session, record) for record in finishing.records(session.run)]
+        return [_finished(services, session, record) for record in stage.records(session.run)]
 
     @spoken
     def download(key: str, request: gr.Request) -> list[Link]:

@@ -20,8 +20,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipelines import votes, workspace
-from pipelines.schema import UserError
+from pipelines.core import workspace
+from pipelines.core.schema import UserError
+from pipelines.evaluation import votes
 from ui.errors import sentence
 from ui.sessions import RUN_NAME
 from ui.words import ENGLISH, preferred, translate
@@ -123,7 +124,7 @@ def take(root: Path, address: str, body: bytes, *, language: str = ENGLISH) -> R
         choice: int | str = int(pick) if re.fullmatch(r"[0-9]{1,2}", pick) else pick
         votes.answer(run, voter, round=int(number), pick=choice)
         if votes.answered(run, voter) == len(votes.ballot(run, voter).rounds):
-            from pipelines import report
+            from pipelines.reports import report
 
             report.refresh_votes(run)
     except Exception as error:
@@ -209,14 +210,14 @@ def photo(run: workspace.Run, name: str) -> str:
     """What is around the person's face in one of their photos, as a data URI. Raises UserError when it is gone."""
     from PIL import Image
 
-    from pipelines import scoring
-    from pipelines.photos import decode
+    from pipelines.photos.decode import decode
+    from pipelines.photos.framing import around_person
 
     photos = workspace.load_photo_set(run)
     found = next((one for one in photos.held_out if run.relative(one.path) == name), None) if photos else None
     if found is None:
         raise UserError(votes.GONE)
-    return _uri(Image.fromarray(scoring.around_face(decode(Path(found.path)), found)))
+    return _uri(Image.fromarray(around_person(decode(Path(found.path)), found)))
 
 
 def _uri(image: Any) -> str:

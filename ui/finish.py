@@ -15,9 +15,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import delivery, finishing, marking, refining
-from pipelines.matting import BACKGROUNDS
-from pipelines.schema import Finish, UserError
+from pipelines.core.schema import Finish, UserError
+from pipelines.finishing import deliver, mark, refine, stage
+from pipelines.finishing.matte import BACKGROUNDS
 from ui import pictures, views
 from ui.errors import told
 from ui.generate import ON_SLIDE
@@ -76,7 +76,7 @@ class FinishSection:
 
 
 def build(services: Services) -> FinishSection:
-    restorers, upscalers = refining.restorers(), refining.upscalers()
+    restorers, upscalers = refine.restorers(), refine.upscalers()
     with gr.Column(visible=False, elem_id="lk-finish") as box:
         gr.HTML(ABOUT)
         with gr.Row(equal_height=False):
@@ -84,7 +84,7 @@ def build(services: Services) -> FinishSection:
                 picture = gr.HTML(elem_id="lk-finish-picture")
             with gr.Column(min_width=260, scale=3):
                 steps = gr.CheckboxGroup(
-                    _offered(), value=list(refining.DEFAULT_STEPS), label=say("Steps"), elem_id="lk-finish-steps"
+                    _offered(), value=list(refine.DEFAULT_STEPS), label=say("Steps"), elem_id="lk-finish-steps"
                 )
                 background = gr.Dropdown(
                     _backgrounds(), value=AS_IT_IS, label=say("Background"), elem_id="lk-finish-background",
@@ -101,15 +101,15 @@ def build(services: Services) -> FinishSection:
                 )
             with gr.Column(min_width=220, scale=2):
                 size = gr.Dropdown(
-                    _sizes(), value=finishing.size_of("linkedin").id, label=say("Size"), elem_id="lk-finish-size"
+                    _sizes(), value=stage.size_of("linkedin").id, label=say("Size"), elem_id="lk-finish-size"
                 )
                 with gr.Row():
                     max_kb = gr.Number(
-                        value=KB, precision=0, minimum=finishing.KB_LIMITS[0], maximum=finishing.KB_LIMITS[1],
+                        value=KB, precision=0, minimum=stage.KB_LIMITS[0], maximum=stage.KB_LIMITS[1],
                         label=say("At most, in kB"), min_width=100, elem_id="lk-finish-kb",
                     )  # fmt: skip
                     format_name = gr.Dropdown(
-                        list(marking.FORMATS), value="JPEG", label=say("Format"), min_width=100,
+                        list(mark.FORMATS), value="JPEG", label=say("Format"), min_width=100,
                         elem_id="lk-finish-format",
                     )  # fmt: skip
                 start = gr.Button(say("Finish this picture"), variant="primary", elem_id="lk-finish-start")
@@ -156,7 +156,7 @@ class Actions:
         liked = tuple(shot.path for shot in view.pictures if shot.favourite)
         if not liked:
             raise UserError("No picture is a favourite yet. Press the heart below a picture.")
-        return self._start(kept, liked[: finishing.AT_MOST], dials)
+        return self._start(kept, liked[: stage.AT_MOST], dials)
 
     def _ready(self, kept: object) -> View:
         self.services.sessions.need(kept)
@@ -185,24 +185,24 @@ def order_of(
     would be one of this machine's. Raises UserError.
     """
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise UserError(f"Steps are a list, of {', '.join(refining.STEPS)}.")
+        raise UserError(f"Steps are a list, of {', '.join(refine.STEPS)}.")
     for label, text in (("background", background), ("size", size), ("format", format_name), ("upscaler", upscaler)):
         if not isinstance(text, str) or len(text) > 60:
             raise UserError(f"There is no such {label}. Choose one from the list.")
-    if upscaler and upscaler not in refining.upscalers():
-        raise UserError(f"There is no such upscaler here. Choose one of: {', '.join(refining.upscalers())}.")
-    there = refining.restorers()
+    if upscaler and upscaler not in refine.upscalers():
+        raise UserError(f"There is no such upscaler here. Choose one of: {', '.join(refine.upscalers())}.")
+    there = refine.restorers()
     restorer = restorer or (there[0] if there else "")
     if restorer and restorer not in there:
         raise UserError("There is no such face restorer here.")
-    low, high = finishing.KB_LIMITS
+    low, high = stage.KB_LIMITS
     if isinstance(max_kb, bool) or not isinstance(max_kb, int | float) or not low <= max_kb <= high:
         raise UserError(f"The target must be {low} to {high:,} kB.")
     order = Finish(
         chosen, tuple(steps), str(background), str(upscaler), str(restorer) if "restore" in steps else "", str(size),
         int(max_kb), str(format_name),
     )  # fmt: skip
-    finishing.check(order)
+    stage.check(order)
     return order
 
 
@@ -222,8 +222,8 @@ def shot_of(view: View) -> Shot | None:
 
 
 def _offered() -> list[tuple[str, str]]:
-    there = [name for name in refining.STEPS if name != "background" and (name != "restore" or refining.restorers())]
-    return [(retell(refining.STEPS[name].name), name) for name in there]
+    there = [name for name in refine.STEPS if name != "background" and (name != "restore" or refine.restorers())]
+    return [(retell(refine.STEPS[name].name), name) for name in there]
 
 
 def _backgrounds() -> list[tuple[str, str]]:
@@ -231,7 +231,7 @@ def _backgrounds() -> list[tuple[str, str]]:
 
 
 def _sizes() -> list[tuple[str, str]]:
-    return [(tell(size.name), size.id) for size in delivery.sizes().values()]
+    return [(tell(size.name), size.id) for size in deliver.sizes().values()]
 
 
 def _chosen(view: View, shot: Shot) -> str:
@@ -266,10 +266,10 @@ def _result(view: View, shot: Shot) -> str:
     """What was made of this picture, and the ZIP of all that were finished together."""
     assert view.session is not None
     run = view.session.run
-    record = finishing.record_of(run, shot.path)
+    record = stage.record_of(run, shot.path)
     if record is not None and pictures.picture_id(shot.path, record["base"], record["subject"]) != shot.id:
         record = None  # of an earlier training's picture of the same name
-    archive = run.folder / "finished" / finishing.ARCHIVE
+    archive = run.folder / "finished" / stage.ARCHIVE
     links = []
     if record is not None:
         file = run.finished(shot.path) / record["file"]
@@ -290,8 +290,8 @@ def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: s
     """A finished picture: the whole before and after, what the judges say, and every step. `link` makes a file's
     name an address; `downloads` is HTML.
     """
-    kept = sum(step["state"] == refining.KEPT for step in record["steps"])
-    dropped = [step for step in record["steps"] if step["state"] == refining.DROPPED]
+    kept = sum(step["state"] == refine.KEPT for step in record["steps"])
+    dropped = [step for step in record["steps"] if step["state"] == refine.DROPPED]
     whole = _slider(link(record["raw_file"]), link(record["refined_file"]), tell("raw"), tell("refined"),
                     tell("The whole"))  # fmt: skip
     head = tell("Steps kept: {count} of {all}.", count=kept, all=len(record["steps"]))
@@ -323,7 +323,7 @@ def _judges(record: Mapping[str, Any]) -> str:
         cells = "".join(f"<td>{views.number(found[key])}</td>" for key in ("raw", "refined", "delivered"))
         may = "–" if found["may_lose"] is None else f"{found['may_lose']:.2f}"
         rows.append(f'<tr><th scope="row">{escape(judge)}</th>{cells}<td>{may}</td></tr>')
-    if record["reference"] == refining.HELD_OUT:
+    if record["reference"] == refine.HELD_OUT:
         count = record["reference_photos"]
         about = tell("How alike it is to {count} photos that training never saw.", count=count)
         if count == 1:
@@ -338,7 +338,7 @@ def _judges(record: Mapping[str, Any]) -> str:
     )
 
 
-TAGS = {refining.KEPT: "ok", refining.DROPPED: "no", refining.NOT_NEEDED: ""}
+TAGS = {refine.KEPT: "ok", refine.DROPPED: "no", refine.NOT_NEEDED: ""}
 
 
 def _step(step: Mapping[str, Any], link: Callable[[str], str]) -> str:
@@ -348,7 +348,7 @@ def _step(step: Mapping[str, Any], link: Callable[[str], str]) -> str:
     pictures = ""
     if step.get("after_file"):
         pictures = _slider(link(step["before_file"]), link(step["after_file"]), tell("before"), tell("after"), name)
-    opened = " open" if step["state"] == refining.DROPPED else ""
+    opened = " open" if step["state"] == refine.DROPPED else ""
     return (
         f"<details{opened}><summary>{escape(title)} {tag}</summary><p>{escape(retell(step['sentence']))}</p>"
         f"{pictures}</details>"

@@ -19,10 +19,10 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import presets, safety
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
-from pipelines.jobspec import COMPARED_STYLES
-from pipelines.schema import Sampling, Style, UserError, place_of
+from pipelines.core import presets, safety
+from pipelines.core.schema import Sampling, Style, UserError, place_of
+from pipelines.runs.jobspec import COMPARED_STYLES
 from ui import imports, pictures, views
 from ui.errors import told
 from ui.pictures import Drawing
@@ -677,7 +677,7 @@ class Actions:
 
     def reuse(self, kept: object, file: str | None) -> Updates:
         """The settings inside a picture that was made here, or by somebody else with this app."""
-        from pipelines.generation import read_settings
+        from pipelines.generation.generation import read_settings
 
         found = read_settings(Path(file)) if file else None
         if found is None:

@@ -38,8 +38,8 @@ def slicer() -> Callable[[str, str], None] | None:
 
 def work(folder: str, slot: str) -> None:
     """One slice, in the process that holds the GPU."""
-    from pipelines import worker
-    from pipelines.workspace import Run
+    from pipelines.core.workspace import Run
+    from pipelines.runs import worker
 
     deadline = time.monotonic() + WORK_S
     worker.work_slice(Run(Path(folder), slot), over=lambda: time.monotonic() > deadline)

@@ -1,6 +1,6 @@
 """Compare with a LoRA or embedding you have: one file in, one more column in Generate, Score and the report.
 
-The file is checked while the person waits (`pipelines.importing`); Gradio's copy goes with the event (`ui.uploads`).
+The file is checked while the person waits (`methods/imports.py`); Gradio's copy goes with the event (`ui.uploads`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import importing, workspace
-from pipelines.schema import IMPORTED, UserError
+from pipelines.core import workspace
+from pipelines.core.schema import IMPORTED, UserError
+from pipelines.methods import imports
 from ui import photobox, views
 from ui.errors import told
 from ui.limits import require_room
@@ -101,7 +102,7 @@ class Actions:
             if path is None:
                 raise UserError("No file arrived. Choose a .safetensors file.")
             require_room(session.run.folder)
-            importing.add(
+            imports.add(
                 session.run,
                 path,
                 view.row,
@@ -125,7 +126,7 @@ class Actions:
         view = self.services.view(kept)
         if view.busy:
             raise UserError("This run is still working. Wait until it is done, or press Stop first.")
-        importing.remove(session.run, column if isinstance(column, str) else "")
+        imports.remove(session.run, column if isinstance(column, str) else "")
         return {**self._shown(kept), self.section.answer: ""}
 
     def _ready(self, kept: object) -> View:
@@ -151,7 +152,7 @@ class Actions:
 
 def free_name(run: workspace.Run, stem: str) -> str:
     """A column's name from a file's that no other column of the run has."""
-    first = name = importing.slug(stem)
+    first = name = imports.slug(stem)
     count = 2
     while IMPORTED + name in workspace.imported(run):
         name = f"{first[:20].rstrip('-')}-{count}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
 from ui import views
 from ui.errors import told
 from ui.retold import retell
@@ -25,7 +25,7 @@ from ui.words import say, tell
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.lookalike import Answer
+    from pipelines.evaluation.lookalike import Answer
 
 SHOWN_PX = 360  # the dropped picture, as it is shown beside the answer
 ABOUT = say(
@@ -69,8 +69,8 @@ def build(services: Services) -> LookSection:
 def wire(section: LookSection, services: Services, capability: gr.BrowserState, show: Show) -> None:
     @told
     def look(kept: object, file: str | None) -> Iterator[Updates]:
-        from pipelines import lookalike
-        from pipelines.photos import decode
+        from pipelines.evaluation import lookalike
+        from pipelines.photos.decode import decode
 
         try:
             yield {section.drop: None, section.answer: views.note(tell("Looking ..."))}

@@ -20,7 +20,7 @@ from gradio.route_utils import CustomCORSMiddleware
 from gradio.routes import App, ORJSONResponse
 from gradio.state_holder import SessionState
 
-from pipelines import workspace
+from pipelines.core import workspace
 from ui.errors import CHECK, CONFUSED, DISK_FULL
 from ui.turns import Turns
 from ui.words import tell

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines import workspace
 from pipelines.bases.registry import BaseRow
-from pipelines.fingerprints import file_sha256
-from pipelines.schema import REASONS, Photo, PhotoSet, SetReport, UserError
+from pipelines.core import workspace
+from pipelines.core.fingerprints import file_sha256
+from pipelines.core.schema import REASONS, Photo, PhotoSet, SetReport, UserError
 from ui.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
@@ -24,7 +24,7 @@ FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small 
 STAGED, RECORD, CROPS = "incoming", "incoming.json", "crops"
 LEARNED = "learned.json"  # which photos a training of this run has seen
 PINS = ("trained", "held_out")
-ANOTHER = "another one"  # in a reason, where pipelines.checks puts the name of the picture it repeats
+ANOTHER = "another one"  # in a reason, where pipelines.photos.checks puts the name of the picture it repeats
 NAMING = {
     "same_picture": "it is the same picture as {names}; it counts once",
     "near_duplicate": "nearly the same picture as {names}; they stay together and count little more than one",
@@ -37,7 +37,7 @@ class Staged:
     file: str | None  # in the staging folder; None when it could not be read
     text: str = ""  # one line: why left out, or what could be better
     verdict: str = "good"  # "good" | "usable" | "leave_out"
-    reasons: tuple[str, ...] = ()  # codes of pipelines.checks
+    reasons: tuple[str, ...] = ()  # codes of pipelines.photos.checks
     kept: bool = False  # used although we would leave it out
     pin: str = ""  # "" | "trained" | "held_out": where the person wants it
     caption: str | None = None  # the person's own
@@ -54,7 +54,7 @@ class Staged:
 
     @property
     def can_be_kept(self) -> bool:
-        from pipelines.checks import OVERRULABLE
+        from pipelines.photos.checks import OVERRULABLE
 
         return self.file is not None and self.verdict == "leave_out" and set(self.reasons) <= OVERRULABLE
 
@@ -120,13 +120,13 @@ def taking(run: workspace.Run) -> Iterator[None]:
 def _unpack_and_add(
     run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path
 ) -> Iterator[Box]:
-    from pipelines import photos
+    from pipelines.photos import gather
 
     try:
         uploads = [
             photo
             for number, path in enumerate(uploads)
-            for photo in (photos.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
+            for photo in (gather.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
         ]
         yield from _add(run, box, uploads, row)
     finally:
@@ -181,9 +181,9 @@ def judge_again(run: workspace.Run, row: BaseRow) -> Box:
 
 def clear(run: workspace.Run) -> Box:
     """Take all photos out."""
-    from pipelines import photos
+    from pipelines.photos import intake
 
-    photos.forget_measures(run.folder)
+    intake.forget_measures(run.folder)
     for folder in (STAGED, CROPS):
         shutil.rmtree(run.folder / folder, ignore_errors=True)
     return _save(run, Box())
@@ -200,7 +200,7 @@ def change(run: workspace.Run, key: object, action: object, row: BaseRow, value:
 
 
 def _change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object) -> Box:
-    from pipelines import photos
+    from pipelines.photos import captions, framing
 
     box = load(run)
     one = next((one for one in box.staged if one.key == key and one.file), None)
@@ -212,36 +212,36 @@ def _change(run: workspace.Run, key: object, action: object, row: BaseRow, value
         changed = replace(one, pin="" if action == "unpin" else str(action))
     elif action in ("closer", "wider"):
         zoom = one.zoom * (1.1 if action == "closer" else 1 / 1.1)
-        changed = replace(one, zoom=round(min(max(zoom, photos.ZOOMS[0]), photos.ZOOMS[1]), 3))
+        changed = replace(one, zoom=round(min(max(zoom, framing.ZOOMS[0]), framing.ZOOMS[1]), 3))
     elif action == "caption":
-        changed = replace(one, caption=photos.checked_caption(str(value or ""), row))
+        changed = replace(one, caption=captions.checked_caption(str(value or ""), row))
     else:
         raise UserError("That can't be done with a photo. Reload the page.")
     return _settle(run, tuple(changed if each is one else each for each in box.staged), row)
 
 
 def _stage(path: Path, name: str, folder: Path) -> Staged:
-    from pipelines import photos
+    from pipelines.photos import decode, intake
 
     try:
-        pixels = photos.decode(path)
+        pixels = decode.decode(path)
     except UserError as problem:
         text = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
         return Staged(name, None, text, "leave_out", ("unreadable",))
     number = 1 + max((int(p.stem) for p in folder.iterdir() if p.stem.isdigit()), default=-1)
-    return Staged(name, photos.store_copy(pixels, folder / f"{number:03d}").name)
+    return Staged(name, intake.store_copy(pixels, folder / f"{number:03d}").name)
 
 
 def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
     """Judge what is staged, each photo and the set; split it where it is enough, and store the result."""
-    from pipelines import photos
+    from pipelines.photos import intake
 
     there = {one.file: one for one in staged if one.file}
     files = [run.folder / STAGED / file for file in there]
     keep = [file for file, one in there.items() if one.kept]
     photo_set, problem, report = None, None, None
     if files:
-        found, report = photos.check(files, min_eye_distance_px=row.min_eye_distance_px, keep=keep)
+        found, report = intake.check(files, min_eye_distance_px=row.min_eye_distance_px, keep=keep)
         names = {file: one.name for file, one in there.items()}
         said = {check.name: check for check in found}
         staged = tuple(
@@ -265,7 +265,7 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box
                 if one.file and not one.pin and seen and file_sha256(run.folder / STAGED / one.file) in seen
             ]
             try:
-                made = photos.intake(
+                made = intake.intake(
                     files,
                     run.photos,
                     min_eye_distance_px=row.min_eye_distance_px,
@@ -322,18 +322,18 @@ def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
     """What the base will see of each photo, and the words it will be told, for the person to look at."""
     from PIL import Image
 
-    from pipelines import photos
+    from pipelines.photos import captions, framing
 
     folder = run.folder / CROPS
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     every = photo_set.photos
-    frames = photos.crops(every, row)
+    frames = framing.crops(every, row)
     for photo, frame in zip(every, frames, strict=True):
         path = folder / f"{Path(photo.path).stem}.png"
         Image.fromarray(frame).save(path)
         path.chmod(0o600)
-    told = photos.training_captions(every, frames)
+    told = captions.training_captions(every, frames)
     workspace.write_json(
         run.folder / CROPS / "captions.json", {photo.name: text for photo, text in zip(every, told, strict=True)}
     )

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import inscription, workspace
-from pipelines.schema import Event, Sampling, UserError
+from pipelines.core import inscription, workspace
+from pipelines.core.schema import Event, Sampling, UserError
 from ui.views import Shot
 
 GONE = "That picture is no longer here. Reload the page and try again."

@@ -17,7 +17,7 @@ from ui.words import ENGLISH, spoken, translate
 HELD = ("who", "rounds", "says", "issuer", "why", "bases")
 # Of two that fit the first counts.
 SENTENCES = (
-    # judges (pipelines.scoring, calibration, faces)
+    # judges (pipelines.evaluation.scoring, calibration, faces)
     "no face found",
     "the recogniser gave no answer for this face",
     "{value} - this recogniser is uncalibrated here, so the number has no scale",
@@ -26,7 +26,7 @@ SENTENCES = (
     "{value} - higher than {share} of different-person pairs",
     "{count} faces are in the picture; the largest was judged.",
     "The face is {size} px high, too small to judge: below {least} px even real photos score low.",
-    # any picture (pipelines.lookalike)
+    # any picture (pipelines.evaluation.lookalike)
     "It looks like this person.",
     "It does not look like this person.",
     "It may be this person: 1 in 100 strangers gets as near.",
@@ -38,7 +38,7 @@ SENTENCES = (
     "the sample person",
     "the untrained base's pictures",
     "{judge} finds no face in the held-out photos.",
-    # what an AI drew (pipelines.marking)
+    # what an AI drew (pipelines.finishing.mark)
     "No mark says that an AI drew this picture.",
     "That does not show that it is a photo.",
     "The file was changed after it was signed.",
@@ -70,7 +70,7 @@ SENTENCES = (
     "{pictures} pictures.",
     "It says: an AI model drew this picture.",
     "No watermark: a picture with sides below {side} pixels has no room for one.",
-    # votes (pipelines.votes)
+    # votes (pipelines.evaluation.votes)
     "{who} answered {rounds}.",
     "1 voter",
     "{count} voters",
@@ -84,7 +84,7 @@ SENTENCES = (
     "The friends' order of the methods is that of {judge}.",
     "Of {pairs} pairs of methods, friends and {judge} order {count} alike.",
     "In {count} of {rounds} rounds the picture that {judge} finds most alike was picked (by chance {chance}).",
-    # finishing (pipelines.refining, matting, delivery)
+    # finishing (pipelines.finishing.refine, matting, delivery)
     "White balance and exposure",
     "Denoise",
     "Super-resolution",
@@ -128,7 +128,7 @@ SENTENCES = (
     "The picture is too narrow for this size: its backdrop was continued above.",
     "{width} x {height} pixels: more would not have fitted into {size} kB.",
     "At this quality the watermark can't be read any more; the other marks are in the file.",
-    # a training's memory (pipelines.runtime)
+    # a training's memory (pipelines.core.runtime)
     "Gradient checkpointing is off: memory is enough without",
     "Gradient checkpointing is on: without it {size} GB would be needed",
     "{size} GB are needed and {free} GB are free",
@@ -139,14 +139,14 @@ SENTENCES = (
     "A local model of the family of {base}.",
     "see its card",
     "as its author states",
-    # styles (pipelines.presets)
+    # styles (pipelines.core.presets)
     "{style} is written for {bases}.",
     "Stable Diffusion 1.5 or SDXL",
     "{base} does not know: {words}.",
-    # a deletion (pipelines.workspace)
+    # a deletion (pipelines.core.workspace)
     "the folder and every listed file were looked for afterwards and are not there",
     "Backups and the disk's own unused blocks are outside this program's reach.",
-    # drawings of a comparison (pipelines.figures)
+    # drawings of a comparison (pipelines.reports.figures)
     "Untrained base",
     "{name} (imported)",
     "Identity against obedience",

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import figures as drawings
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.reports import figures as drawings
 from ui import look, views, vote
 from ui.errors import told
 from ui.retold import retell, retell_html

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import workspace
-from pipelines.ledger import Ledger
-from pipelines.schema import CLASS_WORDS, QUALITIES, UserError
+from pipelines.core import workspace
+from pipelines.core.schema import CLASS_WORDS, QUALITIES, UserError
+from pipelines.runs.ledger import Ledger
 
 CAPABILITY = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 random bits, as secrets.token_urlsafe(32) writes them
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -110,10 +110,10 @@ class Sessions:
 
     def drop(self, key: str, run: workspace.Run) -> dict[str, object]:
         """`forget` for a run that nobody asks for any more."""
-        if "pipelines.photos" in sys.modules:  # never imported: nothing was measured
-            sys.modules["pipelines.photos"].forget_measures(run.folder)
-        if "pipelines.lookalike" in sys.modules:
-            sys.modules["pipelines.lookalike"].forget(run.folder)
+        if "pipelines.photos.intake" in sys.modules:  # never imported: nothing was measured
+            sys.modules["pipelines.photos.intake"].forget_measures(run.folder)
+        if "pipelines.evaluation.lookalike" in sys.modules:
+            sys.modules["pipelines.evaluation.lookalike"].forget(run.folder)
         receipt = workspace.forget(run.folder)
         Ledger(self.root).forget(run.id)
         (self.folder / f"{key}.json").unlink(missing_ok=True)

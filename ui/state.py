@@ -20,13 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import estimates, inscription, jobs, presets, workspace
 from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
-from pipelines.estimates import Pace
-from pipelines.jobspec import JobSpec, Setting
-from pipelines.runtime import free_memory_gb, gpu_dtype
-from pipelines.schema import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
+from pipelines.core import inscription, presets, workspace
+from pipelines.core.runtime import free_memory_gb, gpu_dtype
+from pipelines.core.schema import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
+from pipelines.runs import jobs
+from pipelines.runs.jobspec import JobSpec, Setting
+from pipelines.training import estimates
+from pipelines.training.estimates import Pace
 from ui import gpu, photobox, pictures, views
 from ui.limits import require_room
 from ui.media import Media
@@ -43,7 +45,7 @@ log = logging.getLogger("likeness.ui")
 Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe
 STRIP = 6  # earlier previews in a lane
 TICK = "Tick the consent box in the Upload tab."
-WATCHED_FROM = 8  # photos; see pipelines.photos.split_sizes
+WATCHED_FROM = 8  # photos; see pipelines.photos.split.split_sizes
 LOOKS = 5  # at validation pictures in a training of the app
 MAX_STEPS, MAX_BATCH = 3000, 32
 PICTURES = ("render", "finished")  # kinds of events that bring one
@@ -310,7 +312,7 @@ class View:
         return self.services.estimate(self.row, quality, wanted, settings or {}, self.going_on if go_on else ())
 
     def judge_facts(self, judge: str) -> str:
-        from pipelines import faces
+        from pipelines.faces import faces
 
         try:
             licence = tell("Licence of its weights: {licence}.", licence=faces.judge(judge).licence)
@@ -370,7 +372,7 @@ class View:
         return StripData(judge, marks, dots, means)
 
     def rows(self, judge: str) -> list[MethodRow]:
-        from pipelines.scoring import normalised
+        from pipelines.evaluation.scoring import normalised
 
         found = self.marks.get(judge, {})
         rows = []
@@ -626,7 +628,7 @@ class Services:
         settings: Settings,
         going_on: Sequence[str] = (),
     ) -> str:
-        """How long training will take and how much memory it needs; never guessed, see `pipelines.estimates`."""
+        """How long training will take and how much memory it needs; never guessed, see `estimates`."""
         if not methods:
             return views.note(tell("Choose at least one method."))
         recipes = {
@@ -822,7 +824,7 @@ class Services:
 
     def package(self, run: workspace.Run) -> list[tuple[str, str]]:
         """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
-        from pipelines import packing, report
+        from pipelines.reports import packing, report
 
         report.refresh_votes(run)
         target = run.folder / "likeness.zip"

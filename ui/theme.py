@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.figures import OTHER_COLOUR, title_of
+from pipelines.reports.figures import OTHER_COLOUR, title_of
 
 
 class _Columns(dict[str, str]):

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.schema import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
+from pipelines.core.schema import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
 from ui import views
 from ui.errors import told
 from ui.state import Services, Settings, View

@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import workspace
-from pipelines.schema import CLASS_WORDS, UserError
+from pipelines.core import workspace
+from pipelines.core.schema import CLASS_WORDS, UserError
 from ui import photobox, views
 from ui.camera import Camera
 from ui.errors import told

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
 from ui import views
 from ui.errors import told
 from ui.wiring import Updates
@@ -40,13 +40,13 @@ def build() -> VerifyBox:
 def wire(box: VerifyBox) -> None:
     @told
     def verify(file: str | None) -> Iterator[Updates]:
-        from pipelines import marking
+        from pipelines.finishing import mark
 
         try:
             yield {box.drop: None, box.answer: views.note(tell("Reading the marks ..."))}
             if not file:
                 raise UserError("No picture arrived. Drop one picture.")
-            yield {box.answer: views.marks(marking.verify(Path(file)))}
+            yield {box.answer: views.marks(mark.verify(Path(file)))}
         except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
             yield {box.answer: views.note(str(problem), "bad")}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import votes
+from pipelines.evaluation import votes
 from ui import ballot, views
 from ui.errors import told
 from ui.retold import retell

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import gradio as gr
 from gradio.components import Component
 
-from pipelines import jobs
-from pipelines.schema import UserError
+from pipelines.core.schema import UserError
+from pipelines.runs import jobs
 from ui import views, words
 from ui.errors import sentence, told
 from ui.sessions import Session

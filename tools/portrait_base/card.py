@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
 
 # figure -> (what it is, bar as text, whether the value meets it)
 BARS = {
@@ -96,7 +96,7 @@ Licence of the weights: Apache-2.0.
 
 
 def write(out: Path, figures: dict[str, float], pictures: dict[str, np.ndarray], *, command: str, work: Path) -> None:
-    from pipelines.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     rows = []
     for name, (what, bar, holds) in BARS.items():
