@@ -24,13 +24,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.training import estimates
-from pipelines.core import inscription, presets, workspace
-from pipelines.training import world
 from pipelines.bases.registry import BASES, default_base, find_base
+from pipelines.core import inscription, presets, workspace
 from pipelines.core.fingerprints import base_sha256, file_sha256, sha, threads, versions
-from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
-from pipelines.training.world import World
 from pipelines.core.schema import (
     ALL_METHODS,
     COLUMNS,
@@ -49,16 +45,19 @@ from pipelines.core.schema import (
 )
 from pipelines.core.slices import Slice
 from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, Run
+from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
+from pipelines.training import estimates, world
+from pipelines.training.world import World
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.evaluation import metrics
     from pipelines.bases.family import Family
-    from pipelines.faces.faces import Judge
-    from pipelines.reports.report import Cell, Findings
     from pipelines.core.runtime import Device
-    from pipelines.evaluation.scoring import Marks
+    from pipelines.evaluation.facts import Facts
+    from pipelines.evaluation.scale import Scale
+    from pipelines.faces.face import Judge
+    from pipelines.reports.findings import Findings, ScoredRender
 
 # Methods of bases up to this size train side by side, step by step in turn; of larger ones one after another, so that
 # only one of them is in memory at a time.
@@ -423,7 +422,7 @@ class _Flow:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
         import numpy as np
 
-        from pipelines.evaluation import selection
+        from pipelines.evaluation import validation
         from pipelines.photos.captions import training_captions
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import crops, frames, heads
@@ -452,7 +451,7 @@ class _Flow:
         )
         watch = None
         if any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values()):
-            watch = selection.watch(photos, self.row)
+            watch = validation.watch(photos, self.row)
             if watch is None:
                 few = "Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
                 yield Event("note", text=few)
@@ -537,7 +536,7 @@ class _Flow:
 
         A picture that the image filter refuses is not among them: it is noted in `self.refused`, and the others go on.
         """
-        from pipelines.generation.generation import Generator, save_render
+        from pipelines.generation.generator import Generator, save_render
 
         self._stop_here()
         for unknown in dict.fromkeys(word for each in samplings for word in self.row.unknown_words(each.prompt)):
@@ -662,24 +661,26 @@ class _Flow:
         *,
         wanted: Sequence[Path],
         all_of: Sequence[Drawn] = (),
-    ) -> Generator[Event, None, tuple[dict[Path, list[Score]], dict[str, Marks]]]:
+    ) -> Generator[Event, None, tuple[dict[Path, list[Score]], dict[str, Scale]]]:
         """Score `wanted`, and of `all_of` what has no score against these photos yet; returns (scores, marks).
 
         A picture that these judges scored as it is now is not scored again: a job continues there.
-        scores: {path: [Score per judge]}; marks: {judge: Marks}. References live in memory only.
+        scores: {path: [Score per judge]}; marks: {judge: Scale}. References live in memory only.
         """
-        from pipelines.faces import faces
-        from pipelines.evaluation import scoring
+        from pipelines.evaluation.references import reference as reference_of
+        from pipelines.evaluation.references import score_renders
+        from pipelines.evaluation.scale import in_words, measure_scale
+        from pipelines.faces.judges import available_judges
         from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Comparing the pictures with photos that training never saw")
         said: list[str] = []
-        judges = faces.available_judges(allow_download=self.spec.download_judge, on_problem=said.append)
+        judges = available_judges(allow_download=self.spec.download_judge, on_problem=said.append)
         references = []
         for judge in judges:
             try:
-                references.append(scoring.reference(judge, photos.held_out))
+                references.append(reference_of(judge, photos.held_out))
             except UserError as problem:
                 said.append(f"{judge.name} does not judge: {problem}")
         self.notes += said
@@ -706,7 +707,7 @@ class _Flow:
                 name, picture = self.run.relative(path), file_sha256(path) if path.is_file() else ""
                 scores[path] = known.get(path, []) if seen.get(name) == picture else []
                 if not scores[path]:
-                    scores[path] = [scoring.score_renders([path], reference)[0] for reference in references]
+                    scores[path] = [score_renders([path], reference)[0] for reference in references]
                     seen[name] = picture
                     self.pause.keep()
                     if self.clock.save(every_s=3.0):
@@ -717,7 +718,7 @@ class _Flow:
                         "similarity": score.similarity,
                         "reason": score.reason,
                         "verdict": score.verdict,
-                        "in_words": scoring.in_words(score),
+                        "in_words": in_words(score),
                         "note": score.note,
                     }
                     yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
@@ -729,10 +730,10 @@ class _Flow:
         drawn = {path: inscription.read(path, whole=True) for path in scores if path.parent == self.run.renders("none")}
         # a variation by the untrained base shows whoever its source shows: that is no floor
         untrained = {path for path, saved in drawn.items() if saved is None or saved.sampling.source is None}
-        marks: dict[str, Marks] = {}
+        marks: dict[str, Scale] = {}
         for judge in self.judges:
             floor = [each for path, found in scores.items() if path in untrained for each in found]
-            marks[judge.name] = scoring.marks(
+            marks[judge.name] = measure_scale(
                 judge,
                 photos,
                 floor_scores=[score for score in floor if score.judge == judge.name],
@@ -743,21 +744,30 @@ class _Flow:
 
     def look_closer(self, photos: PhotoSet, findings: Findings) -> Generator[Event, None, Findings]:
         """What else there is to say about the pictures: usable, as asked, varied, copied, drifted."""
-        from pipelines.evaluation import metrics, scoring
+        from pipelines.evaluation import references
+        from pipelines.evaluation.facts import (
+            FRAME_PX,
+            facts_from_json,
+            facts_of,
+            facts_to_json,
+            is_counted,
+            structure,
+            worth_of,
+        )
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Looking for copies and slips")
-        shown = frames(photos.train, aligned=True, resolution_px=metrics.FRAME_PX)
-        training = {photo.name: metrics.structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
+        shown = frames(photos.train, aligned=True, resolution_px=FRAME_PX)
+        training = {photo.name: structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
         judge = self.judges[0]
         try:
-            learned_from = scoring.reference(judge, photos.train)
+            learned_from = references.reference(judge, photos.train)
         except UserError:
             learned_from = None
-        beside = scoring.vectors_of(judge, photos, self._others(photos))
-        facts: dict[str, metrics.Facts] = {}
+        beside = references.vectors_of(judge, photos, self._others(photos))
+        facts: dict[str, Facts] = {}
         trained: dict[str, float | None] = {}
         rows: list[dict[str, Any]] = []
         # pictures that were looked at before are not looked at again: in the app every click adds a few to many
@@ -772,19 +782,19 @@ class _Flow:
                 image = decode(self.run.folder / cell.path)
                 key = f"{cell.path} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
                 if key in known:
-                    facts[cell.path] = metrics.restored(known[key]["facts"], image)
+                    facts[cell.path] = facts_from_json(known[key]["facts"], image)
                     trained[cell.path], values = known[key]["trained"], known[key]["values"]
                 else:
-                    facts[cell.path] = metrics.facts(image, cell.sampling, training)
+                    facts[cell.path] = facts_of(image, cell.sampling, training)
                     vector = judge.look(image).vector
                     alike = None if learned_from is None or vector is None else learned_from.similarity(vector)
                     trained[cell.path] = None if alike is None else round(alike, 6)
                     values = [None if vector is None else round(judge.similarity(vector, v), 4) for _, _, v in beside]
                     self.pause.keep()
-                plain = metrics.plain(facts[cell.path])
+                plain = facts_to_json(facts[cell.path])
                 seen_now[key] = known.get(key, {}) | {"facts": plain, "trained": trained[cell.path], "values": values}
                 remembered.append(seen_now[key])
-                if metrics.is_counted(cell.sampling, self.stylised):
+                if is_counted(cell.sampling, self.stylised):
                     rows.append({"column": cell.column, "file": cell.path, "values": values})
                 if key not in known and self.clock.save(every_s=3.0):
                     workspace.write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
@@ -798,7 +808,7 @@ class _Flow:
             for column in findings.columns
         }
         worth = {
-            column: metrics.worth(
+            column: worth_of(
                 pictures,
                 seen.get("none", []),
                 to_training=[trained[cell.path] for cell in findings.of(column)],
@@ -815,12 +825,13 @@ class _Flow:
         return self.run.folder / "closer.json"
 
     def _ask_clip(
-        self, findings: Findings, facts: dict[str, metrics.Facts], remembered: Sequence[dict[str, Any]]
+        self, findings: Findings, facts: dict[str, Facts], remembered: Sequence[dict[str, Any]]
     ) -> str | None:
         """Put CLIP's answers into `facts` where the base knows all words, and into what is `remembered` of each cell's
         picture; the backbone's name, None without it.
         """
-        from pipelines.evaluation import clip_text, metrics
+        from pipelines.evaluation import clip as clip_text
+        from pipelines.evaluation.facts import is_subject
         from pipelines.photos.decode import decode
 
         asked = [cell for cell in findings.cells if cell.sampling.prompt]
@@ -831,7 +842,7 @@ class _Flow:
         except UserError as problem:
             self.notes.append(str(problem))
             return None
-        prompts = list(dict.fromkeys(cell.sampling.prompt for cell in asked if metrics.is_subject(cell.sampling)))
+        prompts = list(dict.fromkeys(cell.sampling.prompt for cell in asked if is_subject(cell.sampling)))
         if not prompts:
             return None
         words = [prompt.replace("{subject}", self.spec.class_word) for prompt in prompts]
@@ -947,13 +958,13 @@ class _Flow:
         columns: Sequence[str],
         drawn: Sequence[Drawn],
         scores: dict[Path, list[Score]],
-        marks: dict[str, Marks],
+        marks: dict[str, Scale],
         subjects: dict[str, Subject],
     ) -> Findings:
-        from pipelines.reports.report import Cell, Findings
+        from pipelines.reports.findings import Findings, ScoredRender
 
-        cells: list[Cell] = [
-            Cell(column, sampling, self.run.relative(path), tuple(scores.get(path, ())))
+        cells: list[ScoredRender] = [
+            ScoredRender(column, sampling, self.run.relative(path), tuple(scores.get(path, ())))
             for column, sampling, path in drawn
         ]
         return Findings(
@@ -993,11 +1004,11 @@ class _Flow:
         self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str
     ) -> None:
         """The report, and after everything else the manifest."""
-        from pipelines.reports import report
         from pipelines.photos.framing import frames
+        from pipelines.reports.page import write_report
 
         learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, self.row), strict=True))
-        written = report.write(findings, self.run, frames(photos.held_out, self.row), learned_from)
+        written = write_report(findings, self.run, frames(photos.held_out, self.row), learned_from)
         workspace.write_json(
             self.run.manifest, self._manifest(findings, photos, device, samplings, key) | {"report": written}
         )
@@ -1070,7 +1081,7 @@ class _Flow:
         return _complete(self.run, key)
 
     def _done(self, findings: Findings | None = None) -> Event:
-        from pipelines.reports.report import verdict
+        from pipelines.reports.findings import verdict
 
         text = verdict(findings) if findings else "Done"
         return Event("done", seconds=self.clock.seconds, path=str(self.run.report), text=text)
@@ -1122,7 +1133,7 @@ def _descriptor(image: np.ndarray) -> list[np.ndarray]:
     """dlib's descriptor (128,) of a photo's face, if there is one, for methods that start from it. In memory only."""
     import numpy as np
 
-    from pipelines.faces.faces import detect_faces, dlib_embed
+    from pipelines.faces.dlib_faces import detect_faces, dlib_embed
 
     return [dlib_embed(np.ascontiguousarray(image), face) for face in detect_faces(image)[:1]]
 

@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core import workspace
-from pipelines.training import world
-from pipelines.runs.jobspec import JobSpec, spec_from_json
-from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
 from pipelines.core.schema import ALL_METHODS, Event, UserError
 from pipelines.core.workspace import Lock, Run
+from pipelines.runs.jobspec import JobSpec, spec_from_json
+from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
+from pipelines.training import world
 
 __all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
 

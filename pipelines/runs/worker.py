@@ -1,8 +1,8 @@
 """The worker's side of a job: does it, writes down every outcome in words, and ends when it is asked to.
 
 In: a run's folder with a spec (`work`), or a data root with a line of jobs (`serve`). Out: files that
-`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people ask
-for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
+`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people
+ask for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core import workspace
-from pipelines.training import world
+from pipelines.core.schema import Event, OutOfMemory, UserError
+from pipelines.core.slices import Slice
+from pipelines.core.workspace import Lock, Run
 from pipelines.runs.comparison import Resident, perform
 from pipelines.runs.jobs import (
     LONG,
@@ -41,9 +43,7 @@ from pipelines.runs.jobs import (
     stop_asked,
 )  # fmt: skip
 from pipelines.runs.ledger import Ledger
-from pipelines.core.schema import Event, OutOfMemory, UserError
-from pipelines.core.slices import Slice
-from pipelines.core.workspace import Lock, Run
+from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
 LOOK_EVERY_S = 0.25  # at the line

@@ -23,7 +23,7 @@ from pipelines.core.presets import style_problem, styles
 from pipelines.core.runtime import Device, memory_plan, noise
 from pipelines.core.schema import Sampling, UserError
 from pipelines.core.slices import Slice
-from pipelines.generation.generation import Generator
+from pipelines.generation.generator import Generator
 from pipelines.methods import imports, lora_files, lora_names, method
 from pipelines.methods.lora_files import Layer
 from pipelines.methods.lora_names import Layout
@@ -319,7 +319,7 @@ def test_other_schedulers_are_a_sentence():
 
 
 def test_the_page_offers_what_it_draws_with():
-    from ui.generate import SIZES, schedulers
+    from ui.generate.generate import SIZES, schedulers
 
     assert schedulers(BASES["z-image"]) == ("default",)
     assert schedulers(BASES["sd15"]) == tuple(name for name in SCHEDULERS if name not in DISTILLED)

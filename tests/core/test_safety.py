@@ -180,7 +180,7 @@ def test_the_sampler_itself_refuses():
 
 
 def test_the_python_api_refuses(tmp_path):
-    from pipelines.generation.generation import Generator, read_settings, save_render
+    from pipelines.generation.generator import Generator, read_settings, save_render
 
     family = tiny_family("portrait")
     generator = Generator(family.row, family=family)
@@ -228,7 +228,8 @@ def test_the_command_line_refuses(tmp_path, capsys):
 
 def test_the_page_and_its_programs_refuse(tmp_path):
     from pipelines.bases.registry import find_base
-    from ui import api, generate
+    from ui.generate import generate
+    from ui.programs import api
 
     row = find_base(str(tiny_folder("portrait")))
     dials = {

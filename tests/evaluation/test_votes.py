@@ -273,7 +273,7 @@ def words_of(page: str) -> str:
 
 
 def walk(run, voter, picks=("0",)):
-    from ui import ballot
+    from ui.web import ballot
 
     pages = []
     for number, pick in enumerate(picks):
@@ -300,7 +300,7 @@ def test_the_page_gives_no_method_away(run):
 
 
 def test_the_page_shows_the_pictures_in_the_order_on_the_server(run):
-    from ui import ballot
+    from ui.web import ballot
 
     asked = votes.start(run)
     (page, _) = walk(run, asked.voter)
@@ -314,7 +314,7 @@ def test_the_page_shows_the_pictures_in_the_order_on_the_server(run):
     [b"", b"round=0", b"round=x&pick=0", b"round=0&pick=9", b"round=0&pick=lora", b"round=5&pick=0", b"\xff" * 9000],
 )
 def test_a_forged_answer_is_a_sentence_and_no_vote(run, body):
-    from ui import ballot
+    from ui.web import ballot
 
     asked = votes.start(run)
     response = ballot.take(run.folder.parent, f"{run.id}/{asked.voter}", body)
@@ -323,7 +323,7 @@ def test_a_forged_answer_is_a_sentence_and_no_vote(run, body):
 
 
 def test_addresses_of_no_vote_show_nothing(run, tmp_path):
-    from ui import ballot
+    from ui.web import ballot
 
     asked = votes.start(run)
     for address in (
@@ -353,24 +353,24 @@ def test_a_deleted_run_takes_its_votes_along(run):
 
 
 def test_the_report_is_brought_up_to_date_with_the_votes(run):
-    from pipelines.reports import report
+    from pipelines.reports.page import VOTES_BEGIN, VOTES_END, refresh_votes
 
-    assert report.refresh_votes(run) is None, "no report, nothing to add to"
+    assert refresh_votes(run) is None, "no report, nothing to add to"
     means = {"textual_inversion": 0.1, "dreambooth": 0.3, "lora": 0.5}
     saved = {"judges": {"dlib": {}}, "methods": {m: {"identity": {"dlib": {"mean": v}}} for m, v in means.items()}}
     workspace.write_json(run.report, saved)
-    workspace.write_text(run.page, f"<p>before</p>{report.VOTES_BEGIN}{report.VOTES_END}<p>after</p>")
-    assert report.refresh_votes(run) == saved, "without votes nothing is added"
+    workspace.write_text(run.page, f"<p>before</p>{VOTES_BEGIN}{VOTES_END}<p>after</p>")
+    assert refresh_votes(run) == saved, "without votes nothing is added"
     asked = votes.start(run)
     for number in range(3):
         place = asked.rounds[number].order.index("lora")
         votes.answer(run, asked.voter, round=number, pick=place)
     for _ in range(2):  # again changes nothing
-        found = report.refresh_votes(run)["votes"]
+        found = refresh_votes(run)["votes"]
         assert found == workspace.read_json(run.report)["votes"]
         assert (found["voters"], found["rounds"]) == (1, 3) and found["methods"]["lora"]["wins"] == 3
         assert found["agreement"]["judge"] == "dlib" and found["agreement"]["pairs"] == 2
         page = run.page.read_text()
         assert page.count("Blind votes") == 1 and page.startswith("<p>before</p>") and page.endswith("<p>after</p>")
     teach(run, "lora", digest=workspace.load_photo_set(run).digest, name="2")
-    assert "votes" not in report.refresh_votes(run) and "Blind votes" not in run.page.read_text(), "of another training"
+    assert "votes" not in refresh_votes(run) and "Blind votes" not in run.page.read_text(), "of another training"

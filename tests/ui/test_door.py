@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.visits import API, FILE, App, Visitor, sample_photos
-from ui.visitors import COOKIE, Door, Strange
+from ui.web.visitors import COOKIE, Door, Strange
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="visitors come from addresses of 127.0.0.0/8")
 REQUESTS = 400  # a minute, of one browser
@@ -288,7 +288,7 @@ def test_one_address_can_not_fill_the_queue(app, come):
 def test_addresses_take_turns():
     from types import SimpleNamespace
 
-    from ui.turns import Turns
+    from ui.web.turns import Turns
 
     def event(name: str, address: str):
         request = SimpleNamespace(client=SimpleNamespace(host=address))

@@ -10,9 +10,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from ui.guard import Guard
-from ui.pages import KEPT
-from ui.visitors import Door
+from ui.web.guard import Guard
+from ui.web.pages import KEPT
+from ui.web.visitors import Door
 
 
 @pytest.fixture
