@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from ui.web.guard import Guard
+from ui.web.limits import Allowance, Limits
 from ui.web.pages import KEPT
 from ui.web.visitors import Door
 
@@ -91,6 +92,16 @@ def test_a_browser_that_can_unpack_gets_less_to_load(written):
     assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
     assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 5
     assert packed.text.split()[2:] == plain.text.split()[2:]
+
+
+def test_made_up_addresses_are_dear_and_nobody_waits_for_them(written):
+    guard, addresses = written
+    get(guard)
+    guard.limits = Limits(Allowance(requests_per_minute=100))
+    flood = [("/", {"headers": {"host": f"h{number}"}}) for number in range(60)]
+    pages = together(guard, [*flood, ("/", {})])
+    assert sum(page.status_code == 429 for page in pages[:60]) == 60 - 14, "800 for the address: 60 and 14 new ones"
+    assert pages[60].status_code == 200 and len(addresses) == 15
 
 
 def test_made_up_addresses_do_not_fill_the_memory(written):

@@ -55,6 +55,7 @@ DEPTH_LIMIT = 40  # of an event's data; a page's own is not a tenth as deep
 DIGITS_LIMIT = 18  # of a whole number: seeds have 10
 ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a page, an upload or an event; the ones we know have 11, 32 and 36
 FULL_CODES = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NEW_PAGE = 50  # requests' worth: writing the page for another address takes 25 to 50 ms
 SETTLE_S = 0.5  # how often ended events are looked for while any is awaited
 FOREIGN = "Requests from other sites are refused."
 NOT_YOURS = "This belongs to another page."
@@ -290,7 +291,11 @@ class Guard:
         if local.startswith(PREFIX):
             await self._serve(exchange, receive)
         elif local in PATHS:
-            await self.pages(local, exchange.scope, receive, exchange.send)
+            visitor = exchange.visitor
+            await self.pages(
+                local, exchange.scope, receive, exchange.send,
+                on_new=lambda: self.limits.spend_request(visitor, NEW_PAGE),
+            )  # fmt: skip
         else:
             await self.app({**exchange.scope, "query_string": b""}, receive, exchange.send)
 

@@ -112,9 +112,9 @@ class Limits:
         """`size` more bytes have come."""
         self._spend("upload", visitor, size, self.allowance.upload_mb_per_hour * 1_000_000, 3600.0)
 
-    def spend_request(self, visitor: Visitor) -> None:
+    def spend_request(self, visitor: Visitor, cost: int = 1) -> None:
         """A page, a file, a tick of the timer."""
-        self._spend("request", visitor, 1, self.allowance.requests_per_minute, 60.0)
+        self._spend("request", visitor, cost, self.allowance.requests_per_minute, 60.0)
 
     def spend_event(self, visitor: Visitor, page: str = "") -> str:
         """Count a queued event before it is let in. Returns the name it has until `asked` gives it its own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections import OrderedDict
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,10 +30,13 @@ class Pages:
     def __len__(self) -> int:
         return len(self._kept)
 
-    async def __call__(self, local: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self, local: str, scope: Scope, receive: Receive, send: Send, *, on_new: Callable[[], None] = lambda: None
+    ) -> None:
         """The page as it was written for the first visitor who came by this address.
 
         It is written from a scope that holds the key and nothing else a visitor sent: no question, no other header.
+        `on_new` is called before one is written, and may raise. One that is kept waits for none that is written.
         """
         headers = headers_of(scope)
         small = "gzip" in headers.get("accept-encoding", "")
@@ -47,13 +51,18 @@ class Pages:
             "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in address],
             "method": "GET",
         }
-        async with self._writing:
-            page = self._kept.get(key) or await self._written(asked, receive, small=small)
-            if page.status_code == 200:
-                self._kept[key] = page
-                self._kept.move_to_end(key)
-                while len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
+        page = self._kept.get(key)
+        if page is None:
+            async with self._writing:
+                page = self._kept.get(key)  # somebody else's may have been written meanwhile
+                if page is None:
+                    on_new()
+                    page = await self._written(asked, receive, small=small)
+        if page.status_code == 200:
+            self._kept[key] = page
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
         await page(scope, receive, send)
 
     async def _written(self, scope: Scope, receive: Receive, *, small: bool) -> Response:
