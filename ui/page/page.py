@@ -12,6 +12,7 @@ import asyncio
 import copy
 import datetime
 import html
+import os
 from typing import Any
 
 import gradio as gr
@@ -80,10 +81,15 @@ class Page(gr.Blocks):
         if holder is None:  # not served yet
             return
         before = datetime.datetime.now() - datetime.timedelta(seconds=idle_s)
+        queue = self._queue
+        busy = queue.pages() if isinstance(queue, Turns) else set()
         with holder.lock:
-            for page in [page for page, used in holder.time_last_used.items() if used < before]:
+            for page in [page for page, used in holder.time_last_used.items() if used < before and page not in busy]:
                 holder.session_data.pop(page, None)
                 holder.time_last_used.pop(page, None)
+                queue.pending_messages_per_session.pop(page, None)  # answers that nobody came for
+                queue.pending_event_ids_session.pop(page, None)
+        self.upload_file_set -= {file for file in list(self.upload_file_set) if not os.path.lexists(file)}
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False

@@ -34,7 +34,7 @@ from ui.page.errors import CHECK, CONFUSED, DISK_FULL, NOT_DONE
 from ui.web.limits import Limits, Refused
 from ui.web.media import PREFIX, Media
 from ui.web.pages import PATHS, Pages
-from ui.web.uploads import SLOW, Incoming, Uploads, patient, require
+from ui.web.uploads import SLOW, Incoming, Uploads, forget_progress, patient, require
 from ui.web.visitors import NAMED, NO_COOKIE, Door, Strange, Visitor, newcomer, same_origin
 
 log = logging.getLogger("likeness.ui")
@@ -56,6 +56,7 @@ DIGITS_LIMIT = 18  # of a whole number: seeds have 10
 ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a page, an upload or an event; the ones we know have 11, 32 and 36
 FULL_CODES = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NEW_PAGE = 50  # requests' worth: writing the page for another address takes 25 to 50 ms
+PROGRESS_KEPT_S = 3600.0  # how far an upload is
 SETTLE_S = 0.5  # how often ended events are looked for while any is awaited
 FOREIGN = "Requests from other sites are refused."
 NOT_YOURS = "This belongs to another page."
@@ -206,6 +207,7 @@ class Guard:
 
     async def _upload(self, exchange: Exchange, receive: Receive) -> None:
         visitor, scope = exchange.visitor, exchange.scope
+        self.limits.spend_request(visitor)
         self.uploads.require_room(visitor, self.limits)
         require(self.limits, visitor, header(scope, b"content-length"))
         asked = parse_qs(scope["query_string"].decode("latin-1"))
@@ -328,6 +330,8 @@ class Guard:
             raise Refused(CONFUSED, status=400)
         name = self._own(key, given[0], visitor)
         scope["query_string"] = f"{key}={name}".encode()
+        if key == "upload_id":
+            asyncio.get_running_loop().call_later(PROGRESS_KEPT_S, forget_progress, name)
         return name
 
     def _await(self, event: str, visitor: Visitor, files: tuple[str, ...]) -> None:

@@ -36,11 +36,18 @@ class Turns(Queue):
 
     def working_on(self) -> set[str]:
         """The ids of the events that wait or are being worked on."""
-        waiting = (event for slots in self.event_queue_per_concurrency_id.values() for event in slots.queue)
-        return {event._id for event in (*waiting, *self._running())}
+        return {event._id for event in self._under_way()}
+
+    def pages(self) -> set[str]:
+        """What Gradio calls the pages of these events."""
+        return {event.session_hash for event in self._under_way()}
+
+    def _under_way(self) -> list[Event]:
+        slots = list(self.event_queue_per_concurrency_id.values())
+        return [event for each in slots for event in list(each.queue)] + self._running()
 
     def _running(self) -> list[Event]:
-        return [event for job in self.active_jobs if job for event in job]
+        return [event for job in list(self.active_jobs) if job for event in job]
 
 
 def _address(event: Event) -> str:

@@ -130,6 +130,14 @@ def delete(path: Path) -> None:
                 path.parent.rmdir()  # stays while it holds another name for the same bytes
 
 
+def forget_progress(name: str) -> None:
+    """Drop what Gradio keeps of how far an upload is: it waits for somebody to ask, and drops nothing else."""
+    from gradio.routes import file_upload_statuses
+
+    file_upload_statuses.stop_tracking(name)
+    file_upload_statuses._signals.pop(name, None)
+
+
 def folder() -> Path:
     return Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
 
