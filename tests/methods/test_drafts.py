@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from pipelines import __main__ as cli
 from pipelines.bases.family import Family, load_family
 from pipelines.bases.registry import BASES
-from pipelines.core.runtime import Device
-from pipelines.core.schema import Sampling, UserError, sampling_fields
+from pipelines.core.device import Device
+from pipelines.core.records import Sampling, UserError, sampling_fields
 from pipelines.evaluation.facts import is_counted
 from pipelines.generation.generator import Generator, read_settings, save_render
 from pipelines.methods import drafts, lora_files, lora_names

@@ -21,7 +21,7 @@ from gradio.route_utils import CustomCORSMiddleware
 from gradio.routes import App, ORJSONResponse
 from gradio.state_holder import SessionState
 
-from pipelines.core import workspace
+from pipelines.core.files import is_full
 from ui.page.errors import CHECK, CONFUSED, DISK_FULL
 from ui.web.turns import Turns
 from ui.words.words import tell
@@ -97,7 +97,7 @@ class Page(gr.Blocks):
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:
-            said = DISK_FULL if workspace.is_full(error.__cause__ or error) else CONFUSED
+            said = DISK_FULL if is_full(error.__cause__ or error) else CONFUSED
             if isinstance(error, gr.Error) and "file type" in str(error.message):
                 said = html.escape(str(error.message)[:300])  # somebody chose a file of another kind
             raise gr.Error(said, title=tell(CHECK), duration=15, print_exception=False) from None
