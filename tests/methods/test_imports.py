@@ -298,7 +298,7 @@ def test_words_that_are_not_drawn_call_nobody(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError):
         imports.add(run, file, row(), name="x", class_word="man", phrase=refused)
-    assert workspace.imported(run) == ()
+    assert imported_columns(run) == ()
     assert imports.add(run, file, row(), name="x", class_word="man").phrase == "man", "nor what the file itself says"
 
 
