@@ -303,9 +303,7 @@ class Guard:
 
     async def _failed(self, exchange: Exchange, receive: Receive, error: Exception) -> None:
         """Say in words what Gradio could not take. Raises `error` again where it is no request's fault."""
-        if exchange.started and STREAMS.fullmatch(
-            exchange.route
-        ):  # Gradio found out too late that there is no such page
+        if exchange.started and STREAMS.fullmatch(exchange.route):  # Gradio finds out late that there is no such page
             await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         if exchange.started or exchange.route not in (*EVENTS, "upload"):
