@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -240,17 +241,18 @@ def test_no_visitor_changes_the_page_of_the_others(app):
 def test_a_question_costs_no_new_page(app, come):
     client = come().client
     client.get("/?x=0")
-    began = time.monotonic()
+    server = psutil.Process(app.process.pid)
+    before = sum(server.cpu_times()[:2])
     for number in range(100):
         assert client.get(f"/?x={number}").status_code == 200
-    assert time.monotonic() - began < 2.5, "each would be written anew in 25 to 50 ms"
+    assert sum(server.cpu_times()[:2]) - before < 1.5, "each would be written anew in 25 to 50 ms"
 
 
 def test_pages_and_files_have_a_limit_too(app):
     with httpx.Client(base_url=app.address, transport=httpx.HTTPTransport(local_address="127.0.3.1")) as client:
         client.get("/")
-        codes = [client.get("/robots.txt").status_code for _ in range(REQUESTS + 100)]
-        assert set(codes) == {200, 429} and codes[:300] == [200] * 300
+        asked = next(n for n in range(5000) if client.get("/robots.txt").status_code == 429)
+        assert asked > REQUESTS - 60, "what a page needs is let in"
         refused = client.get("/")
         assert "Come back in" in refused.text and refused.headers["retry-after"]
         poll = client.post(f"{API}/run/predict", json={"data": [], "fn_index": 0, "session_hash": "s"})
