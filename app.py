@@ -42,6 +42,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.upload import upload
     from ui.web.ballot import Ballots
     from ui.web.guard import Guard
+    from ui.web.limits import Allowance
     from ui.words.words import languages, say
 
     services = Services()
@@ -94,7 +95,7 @@ def build() -> tuple[Any, dict[str, Any]]:
 
     janitor = threading.Thread(target=_janitor, args=(services, demo, keep_s), daemon=True, name="likeness-janitor")
     janitor.start()
-    demo.queue(max_size=32, api_open=False)
+    demo.queue(max_size=Allowance.from_environment().queue_size, api_open=False)
     launch = {
         "theme": theme.theme(),
         "i18n": languages(),
@@ -110,7 +111,10 @@ def build() -> tuple[Any, dict[str, Any]]:
         "pwa": False,
         "share": False,
         "app_kwargs": {
-            "middleware": [Middleware(Guard, media=services.media), Middleware(Ballots, root=services.sessions.root)],
+            "middleware": [
+                Middleware(Guard, media=services.media, uploads=services.uploads, working_on=demo.working_on),
+                Middleware(Ballots, root=services.sessions.root),
+            ],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
@@ -134,6 +138,7 @@ def _janitor(services: Any, page: Any, keep_s: float) -> None:
             if keep_s:
                 services.sweep(older_than_s=keep_s)
             sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+            services.uploads.prune()
             page.forget_visits(FORGET_S)
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)

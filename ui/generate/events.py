@@ -35,7 +35,7 @@ from ui.generate.values import (
 )
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
-from ui.run import photobox, pictures
+from ui.run import pictures
 from ui.run.services import Services
 from ui.run.start import start_generation
 from ui.run.view import View
@@ -293,12 +293,7 @@ class Actions:
         """The settings inside a picture that was made here, or by somebody else with this app."""
         from pipelines.generation.generator import read_settings
 
-        path = Path(file or "")
-        try:
-            found = read_settings(path) if file else None
-        finally:
-            if file:
-                photobox.drop_upload(path)
+        found = read_settings(Path(file)) if file else None
         if found is None:
             raise UserError("That picture carries no settings of ours. Choose a PNG that this app made.")
         return self.tab.use(self.services.view(kept).row, found)

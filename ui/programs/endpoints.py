@@ -27,14 +27,13 @@ from ui.programs.answers import (
     uploaded,
 )
 from ui.programs.types import FinishedPicture, Link, Photos, Receipt, Scores, Status
-from ui.run import photobox
 from ui.run.package import pack
 from ui.run.services import Services
 from ui.run.sessions import Session
 from ui.run.start import start_finishing, start_generation, start_training
 from ui.train.dials import COMMON, DIALS, checked, chosen_optimizer
 from ui.upload.upload import CONSENT
-from ui.web.guard import cookie
+from ui.web.visitors import browser_of
 from ui.words import words
 
 P = ParamSpec("P")
@@ -64,7 +63,7 @@ def build(services: Services) -> None:
     def admitted(key: object, request: gr.Request) -> Session:
         """The run of `key`; whoever asked may follow its links from now on."""
         session = services.sessions.need(key)
-        services.media.admit(session.run.folder.name, cookie(dict(request.headers)))
+        services.media.admit(session.run.folder.name, browser_of(request))
         return session
 
     @spoken
@@ -84,28 +83,24 @@ def build(services: Services) -> None:
         machine's default.
         """
         paths = uploaded(files)
+        if consent is not True:
+            raise UserError(f"Consent has to be stated: {CONSENT} Send consent=True when that is so.")
+        if class_word not in CLASS_WORDS:
+            raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
+        if base and (not isinstance(base, str) or base not in services.bases):
+            raise UserError(f"There is no base {base!r} here. Choose one of: {', '.join(services.bases)}.")
+        if not paths:
+            raise UserError("No photos arrived. Send 5 to 15 photos of one person.")
+        fresh = not key
+        capability, session = services.sessions.create() if fresh else (key, admitted(key, request))
         try:
-            if consent is not True:
-                raise UserError(f"Consent has to be stated: {CONSENT} Send consent=True when that is so.")
-            if class_word not in CLASS_WORDS:
-                raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
-            if base and (not isinstance(base, str) or base not in services.bases):
-                raise UserError(f"There is no base {base!r} here. Choose one of: {', '.join(services.bases)}.")
-            if not paths:
-                raise UserError("No photos arrived. Send 5 to 15 photos of one person.")
-            fresh = not key
-            capability, session = services.sessions.create() if fresh else (key, admitted(key, request))
-            try:
-                take_in(services, session, paths, class_word=class_word, base=base)
-            except Exception:
-                if fresh:
-                    services.sessions.forget(session)
-                raise
-            admitted(capability, request)
-            return photos_of(capability, services.view(capability))
-        finally:
-            for path in paths:
-                photobox.drop_upload(path)
+            take_in(services, session, paths, class_word=class_word, base=base)
+        except Exception:
+            if fresh:
+                services.sessions.forget(session)
+            raise
+        admitted(capability, request)
+        return photos_of(capability, services.view(capability))
 
     @spoken
     def train(
@@ -272,8 +267,7 @@ def build(services: Services) -> None:
     def delete(key: str, request: gr.Request) -> Receipt:
         """Delete the photos, what was learned and every picture. Can't be undone; the key is worth nothing then."""
         session = admitted(key, request)
-        services.stop_and_wait(session.run)
-        receipt = services.sessions.forget(session)
+        receipt = services.forget(session, browser_of(request))
         return Receipt(
             files=int(str(receipt["files"])),
             bytes=int(str(receipt["bytes"])),

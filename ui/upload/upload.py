@@ -18,8 +18,11 @@ from ui.page.html import script
 from ui.page.wiring import Show, Updates, refused_while_busy
 from ui.run import photobox
 from ui.run.services import Services
+from ui.run.sessions import Session
 from ui.run.view import View
 from ui.upload import html as upload_html
+from ui.upload.camera import Camera
+from ui.web.visitors import browser_of
 from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import say, tell
@@ -37,7 +40,7 @@ ON_PRESS = script("upload/press.js")
 @dataclass
 class UploadTab:
     drop: gr.File
-    camera: gr.Image
+    camera: Camera
     status: gr.HTML
     cards: gr.HTML
     crops: gr.HTML
@@ -88,7 +91,7 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 elem_id="lk-drop",
             )
             with gr.Accordion(say("Or take a photo with this device's camera"), open=False):
-                camera = gr.Image(
+                camera = Camera(
                     sources=["webcam"], type="filepath", format="png", show_label=False, elem_id="lk-camera", height=260
                 )
             status = gr.HTML(elem_id="lk-upload-status")
@@ -150,34 +153,42 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
 
 def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
     @told
-    def add(kept: object, files: list[str] | str | None) -> Iterator[Updates]:
+    def add(
+        kept: object, files: list[str] | str | None, class_word: object, base: object, agreed: object
+    ) -> Iterator[Updates]:
         paths = [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
-        try:
-            if not paths:
-                raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
-            gone = kept is not None and services.sessions.find(kept) is None
-            kept, session = services.sessions.ensure(kept)
-            refused_while_busy(services, session)
-            replaced = session.choices.sample
-            if replaced:  # own photos replace the sample person
-                photobox.clear(session.run)
-                session = services.sessions.choose(session, sample=False, consent_at=None)
-            # Said at once: what a person ticks or picks while the photos are looked at stays as they want it.
-            afresh = show(kept, restore=True) if gone or replaced else {}
-            yield {**afresh, capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
-            for box in photobox.add(session.run, paths, services.view(kept).row):
-                yield {
-                    tab.cards: upload_html.photo_cards(services.photo_cards(session.run, box)),
-                    tab.status: page_html.note(tell("{count} read so far.", count=box.stored)),
-                }
-        finally:
-            for path in paths:
-                photobox.drop_upload(path)
+        if not paths:
+            raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
+        first, gone = kept is None, kept is not None and services.sessions.find(kept) is None
+        if first:
+            check(class_word, base, agreed)
+        kept, session = services.sessions.ensure(kept)
+        if first:  # what was chosen while there was no run to keep it
+            session = consent(services.sessions.choose(session, class_word=class_word, base=base), agreed)
+        refused_while_busy(services, session)
+        replaced = session.choices.sample
+        if replaced:  # own photos replace the sample person
+            photobox.clear(session.run)
+            session = services.sessions.choose(session, sample=False, consent_at=None)
+        # Said at once: what a person ticks or picks while the photos are looked at stays as they want it.
+        moved = first and base != services.default_base  # another base has other methods and styles
+        afresh = show(kept, restore=True) if gone or replaced or moved else {}
+        yield {**afresh, capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
+        for box in photobox.add(session.run, paths, services.view(kept).row):
+            yield {
+                tab.cards: upload_html.photo_cards(services.photo_cards(session.run, box)),
+                tab.status: page_html.note(tell("{count} read so far.", count=box.stored)),
+            }
         yield show(kept)
 
     @told
-    def use_sample(kept: object) -> Iterator[Updates]:
+    def use_sample(kept: object, base: object) -> Iterator[Updates]:
+        first = kept is None
+        if first:
+            check(CLASS_WORDS[0], base, False)
         kept, session = services.sessions.ensure(kept)
+        if first:
+            session = services.sessions.choose(session, base=base)
         refused_while_busy(services, session)
         pictures = sorted(SAMPLE.glob("*.png"))[: photobox.MAX_PHOTOS]
         if len(pictures) < photobox.MIN_PHOTOS:
@@ -203,45 +214,55 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             photobox.change(session.run, pressed.get("photo"), pressed.get("action"), row, pressed.get("value"))
         return show(kept)
 
-    @told
-    def choose(kept: object, class_word: str, base: str, agreed: bool) -> Updates:
+    def check(class_word: object, base: object, agreed: object) -> None:
         if class_word not in CLASS_WORDS:
             raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
-        if base not in services.bases:
+        if not isinstance(base, str) or base not in services.bases:
             raise UserError("That base model is not offered here. Choose one from the list.")
         if not isinstance(agreed, bool):
             raise UserError("The consent box is either ticked or not. Reload the page.")
-        kept, session = services.sessions.ensure(kept)
+
+    def consent(session: Session, agreed: object) -> Session:
+        """Record that consent was given, or taken back. The sample person needs none."""
+        if session.choices.sample:
+            return session
         consent_at = session.choices.consent_at
-        moved = base != services.view(kept).row.name
-        if moved or (consent_at is not None and not agreed):
-            refused_while_busy(services, session)  # what is being learned from stays as it is
-        if agreed and consent_at is None and not session.choices.sample:
-            consent_at = timestamp()
-            record_consent(session.run, means="app", statement=CONSENT)
-        if not agreed and not session.choices.sample:
+        if not agreed:
             consent_at = None
             session.run.consent.unlink(missing_ok=True)
-        session = services.sessions.choose(session, class_word=class_word, base=base, consent_at=consent_at)
+        elif consent_at is None:
+            consent_at = timestamp()
+            record_consent(session.run, means="app", statement=CONSENT)
+        return services.sessions.choose(session, consent_at=consent_at)
+
+    @told
+    def choose(kept: object, class_word: object, base: str, agreed: object) -> Updates:
+        check(class_word, base, agreed)
+        session = services.sessions.find(kept)
+        if session is None:  # the page keeps what was chosen until there are photos
+            return {tab.about: about(services.bases[base], services.problem(base))}
+        moved = base != services.view(kept).row.name
+        if moved or (session.choices.consent_at is not None and not agreed):
+            refused_while_busy(services, session)  # what is being learned from stays as it is
+        session = consent(services.sessions.choose(session, class_word=class_word, base=base), agreed)
         if moved:  # another base learns from smaller faces, or needs larger ones
             photobox.judge_again(session.run, services.bases[base])
         return {capability: kept, **show(kept, restore=moved)}  # another base has other methods and styles
 
     @told
-    def forget(kept: object) -> Updates:
+    def forget(kept: object, request: gr.Request) -> Updates:
         session = services.sessions.find(kept)
-        if session is None:
-            sentence = tell("There was nothing of yours here.")
-        else:
-            services.stop_and_wait(session.run)
-            receipt = services.sessions.forget(session)
+        receipt = services.forget(session, browser_of(request))
+        sentence = tell("There was nothing of yours here.")
+        if receipt["files"] or session is not None:
             size = phrases.amount(float(str(receipt["bytes"])))
-            gone = tell(
+            sentence = tell(
                 "Deleted {count} files, {size}, at {when}.", count=receipt["files"], size=size,
                 when=receipt["forgotten"],
             )  # fmt: skip
+        if session is not None:
             checked = tell("Checked: {what}.", what=retell(str(receipt["verified"])))
-            sentence = f"{gone} {checked} {retell(str(receipt['note']))}"
+            sentence = f"{sentence} {checked} {retell(str(receipt['note']))}"
         cleared = show(None, restore=True)
         return {
             **cleared, capability: None, tab.receipt: page_html.note(sentence, "ok"),
@@ -252,14 +273,15 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
     common: dict[str, Any] = {"outputs": everything, "api_visibility": "private", "show_progress": "hidden"}
     # One person's photos are judged in order; several people's at the same time.
     slots: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "photos"}
-    tab.drop.upload(add, [capability, tab.drop], **common, **slots, trigger_mode="once")
+    chosen = [tab.class_word, tab.base, tab.consent]
+    tab.drop.upload(add, [capability, tab.drop, *chosen], **common, **slots, trigger_mode="once")
     # "input" is the person's own shot; setting it empty again is none
-    tab.camera.input(add, [capability, tab.camera], **common, **slots, trigger_mode="once")
-    tab.sample.click(use_sample, [capability], **common, **slots, trigger_mode="once")
+    tab.camera.input(add, [capability, tab.camera, *chosen], **common, **slots, trigger_mode="once")
+    tab.sample.click(use_sample, [capability, tab.base], **common, **slots, trigger_mode="once")
     for panel in (tab.cards, tab.crops):
         panel.click(press, [capability], **common, **slots)
     for control in (tab.class_word, tab.base, tab.consent):
-        control.input(choose, [capability, tab.class_word, tab.base, tab.consent], **common, trigger_mode="always_last")
+        control.input(choose, [capability, *chosen], **common, trigger_mode="always_last")
     hide: dict[str, Any] = {"outputs": [tab.delete, tab.really], "api_visibility": "private", "queue": False}
     tab.delete.click(lambda: (gr.update(visible=False), gr.update(visible=True)), **hide)
     tab.no.click(lambda: (gr.update(visible=True), gr.update(visible=False)), **hide)
