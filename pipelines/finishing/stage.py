@@ -100,7 +100,6 @@ def finish(
     """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
     the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
     """
-    from pipelines.faces.dlib_faces import detect_faces
     from pipelines.finishing import deliver, refine
 
     size = size or size_of(order.size)
@@ -109,9 +108,8 @@ def finish(
         image, steps, baseline=baseline, size_px=max(refine.SIZE_PX, _side_px(size)), on_step=on_step,
         tools=tools or refine.Tools(),
     )  # fmt: skip
-    found = detect_faces(refined.image)
     delivered = deliver.deliver(
-        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
+        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=refined.face,
         shrink=True, base=Path(base).name,
     )  # fmt: skip
     return Finished(refined, delivered, _seen(delivered, baseline), size.id, (*refined.notes, *delivered.notes))
@@ -132,11 +130,7 @@ def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
     with Image.open(io.BytesIO(delivered.data)) as opened:
         picture = opened.convert("RGBA")
         pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
-    out: dict[str, float | None] = {}
-    for one in baseline.references:
-        vector = one.judge.look(pixels).vector
-        out[one.judge.name] = None if vector is None else round(one.similarity(vector), 4)
-    return out
+    return baseline.look(pixels)[0]
 
 
 def told(finished: Finished) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pipelines.evaluation.references import Reference
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import Seen
 from pipelines.faces.judges import available_judges
-from pipelines.finishing import matte, refine
+from pipelines.finishing import enlarge, matte, refine
 from pipelines.finishing.refine import DROPPED, KEPT, NOT_NEEDED, Baseline, Step, Tools, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +47,10 @@ class Watcher:
 def watched(*says) -> Baseline:
     judges = [Watcher(f"judge {n}", one) for n, one in enumerate(says, start=1)]
     return Baseline(tuple(Reference(judge, np.array([0.0, 1.0]), 3) for judge in judges), refine.HELD_OUT)
+
+
+def face_in(image):
+    return next(iter(detect_faces(image)), None)
 
 
 def never_minds(image):
@@ -104,7 +108,7 @@ def test_either_judge_may_veto_and_what_it_saw_is_told(raw, says):
     (step,) = out.steps
     who = "judge 1" if says[0] is greenness else "judge 2"
     assert step.state == DROPPED and step.sentence.startswith(who) and "0.10 instead of 0.90" in step.sentence
-    assert np.array_equal(out.image, refine.fitted(raw, 256)), "plainly enlarged, as if it had not been tried"
+    assert np.array_equal(out.image, enlarge.fitted(raw, 256)), "plainly enlarged, as if it had not been tried"
     assert out.similarity[who] == pytest.approx(0.9, abs=0.01)
     assert step.pictures is not None and step.pictures[1][0, 0].tolist() == [0, 255, 0], "a person may see what it was"
 
@@ -228,28 +232,28 @@ def test_nothing_redraws_a_face_or_smooths_skin_unasked():
 @pytest.mark.parametrize("cast", [(1.0, 0.85, 0.7), (0.75, 0.9, 1.0), (0.6, 0.6, 0.6), (0.5, 0.4, 0.3)])
 def test_skin_moves_by_no_more_than_people_see(large, cast):
     tinted = np.clip(large * np.array(cast), 0, 255).astype(np.uint8)
-    made = refine.balanced(tinted, 1.0)
+    made = refine.balanced(tinted, face_in(tinted), 1.0)
     if isinstance(made, str):
         return
     (face, *_) = detect_faces(tinted)
     x, y = (int(value) for value in face.eyes.mean(0) + (0, 0.45 * face.eye_distance_px))
     reach = int(0.5 * face.eye_distance_px)
     part = slice(y - reach, y + reach), slice(x - reach, x + reach)
-    moved = refine._difference(tinted, made)[part].mean()
+    moved = matte.difference(tinted, made)[part].mean()
     assert 0 < moved <= refine.SKIN_LIMIT * 1.15
 
 
 def test_a_cast_on_what_is_grey_gets_weaker_and_a_balanced_picture_stays():
     grey = np.linspace(5, 245, 128, dtype=np.uint8)[None, :, None].repeat(128, 0).repeat(3, 2)
     tinted = np.clip(grey * np.array([1.0, 0.97, 0.93]), 0, 255).astype(np.uint8)
-    made = refine.balanced(tinted, 1.0)
+    made = refine.balanced(tinted, face_in(tinted), 1.0)
     assert not isinstance(made, str)
 
     def colour(image):
         return float(np.abs(image[..., 0].astype(int) - image[..., 2]).mean())
 
     assert colour(made) < 0.5 * colour(tinted)
-    assert isinstance(refine.balanced(grey, 1.0), str), "nothing to do is said, not done"
+    assert isinstance(refine.balanced(grey, None, 1.0), str), "nothing to do is said, not done"
 
 
 def test_grain_goes_and_a_clean_picture_is_left_alone(large):
@@ -266,31 +270,31 @@ def test_sharpening_makes_no_rims_and_leaves_flat_areas_alone():
     edge = np.full((64, 64, 3), 80, np.uint8)
     edge[:, 32:] = 170
     soft = cv2.GaussianBlur(edge, (0, 0), 1.0)
-    made = refine.sharpened(soft, 1.0)
+    made = enlarge.sharpened(soft, 1.0)
     assert made.min() >= soft.min() - 1 and made.max() <= soft.max() + 1
     steepest = [int(np.abs(np.diff(image[32, :, 0].astype(int))).max()) for image in (soft, made)]
     assert steepest[1] > steepest[0] + 3
     skin = np.full((64, 64, 3), 150, np.uint8)
     skin[::4, ::4] += 1  # pores
-    assert np.abs(refine.sharpened(skin, 1.0).astype(int) - skin).max() <= 1
-    assert isinstance(refine.sharpened(soft, 0.0), str)
+    assert np.abs(enlarge.sharpened(skin, 1.0).astype(int) - skin).max() <= 1
+    assert isinstance(enlarge.sharpened(soft, 0.0), str)
 
 
 def test_a_picture_grows_to_a_size_and_never_shrinks():
-    assert refine.fitted(np.zeros((100, 50, 3), np.uint8), 200).shape == (200, 100, 3)
-    assert refine.fitted(np.zeros((300, 50, 3), np.uint8), 200).shape == (300, 50, 3)
+    assert enlarge.fitted(np.zeros((100, 50, 3), np.uint8), 200).shape == (200, 100, 3)
+    assert enlarge.fitted(np.zeros((300, 50, 3), np.uint8), 200).shape == (300, 50, 3)
 
 
 def test_a_restorer_touches_the_face_and_nothing_else(large):
-    same = refine.restored(large, bicubic)
+    same = enlarge.restored(large, face_in(large), bicubic)
     assert not isinstance(same, str) and np.abs(same.astype(int) - large).mean() < 2
-    other = refine.restored(large, lambda crop: np.full((1024, 1024, 3), (0, 255, 0), np.uint8))
+    other = enlarge.restored(large, face_in(large), lambda crop: np.full((1024, 1024, 3), (0, 255, 0), np.uint8))
     assert not isinstance(other, str)
     changed = np.abs(other.astype(int) - large).max(2) > 20
     (face, *_) = detect_faces(large)
     x, y = (int(value) for value in face.nose)
     assert changed[y, x] and not changed[:20].any() and not changed[:, :20].any() and changed.mean() < 0.5
-    assert isinstance(refine.restored(np.full((128, 128, 3), 90, np.uint8), bicubic), str)
+    assert isinstance(enlarge.restored(np.full((128, 128, 3), 90, np.uint8), None, bicubic), str)
 
 
 # ------------------------------------------------------------------------------------------------- the matte
@@ -334,7 +338,7 @@ def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
     assert matte.matte(hidden, again).problem is not None
     blank = np.full_like(large, 128)
     assert matte.matte(blank, face).problem is not None
-    said = refine._before_another(blank, "white")
+    said = matte.before_another(blank, None, "white")
     assert isinstance(said, str) and said.startswith("No face")
 
 
