@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import write_bytes
+from pipelines.core.records import UserError
 from pipelines.finishing import credentials, watermark
 from pipelines.finishing.credentials import SOURCE_TYPE, Credentials
 from pipelines.photos.decode import FORMATS as PHOTO_FORMATS
@@ -153,7 +153,7 @@ def mark(
         pixels = with_watermark(pixels)
     data = encode(pixels, kind, quality=quality, dpi=dpi, base=base)
     data, marks = seal(data, kind, base=base, watermarked=min(pixels.shape[:2]) >= watermark.MIN_SIDE_PX)
-    workspace.write_bytes(out, data)
+    write_bytes(out, data)
     return marks
 
 

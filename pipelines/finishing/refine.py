@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import PhotoSet, UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import PhotoSet, UserError
 from pipelines.evaluation import references
 from pipelines.evaluation.references import Reference
 from pipelines.faces.dlib_faces import detect_faces
@@ -27,7 +27,7 @@ from pipelines.faces.face import NO_FACE, Face, Judge, Seen
 from pipelines.finishing import matte
 from pipelines.finishing.enlarge import fitted, restored, sharpened
 
-FILE = Path(__file__).resolve().parents[2] / "presets" / "refining.json"
+FILE = REPOSITORY / "presets" / "refining.json"
 SIZE_PX, LEAST_PX = 512, 16
 KEPT, DROPPED, NOT_NEEDED = "kept", "dropped", "not needed"
 HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself"

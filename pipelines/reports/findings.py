@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.schema import ALL_METHODS, PhotoSet, Sampling, Score, Subject, is_imported
+from pipelines.core.records import ALL_METHODS, PhotoSet, Sampling, Score, Subject, is_imported
 from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
 from pipelines.evaluation.scale import IdentitySummary, Scale, summary
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap

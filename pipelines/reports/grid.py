@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core.workspace import Run
+from pipelines.core.run import Run
 from pipelines.reports.figures import COLOURS, title_of
 from pipelines.reports.findings import Findings, _absent, _rows, _said, _spoken
 

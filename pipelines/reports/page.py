@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core import workspace
-from pipelines.core.schema import PhotoSet, is_imported
-from pipelines.core.workspace import Run
+from pipelines.core.files import read_json, told_when_full, write_file, write_json, write_text
+from pipelines.core.records import PhotoSet, is_imported
+from pipelines.core.run import Run
 from pipelines.evaluation import votes
 from pipelines.evaluation.facts import COPY
 from pipelines.reports import figures
@@ -313,17 +313,17 @@ def write_report(
     from PIL import PngImagePlugin
 
     report = to_json(findings)
-    workspace.write_text(run.cells, to_csv(findings))
+    write_text(run.cells, to_csv(findings))
     about = PngImagePlugin.PngInfo()
     about.add_text(
         "Description", "Likeness: methods side by side; the last column is a photo, the others are generated"
     )
     sheet = grid(findings, run, held_out)
-    with workspace.told_when_full():
-        workspace.write_file(run.grid, lambda partial: sheet.save(partial, format="PNG", pnginfo=about))
-    workspace.write_json(run.figures, drawings(findings))
-    workspace.write_text(run.page, to_html(findings, run, learned_from))
-    workspace.write_json(run.report, report)
+    with told_when_full():
+        write_file(run.grid, lambda partial: sheet.save(partial, format="PNG", pnginfo=about))
+    write_json(run.figures, drawings(findings))
+    write_text(run.page, to_html(findings, run, learned_from))
+    write_json(run.report, report)
     return refresh_votes(run) or report
 
 
@@ -334,7 +334,7 @@ def refresh_votes(run: Run) -> dict[str, Any] | None:
     """Bring the votes in report.json and report.html up to date: friends answer after a report is written. Returns
     what report.json holds; None where there is no report.
     """
-    report = workspace.read_json(run.report)
+    report = read_json(run.report)
     if not isinstance(report, dict):
         return None
     judge = next(iter(report["judges"]), None)
@@ -347,8 +347,8 @@ def refresh_votes(run: Run) -> dict[str, Any] | None:
         before, begin, rest = page.partition(VOTES_BEGIN)
         _, end, after = rest.partition(VOTES_END)
         if begin and end:
-            workspace.write_text(run.page, before + begin + votes_html(found) + end + after)
-        workspace.write_json(run.report, report)
+            write_text(run.page, before + begin + votes_html(found) + end + after)
+        write_json(run.report, report)
     return report
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core import workspace
-from pipelines.core.schema import COLUMNS, UserError
+from pipelines.core.files import read_json, timestamp, write_json, write_text
+from pipelines.core.records import COLUMNS, UserError
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm
 from pipelines.reports import figures as drawn
 from pipelines.reports.figures import NAMES
@@ -67,16 +67,14 @@ def write_study(
         "schema": 1,
         "command": command,
         "machine": machine,
-        "finished": workspace.timestamp(),
+        "finished": timestamp(),
         "failed": failed,
         "budgets": {each.budget: figures(each) for each in tables},
     }
-    workspace.write_text(out / "cells.csv", _every_picture(finished))
-    workspace.write_text(
-        out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items())
-    )
-    workspace.write_text(out / "report.html", to_html(saved))
-    workspace.write_json(out / "report.json", saved)
+    write_text(out / "cells.csv", _every_picture(finished))
+    write_text(out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items()))
+    write_text(out / "report.html", to_html(saved))
+    write_json(out / "report.json", saved)
     return saved
 
 
@@ -129,7 +127,7 @@ def table(group: Sequence[FinishedRun]) -> Table:
         usable={column: array(column, "usable") for column in columns},
         following={column: array(column, "following") for column in columns},
         reports=reports,
-        drawings=tuple(workspace.read_json(cell.folder / "figures.json") or {} for cell in ordered),
+        drawings=tuple(read_json(cell.folder / "figures.json") or {} for cell in ordered),
         lines=tuple(
             {"person": cell.person, "training_seed": cell.seed, **line}
             for cell, own in zip(ordered, rows, strict=True)

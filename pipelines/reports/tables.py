@@ -10,7 +10,7 @@ import io
 from dataclasses import asdict, fields
 from typing import Any
 
-from pipelines.core.schema import ALL_METHODS
+from pipelines.core.records import ALL_METHODS
 from pipelines.evaluation.facts import Facts, Worth, is_counted, usable
 from pipelines.evaluation.scale import IdentitySummary
 from pipelines.reports.findings import Findings, _rounded

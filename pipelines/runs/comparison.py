@@ -24,10 +24,24 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.bases.registry import BASES, default_base, find_base
-from pipelines.core import inscription, presets, workspace
-from pipelines.core.fingerprints import base_sha256, file_sha256, sha, threads, versions
-from pipelines.core.schema import (
+from pipelines.bases.registry import BASES, base_sha256, default_base, find_base
+from pipelines.core import inscription, presets
+from pipelines.core.device import threads, versions
+from pipelines.core.files import (
+    append_line,
+    file_sha256,
+    jsonable,
+    read_json,
+    read_lines,
+    repair_lines,
+    require_space,
+    sha,
+    timestamp,
+    write_file,
+    write_json,
+    write_text,
+)
+from pipelines.core.records import (
     ALL_METHODS,
     COLUMNS,
     COMPOSED,
@@ -43,8 +57,19 @@ from pipelines.core.schema import (
     place_of,
     sampling_fields,
 )
+from pipelines.core.run import (
+    STRENGTHS_FILE,
+    WATCH_FILE,
+    Run,
+    columns_of,
+    imported_columns,
+    load_photo_set,
+    new_run,
+    record_consent,
+    run_at,
+    save_photo_set,
+)
 from pipelines.core.slices import Slice
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, Run
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.training import estimates, world
 from pipelines.training.world import World
@@ -53,7 +78,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipelines.bases.family import Family
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
     from pipelines.evaluation.facts import Facts
     from pipelines.evaluation.scale import Scale
     from pipelines.faces.face import Judge
@@ -101,9 +126,9 @@ def compare(
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
-        run = workspace.run_at(Path(out)) if out is not None else workspace.new_run()
+        run = run_at(Path(out)) if out is not None else new_run()
     if not run.consent.exists():
-        workspace.record_consent(run, means="Python API", statement=CONSENT)
+        record_consent(run, means="Python API", statement=CONSENT)
     chosen = tuple(methods) if methods is not None else row.usual
     spec = JobSpec(
         base=base or row.name,
@@ -118,8 +143,8 @@ def compare(
         device=device,
     )
     spec.check()
-    workspace.require_space(run.folder, spec.disk_bytes(), purpose="This comparison")
-    workspace.write_json(run.spec, spec)
+    require_space(run.folder, spec.disk_bytes(), purpose="This comparison")
+    write_json(run.spec, spec)
     yield from perform(run, spec, stop=stop)
 
 
@@ -181,7 +206,7 @@ class _Clock:
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
-        saved = workspace.read_json(path) or {}
+        saved = read_json(path) or {}
         self._before = float(saved["wall_s"]) if saved.get("key") == key else 0.0
         self._since = self._saved = time.monotonic()
 
@@ -194,7 +219,7 @@ class _Clock:
         if time.monotonic() - self._saved < every_s:
             return False
         with contextlib.suppress(OSError, UserError):
-            workspace.write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
+            write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
         self._saved = time.monotonic()
         return True
 
@@ -214,8 +239,8 @@ class _Flow:
         self.run, self.spec, self.resident = run, spec, resident or Resident()
         self.stop, self.leave, self.pause = stop, leave, pause or Slice()
         self.row = find_base(spec.base)
-        self.clock = _Clock(run.job_folder / "clock.json", sha(workspace.plain(spec)))
-        self.started = workspace.timestamp()
+        self.clock = _Clock(run.job_folder / "clock.json", sha(jsonable(spec)))
+        self.started = timestamp()
         self.world = World()  # alone, until `join_in` has looked
         self.problems: list[str] = []  # of single methods; the others went on
         self.left: list[str] = []  # methods that a person stopped; the others went on
@@ -273,7 +298,7 @@ class _Flow:
         yield Event("done", text=said, seconds=self.clock.seconds)
 
     def generate_only(self) -> Iterator[Event]:
-        photos = workspace.load_photo_set(self.run)
+        photos = load_photo_set(self.run)
         columns = tuple(sorted(set(self.spec.methods), key=place_of))
         for name in columns:
             if is_imported(name) and self._subject(name) is None:
@@ -289,7 +314,7 @@ class _Flow:
             scores, marks = yield from self.judge(
                 photos, family, wanted=[path for _, _, path in drawn], all_of=everything
             )
-            if (workspace.read_json(self.run.manifest) or {}).get("kind") != "compare":
+            if (read_json(self.run.manifest) or {}).get("kind") != "compare":
                 present = tuple(sorted({column for column, _, _ in everything}, key=place_of))
                 subjects = {name: card for name in ALL_METHODS if (card := self._subject(name)) is not None}
                 findings = self._findings(photos, present, everything, scores, marks, subjects)
@@ -323,7 +348,7 @@ class _Flow:
             self.world.wait()
             return photos
         self.world.wait()
-        known = workspace.load_photo_set(self.run)
+        known = load_photo_set(self.run)
         assert known is not None, "the first process stored them"
         return known
 
@@ -331,7 +356,7 @@ class _Flow:
         """The run's photos: those taken in before, unless other files or another seed are named now."""
         from pipelines.photos import intake
 
-        known = workspace.load_photo_set(self.run)
+        known = load_photo_set(self.run)
         if not self.spec.photos:
             if known is None:
                 raise UserError("There are no photos in this run. Add 5 to 15 photos of one person.")
@@ -339,7 +364,7 @@ class _Flow:
         paths = [Path(each) for each in self.spec.photos]
         source = _source(paths, self.spec.split, self.spec.keep)
         record = self.run.folder / "source.json"
-        if known is not None and (source is None or (workspace.read_json(record) or {}).get("sha256") == source):
+        if known is not None and (source is None or (read_json(record) or {}).get("sha256") == source):
             return known
         yield Event("phase", text=f"Looking at {len(paths)} photos")
 
@@ -357,8 +382,8 @@ class _Flow:
             )
 
         found = yield from _live(look)
-        workspace.save_photo_set(self.run, found)
-        workspace.write_json(record, {"sha256": source})
+        save_photo_set(self.run, found)
+        write_json(record, {"sha256": source})
         for name, reason in sorted(found.rejected.items()):
             yield Event("note", text=f"{name}: {reason}")
         for photo in found.photos:
@@ -370,7 +395,7 @@ class _Flow:
 
     def load(self) -> Generator[Event, None, tuple[Device, Family]]:
         self._stop_together()  # before anything heavy is imported
-        from pipelines.core.runtime import pick_device, uncollected
+        from pipelines.core.device import pick_device, uncollected
 
         with uncollected():
             from pipelines.bases.family import load_family
@@ -401,7 +426,7 @@ class _Flow:
 
     def _leave_out_too_large(self, device: Device) -> Iterator[Event]:
         """Before a base is fetched: methods that can't fit into the GPU's memory are named, and the others go on."""
-        from pipelines.core.runtime import free_memory_gb
+        from pipelines.core.device import free_memory_gb
 
         free_gb = free_memory_gb(device)
         for name in self.spec.methods:
@@ -542,7 +567,7 @@ class _Flow:
         for unknown in dict.fromkeys(word for each in samplings for word in self.row.unknown_words(each.prompt)):
             yield Event("note", text=f"{self.row.name} does not know: {unknown}", data={"unknown": unknown})
         self._set_aside_old_renders()
-        workspace.repair_lines(self._refusals_file)
+        repair_lines(self._refusals_file)
         self.refused = self._refusals()
         generator = Generator(self.row, family=family)
         drawn: list[Drawn] = []
@@ -602,14 +627,14 @@ class _Flow:
         """Remember it, or every job that continues would draw the picture again."""
         self.refused[column, sampling] = None
         line = {"column": column, "base": self.row.name, "subject": subject, "sampling": sampling_fields(sampling)}
-        workspace.append_line(self._refusals_file, line)
+        append_line(self._refusals_file, line)
 
     def _refusals(self) -> dict[tuple[str, Sampling], None]:
         """Pictures (column, sampling) that were refused with what the columns are now."""
         subjects = {name: card.id if (card := self._subject(name)) else None for name in COLUMNS if name != "none"}
         subjects["none"] = None
         found: dict[tuple[str, Sampling], None] = {}
-        for line in workspace.read_lines(self._refusals_file):
+        for line in read_lines(self._refusals_file):
             with contextlib.suppress(KeyError, TypeError):
                 column, subject = line["column"], line["subject"]
                 if line["base"] == self.row.name and subjects.get(column, "") == subject:
@@ -646,7 +671,7 @@ class _Flow:
                         self.notes.append(f"{name}: {problem}")
                         picture = np.zeros((64, 64, 3), np.uint8)
                     given = Image.fromarray(picture)
-                    workspace.write_file(path, lambda partial, given=given: given.save(partial, format="PNG"))  # type: ignore[misc]
+                    write_file(path, lambda partial, given=given: given.save(partial, format="PNG"))  # type: ignore[misc]
                 drawn.append((name, Sampling("", seed=index), path))
         return drawn
 
@@ -691,7 +716,7 @@ class _Flow:
         self.judges = [reference.judge for reference in references]
 
         known = self._known_scores(photos)
-        stamp = sha(*([each.name, each.weights_sha256, workspace.plain(each.calibration)] for each in self.judges))
+        stamp = sha(*([each.name, each.weights_sha256, jsonable(each.calibration)] for each in self.judges))
         seen = self._seen_by(stamp) if known else {}
         todo = list(wanted)
         for _, _, path in all_of:
@@ -739,7 +764,7 @@ class _Flow:
                 floor_scores=[score for score in floor if score.judge == judge.name],
                 rebuilt_images=list(rebuilt),
             )
-        workspace.write_json(self.run.marks, marks)
+        write_json(self.run.marks, marks)
         return scores, marks
 
     def look_closer(self, photos: PhotoSet, findings: Findings) -> Generator[Event, None, Findings]:
@@ -772,7 +797,7 @@ class _Flow:
         rows: list[dict[str, Any]] = []
         # pictures that were looked at before are not looked at again: in the app every click adds a few to many
         stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in beside])
-        before = workspace.read_json(self._closer)
+        before = read_json(self._closer)
         known = before["pictures"] if isinstance(before, dict) and before.get("stamp") == stamp else {}
         seen_now: dict[str, dict[str, Any]] = {}
         remembered: list[dict[str, Any]] = []  # of each cell's picture
@@ -797,12 +822,12 @@ class _Flow:
                 if is_counted(cell.sampling, self.stylised):
                     rows.append({"column": cell.column, "file": cell.path, "values": values})
                 if key not in known and self.clock.save(every_s=3.0):
-                    workspace.write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
+                    write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
                 yield Event("note", cell.column, len(facts), len(findings.cells), data={"stage": "closer"})
             clip = self._ask_clip(findings, facts, remembered)
             known = {}  # what is no longer in the run
         finally:
-            workspace.write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
+            write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
         seen = {
             column: [(cell.sampling, facts[cell.path], cell.scores) for cell in findings.of(column)]
             for column in findings.columns
@@ -882,9 +907,7 @@ class _Flow:
     # -- what is on disk ---------------------------------------------------------------------------------------
 
     def _recipe(self, method: str) -> Recipe:
-        made = presets.recipe(
-            self.row.name, method, self.spec.quality, class_word=self.spec.class_word, seed=self.spec.seed
-        )
+        made = presets.recipe(self.row, method, self.spec.quality, class_word=self.spec.class_word, seed=self.spec.seed)
         return made.replaced(**self.spec.settings.get(method, {}))
 
     def _subject(self, method: str) -> Subject | None:
@@ -897,13 +920,13 @@ class _Flow:
 
     def _imported(self) -> tuple[str, ...]:
         """Imported columns that fit this base; of another base they wait until it is chosen again."""
-        cards = {name: self._subject(name) for name in workspace.imported(self.run)}
+        cards = {name: self._subject(name) for name in imported_columns(self.run)}
         return tuple(name for name, card in cards.items() if card is not None and card.base == self.row.name)
 
     def _current_renders(self) -> list[Drawn]:
         """Every picture in the run, oldest first within its column (what is out of date was set aside)."""
         found = []
-        for column in workspace.columns(self.run):
+        for column in columns_of(self.run):
             for path in self.run.pictures(column):
                 saved = inscription.read(path, whole=True)
                 if saved is not None:
@@ -912,7 +935,7 @@ class _Flow:
 
     def _set_aside_old_renders(self) -> None:
         """Pictures of an earlier training or another base move to `earlier/`: they are kept, and mixed with nothing."""
-        for column in workspace.columns(self.run):
+        for column in columns_of(self.run):
             subject = self._subject(column) if column != "none" else None
             if column != "none" and subject is None:
                 continue
@@ -925,10 +948,10 @@ class _Flow:
 
     def _known_scores(self, photos: PhotoSet) -> dict[Path, list[Score]]:
         """Scores in the run, if they were measured against these photos."""
-        if (workspace.read_json(self._scored_with) or {}).get("photo_digest") != photos.digest:
+        if (read_json(self._scored_with) or {}).get("photo_digest") != photos.digest:
             return {}
         known: dict[Path, list[Score]] = {}
-        for line in workspace.read_lines(self.run.scores):
+        for line in read_lines(self.run.scores):
             path = self.run.folder / line["render"]
             known.setdefault(path, []).append(Score(**{**line, "render": str(path)}))
         return known
@@ -939,7 +962,7 @@ class _Flow:
 
     def _seen_by(self, judges: str) -> dict[str, str]:
         """{picture: sha256 of its file} as these very judges scored it."""
-        saved = workspace.read_json(self._scored_with) or {}
+        saved = read_json(self._scored_with) or {}
         return dict(saved.get("pictures", {})) if saved.get("judges") == judges else {}
 
     def _save_scores(
@@ -949,8 +972,8 @@ class _Flow:
         rows = [
             {**asdict(score), "render": self.run.relative(path)} for path, found in merged.items() for score in found
         ]
-        workspace.write_text(self.run.scores, "".join(json.dumps(workspace.plain(row)) + "\n" for row in rows))
-        workspace.write_json(self._scored_with, {"photo_digest": photos.digest, "judges": judges, "pictures": seen})
+        write_text(self.run.scores, "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
+        write_json(self._scored_with, {"photo_digest": photos.digest, "judges": judges, "pictures": seen})
 
     def _findings(
         self,
@@ -982,10 +1005,8 @@ class _Flow:
             errors=(*self.problems, *self.left),
             stylised=self.stylised,
             refused=tuple(self.refused),
-            curves={
-                name: seen for name in subjects if (seen := workspace.read_json(self.run.method(name) / WATCH_FILE))
-            },
-            strengths=workspace.read_json(self.run.method("lora") / STRENGTHS_FILE) if "lora" in subjects else None,
+            curves={name: seen for name in subjects if (seen := read_json(self.run.method(name) / WATCH_FILE))},
+            strengths=read_json(self.run.method("lora") / STRENGTHS_FILE) if "lora" in subjects else None,
             calibration=self.judges[0].calibration if self.judges else None,
             command=self._command(),
         )
@@ -1009,15 +1030,13 @@ class _Flow:
 
         learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, self.row), strict=True))
         written = write_report(findings, self.run, frames(photos.held_out, self.row), learned_from)
-        workspace.write_json(
-            self.run.manifest, self._manifest(findings, photos, device, samplings, key) | {"report": written}
-        )
+        write_json(self.run.manifest, self._manifest(findings, photos, device, samplings, key) | {"report": written})
 
     def _manifest(
         self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str
     ) -> dict[str, Any]:
         """What is needed to repeat it, and what came out. Holds no embedding, and no path but a local base's."""
-        from pipelines.core.runtime import peak_memory_mb
+        from pipelines.core.device import peak_memory_mb
 
         against = {
             column: {judge: gain for judge in findings.marks if (gain := findings.against_base(column, judge))}
@@ -1027,9 +1046,9 @@ class _Flow:
             "schema": 1,
             "kind": self.spec.kind,
             "key": key,
-            "consent": workspace.read_json(self.run.consent),
+            "consent": read_json(self.run.consent),
             "started": self.started,
-            "finished": workspace.timestamp(),
+            "finished": timestamp(),
             "wall_s": round(self.clock.seconds, 3),
             "peak_mem_mb": round(peak_memory_mb(), 1),
             "versions": versions(),
@@ -1068,7 +1087,7 @@ class _Flow:
             "renders": {cell.path: file_sha256(self.run.folder / cell.path) for cell in findings.cells},
             "judges": {
                 judge.name: {"weights_sha256": judge.weights_sha256, "licence": judge.licence,
-                             "marks": workspace.plain(findings.marks[judge.name])}
+                             "marks": jsonable(findings.marks[judge.name])}
                 for judge in self.judges
             },
             "against_untrained_base": against,
@@ -1105,19 +1124,19 @@ class _Flow:
 
 def is_complete(run: Run, spec: JobSpec) -> bool:
     """Whether this very comparison is finished in `run`. Light: no torch."""
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     return photos is not None and _complete(run, _key_of(run, spec, photos))
 
 
 def _key_of(run: Run, spec: JobSpec, photos: PhotoSet) -> str:
     """What determines a report: the job, the photos, and the files that were imported."""
-    cards = [workspace.read_json(run.method(name) / "subject.json") or {} for name in workspace.imported(run)]
+    cards = [read_json(run.method(name) / "subject.json") or {} for name in imported_columns(run)]
     imported = [[sorted(card.get(each, "") for card in cards) for each in ("id", "phrase")]] if cards else []
-    return sha(workspace.plain(spec), photos.digest, *imported)
+    return sha(jsonable(spec), photos.digest, *imported)
 
 
 def _complete(run: Run, key: str) -> bool:
-    saved = workspace.read_json(run.manifest)
+    saved = read_json(run.manifest)
     if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
         return False
     files = [run.report, *(run.folder / path for path in saved.get("renders", {}))]

@@ -15,9 +15,9 @@ from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
 from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, find_base
-from pipelines.core import workspace
-from pipelines.core.runtime import Device
-from pipelines.core.schema import COLUMNS, PhotoSet, Sampling, UserError
+from pipelines.core.device import Device
+from pipelines.core.records import COLUMNS, PhotoSet, Sampling, UserError
+from pipelines.core.run import run_at
 from pipelines.generation.generator import Generator
 from pipelines.reports.findings import Findings, ScoredRender, _absent
 from pipelines.reports.page import _refusals
@@ -101,7 +101,7 @@ def test_it_refuses_what_the_stock_pipeline_refuses():
 
 def test_a_job_says_which_pictures_were_refused_and_does_not_draw_them_again(tmp_path, monkeypatch):
     base = filtered_base(tmp_path / "base", True)
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     spec = JobSpec("generate", str(base), "man", ("none",), "draft", samplings=LOOKS, device="cpu")
     events = list(perform(run, spec))
     refused = [event for event in events if event.kind == "refused"]
@@ -218,7 +218,7 @@ def test_the_embedded_base_needs_none():
 
 
 def test_the_report_counts_them_and_averages_over_the_others():
-    from pipelines.core.schema import Score
+    from pipelines.core.records import Score
 
     def cell(column, sampling, value):
         return ScoredRender(column, sampling, f"renders/{column}/{sampling.seed}.png", (Score("", "dlib", value),))

@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.__main__ import main
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.finishing import credentials, mark, watermark
 from pipelines.photos.decode import decode
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core import workspace
-from pipelines.core.schema import Photo, PhotoSet, UserError
+from pipelines.core.files import append_line
+from pipelines.core.records import Photo, PhotoSet, UserError
+from pipelines.core.run import load_photo_set, run_at, save_photo_set
 from pipelines.evaluation import lookalike, votes
 from pipelines.faces.face import Seen
 from pipelines.faces.judges import available_judges
@@ -324,10 +325,10 @@ def test_a_small_face_is_said_to_be_small(page, tmp_path, monkeypatch):
 def test_the_best_render_stands_beside_the_answer(page, services, tmp_path):  # noqa: F811
     *_, capability, session = page
     row, run = services.view(capability).row.name, session.run
-    teach(run, row, workspace.load_photo_set(run).digest)
+    teach(run, row, load_photo_set(run).digest)
     for column, subject, value in (("lora", "lora-1", 0.61), ("none", None, 0.9)):
         line = {"render": run.relative(draw(run, column, 1, row, subject)), "judge": "colour", "similarity": value}
-        workspace.append_line(run.scores, line)
+        append_line(run.scores, line)
     view = services.view(capability)
     assert view.best_score("colour") == ("lora", 0.61), "the untrained base draws nobody in particular"
     said = ask(page, upload("a.png", patches(RED), tmp_path))
@@ -392,7 +393,7 @@ def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  #
         for method, value in (("lora", 0.5), ("dreambooth", 0.2), ("none", 0.0)):
             path = draw(run, method, seed, row, None if method == "none" else f"{method}-1")
             line = {"render": run.relative(path), "judge": "dlib", "similarity": value}
-            workspace.append_line(run.scores, line)
+            append_line(run.scores, line)
     view = services.view(capability)
     shown = tab.show(view)
     assert shown[tab.voting.row]["visible"] and shown[tab.voting.links]["value"] == ""
@@ -467,24 +468,24 @@ def test_names_on_the_strip_and_in_votes_are_escaped():
 
 
 def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
-    from pipelines import __main__ as command
+    from pipelines.cli import main
 
     monkeypatch.setattr("pipelines.faces.judges.available_judges", lambda **_: [JUDGE])
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     run.photos.mkdir()
     moved = [photo(run.photos, Path(one.path).name, np.asarray(Image.open(one.path))[0, 0]) for one in red.photos]
-    workspace.save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
+    save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
     any_picture = tmp_path / "any.png"
     Image.fromarray(patches(RED, BLACK, BLUE)).save(any_picture)
-    assert command.main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == command.DONE
+    assert main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["images"]["any.png"]["faces"]
     first, second = (one["judges"]["colour"] for one in found)
     assert first["looks_like"] == lookalike.PERSON != second["looks_like"]
     assert set(first["nearest"]) == {lookalike.PERSON, lookalike.SAMPLE}, "nothing was drawn by the base yet"
-    assert command.main(["score", str(any_picture), "--run", str(run.folder)]) == command.DONE
+    assert main(["score", str(any_picture), "--run", str(run.folder)]) == 0
     assert "face 1, colour: It looks like this person." in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        command.main(["score", str(any_picture)])
+        main(["score", str(any_picture)])
 
 
 def test_letters_stand_above_their_lines_and_not_on_each_other():

@@ -21,7 +21,7 @@ import gradio as gr
 
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.core import presets, safety
-from pipelines.core.schema import Sampling, Style, UserError, place_of
+from pipelines.core.records import Sampling, Style, UserError, place_of
 from pipelines.runs.jobspec import COMPARED_STYLES
 from ui import views
 from ui.generate import imports
