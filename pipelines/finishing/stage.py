@@ -191,15 +191,17 @@ def judges() -> tuple[Judge, ...]:
     return _judges(tuple(find_pack(name) for name in ARCFACE_PACKS))
 
 
-def baseline_of(run: Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
-    """The person of the run; where the run has no photos to compare with, the picture itself."""
+def baseline_of(run: Run | None, image: np.ndarray, judging: Sequence[Judge], *, number: int | None = None) -> Baseline:
+    """The person of the run; without a run, or photos in it to compare with, the picture itself (see
+    `refine.baseline_itself` for `number` and what is raised).
+    """
     from pipelines.finishing import refine
 
-    photos: PhotoSet | None = load_photo_set(run)
+    photos: PhotoSet | None = load_photo_set(run) if run else None
     if photos is not None and photos.held_out:
         with contextlib.suppress(UserError):  # no judge sees a face in them
             return refine.baseline_of(judging, photos)
-    return refine.baseline_itself(judging, image)
+    return refine.baseline_itself(judging, image, number=number)
 
 
 def finish_pictures(

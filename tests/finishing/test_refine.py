@@ -350,3 +350,72 @@ def test_every_background_can_be_drawn_and_none_else(large):
         assert made.shape == large.shape and made.dtype == np.uint8 and not np.array_equal(made, large)
     with pytest.raises(ValueError, match="no background"):
         matte.replaced(large, alpha, "palm beach")
+
+
+# ------------------------------------------------------------------------------------------------- several people
+
+
+class TwoFaces:
+    """A judge that sees a large stranger at the left and the person, smaller, at the right."""
+
+    name, licence, weights_sha256, calibration = "two", "none", "0", None
+
+    def __init__(self, split: float, person: float = 0.8):
+        self.split, self.person = split, person
+
+    def look_at_each(self, image):
+        height, width = image.shape[:2]
+        at = self.split * width
+        return [
+            Seen(np.array([0.02, 1.0]), None, float(height), 2, (0.0, 0.0, at, float(height))),
+            Seen(np.array([self.person, 1.0]), None, height / 2, 2, (at, 0.0, float(width), float(height))),
+        ]
+
+    def look(self, image):
+        return self.look_at_each(image)[0]
+
+    def similarity(self, a, b):
+        return float(a[0])
+
+
+@pytest.fixture(scope="module")
+def beside_a_stranger() -> np.ndarray:
+    """A stranger of 384 px at the left, the person of 256 px at the right."""
+    page = np.full((384, 640, 3), 128, np.uint8)
+    for number, side, left in ((3, 384, 0), (7, 256, 384)):
+        page[:side, left : left + side] = np.asarray(Image.open(SAMPLE[number]).convert("RGB").resize((side, side)))
+    return page
+
+
+def test_the_face_nearest_to_the_person_is_meant_and_never_the_largest(beside_a_stranger):
+    judge = TwoFaces(0.6)
+    baseline = Baseline((Reference(judge, np.array([0.0, 1.0]), 3),), refine.HELD_OUT)
+    steps = steps_of(("restore", "sharpen"), restorer="x")
+    green = np.full((1024, 1024, 3), (0, 255, 0), np.uint8)
+    made = refine.refine(beside_a_stranger, steps, baseline=baseline, tolerance={"two": 0.9}, size_px=640,
+                         tools=Tools(restore=lambda crop: green))  # fmt: skip
+    assert made.raw == {"two": 0.8}, "of the person, not of the larger face"
+    changed = np.abs(made.image.astype(int) - beside_a_stranger).max(2) > 60
+    assert changed[:, 384:].mean() > 0.1 and changed[:, :384].mean() < 0.01, "only the person was redrawn"
+    face = refine.refine(beside_a_stranger, (), baseline=baseline, size_px=640).face
+    assert face is not None and face.eyes[:, 0].min() > 384, "the person is cut out"
+
+
+def test_a_person_whose_face_dlib_does_not_find_is_not_somebody_else(beside_a_stranger):
+    baseline = Baseline((Reference(TwoFaces(0.99), np.array([0.0, 1.0]), 3),), refine.HELD_OUT)
+    assert refine.refine(beside_a_stranger, (), baseline=baseline, size_px=640).face is None
+
+
+def test_where_nobody_is_known_several_prominent_faces_are_a_question(beside_a_stranger):
+    judges = available_judges()
+    with pytest.raises(refine.SeveralFaces, match="2 faces in the picture are prominent") as caught:
+        refine.baseline_itself(judges, beside_a_stranger)
+    assert caught.value.count == 2
+    for number, inside in ((1, (0, 384)), (2, (384, 640))):
+        found = refine.baseline_itself(judges, beside_a_stranger, number=number)
+        face = refine.refine(beside_a_stranger, (), baseline=found, size_px=640).face
+        assert face is not None and inside[0] <= face.eyes[:, 0].mean() < inside[1]
+        assert all(value == 1.0 for value in found.look(beside_a_stranger)[0].values())
+    for number in (0, 3):
+        with pytest.raises(UserError, match=f"There is no face {number}"):
+            refine.baseline_itself(judges, beside_a_stranger, number=number)
