@@ -1,6 +1,6 @@
 """What the pages show is told in the reader's language, all of it: a rich run is rendered in English and in others.
 
-Beside it: what other layers say is still what `ui.retold` looks for, and every picture has a text of its own.
+Beside it: what other layers say is still what `ui.words.retold` looks for, and every picture has a text of its own.
 """
 
 # ruff: noqa: F811 - fixtures come from test_app
@@ -35,8 +35,14 @@ from tests.reports.test_figures import FOUND
 from tests.ui.test_app import PORTRAIT_WORDS, base, own_home, photo_file, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, draw, job
 from tests.ui.test_words import LANGUAGES, every_text, measured
-from ui import api, generate, look, photobox, retold, train, views, words
-from ui.state import offered_bases
+from ui import views
+from ui.generate import generate
+from ui.programs import api
+from ui.run import photobox
+from ui.run.state import offered_bases
+from ui.score import look
+from ui.train import train
+from ui.words import retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
 # What no language of ours changes: names, licences, what goes into a prompt, and what this test calls things.
@@ -134,7 +140,7 @@ def assert_told(render: Any) -> None:
 def show(base, monkeypatch):
     """The whole app's `Show`."""
     import app
-    from ui import wiring
+    from ui.page import wiring
 
     shows: list[Any] = []
     monkeypatch.setattr(wiring.Show, "settle", lambda self: shows.append(self))
@@ -421,7 +427,8 @@ def test_no_sentence_of_a_watched_layer_is_missing():
     listed = [form for _, form in retold._patterns()]
     listed += [re.compile("7 finds less of 7 in it: .*")]  # "the person", or "the raw picture"
     for module in WATCHED:
-        tree = ast.parse((ROOT / "pipelines" / f"{module}.py").read_text(encoding="utf-8"))
+        file = next((ROOT / "pipelines").rglob(f"{module}.py"))
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         quiet = {id(each) for node in ast.walk(tree) for each in _unsaid(node)}
         for node in ast.walk(tree):
             if id(node) in quiet or not isinstance(node, ast.Constant | ast.JoinedStr):
@@ -525,7 +532,7 @@ def test_with_a_photo_to_watch_with_nothing_is_missing(show):
 
 def test_from_how_many_photos_on_one_is_kept_to_watch():
     from pipelines.photos.split import split_sizes
-    from ui.state import WATCHED_FROM
+    from ui.run.state import WATCHED_FROM
 
     assert split_sizes(WATCHED_FROM)[1] == 1 and split_sizes(WATCHED_FROM - 1)[1] == 0
     assert any(f"fewer than {WATCHED_FROM} photos" in text for text in every_text())

@@ -18,7 +18,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.core import workspace
 from pipelines.core.fingerprints import file_sha256
 from pipelines.core.schema import REASONS, Photo, PhotoSet, SetReport, UserError
-from ui.words import tell
+from ui.words.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
 FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small run

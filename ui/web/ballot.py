@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pipelines.core import workspace
 from pipelines.core.schema import UserError
 from pipelines.evaluation import votes
-from ui.errors import sentence
-from ui.sessions import RUN_NAME
-from ui.words import ENGLISH, preferred, translate
+from ui.page.errors import sentence
+from ui.run.sessions import RUN_NAME
+from ui.words.words import ENGLISH, preferred, translate
 
 PREFIX = "/vote/"
 BODY_LIMIT = 1 << 12  # bytes of an answer

@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from html import escape, unescape
 
-from ui.words import ENGLISH, spoken, translate
+from ui.words.words import ENGLISH, spoken, translate
 
 # What a sentence holds that is told too; other parts are figures, and names that somebody gave.
 HELD = ("who", "rounds", "says", "issuer", "why", "bases")
