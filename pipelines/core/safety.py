@@ -177,3 +177,18 @@ def _pattern(terms: Iterable[str], number: str = "") -> re.Pattern[str]:
     meant = {" ?": "[^a-z0-9]*", " ": "[^a-z0-9]+", "(": "(?:", "*": "[a-z]*", "{n}": number}
     made = (re.sub(r" \?|[ (*]|\{n\}", lambda found: meant[found[0]], term) for term in terms)
     return re.compile(rf"(?<![a-z])(?:{'|'.join(made)})(?![a-z])")
+
+
+def printable(name: str) -> str:
+    """A file name as it may be shown and stored anywhere: characters that steer a terminal or turn the reading direction
+    are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
+    """
+    return "".join(each if each.isprintable() or each in JOINERS else _escaped(each) for each in name)
+
+
+JOINERS = "\u200c\u200d"  # between letters of some scripts and inside emoji; not printable by Python's reckoning
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from pipelines.core.safety import printable
 from pipelines.core.schema import UserError
 from pipelines.photos import colour
 
@@ -102,28 +103,36 @@ def decode(path: Path) -> np.ndarray:
     """Read one photo: upright RGB uint8 (H, W, 3) in sRGB, first frame, nothing but pixels.
 
     The size is checked from the header, before a single pixel is decoded. Transparent parts become white, 16-bit
-    and CMYK become 8-bit RGB, colour profiles are applied. Raises `UserError` with a sentence that starts with the
+    and CMYK become 8-bit RGB, colour profiles are applied. Raises `Unreadable` with a sentence that starts with the
     file's name.
     """
     restrict_pillow()
-    name = path.name
+    name = printable(path.name)
     try:
         if not path.is_file() and path.exists():
-            raise UserError(f"{name} is not a file. Choose a photo instead.")
+            raise Unreadable(name, "is not a file. Choose a photo instead.")
         file = path.open("rb")
-    except PermissionError as error:
-        raise UserError(f"{name} may not be read (permission denied). Allow reading it, or leave it out.") from error
+    except PermissionError:
+        raise Unreadable(name, "may not be read (permission denied). Allow reading it, or leave it out.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{name} could not be opened ({reason(error)}). Choose it again.") from error
+        raise Unreadable(name, f"could not be opened ({reason(error)}). Choose it again.") from None
     with file:
         try:
             return _decoded(file)
-        except _Unreadable as problem:
-            raise UserError(f"{name} {problem}") from problem.__cause__
+        except _Refused as problem:
+            raise Unreadable(name, str(problem)) from problem.__cause__
 
 
-class _Unreadable(UserError):
-    """A sentence without its first word, the file's name."""
+class Unreadable(UserError):
+    """A photo can't be read. `why` is the sentence without its first word, the file's name."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(f"{name} {why}")
+        self.why = why
+
+
+class _Refused(Exception):
+    """Why a file can't be read: `Unreadable.why`."""
 
 
 def _decoded(file: IO[bytes]) -> np.ndarray:
@@ -131,15 +140,15 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
 
     size = os.fstat(file.fileno()).st_size
     if size == 0:
-        raise _Unreadable("is empty (0 bytes). Copy it again from where it came from.")
+        raise _Refused("is empty (0 bytes). Copy it again from where it came from.")
     if size > MAX_FILE_BYTES:
-        raise _Unreadable(f"is {size >> 20} MB; at most {MAX_FILE_BYTES >> 20} MB can be read. Save it smaller.")
+        raise _Refused(f"is {size >> 20} MB; at most {MAX_FILE_BYTES >> 20} MB can be read. Save it smaller.")
     head = file.read(HEAD_BYTES)
     kind = kind_of(head)
     if isinstance(kind, str):
-        raise _Unreadable(kind)
+        raise _Refused(kind)
     if kind is None:
-        raise _Unreadable("is not a photo that can be read. Save it as JPEG or PNG.")
+        raise _Refused("is not a photo that can be read. Save it as JPEG or PNG.")
     if "JPEG" in kind:
         _check_scans(file)
     file.seek(0)
@@ -149,9 +158,9 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; the check below refuses them
             image = Image.open(file, formats=[each for each in kind if each in Image.OPEN])
     except Image.DecompressionBombError as error:
-        raise _Unreadable("has far too many pixels. Save it with at most 40 megapixels.") from error
+        raise _Refused("has far too many pixels. Save it with at most 40 megapixels.") from error
     except Exception as error:
-        raise _Unreadable("is not a photo that can be read. Save it as JPEG or PNG.") from error
+        raise _Refused("is not a photo that can be read. Save it as JPEG or PNG.") from error
     with image:
         _check_size(*image.size)
         _check_tiff(image)
@@ -164,25 +173,25 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
                 image.load()
                 pixels = _upright_rgb(image, profile)
         except UserError as problem:
-            raise _Unreadable(str(problem)) from problem
+            raise _Refused(str(problem)) from problem
         except Exception as error:
             if _tags(image).get(262) == 6:
                 told = "keeps its colours as YCbCr in a way that can't be read. Save it as JPEG or PNG."
-                raise _Unreadable(told) from error
-            raise _Unreadable("is damaged or cut short. Copy it again or leave it out.") from error
+                raise _Refused(told) from error
+            raise _Refused("is damaged or cut short. Copy it again or leave it out.") from error
     if _is_deep_rgb(image, head) and int(pixels.max()) < 16:
-        raise _Unreadable("uses only the lowest of its 16 bits and would be black. Save it with 8 bits a channel.")
+        raise _Refused("uses only the lowest of its 16 bits and would be black. Save it with 8 bits a channel.")
     return pixels
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise _Unreadable(
+        raise _Refused(
             f"has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); at most "
             f"{MAX_PIXELS // 10**6} can be read. Save it smaller."
         )
     if width * height == 0:
-        raise _Unreadable("has no pixels. Choose another photo.")
+        raise _Refused("has no pixels. Choose another photo.")
 
 
 def _tags(image: Any) -> dict[int, Any]:
@@ -194,7 +203,7 @@ def _check_tiff(image: Any) -> None:
     """Refuse raw files: what Pillow reads from them is a thumbnail or the bare sensor."""
     tags = _tags(image)
     if 50706 in tags or tags.get(262) in (32803, 34892) or (330 in tags and tags.get(254, 0) & 1):
-        raise _Unreadable(RAW)
+        raise _Refused(RAW)
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:
@@ -220,8 +229,8 @@ def _check_scans(file: IO[bytes]) -> None:
                 at += int.from_bytes(data[at : at + 2], "big")
             scans += marker == _SOS
             if scans > MAX_JPEG_SCANS:
-                raise _Unreadable(f"is a JPEG of more than {MAX_JPEG_SCANS} scans; photos have about 10. Save it anew.")
-    raise _Unreadable("is made of far too many parts to be a photo. Save it anew as JPEG.")
+                raise _Refused(f"is a JPEG of more than {MAX_JPEG_SCANS} scans; photos have about 10. Save it anew.")
+    raise _Refused("is made of far too many parts to be a photo. Save it anew as JPEG.")
 
 
 def reason(error: Exception) -> str:
