@@ -671,7 +671,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos.gather import photo_files, unpack
+    from pipelines.photos.gather import Gathered, gather, unpack
     from pipelines.photos.intake import check
 
     try:
@@ -686,11 +686,14 @@ def _check(asked: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="likeness-") as unpacked:
         for number, path in enumerate(asked.photos):
             if path.is_dir():
-                files += photo_files(path)
+                there = gather(path)
             elif path.suffix.lower() == ".zip":
-                files += unpack(path, Path(unpacked) / str(number))
+                there = unpack(path, Path(unpacked) / str(number))
             else:
-                files.append(path)
+                there = Gathered((path,), {})
+            files += there.photos
+            for sentence in there.told:
+                _say(sentence)
         found, report = check(
             files,
             min_eye_distance_px=row.min_eye_distance_px,
@@ -1107,9 +1110,12 @@ def _print_table(report: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Every problem ends as one sentence on stderr."""
+    from pipelines.photos.decode import restrict_pillow
+
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     asked = parser().parse_args(arguments)
     try:
+        restrict_pillow()
         return int(asked.run(asked))
     except UserError as problem:
         _say(str(problem))

@@ -180,13 +180,17 @@ def _pattern(terms: Iterable[str], number: str = "") -> re.Pattern[str]:
 
 
 def printable(name: str) -> str:
-    """A file name as it may be shown and stored anywhere: characters that steer a terminal or turn the reading direction
-    are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
+    """A file name as it may be shown and stored anywhere: characters that steer a terminal or turn the reading
+    direction are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
     """
-    return "".join(each if each.isprintable() or each in JOINERS else _escaped(each) for each in name)
+    return "".join(each if _is_harmless(each) else _escaped(each) for each in name)
 
 
-JOINERS = "\u200c\u200d"  # between letters of some scripts and inside emoji; not printable by Python's reckoning
+JOINERS = "\u200c\u200d"  # between letters of some scripts and inside emoji
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"  # spaces
 
 
 def _escaped(character: str) -> str:

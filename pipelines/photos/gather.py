@@ -11,7 +11,7 @@ import errno
 import io
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +23,9 @@ RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", 
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # beside names that begin with a dot: written by systems
 
 
+NO_PHOTO = "is no photo."
+
+
 @dataclass(frozen=True)
 class Gathered:
     """`photos` by name: photos by their content, and what is called or begins like one, so that decoding says what is
@@ -32,6 +35,15 @@ class Gathered:
     photos: tuple[Path, ...]
     left_out: dict[str, str]
     notes: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Sentences about what was not taken, and why."""
+        no_photos = [name for name, why in self.left_out.items() if why == NO_PHOTO]
+        told = [f"{name} {why}" for name, why in self.left_out.items() if why != NO_PHOTO]
+        if no_photos:
+            told.append(f"Not taken, because they are no photos: {_some(no_photos)}.")
+        return (*self.notes, *told)
 
 
 def photo_files(folder: Path) -> list[Path]:
@@ -62,7 +74,7 @@ def gather(folder: Path) -> Gathered:
     raise UserError(f"{name} holds no photos. Put 5 to 15 photos of one person into it.{others}")
 
 
-def _some(names: dict[str, str]) -> str:
+def _some(names: Collection[str]) -> str:
     shown = list(names)[:5]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
@@ -86,7 +98,7 @@ def _inside(folder: Path) -> Gathered:
         if path.is_file() and _may_be_photo(path):
             photos.append(path)
         elif path.is_file():
-            left_out[printable(path.name)] = "is no photo"
+            left_out[printable(path.name)] = NO_PHOTO
     return Gathered(tuple(photos), left_out)
 
 
@@ -119,13 +131,15 @@ class _Bounded(io.FileIO):
     """A file of which nobody reads more than ZIP_LIST_BYTES at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > ZIP_LIST_BYTES:
+        wanted = ZIP_LIST_BYTES + 1 if size is None or size < 0 else size
+        data = super().read(min(wanted, ZIP_LIST_BYTES + 1)) or b""
+        if len(data) > ZIP_LIST_BYTES:
             raise _TooMany
-        return super().read(size) or b""
+        return data
 
 
 def unpack(archive: Path, into: Path) -> Gathered:
-    """The photos inside a ZIP, written to `into` (made with mode 0700) under their own file names, those of folders too.
+    """The photos inside a ZIP, in folders too, written to `into` (made with mode 0700) under their own file names.
 
     A member that is damaged, packed far too tightly, locked or no photo is left out by name. Raises UserError for what
     is no ZIP, holds no photo, too many members, too much altogether, a link, or a name that leads out of the archive.
@@ -136,7 +150,7 @@ def unpack(archive: Path, into: Path) -> Gathered:
         with _Bounded(archive) as file, zipfile.ZipFile(file) as opened:
             entries = [entry for entry in opened.infolist() if not entry.is_dir()]
             if len(entries) > ZIP_ENTRIES:
-                raise _TooMany
+                raise UserError(f"{name} holds {len(entries)} files; at most {ZIP_ENTRIES} are read. Send fewer.")
             for entry in entries:
                 if stat.S_ISLNK(entry.external_attr >> 16) or ".." in _parts(entry):
                     raise UserError(f"{name} holds a link or a path that leads out of it. Pack the photos anew.")
@@ -145,7 +159,7 @@ def unpack(archive: Path, into: Path) -> Gathered:
     except UserError:
         raise
     except _TooMany:
-        raise UserError(f"{name} holds more than {ZIP_ENTRIES} files. Pack only the photos.") from None
+        raise UserError(f"{name} holds far more than the {ZIP_ENTRIES} files that are read. Send fewer.") from None
     except _TooMuch:
         raise UserError(f"{name} unpacks to far more than photos need. Send the photos one by one.") from None
     except OSError as error:
@@ -155,7 +169,7 @@ def unpack(archive: Path, into: Path) -> Gathered:
     except Exception:  # zipfile and its decoders raise all kinds; what they say names members
         raise UserError(_no_zip(name)) from None
     if not found.photos:
-        told = " ".join(f"{each} {why}" for each, why in list(found.left_out.items())[:5] if why != "is no photo")
+        told = " ".join(f"{each} {why}" for each, why in list(found.left_out.items())[:5] if why != NO_PHOTO)
         raise UserError(f"{name} holds no photos that can be read. Pack 5 to 15 photos of one person. {told}".strip())
     return found
 
@@ -188,7 +202,7 @@ def _unpack_each(opened: zipfile.ZipFile, entries: list[zipfile.ZipInfo], into: 
         if room <= 0:
             raise _TooMuch
         if not problem and not _may_be_photo(target):
-            problem = "is no photo"
+            problem = NO_PHOTO
         if problem:
             left_out[printable(name)] = problem
             target.unlink(missing_ok=True)
