@@ -15,11 +15,11 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import UserError
 
-WORDS = Path(__file__).resolve().parents[2] / "presets" / "safety"
+WORDS = REPOSITORY / "presets" / "safety"
 REFUSED = (
     "This prompt asks for sexual content, which Likeness does not draw. Describe clothes, light or a place instead."
 )
@@ -177,22 +177,3 @@ def _pattern(terms: Iterable[str], number: str = "") -> re.Pattern[str]:
     meant = {" ?": "[^a-z0-9]*", " ": "[^a-z0-9]+", "(": "(?:", "*": "[a-z]*", "{n}": number}
     made = (re.sub(r" \?|[ (*]|\{n\}", lambda found: meant[found[0]], term) for term in terms)
     return re.compile(rf"(?<![a-z])(?:{'|'.join(made)})(?![a-z])")
-
-
-def printable(name: str) -> str:
-    """A file name as it may be shown and stored anywhere: characters that steer a terminal or turn the reading
-    direction are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
-    """
-    return "".join(each if _is_harmless(each) else _escaped(each) for each in name)
-
-
-JOINERS = "\u200c\u200d"  # between letters of some scripts and inside emoji
-
-
-def _is_harmless(character: str) -> bool:
-    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"  # spaces
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()

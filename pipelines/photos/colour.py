@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 # Colour primaries by their number in ITU-T H.273: the XYZ of red, green and blue, adapted to D50 as ICC profiles are.
 SRGB_PRIMARIES = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))

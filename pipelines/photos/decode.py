@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipelines.core.safety import printable
-from pipelines.core.schema import UserError
+from pipelines.core.files import printable
+from pipelines.core.records import UserError
 from pipelines.photos import colour
 
 MAX_PIXELS = 40_000_000

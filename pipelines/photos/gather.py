@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipelines.core.safety import printable
-from pipelines.core.schema import UserError
+from pipelines.core.files import printable
+from pipelines.core.records import UserError
 from pipelines.photos.decode import MAX_FILE_BYTES, SUFFIXES, kind_of_file, reason
 
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f")

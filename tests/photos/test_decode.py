@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.photos import colour, decode, gather
 from tests.photos.pictures import close, flag, jpeg, png_header, scene
 

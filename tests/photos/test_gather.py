@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.photos import gather, intake
 from tests.photos.pictures import jpeg, scene
 
@@ -140,7 +140,7 @@ def test_names_of_other_systems_and_broken_ones(tmp_path):
 LISTED = """
 import resource, sys, time
 from pathlib import Path
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.photos.gather import unpack
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began = time.process_time()
