@@ -46,7 +46,7 @@ def main() -> int:
     from pipelines.faces.faces import judge
     from pipelines.generation.generation import Generator
     from pipelines.photos.photos import photo_files
-    from pipelines.runs.comparison import perform
+    from pipelines.runs.compare import perform
     from pipelines.runs.jobspec import JobSpec
 
     person = presets.PRESETS / "sample_person"

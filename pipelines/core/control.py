@@ -18,6 +18,7 @@ from pathlib import Path
 from pipelines.core import workspace
 from pipelines.core.schema import UserError
 
+SAVE_EVERY_S = 3.0  # how often a stage saves what it can't afford to lose to a kill
 STOPPED = "Stopped. What was learned so far is kept; start again to continue."
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.core import inscription, workspace
+from pipelines.core.control import Control
 from pipelines.core.fingerprints import file_sha256
 from pipelines.core.schema import SOURCE_NAME, Event, Finish, PhotoSet, UserError
-from pipelines.core.slices import Slice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,8 +213,7 @@ def finish_pictures(
     run: workspace.Run,
     order: Finish,
     *,
-    stop: Callable[[], bool] = lambda: False,
-    pause: Slice | None = None,
+    control: Control | None = None,
     tools: Tools | None = None,
 ) -> Generator[Event, None, bool]:
     """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
@@ -232,11 +231,11 @@ def finish_pictures(
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []
-    pause, so_far = pause or Slice(), run.folder / "finished" / SO_FAR
+    control, so_far = control or Control(), run.folder / "finished" / SO_FAR
     before = workspace.read_json(so_far) or {}
     done: dict[str, str] = before["done"] if before.get("order") == workspace.plain(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
-        if stop() or pause():
+        if control.ended():
             return False
         try:
             path = run.folder / picture
@@ -256,7 +255,7 @@ def finish_pictures(
             record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
             done[picture] = raw
             workspace.write_json(so_far, {"order": order, "done": done})
-            pause.keep()
+            control.keep()
             made.append((_entry(path), finished.delivered))
             yield _told_finished(run, record, number, total)
         except UserError as problem:

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core import parallel, workspace
-from pipelines.runs.jobspec import JobSpec, spec_from_json
-from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
 from pipelines.core.schema import ALL_METHODS, Event, UserError
 from pipelines.core.workspace import Lock, Run
+from pipelines.runs.jobspec import JobSpec, spec_from_json
+from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
 
 __all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
 

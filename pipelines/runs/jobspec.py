@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pipelines.core import presets, safety
 from pipelines.bases.registry import BaseRow, find_base
+from pipelines.core import presets, safety
 from pipelines.core.schema import (
     ALL_METHODS,
     ATTENTIONS,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core import workspace
-from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.core.schema import Photo, PhotoSet, UserError
 from pipelines.core.workspace import Run
+from pipelines.runs.jobspec import JobSpec, spec_from_json
 
 CONDITIONS = ("versions", "machine", "device", "base")  # what has to be the same for the same bits
 

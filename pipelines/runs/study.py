@@ -23,13 +23,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs import jobs
-from pipelines.core import presets, workspace
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.runs.comparison import CONSENT, is_complete
-from pipelines.runs.jobspec import JobSpec, Setting
+from pipelines.core import presets, workspace
 from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
 from pipelines.core.workspace import Run
+from pipelines.runs import jobs
+from pipelines.runs.compare import CONSENT, is_complete
+from pipelines.runs.jobspec import JobSpec, Setting
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
 OTHERS = 5

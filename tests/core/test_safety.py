@@ -10,7 +10,8 @@ import pytest
 from pipelines.core import presets, safety, workspace
 from pipelines.core.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
 from pipelines.core.schema import Sampling, UserError
-from pipelines.runs import comparison, jobs
+from pipelines.runs import jobs
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
@@ -187,9 +188,9 @@ def test_the_python_api_refuses(tmp_path):
     with refused:
         next(generator.render([Sampling(BAD)], None, class_word="man"))
     with refused:
-        next(comparison.compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
+        next(compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
     with refused:
-        next(comparison.perform(workspace.run_at(tmp_path / "other"), job()))
+        next(perform(workspace.run_at(tmp_path / "other"), job()))
     from PIL import Image
 
     save_render(Image.new("RGB", (8, 8)), Sampling(BAD), tmp_path / "a.png", method="none", base="x")
@@ -212,7 +213,7 @@ def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
     run = workspace.run_at(tmp_path / "run")
     workspace.write_json(run.spec, job())
     with refused:
-        next(comparison.perform(run, jobs.load_spec(run)))
+        next(perform(run, jobs.load_spec(run)))
 
 
 def test_the_command_line_refuses(tmp_path, capsys):

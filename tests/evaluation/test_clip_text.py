@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.core.schema import UserError
 from pipelines.evaluation import clip_text
 from pipelines.evaluation.clip_text import ClipText
-from pipelines.runs.comparison import compare
+from pipelines.runs.compare import compare
 from tests.tiny import make_tokenizer, tiny_folder
 
 ROOT = Path(__file__).resolve().parents[2]

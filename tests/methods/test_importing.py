@@ -17,7 +17,7 @@ from pipelines.core.schema import COLUMNS, METHODS, Sampling, UserError, is_impo
 from pipelines.methods import formats, importing, kohya, method
 from pipelines.reports import packing
 from pipelines.reports.report import to_json
-from pipelines.runs.comparison import perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
 from tests.methods.test_methods import disturbed, picture
 from tests.runs import make_run

@@ -18,7 +18,7 @@ from pipelines.bases import family as family_module
 from pipelines.core.schema import METHODS, Sampling
 from pipelines.core.workspace import load_photo_set, run_at
 from pipelines.generation.generation import Generator
-from pipelines.runs.comparison import compare, perform
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.training import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
 from tests.runs import quick

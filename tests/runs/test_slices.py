@@ -19,10 +19,11 @@ from pipelines.evaluation import metrics, scoring
 from pipelines.finishing import finishing
 from pipelines.photos import photos
 from pipelines.runs import jobs, worker
-from pipelines.runs.comparison import Resident, perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, read_status, status
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import Ledger
+from pipelines.runs.prepare import Resident
 from pipelines.training import training
 from pipelines.training.batches import Batches
 from pipelines.training.training import STRENGTHS, Look, Watch, load_subject

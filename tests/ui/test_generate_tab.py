@@ -20,8 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.bases.registry import completions, find_base, unknown_words
 from pipelines.core import inscription, presets, workspace
 from pipelines.core.schema import Event, Sampling, UserError
+from pipelines.generation.draw import render_name
 from pipelines.runs import jobs
-from pipelines.runs.comparison import render_name
 from tests.ui.test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
 
 PROMPT = "portrait of {subject}, grey background"
