@@ -208,7 +208,7 @@ def ours(
 
     from pipelines.bases.family import load_family
     from pipelines.training.batches import TrainingData
-    from pipelines.training.training import train
+    from pipelines.training.loop import train
 
     height, width = row.shapes[0]
     frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), dtype=np.uint8)

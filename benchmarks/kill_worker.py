@@ -80,10 +80,10 @@ class Server:
 def take_in(folder: Path, base: str) -> Run:
     """A run with the sample person's photos."""
     from pipelines.bases.registry import find_base
-    from pipelines.photos import photos
+    from pipelines.photos import intake
 
     run = workspace.run_at(folder)
-    found = photos.intake(sample_photos(), run.photos, min_eye_distance_px=find_base(base).min_eye_distance_px)
+    found = intake.intake(sample_photos(), run.photos, min_eye_distance_px=find_base(base).min_eye_distance_px)
     workspace.save_photo_set(run, found)
     return run
 
@@ -118,7 +118,7 @@ def last_step(run: Run) -> int:
 
 
 def artefact(run: Run, method: str) -> str:
-    from pipelines.training.training import load_subject
+    from pipelines.training.loop import load_subject
 
     subject = load_subject(run.method(method))
     assert subject.complete, "the training said that it was done"

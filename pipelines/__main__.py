@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pipelines.core.workspace import Run
     from pipelines.evaluation.lookalike import Opinion
     from pipelines.faces.faces import Judge
-    from pipelines.finishing.refining import Outcome
+    from pipelines.finishing.refine import Outcome
     from pipelines.runs.jobspec import JobSpec
 
 DREAMBOOTH_LORA = "likeness_dreambooth_lora.safetensors"
@@ -421,7 +421,7 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    from pipelines.photos.photos import photo_files
+    from pipelines.photos.gather import photo_files
 
     found: dict[str, tuple[str, ...]] = {}
     for each in asked:
@@ -539,7 +539,7 @@ def _extract(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import find_base
     from pipelines.core.runtime import pick_device
     from pipelines.methods import extract
-    from pipelines.training.training import load_subject
+    from pipelines.training.loop import load_subject
 
     run = _run_of(asked.folder)
     folder = run.method("dreambooth")
@@ -578,7 +578,7 @@ def _import(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import find_base
     from pipelines.core import workspace
     from pipelines.core.schema import IMPORTED
-    from pipelines.methods import importing
+    from pipelines.methods import imports
     from pipelines.runs import jobs
 
     _face_models(asked)
@@ -588,7 +588,7 @@ def _import(asked: argparse.Namespace) -> int:
     if any(jobs.status(slot).busy for slot in (run, run.drawing)):
         raise UserError("This run is still being worked on. Stop it first, or wait.")
     if asked.remove is not None:
-        importing.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
+        imports.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
         if asked.json:
             _print_json({"run": str(run.folder), "removed": asked.remove})
         else:
@@ -599,8 +599,8 @@ def _import(asked: argparse.Namespace) -> int:
     spec = jobs.load_spec(run)
     if not asked.file.is_file():
         raise WrongUse(f"There is no file {asked.file}. Check the path.")
-    name = asked.name or importing.slug(asked.file.stem)
-    card = importing.add(
+    name = asked.name or imports.slug(asked.file.stem)
+    card = imports.add(
         run, asked.file, find_base(spec.base), name=name, class_word=spec.class_word, phrase=asked.trigger
     )
     column = IMPORTED + name
@@ -657,7 +657,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
     chosen = {key: value for key, value in changes.items() if value is not None}
     chosen |= {"scheduler": asked.scheduler, "strength": asked.strength, "source": asked.source}
     if asked.draft:
-        from pipelines.generation import drafts
+        from pipelines.methods import drafts
 
         if drafts.find(row) is None:
             raise drafts.missing(row)
@@ -671,7 +671,8 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos import photos
+    from pipelines.photos.gather import photo_files, unpack
+    from pipelines.photos.intake import check
 
     try:
         row = find_base(asked.base or default_base())
@@ -685,12 +686,12 @@ def _check(asked: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="likeness-") as unpacked:
         for number, path in enumerate(asked.photos):
             if path.is_dir():
-                files += photos.photo_files(path)
+                files += photo_files(path)
             elif path.suffix.lower() == ".zip":
-                files += photos.unpack(path, Path(unpacked) / str(number))
+                files += unpack(path, Path(unpacked) / str(number))
             else:
                 files.append(path)
-        found, report = photos.check(
+        found, report = check(
             files,
             min_eye_distance_px=row.min_eye_distance_px,
             progress=lambda done, total, _: bar.show("looking", done, total),
@@ -769,7 +770,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     """Every face of each picture against the person of a run."""
     from pipelines.core import presets, workspace
     from pipelines.evaluation import lookalike
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     run = _run_of(asked.of_run)
     photos = workspace.load_photo_set(run)
@@ -818,19 +819,19 @@ def _finish(asked: argparse.Namespace) -> int:
     from pipelines.core import inscription, workspace
     from pipelines.core.schema import Finish
     from pipelines.faces import faces
-    from pipelines.finishing import finishing, marking, refining
-    from pipelines.photos.photos import decode
+    from pipelines.finishing import mark, refine, stage
+    from pipelines.photos.decode import decode
 
     _face_models(asked)
     if not asked.image.is_file():
         raise WrongUse(f"There is no file {asked.image}. Check the path.")
-    kinds = [name for name, ends in marking.FORMATS.items() if asked.out.suffix.lower() in ends]
+    kinds = [name for name, ends in mark.FORMATS.items() if asked.out.suffix.lower() in ends]
     if not kinds:
         raise WrongUse(f"{asked.out.name} names no format. End it in .jpg, .png, .webp or .avif.")
     run = _run_of(asked.of_run) if asked.of_run else None
     order = Finish(
         ("renders/picture.png",),
-        refining.DEFAULT_STEPS if asked.steps is None else asked.steps,
+        refine.DEFAULT_STEPS if asked.steps is None else asked.steps,
         background=asked.background,
         upscaler=asked.upscaler,
         restorer=asked.restorer,
@@ -839,28 +840,26 @@ def _finish(asked: argparse.Namespace) -> int:
         format_name=kinds[0],
     )
     try:
-        finishing.check(order)
-        size = finishing.size_of(asked.size, px=asked.px)
+        stage.check(order)
+        size = stage.size_of(asked.size, px=asked.px)
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     image = decode(asked.image)
     judges = faces.available_judges(on_problem=_say)
-    baseline = finishing.baseline_of(run, image, judges) if run else refining.baseline_itself(judges, image)
+    baseline = stage.baseline_of(run, image, judges) if run else refine.baseline_itself(judges, image)
     bar = Bar()
     drawn = inscription.read(asked.image)
     base = drawn.base if drawn else ""
-    made = finishing.finish(
-        image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one))
-    )
+    made = stage.finish(image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one)))
     workspace.write_bytes(asked.out, made.delivered.data)
     if asked.json:
-        _print_json({"file": str(asked.out), **finishing.told(made)})
+        _print_json({"file": str(asked.out), **stage.told(made)})
         return DONE
     for sentence in made.notes:
         _say(sentence)
     one = made.delivered
     print(f"{asked.out}: {one.width_px} x {one.height_px} px, {one.kb:.0f} kB {one.format_name}")
-    for judge, found in finishing.told(made)["similarity"].items():
+    for judge, found in stage.told(made)["similarity"].items():
         print(f"{judge}: {_figure(found['raw'])} raw, {_figure(found['delivered'])} as delivered, to {baseline.of}")
     return DONE
 
@@ -878,10 +877,10 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def _verify(asked: argparse.Namespace) -> int:
     if not asked.image.is_file():
         raise WrongUse(f"There is no file {asked.image}. Check the path.")
-    from pipelines.finishing import marking
+    from pipelines.finishing.mark import verify
 
     try:
-        found = marking.verify(asked.image)
+        found = verify(asked.image)
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     if asked.json:
@@ -927,7 +926,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core import workspace
-    from pipelines.photos.photos import photo_files
+    from pipelines.photos.gather import photo_files
     from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)

@@ -37,7 +37,7 @@ def test_folding_normalises_the_latents_and_changes_no_picture():
 
 
 def test_the_autoencoder_resumes_from_its_checkpoint(tmp_path):
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     options = {"recogniser": None, "device": "cpu"}
     autoencoder.train(_portraits(), tmp_path, budget_s=0.5, **options)
@@ -114,7 +114,7 @@ def test_the_latent_recogniser_finds_whose_latents_these_are_and_is_kept(tmp_pat
 
 
 def test_the_denoiser_resumes_from_its_checkpoint(tmp_path, monkeypatch):
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     monkeypatch.setattr(identity, "EPOCHS", 1)
     monkeypatch.setattr(denoiser, "BATCH", 2)

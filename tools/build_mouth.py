@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from pipelines.core.runtime import machine
 from pipelines.faces import expressions
 from pipelines.faces.faces import detect_faces
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 LABELS = ROOT / "tools" / "mouth_labels.csv"
 INPUT_PX = 32

@@ -51,9 +51,9 @@ def main() -> int:
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
     from PIL import Image
 
-    from pipelines.core.checkpoints import load_tensors
     from pipelines.faces import arcface_mini
-    from pipelines.photos import photos
+    from pipelines.photos import split
+    from pipelines.training.checkpoints import load_tensors
     from tools.portrait_base import data, denoiser, evaluate
 
     portraits = data.load(options.data)
@@ -133,8 +133,8 @@ def main() -> int:
             seen = mini.look(_large(frame)).vector
             if seen is None or mini.similarity(own, seen) < same_person:
                 continue
-            hashes = [photos.perceptual_hash(each) for each in kept]
-            if min(int((photos.perceptual_hash(frame) != each).sum()) for each in hashes) <= SAME_MOMENT_BITS:
+            hashes = [split.perceptual_hash(each) for each in kept]
+            if min(int((split.perceptual_hash(frame) != each).sum()) for each in hashes) <= SAME_MOMENT_BITS:
                 continue
             if np.linalg.norm(portraits.descriptors - descriptor, axis=1).min() >= NOT_A_REAL_PERSON_L2:
                 kept.append(frame)

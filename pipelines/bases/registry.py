@@ -85,7 +85,7 @@ class BaseRow:
     # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
     # published configuration; None: not counted
     forward_tflop: float | None = None
-    # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.generation.drafts
+    # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.methods.drafts
     draft_lora: tuple[str, str] | None = None
 
     @property

@@ -81,7 +81,8 @@ class Photo:
     face_box: tuple[float, float, float, float]
     eyes: tuple[tuple[float, float], tuple[float, float]]
     eye_distance_px: float
-    notes: tuple[str, ...] = ()  # what could be better about it
+    notes: tuple[str, ...] = ()  # what could be better about it, in words
+    reasons: tuple[str, ...] = ()  # the codes of REASONS behind the notes
     caption: str | None = None  # the person's own words, with "{subject}"; None: what was measured
     zoom: float = 1.0  # the person's own framing: above 1 closer, below wider than the base's
 
@@ -92,7 +93,7 @@ class PhotoCheck:
 
     name: str  # the person's own file name
     verdict: str  # "good" | "usable" | "leave_out"
-    reasons: tuple[str, ...] = ()  # stable codes, see pipelines.photos.checks.CODES
+    reasons: tuple[str, ...] = ()  # stable codes, keys of REASONS
     text: str = ""  # one line: why, and what to do
     similarity: float | None = None  # to the other photos of the set
     kept: bool = False  # the person overruled "leave_out"
@@ -235,7 +236,7 @@ class Sampling:
     strength: float = 1.0  # LoRA strength
     source: str | None = None  # a picture of the same run to vary, relative to the run's folder; None: from noise alone
     change: float = 1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
-    draft: bool = False  # with the base's distilled LoRA on top, see pipelines.generation.drafts; counts in no figures
+    draft: bool = False  # with the base's distilled LoRA on top, see pipelines.methods.drafts; counts in no figures
 
 
 # What samplings did not have from the beginning.
@@ -268,14 +269,14 @@ def check_variation(sampling: Sampling) -> None:
 
 @dataclass(frozen=True)
 class Finish:
-    """How pictures of a run are to be finished; `pipelines.finishing.finishing` checks it."""
+    """How pictures of a run are to be finished; `pipelines.finishing.stage` checks it."""
 
     pictures: tuple[str, ...]  # paths inside the run, as in `Sampling.source`
-    steps: tuple[str, ...] = ()  # of `refining.STEPS`
-    background: str = ""  # of `matting.BACKGROUNDS`; "" = as it is
+    steps: tuple[str, ...] = ()  # of `refine.STEPS`
+    background: str = ""  # of `matte.BACKGROUNDS`; "" = as it is
     upscaler: str = ""  # a registered name; "" = the embedded one
     restorer: str = ""
-    size: str = "linkedin"  # of `delivery`'s sizes
+    size: str = "linkedin"  # of `deliver.sizes`
     max_kb: int = 200
     format_name: str = "JPEG"
 

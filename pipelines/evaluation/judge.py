@@ -150,7 +150,7 @@ def _marks(
 ) -> dict[str, Marks]:
     """{judge: Marks}: what the untrained base, real photos, and photos drawn again by the base's autoencoder reach."""
     from pipelines.evaluation import scoring
-    from pipelines.photos.photos import frames
+    from pipelines.photos.framing import frames
 
     rebuilt = family.decode(family.encode_images(frames(photos.held_out, family.row)).latents(None))
     drawn = {path: inscription.read(path, whole=True) for path in scores if path.parent == run.renders("none")}
@@ -265,7 +265,7 @@ class _Eye:
 
     def __init__(self, photos: PhotoSet, judge: Judge, others: Sequence[Path]) -> None:
         from pipelines.evaluation import metrics, scoring
-        from pipelines.photos.photos import frames
+        from pipelines.photos.framing import frames
 
         self._judge = judge
         shown = frames(photos.train, aligned=True, resolution_px=metrics.FRAME_PX)
@@ -304,7 +304,7 @@ class _SeenBefore:
     def look(self, eye: _Eye, render: Render, name: str) -> tuple[Facts, dict[str, Any], bool]:
         """(facts, what is remembered of the picture, whether it was looked at just now)."""
         from pipelines.evaluation import metrics
-        from pipelines.photos.photos import decode
+        from pipelines.photos.decode import decode
 
         image = decode(Path(render.path))
         key = f"{name} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
@@ -330,7 +330,7 @@ def _ask_clip(
 ) -> tuple[str | None, list[str]]:  # fmt: skip
     """Put CLIP's answers into `facts` and into what is remembered of each picture; (the backbone's name, problems)."""
     from pipelines.evaluation import clip_text, metrics
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     asked = [render.sampling for render in renders if render.sampling.prompt]
     if not terms.ask_clip or not asked:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.core.schema import Sampling, Score
 from pipelines.faces.faces import PORTRAIT_SIZE_PX, align_by_eyes, detect_faces
-from pipelines.photos import attributes, checks
+from pipelines.photos import captions, checks
 
 FRAME_PX = PORTRAIT_SIZE_PX
 STRUCTURE_PX = 64  # aligned faces are compared at this size: copies survive it, noise does not
@@ -68,7 +68,7 @@ def asked_for(prompt: str) -> dict[str, str]:
     asked = {}
     for thing in ("background", "jacket"):
         found = re.search(rf"\b([a-z]+) {thing}\b", prompt.lower())
-        if found and found[1] in attributes.COLOURS:
+        if found and found[1] in captions.COLOURS:
             asked[thing] = found[1]
     for tone in ("black and white", "sepia"):
         if re.search(rf"\b{tone}\b", prompt.lower()):
@@ -89,7 +89,7 @@ def following(image: np.ndarray, prompt: str) -> float | None:
     asked = asked_for(prompt)
     if not asked:
         return None
-    seen = attributes.measure(image)
+    seen = captions.measure(image)
     shown = {"background": seen.background, "jacket": seen.jacket, "tone": seen.tone}
     if "tone" in asked:  # there are no colours to look for
         asked = {"tone": asked["tone"]}

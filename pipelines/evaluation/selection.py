@@ -16,7 +16,7 @@ from pipelines.core.schema import PhotoSet, UserError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.scoring import Reference, reference
 from pipelines.faces.faces import Judge, available_judges, judge
-from pipelines.training.training import Look, Watch
+from pipelines.training.loop import Look, Watch
 
 PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets that are reported
 

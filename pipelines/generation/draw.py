@@ -3,7 +3,7 @@
 In: a run, columns ("none" is the untrained base), samplings and a loaded base. Out: events, and a `Render` per picture
 in the order of columns and samplings. Pictures that are there already are not drawn again; those that the image filter
 refuses are noted in refused.jsonl.
-Try it: `for event in draw(run, ["none"], [Sampling("man")], family, class_word="man", control=Control()): print(event)`.
+Try it: `list(draw(run, ["none"], [Sampling("man")], family, class_word="man", control=Control()))`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipelines.core import inscription, workspace
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.fingerprints import file_sha256, sha
-from pipelines.core.schema import ALL_METHODS, Event, Render, Sampling, Subject, UserError, sampling_fields
+from pipelines.core.schema import ALL_METHODS, Event, Render, Sampling, UserError, sampling_fields
 from pipelines.core.workspace import Run
 from pipelines.training.teach import subject_of
 
@@ -73,9 +73,8 @@ def draw(
         subject = subject_of(run, column) if column != "none" else None
         subject_id = subject.id if subject else None
         paths = {each: run.renders(column) / render_name(each) for each in samplings}
-        missing = [
-            each for each in samplings if (column, each) not in refused and not _is_drawn(run, each, paths[each])
-        ]
+        wanted = [each for each in samplings if (column, each) not in refused]
+        missing = [each for each in wanted if not _is_drawn(run, each, paths[each])]
         fresh = drawing.render(
             missing,
             run.method(column) if subject else None,
@@ -117,7 +116,7 @@ def brought(run: Run, images: Mapping[str, Sequence[str]]) -> tuple[list[Render]
     import numpy as np
     from PIL import Image
 
-    from pipelines.photos.photos import decode
+    from pipelines.photos.decode import decode
 
     renders: list[Render] = []
     problems: list[str] = []
@@ -164,9 +163,7 @@ def set_aside_old_renders(run: Run, row: BaseRow) -> None:
 
 def refusals(run: Run, row: BaseRow) -> list[tuple[str, Sampling]]:
     """Pictures (column, sampling) that the image filter refused with what the columns are now."""
-    cards: dict[str, Subject | None] = {
-        name: subject_of(run, name) for name in (*ALL_METHODS, *workspace.imported(run))
-    }
+    cards = {name: subject_of(run, name) for name in (*ALL_METHODS, *workspace.imported(run))}
     subjects = {name: card.id if card else None for name, card in cards.items()} | {"none": None}
     found: dict[tuple[str, Sampling], None] = {}
     for line in workspace.read_lines(_refusals_file(run)):

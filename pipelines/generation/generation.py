@@ -26,11 +26,11 @@ from pipelines.core.runtime import Device
 from pipelines.core.safety import check_prompt
 from pipelines.core.schema import Render, Sampling, Subject, UserError, check_variation, sampling_fields
 from pipelines.core.workspace import write_file
-from pipelines.generation import drafts
+from pipelines.methods import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import digest
-from pipelines.methods.kohya import Layers
-from pipelines.training.training import load_subject
+from pipelines.methods.lora_files import Layers
+from pipelines.training.loop import load_subject
 
 SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
 LIMITS: dict[str, tuple[float, float]] = {

@@ -48,7 +48,7 @@ def report(
     run: Run, photos: PhotoSet, findings: Findings, origin: Origin, *, control: Control
 ) -> Generator[Event, None, None]:
     """Write the report, and after everything else the manifest. Raises Stopped before it begins."""
-    from pipelines.photos.photos import frames
+    from pipelines.photos.framing import frames
     from pipelines.reports.report import write
 
     control.check()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipelines.bases.family import Family
     from pipelines.core.runtime import Device
     from pipelines.reports.report import Findings
-    from pipelines.training.training import Watch
+    from pipelines.training.loop import Watch
 
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
 
@@ -93,7 +93,7 @@ def compare(
 
 
 def _photos_and_run(photos: Path | str | Sequence[Path | str] | Run, out: Path | str | None) -> tuple[Run, list[Path]]:
-    from pipelines.photos.photos import photo_files
+    from pipelines.photos.gather import photo_files
 
     if isinstance(photos, Run):
         return photos, []
@@ -201,11 +201,11 @@ def _generate(job: Job) -> Iterator[Event]:
 
 
 def _finish(job: Job) -> Iterator[Event]:
-    from pipelines.finishing import finishing
+    from pipelines.finishing import stage
 
     assert job.spec.finish is not None, "checked"
     control = job.control
-    all_of_them = yield from finishing.finish_pictures(job.run, job.spec.finish, control=control)
+    all_of_them = yield from stage.finish_pictures(job.run, job.spec.finish, control=control)
     if not all_of_them:
         raise Stopped
     yield Event("done", text="The pictures are finished", seconds=control.clock.seconds)

@@ -31,11 +31,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import parallel, workspace
+from pipelines.core import workspace
 from pipelines.core.schema import ALL_METHODS, Event, UserError
 from pipelines.core.workspace import Lock, Run
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
+from pipelines.training import world
 
 __all__ = ["JobSpec", "JobStatus", "enqueue", "events", "follow", "load_spec", "place", "start", "status", "stop"]
 
@@ -483,7 +484,7 @@ class _Supervisor(threading.Thread):
             else:
                 if isinstance(wanted, Run):
                     try:
-                        child = _spawn(parallel.command(load_spec(wanted).processes, wanted.folder), wanted.log)
+                        child = _spawn(world.command(load_spec(wanted).processes, wanted.folder), wanted.log)
                     except (OSError, UserError) as error:
                         answer.put(error)
                     else:
@@ -524,7 +525,7 @@ class _Supervisor(threading.Thread):
             return
         if time.monotonic() - post.since < 3 * post.broken:
             return
-        post.process, post.since = _spawn(parallel.line_command(root, device), root / "worker.log"), time.monotonic()
+        post.process, post.since = _spawn(world.line_command(root, device), root / "worker.log"), time.monotonic()
 
 
 def _take_back(root: Path, line: Ledger) -> None:

@@ -87,9 +87,9 @@ class JobSpec:
                 raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
         row = find_base(self.base)
         if self.kind == "finish":
-            from pipelines.finishing import finishing
+            from pipelines.finishing import stage
 
-            finishing.check(self.finish)
+            stage.check(self.finish)
         offered = COLUMNS if self.kind in ("generate", "finish") else ALL_METHODS
         if not self.methods:
             raise UserError(f"No method was chosen. Choose at least one of: {', '.join(offered)}.")

@@ -19,12 +19,12 @@ from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets, workspace
 from pipelines.core.control import Control
 from pipelines.core.fingerprints import file_sha256, sha
-from pipelines.core.parallel import World, join
 from pipelines.core.schema import Event, PhotoSet, Recipe, UserError
 from pipelines.core.workspace import Run
 from pipelines.evaluation.judge import Terms
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.teach import leave_out_too_large
+from pipelines.training.world import World, join
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
@@ -117,7 +117,7 @@ def take_in(run: Run, spec: JobSpec, row: BaseRow) -> Generator[Event, None, Pho
 
     Raises UserError when there are none, or too few good ones.
     """
-    from pipelines.photos import photos
+    from pipelines.photos import intake
 
     known = workspace.load_photo_set(run)
     if not spec.photos:
@@ -135,7 +135,7 @@ def take_in(run: Run, spec: JobSpec, row: BaseRow) -> Generator[Event, None, Pho
         def progress(done: int, total: int, name: str) -> None:
             tell(Event("note", step=done, steps=total, text=f"{name} looked at", data={"stage": "photos"}))
 
-        return photos.intake(
+        return intake.intake(
             paths,
             run.photos,
             seed=spec.split,

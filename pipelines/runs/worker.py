@@ -1,8 +1,8 @@
 """The worker's side of a job: does it, writes down every outcome in words, and ends when it is asked to.
 
 In: a run's folder with a spec (`work`), or a data root with a line of jobs (`serve`). Out: files that
-`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people ask
-for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
+`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people
+ask for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import parallel, workspace
+from pipelines.core import workspace
 from pipelines.core.control import Control
 from pipelines.core.schema import Event, OutOfMemory, UserError
 from pipelines.core.workspace import Lock, Run
@@ -44,6 +44,7 @@ from pipelines.runs.jobs import (
 )  # fmt: skip
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.prepare import Resident
+from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
 LOOK_EVERY_S = 0.25  # at the line
@@ -93,7 +94,7 @@ def work(run: Run) -> int:
     Every outcome is written to status.json, in words. Tracebacks go to worker.log and nowhere else.
     """
     os.umask(0o077)
-    if parallel.launched() and int(os.environ["RANK"]):
+    if world.launched() and int(os.environ["RANK"]):
         while status(run).state == "queued":  # the first process waits for its turn
             time.sleep(0.2)
         if status(run).state != "running":
@@ -321,7 +322,7 @@ class _Worker:
             self.save(state="queued", phase="Waiting for its turn")
         elif self.asked.ended() and not self.asked.by_person:
             reason = "The app was closed. Start again; it continues where it was."
-            if parallel.launched() and not _orphaned():
+            if world.launched() and not _orphaned():
                 reason = "Another of its processes ended. Start again; it continues where it was."
             self.save(state="interrupted", reason=reason, phase=None, left_s=None, ended=workspace.timestamp())
         else:
@@ -405,7 +406,7 @@ def short(event: Event) -> dict[str, Any]:
 def _orphaned() -> bool:
     """Whether the process that had this one launched is gone."""
     parent = os.environ.get(PARENT_ENV)
-    return parent is not None and parallel.launched() and birth(int(parent)) is None
+    return parent is not None and world.launched() and birth(int(parent)) is None
 
 
 def _parent_lives() -> bool:
@@ -420,7 +421,7 @@ def _end_with_parent() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)  # the page stays quick while both cores train
-    if sys.platform != "linux" or parallel.launched():  # a launcher stands in between: `_orphaned` looks
+    if sys.platform != "linux" or world.launched():  # a launcher stands in between: `_orphaned` looks
         return
     import ctypes
 

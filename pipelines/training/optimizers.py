@@ -1,6 +1,6 @@
 """Which optimizer takes the steps: AdamW, AdamW with 8-bit moments, or Prodigy, which finds its rates itself.
 
-In: groups of parameters with their rates. Out: a torch optimizer whose state `core.checkpoints` saves and puts back.
+In: groups of parameters with their rates. Out: a torch optimizer whose state `checkpoints` saves and puts back.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.core.control import SAVE_EVERY_S, Control, Stopped
-from pipelines.core.parallel import World, join
 from pipelines.core.schema import ALL_METHODS, COMPOSED, Event, OutOfMemory, PhotoSet, Recipe, Subject, UserError
 from pipelines.core.slices import Slice
 from pipelines.core.workspace import Run
 from pipelines.training import estimates
+from pipelines.training.world import World, join
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
     from pipelines.core.runtime import Device
     from pipelines.training.batches import TrainingData
-    from pipelines.training.training import Watch
+    from pipelines.training.loop import Watch
 
 TITLES = {
     "textual_inversion": "Textual inversion",
@@ -48,7 +48,7 @@ class Taught:
 
 def subject_of(run: Run, method: str) -> Subject | None:
     """The card of a method or imported column of the run; None when there is none. UserError when it is damaged."""
-    from pipelines.training.training import load_subject
+    from pipelines.training.loop import load_subject
 
     folder = run.method(method)
     return load_subject(folder) if (folder / "subject.json").is_file() else None
@@ -97,7 +97,7 @@ def teach(
     `find_watch` is asked once, and only when a recipe wants its checkpoints or its strength to be chosen.
     Raises Stopped when a person or a slice ended it; what was learned so far is kept, and the next call goes on there.
     """
-    from pipelines.training.training import train
+    from pipelines.training.loop import train
 
     world = join(family.device.kind)
     control.check(world.any)
@@ -146,7 +146,9 @@ def training_data(
     """What all methods learn from, and dlib's descriptors (n, 128) of the photos where a recipe starts from them."""
     import numpy as np
 
-    from pipelines.photos.photos import crops, decode, frames, heads, training_captions
+    from pipelines.photos.captions import training_captions
+    from pipelines.photos.decode import decode
+    from pipelines.photos.framing import crops, frames, heads
     from pipelines.training.batches import TrainingData
 
     words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]

@@ -471,7 +471,7 @@ def test_completions_say_only_what_the_base_knows_and_nothing_twice(seed):
 
 
 def test_every_phrase_of_the_embedded_base_is_one_its_captions_had():
-    from pipelines.photos.attributes import COLOURS, TONES
+    from pipelines.photos.captions import COLOURS, TONES
 
     row = BASES["portrait-128"]
     groups = phrases_of(row).groups

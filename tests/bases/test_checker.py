@@ -23,7 +23,7 @@ from pipelines.generation.generation import Generator
 from pipelines.reports import report
 from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.training import train
+from pipelines.training.loop import train
 from tests.tiny import add_checker, make_checker, tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 EXACT = Device("cpu", "float32", "exact in tests")

@@ -99,13 +99,11 @@ def test_the_neutral_subject_is_no_particular_person(pipeline):
 
 
 def test_guidance_makes_the_asked_background(pipeline):
-    from pipelines.photos import attributes
+    from pipelines.photos import captions
 
-    dark = [
-        attributes.background_rgb(i).mean() for i in _render(pipeline, "portrait of man, black background", range(4))
-    ]
+    dark = [captions.background_rgb(i).mean() for i in _render(pipeline, "portrait of man, black background", range(4))]
     light = [
-        attributes.background_rgb(i).mean() for i in _render(pipeline, "portrait of man, white background", range(4))
+        captions.background_rgb(i).mean() for i in _render(pipeline, "portrait of man, white background", range(4))
     ]
     assert np.mean(light) - np.mean(dark) > 80
 

@@ -22,9 +22,9 @@ from pipelines.core.runtime import MemoryNeeds, memory_plan
 from pipelines.core.schema import Sampling, UserError
 from pipelines.generation.generation import Generator
 from pipelines.methods import method as find_method
-from pipelines.training import estimates, training
+from pipelines.training import estimates, loop
 from pipelines.training.estimates import estimate, memory_needs, roomy_gb, too_large
-from pipelines.training.training import Look, Watch, train
+from pipelines.training.loop import Look, Watch, train
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 NEEDS = MemoryNeeds(4.0, 2.0, 10.0, 1.0, 2.0, denoiser_gb=3.0, vae_gb=0.3)
@@ -192,7 +192,7 @@ class Ledger:
         self.optimizers = weakref.WeakSet()
         self.moves = 0
         self.forget()
-        to, make = torch.nn.Module.to, training.optimizers.make
+        to, make = torch.nn.Module.to, loop.optimizers.make
 
         def moved(module, *args, **options):
             done = to(module, *args, **options)
@@ -209,7 +209,7 @@ class Ledger:
             return optimizer
 
         monkeypatch.setattr(torch.nn.Module, "to", moved)
-        monkeypatch.setattr(training.optimizers, "make", made)
+        monkeypatch.setattr(loop.optimizers, "make", made)
 
     def forget(self):
         self.most_bytes = self.most_denoisers = self.decoded_beside = 0
@@ -252,9 +252,9 @@ def card(monkeypatch):
     ledger = Ledger(monkeypatch)
 
     def load(kind, free_gb):
-        for module in (family_module, training):
+        for module in (family_module, loop):
             monkeypatch.setattr(module, "free_memory_gb", lambda device: free_gb)
-        monkeypatch.setattr(training, "too_large", lambda *_: None)  # tiny cards are tried all the same
+        monkeypatch.setattr(loop, "too_large", lambda *_: None)  # tiny cards are tried all the same
         return load_family(counted(kind), Card(CARD, "float32", "a stand-in"))
 
     handle = register_module_forward_pre_hook(ledger.running)
@@ -306,7 +306,7 @@ def test_no_more_lies_on_a_card_than_was_planned(card, method, tmp_path):
         assert ledger.most_denoisers == 1, "one at a time, read back too"
         assert ledger.decoded_beside == (0 if offload else 1)
         folder = tmp_path / name
-        learned.append(training.load_subject(folder).sha256)
+        learned.append(loop.load_subject(folder).sha256)
         ledger.forget()
         asked = [Sampling("portrait of {subject}", steps=2, strength=strength) for strength in (1.0, 0.5)]
         for column in (None, folder, None):
@@ -339,7 +339,7 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
         del told
     told = list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
     assert told[0].step == 3 and told[-1].kind == "done" and not any(event.kind == "step" for event in told)
-    whole, part = (training.load_subject(tmp_path / each) for each in ("whole", "part"))
+    whole, part = (loop.load_subject(tmp_path / each) for each in ("whole", "part"))
     assert whole.sha256 == part.sha256 and not (tmp_path / "part" / "checkpoint.safetensors").exists()
 
 
@@ -350,9 +350,9 @@ def test_the_plan_counts_as_many_pictures_as_are_drawn_together():
 
 
 def test_an_imported_lora_is_merged_off_a_small_card_and_drawn_in_the_cards_format(card, monkeypatch):
-    from pipelines.methods import imported
-    from pipelines.methods.formats import path_of
-    from pipelines.methods.kohya import Layer
+    from pipelines.methods import imports
+    from pipelines.methods.lora_files import Layer
+    from pipelines.methods.lora_names import path_of
 
     ledger, load = card
     load("sdxl", 1e-6)
@@ -363,9 +363,9 @@ def test_an_imported_lora_is_merged_off_a_small_card_and_drawn_in_the_cards_form
         del module
         layer = Layer(torch.ones(1, shape[1]), torch.ones(shape[0], 1), 1.0, None, False)
         layers = {path_of(name, weight.removesuffix(".weight")): layer}
-        monkeypatch.setattr(imported, "_layers", lambda folder, layers=layers: layers)
+        monkeypatch.setattr(imports, "_layers", lambda folder, layers=layers: layers)
         ledger.forget()
-        applied = imported.ImportedLoRA().apply(family, Path("nowhere"), tiny_recipe("sdxl", "lora"))
+        applied = imports.ImportedLoRA().apply(family, Path("nowhere"), tiny_recipe("sdxl", "lora"))
         assert ledger.most_denoisers == 1, "the shared one left before"
         assert ledger.most_bytes == ledger.bytes_on_card(), "the float32 copies never lay there"
         modules = (applied.unet, *applied.text.encoders)

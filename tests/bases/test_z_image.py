@@ -24,13 +24,13 @@ from pipelines.core.runtime import Device, memory_plan, noise
 from pipelines.core.schema import Sampling, UserError
 from pipelines.core.slices import Slice
 from pipelines.generation.generation import Generator
-from pipelines.methods import formats, importing, kohya, method
-from pipelines.methods.formats import Layout
-from pipelines.methods.kohya import Layer
+from pipelines.methods import imports, lora_files, lora_names, method
+from pipelines.methods.lora_files import Layer
+from pipelines.methods.lora_names import Layout
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training import training
+from pipelines.training import loop
 from pipelines.training.estimates import estimate, memory_needs
-from pipelines.training.training import train
+from pipelines.training.loop import train
 from tests.methods.test_methods import disturbed
 from tests.runs import make_run
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
@@ -200,7 +200,7 @@ def test_gradient_checkpointing_is_the_plans_choice_and_changes_no_gradient():
     family, recipe, gradients = tiny_family("z_image"), tiny_recipe("z_image", "lora"), []
     for switched_on in (False, True):
         learner = disturbed(method("lora").learner(family, recipe), size=1.0)
-        batches = training.Batches(family, learner, recipe, tiny_data("z_image"), "ohwx man", {})
+        batches = loop.Batches(family, learner, recipe, tiny_data("z_image"), "ohwx man", {})
         assert not learner.modules.unet.is_gradient_checkpointing
         with checkpointed(learner.modules, switched_on):
             assert learner.modules.unet.is_gradient_checkpointing == switched_on
@@ -319,7 +319,7 @@ def test_other_schedulers_are_a_sentence():
 
 
 def test_the_page_offers_what_it_draws_with():
-    from ui.generate import SIZES, schedulers
+    from ui.generate.generate import SIZES, schedulers
 
     assert schedulers(BASES["z-image"]) == ("default",)
     assert schedulers(BASES["sd15"]) == tuple(name for name in SCHEDULERS if name not in DISTILLED)
@@ -384,7 +384,7 @@ def test_lora_with_half_alpha_loads_in_stock_diffusers(file, tmp_path):
     recipe = tiny_recipe("z_image", "lora", rank=4, alpha=2.0, targets="all")
     learner = disturbed(method("lora").learner(family, recipe), size=1.0)
     artifact = learner.export(tmp_path)
-    assert artifact.learned == ("pytorch_lora_weights.safetensors",) and (tmp_path / kohya.FILE).is_file()
+    assert artifact.learned == ("pytorch_lora_weights.safetensors",) and (tmp_path / lora_files.FILE).is_file()
     live = picture(learner.modules, PROMPT)
     assert np.abs(live - picture(family.shared(), PROMPT)).mean() > 1.0, "it learned something"
     pipeline = stock()
@@ -451,7 +451,7 @@ def test_each_program_maps_every_name_of_the_real_transformer():
     assert len(paths) == 7 * (30 + 2 + 2) and layout.weights["transformer.layers.0.attention.to_q"] == (3840, 3840)
     layers = {path: Layer(torch.full((2, 1), float(k)), torch.full((1, 2), float(k)), 1.0)
               for k, path in enumerate(paths)}  # fmt: skip
-    state = kohya.to_kohya(layers, layout)
+    state = lora_files.to_kohya(layers, layout)
     stems = {layout.flat(path): path for path in paths}
     assert len(stems) == len(paths) and all(comfyui(stem) for stem in stems)
     assert not comfyui("lora_unet_layers_0_attention_to_q"), "musubi-tuner's name, which ComfyUI does not know"
@@ -472,7 +472,7 @@ def test_each_program_maps_every_name_of_the_real_transformer():
 def test_its_file_says_what_it_is(tmp_path):
     family = tiny_family("z_image")
     method("lora").learner(family, tiny_recipe("z_image", "lora", rank=4, alpha=2.0)).export(tmp_path)
-    header = formats.read_header(tmp_path / kohya.FILE)
+    header = lora_names.read_header(tmp_path / lora_files.FILE)
     said = header.metadata
     assert (said["ss_base_model_version"], said["modelspec.architecture"]) == ("z_image", "Z-Image/lora")
     assert (said["ss_network_dim"], said["ss_network_alpha"], said["ss_v2"]) == ("4", "2", "False")
@@ -480,7 +480,7 @@ def test_its_file_says_what_it_is(tmp_path):
     assert json.loads(said["ss_tag_frequency"]) == {"likeness": {f"{family.row.identifier} man": 1}}
     assert "modelspec.prediction_type" not in said, "ModelSpec has no word for a flow"
     assert said["modelspec.hash_sha256"] == f"0x{said['sshs_model_hash']}"
-    assert formats.made_for(header) == formats.kind_of(family.row) == BASES["z-image"].title
+    assert lora_names.made_for(header) == lora_names.kind_of(family.row) == BASES["z-image"].title
 
 
 def effective(learner, path):
@@ -498,7 +498,7 @@ def test_who_divides_alpha_by_the_rank_applies_what_was_learned(options, tmp_pat
     recipe = tiny_recipe("z_image", "lora", rank=4, alpha=2.0, targets="all", **options)
     learner = disturbed(method("lora").learner(family, recipe), size=1.0)
     learner.export(tmp_path)
-    saved, plain = load_file(str(tmp_path / kohya.FILE)), dict(family.shared().unet.named_parameters())
+    saved, plain = load_file(str(tmp_path / lora_files.FILE)), dict(family.shared().unet.named_parameters())
     assert not any("magnitude" in name for name in saved)
     stems = {name.removesuffix(".alpha") for name in saved if name.endswith(".alpha")}
     for stem in stems:
@@ -556,11 +556,11 @@ def test_other_peoples_loras_are_imported_and_draw_the_same(spelling, tmp_path):
     recipe = tiny_recipe("z_image", "lora", rank=4, alpha=2.0, targets="all")
     learner = disturbed(method("lora").learner(family, recipe), size=1.0)
     learner.export(tmp_path)
-    layers = kohya.from_kohya(load_file(str(tmp_path / kohya.FILE)), formats.layout(family.row))
+    layers = lora_files.from_kohya(load_file(str(tmp_path / lora_files.FILE)), lora_names.layout(family.row))
     file = tmp_path / "theirs.safetensors"
     save_file(spelled(layers, spelling), str(file))
     run = make_run(tmp_path / "run")
-    card = importing.add(run, file, family.row, name="theirs", class_word="man")
+    card = imports.add(run, file, family.row, name="theirs", class_word="man")
     applied = method(card.method).apply(family, run.method("imported-theirs"), card.recipe)
     live = picture(learner.modules, PROMPT)
     assert np.abs(live - picture(family.shared(), PROMPT)).mean() > 1.0
@@ -568,7 +568,7 @@ def test_other_peoples_loras_are_imported_and_draw_the_same(spelling, tmp_path):
     assert applied.text is family.text
 
 
-@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", kohya.FILE])
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", lora_files.FILE])
 @pytest.mark.parametrize("dora", [False, True])
 def test_its_own_files_are_imported_too(name, dora, tmp_path):
     family = tiny_family("z_image")
@@ -576,35 +576,35 @@ def test_its_own_files_are_imported_too(name, dora, tmp_path):
     learner = disturbed(method("lora").learner(family, recipe), size=1.0)
     learner.export(tmp_path)
     run = make_run(tmp_path / "run")
-    card = importing.add(run, tmp_path / name, family.row, name="own", class_word="man")
+    card = imports.add(run, tmp_path / name, family.row, name="own", class_word="man")
     applied = method(card.method).apply(family, run.method("imported-own"), card.recipe)
     assert np.abs(picture(applied, PROMPT) - picture(learner.modules, PROMPT)).max() <= 3.0
 
 
 def test_what_does_not_fit_it_is_a_sentence(tmp_path, monkeypatch):
     row = tiny_family("z_image").row
-    layout = formats.layout(row)
-    assert layout == kohya.layout_of(tiny_family("z_image").shared(), tiny_family("z_image"))
+    layout = lora_names.layout(row)
+    assert layout == lora_files.layout_of(tiny_family("z_image").shared(), tiny_family("z_image"))
     assert all(path.startswith("transformer.") for path in layout.weights), "the chat model never learns"
     file = tmp_path / "x.safetensors"
     save_file({"emb_params": torch.ones(2, 32)}, str(file))
     with pytest.raises(UserError, match="told by a chat model and reads no embeddings. Import a LoRA instead"):
-        importing.look(file, row)
+        imports.look(file, row)
     stem = "diffusion_model.layers.0.attention.qkv"
     for down, up in (((4, 48), (145, 4)), ((4, 48), (96, 4)), ((4, 47), (144, 4))):
         save_file({f"{stem}.lora_down.weight": torch.ones(down), f"{stem}.lora_up.weight": torch.ones(up)}, str(file))
         with pytest.raises(UserError, match="does not fit z_image"):
-            importing.look(file, row)
+            imports.look(file, row)
     save_file(
         {f"{stem}.lora_down.weight": torch.ones(4, 3840), f"{stem}.lora_up.weight": torch.ones(11520, 4)}, str(file)
     )
     with pytest.raises(UserError, match="made for Z-Image, not for sd15"):
-        importing.look(file, find_base(str(tiny_folder("sd15"))))
-    monkeypatch.setattr(formats, "_cached", lambda row: None)
+        imports.look(file, find_base(str(tiny_folder("sd15"))))
+    monkeypatch.setattr(lora_names, "_cached", lambda row: None)
     with pytest.raises(UserError, match="not on this machine yet"):
-        formats.layout(BASES["z-image"])
-    monkeypatch.setattr(formats, "_cached", lambda row: tiny_folder("z_image"))  # as a run has downloaded it
-    assert formats.layout(BASES["z-image"]) == layout
+        lora_names.layout(BASES["z-image"])
+    monkeypatch.setattr(lora_names, "_cached", lambda row: tiny_folder("z_image"))  # as a run has downloaded it
+    assert lora_names.layout(BASES["z-image"]) == layout
 
 
 def test_its_text_encoder_does_not_learn():
@@ -634,7 +634,7 @@ def test_the_encoder_is_asked_before_training_only(monkeypatch):
     family = tiny_family("z_image")
     learner = method("lora").learner(family, tiny_recipe("z_image", "lora"))
     assert not learner.live_text
-    batches = training.Batches(
+    batches = loop.Batches(
         family, learner, tiny_recipe("z_image", "lora"), tiny_data("z_image", validation=2), "ohwx man", {}
     )
 
@@ -649,7 +649,7 @@ def test_a_step_is_of_its_seed_and_number_alone():
     family, data = tiny_family("z_image"), tiny_data("z_image")
     recipe = tiny_recipe("z_image", "lora")
     learner = method("lora").learner(family, recipe)
-    one, other = (training.Batches(family, learner, recipe, data, "ohwx man", {}) for _ in range(2))
+    one, other = (loop.Batches(family, learner, recipe, data, "ohwx man", {}) for _ in range(2))
     for field in ("latents", "texts", "noise", "timesteps", "weights"):
         assert torch.equal(getattr(one.at(3), field), getattr(other.at(3), field))
     assert not torch.equal(one.at(3).timesteps, one.at(4).timesteps)
@@ -678,7 +678,7 @@ def test_it_learns_the_photos():
     family = tiny_family("z_image")
     recipe = tiny_recipe("z_image", "lora", rank=8, alpha=8.0)
     learner = method("lora").learner(family, recipe)
-    batches = training.Batches(family, learner, recipe, tiny_data("z_image", photos=1), "ohwx man", {})
+    batches = loop.Batches(family, learner, recipe, tiny_data("z_image", photos=1), "ohwx man", {})
     optimizer = torch.optim.AdamW(learner.tensors().values(), lr=2e-2)
     losses = []
     for _ in range(40):

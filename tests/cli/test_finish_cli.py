@@ -18,10 +18,10 @@ from pipelines.core import workspace
 from pipelines.core.control import Control
 from pipelines.core.schema import Finish, PhotoSet, UserError
 from pipelines.core.workspace import Run
-from pipelines.finishing import finishing, marking, refining
+from pipelines.finishing import mark, refine, stage
 from pipelines.runs import jobspec
 from pipelines.runs.compare import perform
-from tests.finishing.test_refining import Watcher, bicubic, greenness, never_minds
+from tests.finishing.test_refine import Watcher, bicubic, greenness, never_minds
 from tests.runs import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ ORDER = Finish(("renders/lora/seed1.png",), ("exposure", "enlarge", "sharpen"), 
 @pytest.fixture(autouse=True)
 def plain_enlarging(monkeypatch, tmp_path):
     """The network is other tests' business."""
-    monkeypatch.setattr(refining, "enlarger", lambda name="": bicubic)
+    monkeypatch.setattr(refine, "enlarger", lambda name="": bicubic)
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "home"))
 
 
@@ -61,7 +61,7 @@ def run(tmp_path) -> Run:
 def watchers(monkeypatch):
     """Judges of ours in the place of the machine's: the first never minds, the second sees green."""
     judges = (Watcher("judge 1", never_minds), Watcher("judge 2", greenness))
-    monkeypatch.setattr(finishing, "judges", lambda: judges)
+    monkeypatch.setattr(stage, "judges", lambda: judges)
     return judges
 
 
@@ -77,10 +77,10 @@ def test_a_render_becomes_a_marked_file_under_its_target(tmp_path, capsys):
     with Image.open(out) as image:
         assert (image.size, image.format) == ((512, 512), "JPEG")
     assert out.stat().st_size == saved["bytes"] <= 80_000
-    assert marking.verify(out).found and saved["marks"]["field"]
+    assert mark.verify(out).found and saved["marks"]["field"]
     assert [one["step"] for one in saved["steps"]] == ["exposure", "enlarge", "sharpen", "background"]
     assert all(one["state"] == "kept" for one in saved["steps"][1:]), saved["steps"]
-    assert saved["reference"] == refining.ITSELF and set(saved["similarity"]) == {"arcface-mini", "dlib"}
+    assert saved["reference"] == refine.ITSELF and set(saved["similarity"]) == {"arcface-mini", "dlib"}
     for found in saved["similarity"].values():
         assert found["raw"] == 1.0 and found["refined"] > 1 - found["may_lose"] and found["delivered"] > 0.85
     assert "Super-resolution: kept." in said.err
@@ -96,7 +96,7 @@ def test_whom_it_has_to_stay_like_comes_from_the_run(tmp_path, run, capsys):
     picture = run.folder / "renders/lora/seed1.png"
     assert main(["finish", str(picture), "--run", str(run.folder), "--steps", "none", "--out", str(out), "--json"]) == 0
     saved = json.loads(capsys.readouterr().out)
-    assert saved["reference"] == refining.HELD_OUT and saved["reference_photos"] == 1 and saved["steps"] == []
+    assert saved["reference"] == refine.HELD_OUT and saved["reference_photos"] == 1 and saved["steps"] == []
     assert saved["format"] == "WEBP" and all(found["raw"] < 0.95 for found in saved["similarity"].values())
     assert all(found["may_lose"] <= 0.05 for found in saved["similarity"].values())
     assert "vector" not in json.dumps(saved) and not list(tmp_path.rglob("*.npy"))
@@ -137,21 +137,21 @@ def test_wrong_use_writes_nothing(tmp_path, capsys, changes):
 
 def test_a_job_finishes_pictures_and_keeps_what_a_page_shows(run, watchers):
     order = replace(ORDER, pictures=("renders/lora/seed1.png", "renders/lora/seed2.png"))
-    events = list(finishing.finish_pictures(run, order))
+    events = list(stage.finish_pictures(run, order))
     made = [event for event in events if event.kind == "finished"]
     assert [(event.step, event.steps) for event in made] == [(1, 2), (2, 2)]
     for picture in order.pictures:
-        record, folder = finishing.record_of(run, picture), run.finished(picture)
+        record, folder = stage.record_of(run, picture), run.finished(picture)
         assert record is not None and (record["base"], record["subject"]) == ("portrait-128", "lora-1")
         named = {record["file"], record["raw_file"], record["refined_file"]}
         named |= {step[key] for step in record["steps"] for key in ("before_file", "after_file") if step.get(key)}
         assert named <= {file.name for file in folder.iterdir()}
-        assert marking.verify(folder / record["file"]).found and record["bytes"] <= 60_000
+        assert mark.verify(folder / record["file"]).found and record["bytes"] <= 60_000
         sizes = {Image.open(folder / name).size for name in named - {record["file"]}}
         assert sizes == {(512, 512)}, "they lie over each other"
-    with zipfile.ZipFile(run.folder / "finished" / finishing.ARCHIVE) as archive:
+    with zipfile.ZipFile(run.folder / "finished" / stage.ARCHIVE) as archive:
         assert sorted(archive.namelist()) == ["contact-sheet.jpg", "lora-seed1.jpg", "lora-seed2.jpg"]
-    assert [record["picture"] for record in finishing.records(run)] == list(reversed(order.pictures))
+    assert [record["picture"] for record in stage.records(run)] == list(reversed(order.pictures))
     assert not [file for file in run.folder.rglob("*") if file.name.endswith(".part")]
 
 
@@ -159,9 +159,9 @@ def test_a_dropped_step_is_kept_to_be_looked_at_and_its_picture_is_not_used(run,
     def green(image):
         return np.full((2 * image.shape[0], 2 * image.shape[1], 3), (0, 255, 0), np.uint8)
 
-    monkeypatch.setattr(refining, "enlarger", lambda name="": green)
-    list(finishing.finish_pictures(run, ORDER))
-    record = finishing.record_of(run, ORDER.pictures[0])
+    monkeypatch.setattr(refine, "enlarger", lambda name="": green)
+    list(stage.finish_pictures(run, ORDER))
+    record = stage.record_of(run, ORDER.pictures[0])
     assert record is not None
     enlarged, sharpened = record["steps"][1:]
     assert enlarged["state"] == "dropped" and enlarged["sentence"].startswith("judge 2")
@@ -173,21 +173,20 @@ def test_a_dropped_step_is_kept_to_be_looked_at_and_its_picture_is_not_used(run,
 
 def test_a_picture_that_is_gone_is_told_and_the_others_go_on(run, watchers):
     order = replace(ORDER, pictures=("renders/lora/gone.png", "renders/lora/seed1.png"))
-    kinds = [event.kind for event in finishing.finish_pictures(run, order)]
+    kinds = [event.kind for event in stage.finish_pictures(run, order)]
     assert kinds == ["phase", "note", "finished"]
     with pytest.raises(UserError, match="no longer here"):
-        list(finishing.finish_pictures(run, replace(ORDER, pictures=("renders/lora/gone.png",))))
+        list(stage.finish_pictures(run, replace(ORDER, pictures=("renders/lora/gone.png",))))
 
 
 def test_stopping_keeps_what_is_there(run, watchers):
     order = replace(ORDER, pictures=("renders/lora/seed1.png", "renders/lora/seed2.png"))
     events = []
-    for event in finishing.finish_pictures(
-        run, order, control=Control(stop=lambda: any(e.kind == "finished" for e in events))
-    ):
+    control = Control(stop=lambda: any(e.kind == "finished" for e in events))
+    for event in stage.finish_pictures(run, order, control=control):
         events.append(event)
-    assert finishing.record_of(run, order.pictures[0]) is not None
-    assert finishing.record_of(run, order.pictures[1]) is None
+    assert stage.record_of(run, order.pictures[0]) is not None
+    assert stage.record_of(run, order.pictures[1]) is None
 
 
 def test_the_worker_does_it_without_a_base_model(run, watchers, monkeypatch):
@@ -226,6 +225,6 @@ def test_an_order_that_makes_no_sense_never_becomes_a_job(changes):
 
 
 def test_forgetting_a_run_takes_the_finished_pictures_along(run, watchers):
-    list(finishing.finish_pictures(run, ORDER))
+    list(stage.finish_pictures(run, ORDER))
     receipt = workspace.forget(run.folder)
     assert any(each["file"].startswith("finished/") for each in receipt["removed"]) and not run.folder.exists()

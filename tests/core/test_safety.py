@@ -229,7 +229,8 @@ def test_the_command_line_refuses(tmp_path, capsys):
 
 def test_the_page_and_its_programs_refuse(tmp_path):
     from pipelines.bases.registry import find_base
-    from ui import api, generate
+    from ui.generate import generate
+    from ui.programs import api
 
     row = find_base(str(tiny_folder("portrait")))
     dials = {
@@ -275,8 +276,8 @@ def test_captions_of_training_photos_are_refused(tmp_path):
     from dataclasses import replace
 
     from pipelines.bases.registry import find_base
-    from pipelines.photos.photos import checked_caption
-    from pipelines.training.training import train
+    from pipelines.photos.captions import checked_caption
+    from pipelines.training.loop import train
 
     with refused as said:
         checked_caption("naked on a sofa", find_base(str(tiny_folder("portrait"))))

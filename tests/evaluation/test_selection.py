@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pipelines.core.schema import METHODS, Photo, PhotoSet
 from pipelines.evaluation import selection
 from pipelines.evaluation.scoring import Reference
-from pipelines.training.training import STRENGTHS, Look, Watch, load_subject, train
+from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject, train
 from tests.tiny import tiny_data, tiny_family, tiny_recipe
 
 PROMPTS = ("portrait of {subject}", "portrait of {subject}, grey background")

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.core.schema import UserError
 from pipelines.faces import arcface_mini, faces
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.gather import photo_files
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE, MODELS = SHARED / "data" / "people", SHARED / "models"
@@ -177,7 +178,7 @@ def test_the_network_starts_as_the_teacher_and_is_exported_as_it_is(tmp_path):
 @needs_models
 def test_training_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
     from tools.arcface_mini import data, training
 
     monkeypatch.setattr(training, "BATCH", 4)

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.faces import expressions
 from pipelines.faces.faces import Face, detect_faces
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE = ROOT.parent / "shared" / "data" / "people"

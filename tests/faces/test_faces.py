@@ -14,7 +14,8 @@ from PIL import Image
 
 from pipelines.core.schema import UserError
 from pipelines.faces import arcface_mini, faces
-from pipelines.photos.photos import decode, photo_files
+from pipelines.photos.decode import decode
+from pipelines.photos.gather import photo_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -314,7 +315,7 @@ def test_a_pack_with_a_missing_or_a_wrong_file_is_a_sentence_that_names_it(tmp_p
 
 def test_importing_loads_no_heavy_module():
     code = (
-        "import sys, pipelines.faces.faces, pipelines.photos.photos, pipelines.evaluation.scoring; "
+        "import sys, pipelines.faces.faces, pipelines.photos.decode, pipelines.evaluation.scoring; "
         "print([m for m in ('torch', 'cv2', 'dlib', 'onnxruntime', 'insightface', 'PIL') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from pipelines.bases.family import Modules, load_family
 from pipelines.core.runtime import Device
 from pipelines.core.schema import Subject, UserError
-from pipelines.methods import extract, kohya, method
+from pipelines.methods import extract, lora_files, method
 from tests.methods.test_methods import KINDS, disturbed, picture, stock, stock_picture
 from tests.tiny import tiny_family, tiny_recipe
 
@@ -72,9 +72,9 @@ def test_more_rank_misses_less_and_the_file_says_how_much(tmp_path):
         assert float(said["likeness.error"]) == pytest.approx(coarse.error, abs=1e-6)
         assert json.loads(said["likeness.layer_errors"]).keys() == coarse.errors.keys()
     # measured anew, from the numbers in the file
-    layout = kohya.layout_of(family.shared(), family)
+    layout = lora_files.layout_of(family.shared(), family)
     with safe_open(str(file), framework="pt") as opened:
-        layers = kohya.from_kohya({name: opened.get_tensor(name) for name in opened.keys()}, layout)  # noqa: SIM118
+        layers = lora_files.from_kohya({name: opened.get_tensor(name) for name in opened.keys()}, layout)  # noqa: SIM118
     changes = dict(extract._changes(family, method("dreambooth").apply(family, tmp_path, subject.recipe)))
     for path in list(layers)[::7]:
         left = (changes[path] - layers[path].change(changes[path].shape)).norm() / changes[path].norm()

@@ -409,7 +409,7 @@ def test_only_a_change_that_is_a_product_can_be_scaled(tmp_path):
 @pytest.mark.parametrize("name", ["lora", "dreambooth", "pivotal"])
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_every_text_encoder_learns_and_is_put_back(kind, name, tmp_path):
-    from pipelines.training.training import train
+    from pipelines.training.loop import train
     from tests.tiny import tiny_data
 
     family = tiny_family(kind)

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from pipelines.__main__ import main
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS
+from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, UserError
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.faces import Face
-from pipelines.photos import checks, photos
+from pipelines.photos import checks, gather, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -201,9 +201,9 @@ def test_real_pictures_get_the_reasons_that_were_made(astronaut):
 def test_the_command_says_what_the_app_says(tmp_path, capsys):
     import shutil
 
-    for index, path in enumerate(photos.photo_files(PEOPLE / "p03")[:6]):
+    for index, path in enumerate(gather.photo_files(PEOPLE / "p03")[:6]):
         shutil.copy(path, tmp_path / f"me{index}.jpg")
-    shutil.copy(photos.photo_files(PEOPLE / "p10")[0], tmp_path / "stranger.jpg")
+    shutil.copy(gather.photo_files(PEOPLE / "p10")[0], tmp_path / "stranger.jpg")
     shutil.copy(tmp_path / "me0.jpg", tmp_path / "twice.jpg")
     (tmp_path / "broken.png").write_text("<html></html>")
     assert main(["check", str(tmp_path), "--json"]) == 0
@@ -214,9 +214,9 @@ def test_the_command_says_what_the_app_says(tmp_path, capsys):
     assert verdicts["broken.png"] == ("leave_out", ["unreadable"])
     assert all(verdicts[f"me{index}.jpg"][0] != "leave_out" for index in range(6))
     assert 0 < said["set"]["ceiling"] <= 1 and said["set"]["left_out"] == 3
-    with pytest.raises(photos.UserError, match=r"stranger.jpg: this is probably another person"):
-        photos.intake([tmp_path / "stranger.jpg", *(tmp_path / f"me{k}.jpg" for k in range(4))], tmp_path / "set")
-    kept = photos.intake(
+    with pytest.raises(UserError, match=r"stranger.jpg: this is probably another person"):
+        intake.intake([tmp_path / "stranger.jpg", *(tmp_path / f"me{k}.jpg" for k in range(4))], tmp_path / "set")
+    kept = intake.intake(
         [tmp_path / "stranger.jpg", *(tmp_path / f"me{k}.jpg" for k in range(4))],
         tmp_path / "set",
         keep=["stranger.jpg"],
@@ -271,7 +271,7 @@ def test_a_corpus_of_files_gets_the_expected_verdicts(tmp_path, astronaut):
     }.items():
         (tmp_path / name).write_bytes(data)
         expected[name] = "unreadable"
-    found, report = photos.check([tmp_path / name for name in expected])
+    found, report = intake.check([tmp_path / name for name in expected])
     got = {check.name: check.reasons[0] if check.reasons else "good" for check in found}
     wanted = {name: "near_duplicate" if code == "good" else code for name, code in expected.items()}
     assert got == wanted

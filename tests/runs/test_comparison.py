@@ -21,7 +21,6 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.bases.registry import BASES, find_base
 from pipelines.core import workspace
 from pipelines.core.control import Control
-from pipelines.core.parallel import World
 from pipelines.core.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
 from pipelines.core.workspace import Run
 from pipelines.evaluation.metrics import Worth
@@ -32,6 +31,7 @@ from pipelines.runs import jobs, replay
 from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec, default_samplings, samplings_of
 from pipelines.training.teach import Taught, in_turn
+from pipelines.training.world import World
 from tests.runs import PEOPLE, make_run, quick
 from tests.tiny import tiny_folder
 
@@ -450,7 +450,7 @@ def quick_sdxl(*methods):
 def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from pipelines.training.training import load_subject
+    from pipelines.training.loop import load_subject
 
     run = make_run(tmp_path / "run")
     told = list(perform(run, quick_sdxl("dreambooth")))

@@ -20,7 +20,7 @@ from pipelines.core.workspace import load_photo_set, run_at
 from pipelines.generation.generation import Generator
 from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.training import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
+from pipelines.training.loop import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 

@@ -20,7 +20,7 @@ from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, events, hold, place, status, stop
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import FILE, Ledger
-from pipelines.training.training import load_subject
+from pipelines.training.loop import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 
@@ -203,14 +203,14 @@ def test_when_memory_runs_out_that_job_fails_with_advice_and_the_next_gets_a_fre
 def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root, monkeypatch):
     import torch
 
-    from pipelines.training import training
+    from pipelines.training import loop
 
     def no_memory(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         yield
 
     monkeypatch.setattr(jobs, "watch", lambda root: None)
-    monkeypatch.setattr(training, "_run", no_memory)
+    monkeypatch.setattr(loop, "_run", no_memory)
     big, next_one = make_run(root / "big"), make_run(root / "next")
     enqueue(big, train_spec(tiny_folder(BASE)), owner="a")
     enqueue(next_one, train_spec(tiny_folder(BASE)), owner="b")

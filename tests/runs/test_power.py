@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.core import workspace
-from pipelines.core.schema import METHODS, Sampling
+from pipelines.core.schema import METHODS, Event, Sampling
 from pipelines.runs import jobs
 from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.training import CHECKPOINT
+from pipelines.training.loop import CHECKPOINT
 from tests.runs import make_run, quick
 from tests.tiny import tiny_folder
 

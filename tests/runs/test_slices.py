@@ -16,17 +16,17 @@ from pipelines.core import workspace
 from pipelines.core.schema import Event, Finish, Sampling
 from pipelines.core.workspace import Run
 from pipelines.evaluation import metrics, scoring
-from pipelines.finishing import finishing
-from pipelines.photos import photos
+from pipelines.finishing import stage
+from pipelines.photos import intake
 from pipelines.runs import jobs, worker
 from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, read_status, status
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.prepare import Resident
-from pipelines.training import training
+from pipelines.training import loop
 from pipelines.training.batches import Batches
-from pipelines.training.training import STRENGTHS, Look, Watch, load_subject
+from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject
 from tests.runs import quick
 from tests.tiny import tiny_folder
 
@@ -48,7 +48,7 @@ def taken_in(tmp_path_factory: pytest.TempPathFactory) -> Run:
         patch.setenv("LIKENESS_FACE_MODELS", str(tmp_path_factory.mktemp("no-packs")))
         run = workspace.run_at(tmp_path_factory.mktemp("photos") / "run")
         workspace.save_photo_set(
-            run, photos.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE])
+            run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE])
         )
     return run
 
@@ -163,7 +163,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
     count(Batches, "loss", "step")
     count(scoring, "score_renders", "score")
     count(metrics, "facts", "closer look")
-    count(finishing, "finish", "finished picture")
+    count(stage, "finish", "finished picture")
     denoise = sampler.Family.predict
 
     def denoising(self, unet, *args):
@@ -171,7 +171,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         return denoise(self, unet, *args)
 
     proving: list[bool] = []
-    prove = training._verify
+    prove = loop._verify
 
     def verify(*args):
         done["artefact"] += 1
@@ -182,7 +182,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
             proving.clear()
 
     monkeypatch.setattr(sampler.Family, "predict", denoising)
-    monkeypatch.setattr(training, "_verify", verify)
+    monkeypatch.setattr(loop, "_verify", verify)
     objective = sampler.Family.objective
 
     def judged(*args, **keywords):  # a step's own, or a validation loss: no picture is drawn
@@ -223,8 +223,8 @@ def test_between_two_looks_at_the_time_at_most_one_piece_of_work_is_done(root, t
 
 def test_pictures_are_finished_one_a_slice_and_never_twice(root, taken_in, monkeypatch):
     finished: list[int] = []
-    finish = finishing.finish
-    monkeypatch.setattr(finishing, "finish", lambda *args, **keys: [finished.append(1), finish(*args, **keys)][1])
+    finish = stage.finish
+    monkeypatch.setattr(stage, "finish", lambda *args, **keys: [finished.append(1), finish(*args, **keys)][1])
     run = a_run(taken_in, root / "run")
     names = []
     for number, path in enumerate(SAMPLE[:3]):
@@ -235,7 +235,7 @@ def test_pictures_are_finished_one_a_slice_and_never_twice(root, taken_in, monke
     told = in_slices(run.drawing, spec, at_most=4)
     assert len(finished) == 3 and len(told) == 3
     assert [sum(event.kind == "finished" for event in each) for each in told] == [1, 2, 3], "each tells all so far"
-    assert all(finishing.record_of(run, name) is not None for name in names)
-    assert (run.folder / "finished" / finishing.ARCHIVE).is_file()
+    assert all(stage.record_of(run, name) is not None for name in names)
+    assert (run.folder / "finished" / stage.ARCHIVE).is_file()
     in_slices(run.drawing, spec, at_most=4)
     assert len(finished) == 6, "the same order, once it came to its end, is a new one"

@@ -12,9 +12,9 @@ from PIL import Image
 
 from pipelines.core.schema import Photo, UserError
 from pipelines.methods import method
-from pipelines.photos.photos import HEAD_ACROSS, HEAD_DOWN, crops, heads
+from pipelines.photos.framing import HEAD_ACROSS, HEAD_DOWN, crops, heads
 from pipelines.training.batches import Batches, loss_masks
-from pipelines.training.training import train
+from pipelines.training.loop import train
 from tests.tiny import tiny_data, tiny_family, tiny_recipe
 
 
@@ -119,7 +119,7 @@ def test_weighing_faces_nobody_found_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["portrait", "sd15", "sdxl"])
 def test_masked_training_is_done_and_learns_something_else(kind, tmp_path):
-    from pipelines.training.training import load_subject
+    from pipelines.training.loop import load_subject
 
     family = tiny_family(kind)
     for name, changes in (("plain", {}), ("masked", {"face_weight": 4.0, "background_weight": 0.5})):

@@ -9,14 +9,14 @@ from collections import defaultdict
 import pytest
 import torch
 
-from pipelines.core.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from pipelines.core.runtime import Device
 from pipelines.core.schema import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
 from pipelines.training import optimizers
-from pipelines.training.training import load_subject, train
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.training.loop import load_subject, train
 from tests.tiny import tiny_data, tiny_family, tiny_recipe
-from tests.training.test_training import learned, losses
+from tests.training.test_loop import learned, losses
 
 CPU, CUDA = Device("cpu", "float32", "test"), Device("cuda", "bfloat16", "test")
 

@@ -11,11 +11,13 @@ import pytest
 
 from pipelines.core import workspace
 from pipelines.core.schema import UserError
-from pipelines.finishing import finishing, refining
+from pipelines.finishing import refine, stage
 from tests.ui.test_app import base, own_home, services, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, Page
-from ui import finish, pictures, views
-from ui.wiring import Show
+from ui import views
+from ui.generate import finish
+from ui.page.wiring import Show
+from ui.run import pictures
 
 EVIL = '<script>alert("x")</script>'
 DIALS = {
@@ -46,7 +48,7 @@ def record(page, **changes) -> dict:
         "picture": shot.path, "base": shot.base, "subject": shot.subject, "file": "portrait.jpg", "format": "JPEG",
         "raw_file": "preview_0-raw.jpg", "refined_file": "preview_9-refined.jpg", "width_px": 400, "height_px": 400,
         "bytes": 41_000, "marks": {"credentials": True, "field": True, "watermark": False}, "notes": [EVIL],
-        "reference": refining.HELD_OUT, "reference_photos": 2, "order": {"pictures": [shot.path]}, "flaws": None,
+        "reference": refine.HELD_OUT, "reference_photos": 2, "order": {"pictures": [shot.path]}, "flaws": None,
         "similarity": {"dlib": {"raw": 0.61, "refined": 0.6, "delivered": 0.59, "may_lose": 0.04}},
         "steps": [
             {"step": "sharpen", "name": "Gentle sharpening", "choice": EVIL, "state": "dropped", "sentence": EVIL,
@@ -54,7 +56,7 @@ def record(page, **changes) -> dict:
             {"step": "enlarge", "name": "Super-resolution", "choice": "", "state": "kept", "sentence": "Fine."},
         ],
     } | changes  # fmt: skip
-    workspace.write_json(folder / finishing.RECORD, saved)
+    workspace.write_json(folder / stage.RECORD, saved)
     return saved
 
 
@@ -165,9 +167,9 @@ def test_a_record_of_an_earlier_trainings_picture_is_not_shown(page):
 def test_a_damaged_record_is_as_if_it_were_not_there(page):
     page.draw()
     record(page)
-    (page.run.finished(page.shot().path) / finishing.RECORD).write_text("{", encoding="utf-8")
+    (page.run.finished(page.shot().path) / stage.RECORD).write_text("{", encoding="utf-8")
     assert page.section.show(page.view)[page.section.result]["value"] == ""
-    assert finishing.records(page.run) == []
+    assert stage.records(page.run) == []
 
 
 def test_the_download_takes_finished_files_along_and_no_previews(page):

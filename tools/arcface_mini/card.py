@@ -90,7 +90,7 @@ def write(
     command: str,
     work: Path,
 ) -> None:
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
     from tools.arcface_mini.training import BATCH, averaged
 
     meta = load_tensors(work / "student.safetensors")[1]

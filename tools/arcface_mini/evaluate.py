@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.faces import arcface_mini
 from pipelines.faces.faces import Judge, judge
-from pipelines.photos.photos import decode
+from pipelines.photos.decode import decode
 from tools.arcface_mini.data import people
 from tools.arcface_mini.training import best_accuracy
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
-from pipelines.core.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from tools.portrait_base import data, variants
 from tools.portrait_base.recogniser import IdentityNet
 

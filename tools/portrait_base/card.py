@@ -96,7 +96,7 @@ Licence of the weights: Apache-2.0.
 
 
 def write(out: Path, figures: dict[str, float], pictures: dict[str, np.ndarray], *, command: str, work: Path) -> None:
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     rows = []
     for name, (what, bar, holds) in BARS.items():

@@ -22,15 +22,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines.core.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
-from pipelines.photos import attributes
+from pipelines.photos import captions
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from tools.portrait_base import identity, variants
 
 TEXT_DIM, MAX_TOKENS, SUBJECT, SUBJECT_VECTORS = 192, 32, "<subject>", 4
 WORDS = (
     *"a photo portrait of man woman person young middle aged elderly background jacket and".split(),  # noqa: SIM905
     *"light warm cool bright dim gradient spotlight sepia close up".split(),  # noqa: SIM905
-    *attributes.COLOURS,
+    *captions.COLOURS,
 )
 # on 2 CPU cores more and smaller steps learn more per minute; a GPU has room for 4 x the batch
 BATCH, LEARNING_RATE, EMA = 16, 4e-4, 0.9995

@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines.core.schema import Sampling
 from pipelines.evaluation.metrics import holds
 from pipelines.faces import faces
-from pipelines.photos import attributes
+from pipelines.photos import captions
 from tools.portrait_base import autoencoder, data, denoiser, variants
 
 SAMPLES = 256
@@ -159,7 +159,7 @@ def sample_figures(
     held, total, found, copies = 0, 0, 0, 0
     known = portraits.descriptors[~portraits.held_out]
     for image, (_, background, jacket, tone) in zip(images, asked):
-        seen = attributes.measure(image)
+        seen = captions.measure(image)
         checks = [seen.tone == tone]
         checks += [holds(seen.background, background)] if background and tone == "colour" else []
         checks += [holds(seen.jacket, jacket)] if jacket else []
@@ -228,7 +228,7 @@ def everything(
     """All figures of the card, and the pictures it shows (frames of samples; none of a real person)."""
     from diffusers import StableDiffusionPipeline
 
-    from pipelines.core.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     figures = vae_figures(pipeline.vae, portraits, people, packs)

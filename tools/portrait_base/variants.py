@@ -4,7 +4,7 @@ faces.
 In: `Portraits`. Out: `Variants`: 128x128 frames, the words that are true of each, and dlib's descriptor of each.
 Half of the variants carry another portrait's inner face, colour-matched and blended in: it is a new identity with a
 measured descriptor, so the text space sees thousands of identities and not 839. Measured words come from
-`pipelines.photos.attributes`.
+`pipelines.photos.captions`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.faces import faces
-from pipelines.photos import attributes
+from pipelines.photos import captions
 from tools.portrait_base import data
 
 PER_PORTRAIT = 10
@@ -222,7 +222,7 @@ def make(portraits: data.Portraits, *, seed: int = 0, per_portrait: int = PER_PO
             )
             if rng.random() < 0.5:
                 view = np.ascontiguousarray(view[:, ::-1])
-            seen = attributes.measure(view)
+            seen = captions.measure(view)
             age = age_word(int(portraits.birth_year[index])) if not swapped else None
             parts = [age] if age else []
             parts += [f"{seen.background} background"] if seen.background else []
