@@ -74,7 +74,7 @@ def render_seconds(base: str, renders: int = 5) -> dict[str, float]:
     """Seconds for one picture of 20 steps with guidance, alone and in a batch; the first one warms up."""
     from pipelines.bases.registry import find_base
     from pipelines.core.schema import Sampling
-    from pipelines.generation.generation import Generator
+    from pipelines.generation.generator import Generator
 
     row = find_base(base)
     generator = Generator(row)

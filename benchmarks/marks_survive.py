@@ -187,9 +187,9 @@ def survival(images: Sequence[np.ndarray], folder: Path) -> list[str]:
 
 def cost(images: Sequence[np.ndarray]) -> list[str]:
     """PSNR and SSIM of the watermark, and how alike a face recogniser finds the picture before and after."""
-    from pipelines.faces import faces
+    from pipelines.faces.judges import available_judges
 
-    judges = faces.available_judges()
+    judges = available_judges()
     names = " | ".join(f"{judge.name}, same face: least, mean" for judge in judges)
     lines = [f"| size | PSNR in dB: least, mean | SSIM: least, mean | {names} |", "|---" * (3 + len(judges)) + "|"]
     for side in SIZES_PX:

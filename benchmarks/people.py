@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipelines.core.runtime import machine
 from pipelines.core.schema import METHODS
-from pipelines.evaluation.scoring import paired_bootstrap
+from pipelines.evaluation.statistics import paired_bootstrap
 
 TITLES = {
     "none": "untrained base",

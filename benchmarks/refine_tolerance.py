@@ -24,8 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 from pipelines.core import workspace
 from pipelines.core.runtime import machine
-from pipelines.evaluation import scoring
-from pipelines.faces import faces
+from pipelines.evaluation import references
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Judge, align_by_eyes
+from pipelines.faces.judges import judge_named
 from pipelines.finishing import refine
 from pipelines.photos.decode import decode
 from pipelines.photos.gather import photo_files
@@ -36,17 +38,17 @@ SHARE = 0.99
 
 def portrait(image: np.ndarray, side_px: int) -> np.ndarray | None:
     """A photo as the embedded base frames faces."""
-    found = faces.detect_faces(image)
+    found = detect_faces(image)
     if not found:
         return None
-    scale = side_px / faces.PORTRAIT_SIZE_PX
-    middle = (faces.PORTRAIT_EYES_MID[0] * scale, faces.PORTRAIT_EYES_MID[1] * scale)
-    return faces.align_by_eyes(
-        image, found[0].eyes, size_px=side_px, midpoint=middle, apart_px=faces.PORTRAIT_EYES_APART_PX * scale
+    scale = side_px / PORTRAIT_SIZE_PX
+    middle = (PORTRAIT_EYES_MID[0] * scale, PORTRAIT_EYES_MID[1] * scale)
+    return align_by_eyes(
+        image, found[0].eyes, size_px=side_px, midpoint=middle, apart_px=PORTRAIT_EYES_APART_PX * scale
     )
 
 
-def losses(judge: faces.Judge, pictures: list[np.ndarray]) -> list[float]:
+def losses(judge: Judge, pictures: list[np.ndarray]) -> list[float]:
     """What every picture's similarity loses by each harmless change; a face that is lost counts as all of it."""
     seen = [judge.look(picture).vector for picture in pictures]
     out = []
@@ -54,7 +56,7 @@ def losses(judge: faces.Judge, pictures: list[np.ndarray]) -> list[float]:
         others = [each for n, each in enumerate(seen) if n != place and each is not None][:3]
         if vector is None or not others:
             continue
-        reference = scoring.Reference(judge, scoring.mean_vector(others), len(others))
+        reference = references.Reference(judge, references.mean_vector(others), len(others))
         before = reference.similarity(vector)
         for copy in refine.harmless_copies(picture):
             after = judge.look(copy).vector
@@ -76,7 +78,7 @@ def main() -> int:
     found: dict[str, float] = {}
     print(f"{machine()}, {date.today().isoformat()}; {len(people)} people, {sum(map(len, people))} photos")
     for name in options.judges.split(","):
-        judge = faces.judge(name, options.face_models)
+        judge = judge_named(name, options.face_models)
         every: list[float] = []
         for side_px in SIDES_PX:
             made = [[cut for image in each if (cut := portrait(image, side_px)) is not None] for each in people]

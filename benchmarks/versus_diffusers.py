@@ -280,11 +280,11 @@ def judge_rows(rows: Sequence[Row], asked: Asked, judged_by: Sequence[Path], pic
     import numpy as np
 
     from pipelines.core import presets
-    from pipelines.evaluation import scoring
-    from pipelines.faces import faces
+    from pipelines.evaluation import references
+    from pipelines.faces.judges import available_judges, judge_named
 
-    judge = faces.judge(judge_name) if judge_name else faces.available_judges()[0]
-    reference = scoring.reference(judge, list(judged_by))
+    judge = judge_named(judge_name) if judge_name else available_judges()[0]
+    reference = references.reference(judge, list(judged_by))
     prompts = [each.prompt for each in presets.prompts("portrait-128") if "{subject}" in each.prompt]
     asked_for = [(prompts[index % len(prompts)], 1000 + index) for index in range(pictures)]
     for row in rows:
@@ -293,7 +293,7 @@ def judge_rows(rows: Sequence[Row], asked: Asked, judged_by: Sequence[Path], pic
         for start in range(0, pictures, 8):
             part = asked_for[start : start + 8]
             drawn += draw(pipeline, [(prompt.replace("{subject}", row.phrase), seed) for prompt, seed in part])
-        scores = [scoring.score_of(judge.look(np.asarray(image)), "", reference).similarity for image in drawn]
+        scores = [references.score_of(judge.look(np.asarray(image)), "", reference).similarity for image in drawn]
         row.identity = round(float(np.mean([score or 0.0 for score in scores])), 4)
         row.faces = f"{sum(score is not None for score in scores)}/{pictures}"
     return judge.name
@@ -413,7 +413,7 @@ def identity_bars(rows: Sequence[Row], over: str) -> list[Bar]:
 
 def identity_table(rows: Sequence[Row], over: str) -> str:
     """Markdown: means over people or folds, and ours minus each with the 95% interval of a bootstrap over them."""
-    from pipelines.evaluation.scoring import paired_bootstrap
+    from pipelines.evaluation.statistics import paired_bootstrap
 
     lines = ["| method | who | identity | ours is higher by | for |", "|---|---|---|---|---|"]
     for method in dict.fromkeys(row.method for row in rows if row.who == OURS):

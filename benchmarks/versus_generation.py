@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     from pipelines.bases.registry import find_base
     from pipelines.core.runtime import noise
     from pipelines.core.schema import Sampling
-    from pipelines.generation.generation import Generator
+    from pipelines.generation.generator import Generator
 
     row = find_base(options.base)
     generator = Generator(row)

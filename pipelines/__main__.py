@@ -40,7 +40,7 @@ from pipelines.core.schema import (
 if TYPE_CHECKING:
     from pipelines.core.workspace import Run
     from pipelines.evaluation.lookalike import Opinion
-    from pipelines.faces.faces import Judge
+    from pipelines.faces.face import Judge
     from pipelines.finishing.refine import Outcome
     from pipelines.runs.jobspec import JobSpec
 
@@ -278,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
         "verify",
         "Read the marks that say a picture was drawn by an AI.",
         _verify,
-        epilog="exit code: 0 a mark says so, 1 none does, 2 the file is no picture that can be read.\n"
+        epilog="exit code: 0 a mark or a hint says so, 1 none does, 2 the file is no picture that can be read.\n"
         "No mark does not show that a picture is a photo.",
     )
     verify.add_argument("image", metavar="FILE", type=Path, help="JPEG, PNG, WebP, AVIF or another picture")
@@ -434,7 +434,7 @@ def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _study(asked: argparse.Namespace) -> int:
     from pipelines.core.runtime import machine
-    from pipelines.reports import study_report
+    from pipelines.reports.study import to_markdown, write_study
     from pipelines.runs import study
 
     if not asked.photos.is_dir():
@@ -460,14 +460,16 @@ def _study(asked: argparse.Namespace) -> int:
         raise UserError("No cell was finished. " + " ".join(doing.failed.values()))
     command = f"python -m pipelines compare {asked.photos.name} --matrix {asked.matrix.name} --jobs {asked.jobs}"
     command += f" --people {','.join(asked.people)}" if asked.people else ""
-    saved = study_report.write(finished, asked.out, command=command, machine=machine(), failed=doing.failed)
+    saved = write_study(
+        [cell.finished for cell in finished], asked.out, command=command, machine=machine(), failed=doing.failed
+    )
     if asked.json:
         _print_json(saved)
     else:
         for budget, found in saved["budgets"].items():
             for judge in found["judges"]:
                 print(f"{budget}, {judge}, {len(found['people'])} people")
-                print(study_report.to_markdown(found, judge), end="\n\n")
+                print(to_markdown(found, judge), end="\n\n")
         print(asked.out / "report.html")
     if doing.failed:
         raise UserError(f"{len(doing.failed)} cells failed; the same command tries them again.")
@@ -720,40 +722,42 @@ def _score(asked: argparse.Namespace) -> int:
     for path in [*asked.images, *(asked.against or ())]:
         if not path.is_file():
             raise WrongUse(f"There is no file {path}. Check the path.")
-    from pipelines.evaluation import scoring
-    from pipelines.faces import faces
+    from pipelines.evaluation import references
+    from pipelines.evaluation.scale import in_words
+    from pipelines.faces.dlib_faces import DlibJudge
+    from pipelines.faces.judges import available_judges, judge_named
 
     if asked.judge:
-        judges = [faces.judge(name) for name in dict.fromkeys((asked.judge, faces.DlibJudge.name))]
+        judges = [judge_named(name) for name in dict.fromkeys((asked.judge, DlibJudge.name))]
     else:
-        judges = faces.available_judges(on_problem=_say)
+        judges = available_judges(on_problem=_say)
     if asked.of_run:
         return _who(asked, judges)
     images: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _short_names(asked.images)}
-    references: list[scoring.Reference] = []
+    against: list[references.Reference] = []
     problems: list[str] = []
     for judge in judges:
         try:
-            references.append(scoring.reference(judge, asked.against))
-            problems += references[-1].notes
+            against.append(references.reference(judge, asked.against))
+            problems += against[-1].notes
         except UserError as problem:
             problems.append(str(problem))
-    if not references:
+    if not against:
         raise UserError(" ".join(problems))
     for sentence in problems:
         _say(sentence)
-    total = len(asked.images) * len(references)
+    total = len(asked.images) * len(against)
     bar = Bar()
     for index, (path, name) in enumerate(zip(asked.images, images, strict=True)):
-        for number, reference in enumerate(references):
-            score = scoring.score_renders([path], reference)[0]
+        for number, reference in enumerate(against):
+            score = references.score_renders([path], reference)[0]
             images[name][score.judge] = {
                 "similarity": score.similarity,
                 "verdict": score.verdict or score.reason,  # an unreadable picture has no verdict
-                "in_words": scoring.in_words(score),
+                "in_words": in_words(score),
                 "note": score.note,
             }
-            bar.show("scoring", index * len(references) + number + 1, total)
+            bar.show("scoring", index * len(against) + number + 1, total)
     bar.close()
     if asked.json:
         _print_json({"images": images})
@@ -818,7 +822,7 @@ def _opinion(one: Opinion) -> dict[str, Any]:
 def _finish(asked: argparse.Namespace) -> int:
     from pipelines.core import inscription, workspace
     from pipelines.core.schema import Finish
-    from pipelines.faces import faces
+    from pipelines.faces.judges import available_judges
     from pipelines.finishing import mark, refine, stage
     from pipelines.photos.decode import decode
 
@@ -845,7 +849,7 @@ def _finish(asked: argparse.Namespace) -> int:
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     image = decode(asked.image)
-    judges = faces.available_judges(on_problem=_say)
+    judges = available_judges(on_problem=_say)
     baseline = stage.baseline_of(run, image, judges) if run else refine.baseline_itself(judges, image)
     bar = Bar()
     drawn = inscription.read(asked.image)
@@ -885,7 +889,8 @@ def _verify(asked: argparse.Namespace) -> int:
         raise WrongUse(str(problem)) from problem
     if asked.json:
         marks = {mark.name: {k: v for k, v in asdict(mark).items() if k != "name"} for mark in found.marks}
-        _print_json({"found": found.found, "tampered": found.tampered, "sentence": found.sentence, "marks": marks})
+        told = {name: getattr(found, name) for name in ("found", "tampered", "sentence", "settings_of")}
+        _print_json({**told, "marks": marks})
     else:
         print(found.sentence)
         for mark in found.marks:

@@ -27,7 +27,6 @@ STILL_UP = {
     ("bases.family", "training.estimates"),
     ("core.fingerprints", "bases.registry"),
     ("core.presets", "bases.registry"),
-    ("reports.study_report", "runs.study"),
 }
 HEAVY = (
     "torch",

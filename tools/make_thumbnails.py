@@ -42,9 +42,9 @@ def main() -> int:
     from pipelines.bases.registry import find_base
     from pipelines.core import presets, workspace
     from pipelines.core.schema import Sampling
-    from pipelines.evaluation import scoring
-    from pipelines.faces.faces import judge
-    from pipelines.generation.generation import Generator
+    from pipelines.evaluation import references
+    from pipelines.faces.judges import judge_named
+    from pipelines.generation.generator import Generator
     from pipelines.photos.gather import photo_files
     from pipelines.runs.compare import perform
     from pipelines.runs.jobspec import JobSpec
@@ -62,7 +62,7 @@ def main() -> int:
                 print(event.text, flush=True)
         photos = workspace.load_photo_set(run)
         assert photos is not None
-        alike = scoring.reference(judge("arcface-mini"), photos.held_out)
+        alike = references.reference(judge_named("arcface-mini"), photos.held_out)
         generator = Generator(row)
         for style in presets.styles().values():
             if presets.style_problem(style, row) is not None:
@@ -98,10 +98,10 @@ def _worth(image, sampling, alike) -> tuple[bool, float, bool, float]:
     """One large face, share of the asked words that hold, sharp, likeness: compared in this order."""
     import numpy as np
 
-    from pipelines.evaluation import metrics
+    from pipelines.evaluation.facts import facts_of
 
     pixels = np.asarray(image)
-    seen = metrics.facts(pixels, sampling, {})
+    seen = facts_of(pixels, sampling, {})
     vector = alike.judge.look(pixels).vector
     likeness = alike.similarity(vector) if vector is not None else -1.0
     words = 1.0 if seen.following is None and seen.faces else seen.following or 0.0

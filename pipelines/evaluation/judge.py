@@ -23,9 +23,10 @@ from pipelines.core.workspace import Run
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
-    from pipelines.evaluation.metrics import Facts, Worth
-    from pipelines.evaluation.scoring import Marks, Reference
-    from pipelines.faces.faces import Judge
+    from pipelines.evaluation.facts import Facts, Worth
+    from pipelines.evaluation.references import Reference
+    from pipelines.evaluation.scale import Scale
+    from pipelines.faces.face import Judge
 
 OTHERS = 3  # photos of other people in a heatmap
 
@@ -35,7 +36,7 @@ class Judged:
     """What the judges said."""
 
     scores: dict[str, tuple[Score, ...]]  # by path of the render: one per judge
-    marks: dict[str, Marks]  # by judge, the one that counts first
+    marks: dict[str, Scale]  # by judge, the one that counts first
     judges: tuple[Judge, ...]
     notes: tuple[str, ...] = ()  # judges that are missing here, photos that a judge could not use
 
@@ -91,14 +92,14 @@ def judge(
 
 def _references(photos: PhotoSet, download: bool) -> tuple[list[Reference], list[str]]:
     """What each judge of this machine remembers of the held-out photos, and sentences about judges that can't judge."""
-    from pipelines.evaluation import scoring
-    from pipelines.faces import faces
+    from pipelines.evaluation.references import reference
+    from pipelines.faces.judges import available_judges
 
     said: list[str] = []
     references = []
-    for one in faces.available_judges(allow_download=download, on_problem=said.append):
+    for one in available_judges(allow_download=download, on_problem=said.append):
         try:
-            references.append(scoring.reference(one, photos.held_out))
+            references.append(reference(one, photos.held_out))
         except UserError as problem:
             said.append(f"{one.name} does not judge: {problem}")
     return references, said
@@ -111,7 +112,8 @@ def _scored(
     store: ScoreStore,
     control: Control,
 ) -> Generator[Event, None, dict[Path, list[Score]]]:
-    from pipelines.evaluation import scoring
+    from pipelines.evaluation.references import score_renders
+    from pipelines.evaluation.scale import in_words
 
     todo = [Path(render.path) for render in renders]
     before = [Path(render.path) for render in earlier]
@@ -125,7 +127,7 @@ def _scored(
             control.check()
             scores[path] = store.current(path)
             if not scores[path]:
-                scores[path] = [scoring.score_renders([path], reference)[0] for reference in references]
+                scores[path] = [score_renders([path], reference)[0] for reference in references]
                 store.saw(path)
                 control.keep()
                 if control.clock.save(every_s=SAVE_EVERY_S):
@@ -136,7 +138,7 @@ def _scored(
                     "similarity": score.similarity,
                     "reason": score.reason,
                     "verdict": score.verdict,
-                    "in_words": scoring.in_words(score),
+                    "in_words": in_words(score),
                     "note": score.note,
                 }
                 yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
@@ -147,9 +149,9 @@ def _scored(
 
 def _marks(
     run: Run, photos: PhotoSet, scores: dict[Path, list[Score]], judges: Sequence[Judge], family: Family
-) -> dict[str, Marks]:
-    """{judge: Marks}: what the untrained base, real photos, and photos drawn again by the base's autoencoder reach."""
-    from pipelines.evaluation import scoring
+) -> dict[str, Scale]:
+    """{judge: Scale}: what the untrained base, real photos, and photos drawn again by the base's autoencoder reach."""
+    from pipelines.evaluation.scale import measure_scale
     from pipelines.photos.framing import frames
 
     rebuilt = family.decode(family.encode_images(frames(photos.held_out, family.row)).latents(None))
@@ -158,7 +160,7 @@ def _marks(
     untrained = {path for path, saved in drawn.items() if saved is None or saved.sampling.source is None}
     floor = [each for path, found in scores.items() if path in untrained for each in found]
     return {
-        one.name: scoring.marks(
+        one.name: measure_scale(
             one,
             photos,
             floor_scores=[score for score in floor if score.judge == one.name],
@@ -218,7 +220,7 @@ def look_closer(
     run: Run, photos: PhotoSet, renders: Sequence[Render], judged: Judged, *, terms: Terms, control: Control
 ) -> Generator[Event, None, Closer]:
     """Look at every picture of `renders` for what a similarity does not say. Raises Stopped between two pictures."""
-    from pipelines.evaluation import metrics
+    from pipelines.evaluation.facts import is_counted, worth_of
 
     control.check()
     yield Event("phase", text="Looking for copies and slips")
@@ -250,10 +252,10 @@ def look_closer(
             (render.sampling, facts[name], judged.scores.get(render.path, ()))
         )
         trained.setdefault(render.method, []).append(found["trained"])
-        if metrics.is_counted(render.sampling, terms.stylised):
+        if is_counted(render.sampling, terms.stylised):
             rows.append({"column": render.method, "file": name, "values": found["values"]})
     worth = {
-        column: metrics.worth(shown, pictures.get("none", []), to_training=trained[column], stylised=terms.stylised)
+        column: worth_of(shown, pictures.get("none", []), to_training=trained[column], stylised=terms.stylised)
         for column, shown in pictures.items()
     }
     beside = [{"name": name, "part": part} for part, name, _ in eye.beside]
@@ -264,26 +266,24 @@ class _Eye:
     """Looks at one picture, with the person's photos and some other people's in mind."""
 
     def __init__(self, photos: PhotoSet, judge: Judge, others: Sequence[Path]) -> None:
-        from pipelines.evaluation import metrics, scoring
+        from pipelines.evaluation import facts, references
         from pipelines.photos.framing import frames
 
         self._judge = judge
-        shown = frames(photos.train, aligned=True, resolution_px=metrics.FRAME_PX)
-        self._training = {
-            photo.name: metrics.structure(frame) for photo, frame in zip(photos.train, shown, strict=True)
-        }
+        shown = frames(photos.train, aligned=True, resolution_px=facts.FRAME_PX)
+        self._training = {photo.name: facts.structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
         try:
-            self._learned_from: Reference | None = scoring.reference(judge, photos.train)
+            self._learned_from: Reference | None = references.reference(judge, photos.train)
         except UserError:
             self._learned_from = None
-        self.beside = scoring.vectors_of(judge, photos, others)
+        self.beside = references.vectors_of(judge, photos, others)
         self.stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
 
     def look(self, image: Any, render: Render) -> tuple[Facts, float | None, list[float | None]]:
         """(facts, similarity to the training photos, similarity to each photo of `beside`) of a picture (H, W, 3)."""
-        from pipelines.evaluation import metrics
+        from pipelines.evaluation.facts import facts_of
 
-        facts = metrics.facts(image, render.sampling, self._training)
+        facts = facts_of(image, render.sampling, self._training)
         vector = self._judge.look(image).vector
         if vector is None:
             return facts, None, [None] * len(self.beside)
@@ -303,17 +303,17 @@ class _SeenBefore:
 
     def look(self, eye: _Eye, render: Render, name: str) -> tuple[Facts, dict[str, Any], bool]:
         """(facts, what is remembered of the picture, whether it was looked at just now)."""
-        from pipelines.evaluation import metrics
+        from pipelines.evaluation.facts import facts_from_json, facts_to_json
         from pipelines.photos.decode import decode
 
         image = decode(Path(render.path))
         key = f"{name} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
         known = self._known.get(key)
         if known is not None:
-            facts, trained, values = metrics.restored(known["facts"], image), known["trained"], known["values"]
+            facts, trained, values = facts_from_json(known["facts"], image), known["trained"], known["values"]
         else:
             facts, trained, values = eye.look(image, render)
-        self._now[key] = (known or {}) | {"facts": metrics.plain(facts), "trained": trained, "values": values}
+        self._now[key] = (known or {}) | {"facts": facts_to_json(facts), "trained": trained, "values": values}
         return facts, self._now[key], known is None
 
     def forget_gone(self) -> None:
@@ -329,7 +329,8 @@ def _ask_clip(
     control: Control,
 ) -> tuple[str | None, list[str]]:  # fmt: skip
     """Put CLIP's answers into `facts` and into what is remembered of each picture; (the backbone's name, problems)."""
-    from pipelines.evaluation import clip_text, metrics
+    from pipelines.evaluation import clip as clip_text
+    from pipelines.evaluation.facts import is_subject
     from pipelines.photos.decode import decode
 
     asked = [render.sampling for render in renders if render.sampling.prompt]
@@ -339,7 +340,7 @@ def _ask_clip(
         clip = clip_text.ClipText(allow_download=terms.download)
     except UserError as problem:
         return None, [str(problem)]
-    prompts = list(dict.fromkeys(sampling.prompt for sampling in asked if metrics.is_subject(sampling)))
+    prompts = list(dict.fromkeys(sampling.prompt for sampling in asked if is_subject(sampling)))
     if not prompts:
         return None, []
     words = [prompt.replace("{subject}", terms.class_word) for prompt in prompts]

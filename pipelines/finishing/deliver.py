@@ -28,7 +28,7 @@ from pipelines.finishing import mark, watermark
 from pipelines.finishing.mark import Marks
 
 if TYPE_CHECKING:
-    from pipelines.faces.faces import Face
+    from pipelines.faces.face import Face
 
 SIZES = presets.PRESETS / "sizes"
 SIDE_LIMIT_PX = 8000

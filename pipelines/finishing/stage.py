@@ -23,7 +23,7 @@ from pipelines.core.schema import SOURCE_NAME, Event, Finish, PhotoSet, UserErro
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.faces.faces import Judge
+    from pipelines.faces.face import Judge
     from pipelines.finishing.deliver import Delivered, Size
     from pipelines.finishing.refine import Baseline, Outcome, Refined, Tools
 
@@ -100,7 +100,7 @@ def finish(
     """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
     the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
     """
-    from pipelines.faces import faces
+    from pipelines.faces.dlib_faces import detect_faces
     from pipelines.finishing import deliver, refine
 
     size = size or size_of(order.size)
@@ -109,7 +109,7 @@ def finish(
         image, steps, baseline=baseline, size_px=max(refine.SIZE_PX, _side_px(size)), on_step=on_step,
         tools=tools or refine.Tools(),
     )  # fmt: skip
-    found = faces.detect_faces(refined.image)
+    found = detect_faces(refined.image)
     delivered = deliver.deliver(
         refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
         shrink=True, base=Path(base).name,
@@ -184,16 +184,16 @@ def told(finished: Finished) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _judges(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    from pipelines.faces import faces
+    from pipelines.faces.judges import available_judges
 
-    return tuple(faces.available_judges())
+    return tuple(available_judges())
 
 
 def judges() -> tuple[Judge, ...]:
     """This machine's judges, made once per process: a worker finishes one picture after another."""
-    from pipelines.faces import faces
+    from pipelines.faces.arcface import ARCFACE_PACKS, find_pack
 
-    return _judges(tuple(faces.find_pack(name) for name in faces.ARCFACE_PACKS))
+    return _judges(tuple(find_pack(name) for name in ARCFACE_PACKS))
 
 
 def baseline_of(run: workspace.Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:

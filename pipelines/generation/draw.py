@@ -48,8 +48,8 @@ def draw(
     Pictures of an earlier training or another base are moved to `earlier/` first. Raises Stopped between two pictures,
     and UserError for a sampling out of range or a subject that is missing or damaged.
     """
-    from pipelines.generation.generation import Generator as Drawing
-    from pipelines.generation.generation import save_render
+    from pipelines.generation.generator import Generator as Drawing
+    from pipelines.generation.generator import save_render
 
     control.check()
     row = family.row

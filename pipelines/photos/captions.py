@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.core.safety import check_prompt
 from pipelines.core.schema import Photo, UserError
-from pipelines.faces.faces import PORTRAIT_SIZE_PX
+from pipelines.faces.face import PORTRAIT_SIZE_PX
 
 # Prototype colours, sRGB; a colour gets the name of the nearest one in CIE Lab.
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {

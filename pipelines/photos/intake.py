@@ -24,7 +24,7 @@ import numpy as np
 
 from pipelines.core.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 from pipelines.core.workspace import settle
-from pipelines.faces.faces import Face, align_by_eyes
+from pipelines.faces.face import Face, align_by_eyes
 from pipelines.photos import checks
 from pipelines.photos.checks import Examined, Recogniser, examine
 from pipelines.photos.decode import decode, reason

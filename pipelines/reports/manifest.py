@@ -23,8 +23,8 @@ from pipelines.training.teach import subject_of
 if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
     from pipelines.core.runtime import Device
-    from pipelines.faces.faces import Judge
-    from pipelines.reports.report import Findings
+    from pipelines.faces.face import Judge
+    from pipelines.reports.findings import Findings
 
 SCHEMA = 1
 
@@ -49,12 +49,12 @@ def report(
 ) -> Generator[Event, None, None]:
     """Write the report, and after everything else the manifest. Raises Stopped before it begins."""
     from pipelines.photos.framing import frames
-    from pipelines.reports.report import write
+    from pipelines.reports.page import write_report
 
     control.check()
     yield Event("phase", text="Writing the report")
     learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, origin.row), strict=True))
-    written = write(findings, run, frames(photos.held_out, origin.row), learned_from)
+    written = write_report(findings, run, frames(photos.held_out, origin.row), learned_from)
     seconds = round(control.clock.seconds, 3)
     workspace.write_json(run.manifest, manifest(run, findings, origin) | {"wall_s": seconds, "report": written})
 

@@ -32,7 +32,7 @@ from pipelines.training.teach import subject_of, subjects_of, teach
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
     from pipelines.core.runtime import Device
-    from pipelines.reports.report import Findings
+    from pipelines.reports.findings import Findings
     from pipelines.training.loop import Watch
 
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
@@ -158,7 +158,7 @@ def _compare(job: Job) -> Iterator[Event]:
     shown = _Shown(("none", *spec.methods, *imported, *spec.images), renders, subjects, samplings, device)
     findings = yield from _report(job, photos, shown, judged)
     job.raise_problems("The report shows the others.")
-    from pipelines.reports.report import verdict
+    from pipelines.reports.findings import verdict
 
     yield Event("done", seconds=control.clock.seconds, path=str(run.report), text=verdict(findings))
 
@@ -229,9 +229,9 @@ def _teach(job: Job, photos: PhotoSet, family: Family) -> Generator[Event, None,
     """{method: Subject} of what could be taught. Raises UserError when nothing could be."""
 
     def find_watch() -> Watch | None:
-        from pipelines.evaluation import selection
+        from pipelines.evaluation import validation
 
-        return selection.watch(photos, job.row)
+        return validation.watch(photos, job.row)
 
     taught = yield from teach(job.run, photos, job.recipes, family, control=job.control, find_watch=find_watch)
     job.problems += taught.problems
@@ -246,13 +246,13 @@ def _teach(job: Job, photos: PhotoSet, family: Family) -> Generator[Event, None,
 
 def _report(job: Job, photos: PhotoSet, shown: _Shown, judged: Judged) -> Generator[Event, None, Findings]:
     """A closer look at the pictures, then the report."""
-    from pipelines.reports.report import Cell, Findings
+    from pipelines.reports.findings import Findings, ScoredRender
 
     run, spec, row, control = job.run, job.spec, job.row, job.control
     wall_s = control.clock.seconds
     closer = yield from look_closer(run, photos, shown.renders, judged, terms=job.terms, control=control)
     cells = [
-        Cell(each.method, each.sampling, run.relative(each.path), judged.scores.get(each.path, ()))
+        ScoredRender(each.method, each.sampling, run.relative(each.path), judged.scores.get(each.path, ()))
         for each in shown.renders
     ]
     watched = {name: workspace.read_json(run.method(name) / WATCH_FILE) for name in shown.subjects}

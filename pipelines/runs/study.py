@@ -1,7 +1,7 @@
 """A study: people x budgets x recipes x training seeds; every cell is an ordinary comparison, and it can be stopped.
 
 In: a folder of people (or one person's photos) and a matrix file. Out: OUT/<person>/<cell>/ - runs as `compare` makes
-them - and over all of them report.json, report.html, cells.csv and table.tex (`study_report`).
+them - and over all of them report.json, report.html, cells.csv and table.tex (`pipelines.reports.study`).
 Cells are independent: `jobs` of them run at once, each in processes of its own. Finished ones are not done again.
 
     python -m pipelines compare PEOPLE_DIR --matrix presets/studies/portrait-128.json --out OUT --jobs 2
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets, workspace
@@ -30,6 +30,9 @@ from pipelines.core.workspace import Run
 from pipelines.runs import jobs
 from pipelines.runs.compare import CONSENT, is_complete
 from pipelines.runs.jobspec import JobSpec, Setting
+
+if TYPE_CHECKING:
+    from pipelines.reports.study import FinishedRun
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
 OTHERS = 5
@@ -107,6 +110,13 @@ class Cell:
     seed: int
     folder: Path
     spec: JobSpec
+
+    @property
+    def finished(self) -> FinishedRun:
+        """What the study's report reads of it."""
+        from pipelines.reports.study import FinishedRun
+
+        return FinishedRun(self.person.name, self.condition, self.seed, self.folder)
 
 
 def read_matrix(file: Path) -> Matrix:

@@ -174,7 +174,7 @@ def _descriptor(image: np.ndarray) -> list[np.ndarray]:
     """dlib's descriptor (128,) of a photo's face, if there is one. A face embedding: in memory only."""
     import numpy as np
 
-    from pipelines.faces.faces import detect_faces, dlib_embed
+    from pipelines.faces.dlib_faces import detect_faces, dlib_embed
 
     return [dlib_embed(np.ascontiguousarray(image), face) for face in detect_faces(image)[:1]]
 

@@ -20,7 +20,7 @@ from pipelines.bases.registry import BASES, Footprint, find_base
 from pipelines.core import presets, runtime
 from pipelines.core.runtime import MemoryNeeds, memory_plan
 from pipelines.core.schema import Sampling, UserError
-from pipelines.generation.generation import Generator
+from pipelines.generation.generator import Generator
 from pipelines.methods import method as find_method
 from pipelines.training import estimates, loop
 from pipelines.training.estimates import estimate, memory_needs, roomy_gb, too_large

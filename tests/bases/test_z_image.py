@@ -23,7 +23,7 @@ from pipelines.core.presets import style_problem, styles
 from pipelines.core.runtime import Device, memory_plan, noise
 from pipelines.core.schema import Sampling, UserError
 from pipelines.core.slices import Slice
-from pipelines.generation.generation import Generator
+from pipelines.generation.generator import Generator
 from pipelines.methods import imports, lora_files, lora_names, method
 from pipelines.methods.lora_files import Layer
 from pipelines.methods.lora_names import Layout

@@ -181,7 +181,7 @@ def test_the_sampler_itself_refuses():
 
 
 def test_the_python_api_refuses(tmp_path):
-    from pipelines.generation.generation import Generator, read_settings, save_render
+    from pipelines.generation.generator import Generator, read_settings, save_render
 
     family = tiny_family("portrait")
     generator = Generator(family.row, family=family)

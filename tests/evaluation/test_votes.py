@@ -353,24 +353,24 @@ def test_a_deleted_run_takes_its_votes_along(run):
 
 
 def test_the_report_is_brought_up_to_date_with_the_votes(run):
-    from pipelines.reports import report
+    from pipelines.reports.page import VOTES_BEGIN, VOTES_END, refresh_votes
 
-    assert report.refresh_votes(run) is None, "no report, nothing to add to"
+    assert refresh_votes(run) is None, "no report, nothing to add to"
     means = {"textual_inversion": 0.1, "dreambooth": 0.3, "lora": 0.5}
     saved = {"judges": {"dlib": {}}, "methods": {m: {"identity": {"dlib": {"mean": v}}} for m, v in means.items()}}
     workspace.write_json(run.report, saved)
-    workspace.write_text(run.page, f"<p>before</p>{report.VOTES_BEGIN}{report.VOTES_END}<p>after</p>")
-    assert report.refresh_votes(run) == saved, "without votes nothing is added"
+    workspace.write_text(run.page, f"<p>before</p>{VOTES_BEGIN}{VOTES_END}<p>after</p>")
+    assert refresh_votes(run) == saved, "without votes nothing is added"
     asked = votes.start(run)
     for number in range(3):
         place = asked.rounds[number].order.index("lora")
         votes.answer(run, asked.voter, round=number, pick=place)
     for _ in range(2):  # again changes nothing
-        found = report.refresh_votes(run)["votes"]
+        found = refresh_votes(run)["votes"]
         assert found == workspace.read_json(run.report)["votes"]
         assert (found["voters"], found["rounds"]) == (1, 3) and found["methods"]["lora"]["wins"] == 3
         assert found["agreement"]["judge"] == "dlib" and found["agreement"]["pairs"] == 2
         page = run.page.read_text()
         assert page.count("Blind votes") == 1 and page.startswith("<p>before</p>") and page.endswith("<p>after</p>")
     teach(run, "lora", digest=workspace.load_photo_set(run).digest, name="2")
-    assert "votes" not in report.refresh_votes(run) and "Blind votes" not in run.page.read_text(), "of another training"
+    assert "votes" not in refresh_votes(run) and "Blind votes" not in run.page.read_text(), "of another training"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.core.schema import REASONS, Photo, UserError
-from pipelines.faces.faces import Face, Seen
+from pipelines.faces.face import Face, Seen
 from pipelines.photos import album as album_module
 from pipelines.photos import framing
 from pipelines.photos.album import Album

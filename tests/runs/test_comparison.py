@@ -23,10 +23,13 @@ from pipelines.core import workspace
 from pipelines.core.control import Control
 from pipelines.core.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
 from pipelines.core.workspace import Run
-from pipelines.evaluation.metrics import Worth
-from pipelines.evaluation.scoring import Marks
+from pipelines.evaluation.facts import Worth
+from pipelines.evaluation.scale import Scale
 from pipelines.generation.draw import render_name
-from pipelines.reports import report
+from pipelines.reports.findings import Findings, ScoredRender, verdict
+from pipelines.reports.grid import TILE_PX
+from pipelines.reports.page import to_html
+from pipelines.reports.tables import to_csv, to_json
 from pipelines.runs import jobs, replay
 from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec, default_samplings, samplings_of
@@ -107,7 +110,7 @@ def test_every_column_draws_the_same_prompts_and_seeds(finished):
 def test_what_lies_in_a_run(finished):
     run, _ = finished
     with Image.open(run.grid) as grid:
-        assert grid.width > 5 * report.TILE_PX and grid.height > 2 * report.TILE_PX
+        assert grid.width > 5 * TILE_PX and grid.height > 2 * TILE_PX
     rows = list(csv.DictReader(io.StringIO(run.cells.read_text())))
     assert len(rows) == 8 and all((run.folder / row["file"]).is_file() for row in rows)
     scores = workspace.read_lines(run.scores)
@@ -147,8 +150,6 @@ def test_the_page_needs_nothing_from_outside(finished):
 
 @needs_people
 def test_pictures_are_looked_at_closely_once(finished, monkeypatch):
-    from pipelines.evaluation import metrics
-
     run, _ = finished
     before = json.loads(run.report.read_text())["methods"]
     manifest = run.manifest.read_text()
@@ -157,7 +158,7 @@ def test_pictures_are_looked_at_closely_once(finished, monkeypatch):
     spec = jobs.load_spec(run) if run.spec.exists() else None
     assert spec is not None
     run.manifest.unlink()
-    monkeypatch.setattr(metrics, "facts", lambda *_: pytest.fail("it was looked at before"))
+    monkeypatch.setattr("pipelines.evaluation.facts.facts_of", lambda *_: pytest.fail("it was looked at before"))
     assert [event.kind for event in perform(run, spec)][-1] == "done"
     assert json.loads(run.report.read_text())["methods"] == before
     assert json.loads(run.manifest.read_text())["renders"] == json.loads(manifest)["renders"]
@@ -368,16 +369,16 @@ def test_a_run_is_repeated_to_the_bit_from_its_manifest(tmp_path, monkeypatch):
 # -- the figures of a report, by hand ------------------------------------------------------------------------------
 
 
-def _findings(similarities: dict[str, list[float | None]], **changes) -> report.Findings:
+def _findings(similarities: dict[str, list[float | None]], **changes) -> Findings:
     cells = [
-        report.Cell(column, Sampling("portrait of {subject}", seed=seed), f"renders/{column}/{seed}.png",
+        ScoredRender(column, Sampling("portrait of {subject}", seed=seed), f"renders/{column}/{seed}.png",
                     (Score(f"{column}{seed}", "dlib", value, None if value is not None else "no face found"),))
         for column, values in similarities.items()
         for seed, value in enumerate(values)
     ]  # fmt: skip
     none = [value or 0.0 for value in similarities["none"]]
-    mark = Marks("dlib", 0.3, sum(none) / len(none), 0.6, 0.8, 0.7, 0.9, 0.45)
-    found = report.Findings(
+    mark = Scale("dlib", 0.3, sum(none) / len(none), 0.6, 0.8, 0.7, 0.9, 0.45)
+    found = Findings(
         "b", "B", "man", "draft", 0, 1.0, PhotoSet((), (), ()), tuple(similarities), tuple(cells), {"dlib": mark}, {}
     )
     return replace(found, **changes)
@@ -385,23 +386,23 @@ def _findings(similarities: dict[str, list[float | None]], **changes) -> report.
 
 def test_a_picture_without_a_face_costs():
     found = _findings({"none": [0.1, 0.1], "lora": [0.6, None]})
-    row = report.to_json(found)["methods"]["lora"]
+    row = to_json(found)["methods"]["lora"]
     assert row["identity"]["dlib"] == {"mean": 0.3, "best": 0.6, "normalised": round(0.2 / 0.7, 4)}
     assert row["faces_found"] == 1
 
 
 def test_the_verdict_says_no_more_than_the_figures():
     clear = _findings({"none": [0.0, 0.1, 0.05] * 3, "lora": [0.5, 0.6, 0.4] * 3, "dreambooth": [0.3] * 9})
-    assert report.verdict(clear).startswith("LoRA comes closest")
+    assert verdict(clear).startswith("LoRA comes closest")
     chance = _findings({"none": [0.0, 0.5, 0.1, 0.4], "lora": [0.1, 0.4, 0.1, 0.45]})
-    assert "No method is clearly closer" in report.verdict(chance)
-    assert report.verdict(replace(clear, marks={})) == "No method could be compared."
+    assert "No method is clearly closer" in verdict(chance)
+    assert verdict(replace(clear, marks={})) == "No method could be compared."
 
 
 def test_a_spreadsheet_runs_nothing_that_was_typed(tmp_path):
     found = _findings({"none": [0.1]})
     cell = replace(found.cells[0], sampling=Sampling('=HYPERLINK("http://x")', "@cmd"))
-    row = list(csv.DictReader(io.StringIO(report.to_csv(replace(found, cells=(cell,))))))[0]
+    row = list(csv.DictReader(io.StringIO(to_csv(replace(found, cells=(cell,))))))[0]
     assert row["prompt"].startswith("'=") and row["negative_prompt"] == "'@cmd" and row["dlib"] == "0.1000"
 
 
@@ -414,7 +415,7 @@ def test_a_page_shows_names_as_text(tmp_path):
         {"none": [None]}, photo_set=PhotoSet((), (), (), rejected={evil: "<b>no face</b>"}), title="<i>B</i>"
     )
     cell = replace(found.cells[0], sampling=Sampling('"><script>alert(1)</script>'))
-    page = report.to_html(replace(found, cells=(cell,)), run)
+    page = to_html(replace(found, cells=(cell,)), run)
     assert "<script" not in page and "onerror=alert(1)>.jpg" not in page.replace("&gt;", "") and "&lt;img src=x" in page
     assert "<b>no face" not in page and "<i>B" not in page
 

@@ -15,7 +15,7 @@ from pipelines.bases import sampling as sampler
 from pipelines.core import workspace
 from pipelines.core.schema import Event, Finish, Sampling
 from pipelines.core.workspace import Run
-from pipelines.evaluation import metrics, scoring
+from pipelines.evaluation import facts, references
 from pipelines.finishing import stage
 from pipelines.photos import intake
 from pipelines.runs import jobs, worker
@@ -61,7 +61,7 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(worker, "Resident", lambda: resident)
     # what a look sees follows from the pictures, without a face in them
     monkeypatch.setattr(
-        "pipelines.evaluation.selection.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
+        "pipelines.evaluation.validation.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
     )
     return tmp_path
 
@@ -161,8 +161,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         monkeypatch.setattr(owner, name, counting)
 
     count(Batches, "loss", "step")
-    count(scoring, "score_renders", "score")
-    count(metrics, "facts", "closer look")
+    count(references, "score_renders", "score")
+    count(facts, "facts_of", "closer look")
     count(stage, "finish", "finished picture")
     denoise = sampler.Family.predict
 

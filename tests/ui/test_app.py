@@ -75,7 +75,7 @@ ROW = BASES["portrait-128"]
 
 def middle_face(image: np.ndarray) -> list:
     """A face in the middle, whatever the picture shows."""
-    from pipelines.faces.faces import Face
+    from pipelines.faces.face import Face
 
     height, width = image.shape[:2]
     x, y = width / 2, height / 2
@@ -176,7 +176,7 @@ def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
 
 def test_the_schedulers_on_the_page_are_the_generators():
     from pipelines.bases.sampling import DISTILLED
-    from pipelines.generation.generation import SCHEDULERS
+    from pipelines.generation.generator import SCHEDULERS
     from ui.generate import generate
 
     undemanding = tuple(name for name in SCHEDULERS if name not in DISTILLED)

@@ -25,10 +25,11 @@ import pytest
 
 from pipelines.core import presets, runtime, workspace
 from pipelines.core.schema import REASONS, Event, Sampling, Score
-from pipelines.evaluation import lookalike, scoring, votes
-from pipelines.faces import faces
+from pipelines.evaluation import lookalike, votes
+from pipelines.evaluation.scale import Scale
+from pipelines.faces.judges import judge_named
 from pipelines.finishing import mark, refine
-from pipelines.finishing.credentials import Credentials
+from pipelines.finishing.credentials import ADOBE, Credentials
 from pipelines.photos import checks
 from pipelines.reports import figures
 from tests.reports.test_figures import FOUND
@@ -115,7 +116,7 @@ def names() -> set[str]:
     ]
     texts += [part for style in presets.styles().values() for part in (style.name, style.prompt, style.negative_prompt)]
     texts += [part for row in offered_bases()[0].values() for part in (row.title, row.licence)]
-    texts += [faces.judge("dlib").licence]
+    texts += [judge_named("dlib").licence]
     return set(re.findall(r"[^\W\d_]{2,}", " ".join(texts)))
 
 
@@ -310,7 +311,7 @@ PIECES = {
     "picked": lambda: [views.picked(shots()[0])],
     "helped": lambda: [views.chips(["grey"]), views.look_cards([views.LookCard("a", "A", "x")])],
     "votes": lambda: [views.vote_links([("a", 1, 3), ("b", 3, 3)])],
-    "marks": lambda: [views.marks(mark.Verification(tuple(found))) for found in verifications()],
+    "marks": lambda: [views.marks(mark.Verification(tuple(found), "dlib")) for found in verifications()],
     "drawings": lambda: [retold.retell_html(figures.sections(drawn()))],
     "looked at": lambda: [views.looked(answer(), {"colour": ("lora", 0.6)}), views.judge_title("colour", first=False)],
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
@@ -335,6 +336,8 @@ def verifications() -> Iterator[list[mark.Mark]]:
         Credentials("valid", "", ("compositeSynthetic",), "", self_signed=True, ours=True),
         Credentials("valid", "", ("algorithmicMedia",), "", self_signed=True),
         Credentials("valid", "", ("compositeWithTrainedAlgorithmicMedia",), ""),
+        *(Credentials("valid", parent_types=(name,), issuer="dlib") for name in mark.GENERATED),
+        *(Credentials("doubtful", doubt=name, problems=("a.b",), source_types=(ADOBE,)) for name in mark.DOUBTS),
     ]  # fmt: skip
     for found in states:
         yield [mark._credentials_mark(found)]
@@ -357,7 +360,7 @@ def answer() -> lookalike.Answer:
         opinion(0.6, "looks like you", is_held_out=True), opinion(0.3, "borderline"), opinion(0.1, "someone else"),
         opinion(None, "no face"),
     ]  # fmt: skip
-    marks = scoring.Marks("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
+    marks = Scale("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
     return lookalike.Answer(tuple(lookalike.Face(box, (one,)) for one in found), ("colour",), {"colour": marks})
 
 

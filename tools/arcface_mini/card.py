@@ -25,8 +25,8 @@ Likeness judges with it where no InsightFace pack is present. Input `face`: RGB 
 standard ArcFace five-point template; output `embedding`: (n, 512), compare by cosine. float16 on disk, float32
 in the arithmetic.
 
-    from pipelines.faces import faces
-    judge = faces.judge("arcface-mini")
+    from pipelines.faces import judge_named
+    judge = judge_named("arcface-mini")
     print(judge.similarity(judge.look(photo_a).vector, judge.look(photo_b).vector))
 
 ## What it learned from, and under which right

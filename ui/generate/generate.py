@@ -679,7 +679,7 @@ class Actions:
 
     def reuse(self, kept: object, file: str | None) -> Updates:
         """The settings inside a picture that was made here, or by somebody else with this app."""
-        from pipelines.generation.generation import read_settings
+        from pipelines.generation.generator import read_settings
 
         path = Path(file or "")
         try:

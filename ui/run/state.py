@@ -313,10 +313,10 @@ class View:
         return self.services.estimate(self.row, quality, wanted, settings or {}, self.going_on if go_on else ())
 
     def judge_facts(self, judge: str) -> str:
-        from pipelines.faces import faces
+        from pipelines.faces.judges import judge_named
 
         try:
-            licence = tell("Licence of its weights: {licence}.", licence=faces.judge(judge).licence)
+            licence = tell("Licence of its weights: {licence}.", licence=judge_named(judge).licence)
         except (UserError, OSError):
             licence = tell("Its weights are not on this machine any more.")
         threshold = self.marks.get(judge, {}).get("threshold")
@@ -373,7 +373,7 @@ class View:
         return StripData(judge, marks, dots, means)
 
     def rows(self, judge: str) -> list[MethodRow]:
-        from pipelines.evaluation.scoring import normalised
+        from pipelines.evaluation.scale import normalised
 
         found = self.marks.get(judge, {})
         rows = []
@@ -812,9 +812,10 @@ class Services:
 
     def package(self, run: workspace.Run) -> list[tuple[str, str]]:
         """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
-        from pipelines.reports import packing, report
+        from pipelines.reports.archive import readme, settings
+        from pipelines.reports.page import refresh_votes
 
-        report.refresh_votes(run)
+        refresh_votes(run)
         target = run.folder / "likeness.zip"
         liked = pictures.favourite_files(run)
         size = sum(file.stat().st_size for file in (*_packed(run), *liked))
@@ -827,8 +828,8 @@ class Services:
                 for place, file in enumerate(liked, start=1):
                     column = file.relative_to(run.folder).parts[1]
                     archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
-                archive.writestr("settings.json", json.dumps(workspace.plain(packing.settings(run)), indent=1))
-                archive.writestr("README.txt", packing.readme(run, _packed(run)))
+                archive.writestr("settings.json", json.dumps(workspace.plain(settings(run)), indent=1))
+                archive.writestr("README.txt", readme(run, _packed(run)))
 
         with workspace.told_when_full():
             workspace.write_file(target, fill)

@@ -124,9 +124,9 @@ def take(root: Path, address: str, body: bytes, *, language: str = ENGLISH) -> R
         choice: int | str = int(pick) if re.fullmatch(r"[0-9]{1,2}", pick) else pick
         votes.answer(run, voter, round=int(number), pick=choice)
         if votes.answered(run, voter) == len(votes.ballot(run, voter).rounds):
-            from pipelines.reports import report
+            from pipelines.reports.page import refresh_votes
 
-            report.refresh_votes(run)
+            refresh_votes(run)
     except Exception as error:
         return _problem(error, language, status=400)
     return RedirectResponse(voter, status_code=303)  # relative, so that any prefix in front of us stays

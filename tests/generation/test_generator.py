@@ -17,7 +17,7 @@ from pipelines.core import workspace
 from pipelines.core.runtime import noise
 from pipelines.core.schema import METHODS, Sampling, UserError
 from pipelines.generation.draw import render_name
-from pipelines.generation.generation import SCHEDULERS, Generator, check, read_settings, save_render
+from pipelines.generation.generator import SCHEDULERS, Generator, check, read_settings, save_render
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from tests.tiny import tiny_family, tiny_folder, tiny_subject
 
