@@ -102,15 +102,15 @@ class Verification:
     def sentence(self) -> str:
         """The whole answer in one to three sentences."""
         saying = [mark for mark in self.marks if mark.generated]
-        count, ending = len(saying), "s" if len(saying) == 1 else ""
-        if not saying:
+        count, of_a_parent = len(saying), all(mark.by_parent for mark in saying)
+        if count == 0:
             sentences = ["No mark says that an AI drew this picture."]
-        elif all(mark.by_parent for mark in saying):
-            sentences = [
-                f"{count} of 3 marks say{ending} that this picture was made from a picture that an AI drew.",
-            ]
+        elif count == 1 and of_a_parent:  # the watermark and the field speak of the picture itself
+            sentences = ["1 of 3 marks says that this picture was made from a picture that an AI drew."]
+        elif count == 1:
+            sentences = ["1 of 3 marks says that an AI drew this picture."]
         else:
-            sentences = [f"{count} of 3 marks say{ending} that an AI drew this picture."]
+            sentences = [f"{count} of 3 marks say that an AI drew this picture."]
         if self.settings_of:
             sentences.append(
                 f"The file holds settings of {self.settings_of}, which draws pictures: a hint, neither signed nor hard "

@@ -45,7 +45,6 @@ SENTENCES = (
     "1 of 3 marks says that an AI drew this picture.",
     "{count} of 3 marks say that an AI drew this picture.",
     "1 of 3 marks says that this picture was made from a picture that an AI drew.",
-    "{count} of 3 marks say that this picture was made from a picture that an AI drew.",
     "The file holds settings of {program}, which draws pictures: a hint, neither signed nor hard to change.",
     "Content credentials: none in this file.",
     "Content credentials: there are some, but they can't be read.",
