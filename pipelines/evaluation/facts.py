@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.schema import Sampling, Score
+from pipelines.core.records import Sampling, Score
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.photos import captions, checks

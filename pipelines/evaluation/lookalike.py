@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import references
 from pipelines.evaluation.references import Reference
 from pipelines.evaluation.scale import Scale, scale_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.core.schema import PhotoSet, Score
+from pipelines.core.records import PhotoSet, Score
 from pipelines.evaluation.references import _vectors, mean_vector, pixels
 from pipelines.faces import calibration
 from pipelines.faces.face import NO_FACE, Judge

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.schema import PhotoSet, UserError
+from pipelines.core.records import PhotoSet, UserError
 from pipelines.evaluation.facts import followed
 from pipelines.evaluation.references import Reference, reference
 from pipelines.faces.face import Judge

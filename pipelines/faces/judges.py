@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import arcface_mini
 from pipelines.faces.arcface import ARCFACE_PACKS, ArcFaceJudge, download_pack, find_pack, pack_root
 from pipelines.faces.dlib_faces import DlibJudge, dlib_weights

@@ -13,16 +13,17 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core import workspace
+from pipelines.bases.registry import base_sha256
 from pipelines.core.control import Control
-from pipelines.core.fingerprints import base_sha256, file_sha256, threads, versions
-from pipelines.core.schema import Event, PhotoSet, Sampling, is_imported, sampling_fields
-from pipelines.core.workspace import Run
+from pipelines.core.device import threads, versions
+from pipelines.core.files import file_sha256, jsonable, read_json, timestamp, write_json
+from pipelines.core.records import Event, PhotoSet, Sampling, is_imported, sampling_fields
+from pipelines.core.run import Run
 from pipelines.training.teach import subject_of
 
 if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
     from pipelines.faces.face import Judge
     from pipelines.reports.findings import Findings
 
@@ -56,7 +57,7 @@ def report(
     learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, origin.row), strict=True))
     written = write_report(findings, run, frames(photos.held_out, origin.row), learned_from)
     seconds = round(control.clock.seconds, 3)
-    workspace.write_json(run.manifest, manifest(run, findings, origin) | {"wall_s": seconds, "report": written})
+    write_json(run.manifest, manifest(run, findings, origin) | {"wall_s": seconds, "report": written})
 
 
 def forget_report(run: Run) -> None:
@@ -67,7 +68,7 @@ def forget_report(run: Run) -> None:
 
 def is_written(run: Run, key: str) -> bool:
     """True when the run has a whole report with this key, without errors, and all its pictures. Light: no torch."""
-    saved = workspace.read_json(run.manifest)
+    saved = read_json(run.manifest)
     if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
         return False
     files = [run.report, *(run.folder / path for path in saved.get("renders", {}))]
@@ -76,7 +77,7 @@ def is_written(run: Run, key: str) -> bool:
 
 def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
     """What is needed to repeat a run, and what came out."""
-    from pipelines.core.runtime import peak_memory_mb
+    from pipelines.core.device import peak_memory_mb
 
     row, photos = origin.row, findings.photo_set
     against = {
@@ -87,9 +88,9 @@ def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
         "schema": SCHEMA,
         "kind": origin.kind,
         "key": origin.key,
-        "consent": workspace.read_json(run.consent),
+        "consent": read_json(run.consent),
         "started": origin.started,
-        "finished": workspace.timestamp(),
+        "finished": timestamp(),
         "wall_s": round(findings.wall_s, 3),
         "peak_mem_mb": round(peak_memory_mb(), 1),
         "versions": versions(),
@@ -128,7 +129,7 @@ def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
         "renders": {cell.path: file_sha256(run.folder / cell.path) for cell in findings.cells},
         "judges": {
             judge.name: {"weights_sha256": judge.weights_sha256, "licence": judge.licence,
-                         "marks": workspace.plain(findings.marks[judge.name])}
+                         "marks": jsonable(findings.marks[judge.name])}
             for judge in origin.judges
         },
         "against_untrained_base": against,

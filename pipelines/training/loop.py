@@ -27,12 +27,12 @@ import torch
 from safetensors import SafetensorError
 
 from pipelines.bases.family import Family, Modules, checkpointed, load_family, running
+from pipelines.bases.memory import memory_plan
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample_latents
-from pipelines.core.fingerprints import sha
-from pipelines.core.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
-from pipelines.core.safety import check_prompt
-from pipelines.core.schema import (
+from pipelines.core.device import Device, derived_seed, free_memory_gb, noise, peak_memory_mb
+from pipelines.core.files import sha, write_file
+from pipelines.core.records import (
     CHECKPOINTING,
     OPTIMIZERS,
     Event,
@@ -42,8 +42,9 @@ from pipelines.core.schema import (
     UserError,
     recipe_fields,
 )
+from pipelines.core.run import STRENGTHS_FILE, WATCH_FILE
+from pipelines.core.safety import check_prompt
 from pipelines.core.slices import Slice
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, write_file
 from pipelines.methods import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained

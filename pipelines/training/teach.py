@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.core.control import SAVE_EVERY_S, Control, Stopped
-from pipelines.core.schema import ALL_METHODS, COMPOSED, Event, OutOfMemory, PhotoSet, Recipe, Subject, UserError
+from pipelines.core.records import ALL_METHODS, COMPOSED, Event, OutOfMemory, PhotoSet, Recipe, Subject, UserError
+from pipelines.core.run import Run
 from pipelines.core.slices import Slice
-from pipelines.core.workspace import Run
 from pipelines.training import estimates
 from pipelines.training.world import World, join
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pipelines.bases.family import Family
     from pipelines.bases.registry import BaseRow
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
     from pipelines.training.batches import TrainingData
     from pipelines.training.loop import Watch
 
@@ -66,7 +66,7 @@ def leave_out_too_large(
 
     Raises UserError when that is all of them, and where several processes teach together.
     """
-    from pipelines.core.runtime import free_memory_gb
+    from pipelines.core.device import free_memory_gb
 
     free_gb, too_large = free_memory_gb(device), dict[str, str]()
     for name, recipe in recipes.items():

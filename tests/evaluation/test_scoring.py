@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import references, statistics
 from pipelines.evaluation.scale import Scale, in_words, measure_scale, normalised, summary
 from pipelines.faces import calibration

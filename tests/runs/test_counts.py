@@ -15,8 +15,8 @@ import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.core.schema import METHODS, Sampling
-from pipelines.core.workspace import load_photo_set, run_at
+from pipelines.core.records import METHODS, Sampling
+from pipelines.core.run import load_photo_set, run_at
 from pipelines.generation.generator import Generator
 from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec

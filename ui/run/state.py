@@ -22,23 +22,25 @@ from typing import Any
 
 from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
-from pipelines.core import inscription, presets, workspace
-from pipelines.core.runtime import free_memory_gb, gpu_dtype
-from pipelines.core.schema import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
+from pipelines.core import inscription, presets
+from pipelines.core.device import free_memory_gb, gpu_dtype
+from pipelines.core.files import jsonable, read_json, read_lines, require_space, told_when_full, write_file, write_json
+from pipelines.core.records import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
+from pipelines.core.run import Run, imported_columns, sweep_forgotten
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec, Setting
 from pipelines.training import estimates
 from pipelines.training.estimates import Pace
-from ui import views
 from ui.page import gpu
 from ui.page.theme import METHOD_NAMES
 from ui.run import photobox, pictures
+from ui.run.cards import CropCard, Lane, Mark, MethodRow, PhotoCard, Shot, StripData
 from ui.run.photobox import Box
 from ui.run.pictures import Drawing
 from ui.run.sessions import Choices, Session, Sessions
-from ui.views import Lane, Mark, MethodRow, Shot, StripData
 from ui.web.limits import require_room
 from ui.web.media import Media
+from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import tell
 
@@ -242,11 +244,11 @@ class View:
     def judge(self) -> str | None:
         return self.choices.judge if self.choices.judge in self.judges else next(iter(self.judges), None)
 
-    def crop_cards(self) -> str:
-        return self.services.crop_cards(self.session.run, self.box) if self.session else ""
+    def crop_cards(self) -> list[CropCard]:
+        return self.services.crop_cards(self.session.run, self.box) if self.session else []
 
-    def photo_cards(self) -> str:
-        return self.services.photo_cards(self.session.run, self.box) if self.session else ""
+    def photo_cards(self) -> list[PhotoCard]:
+        return self.services.photo_cards(self.session.run, self.box) if self.session else []
 
     def lane(self, method: str) -> Lane | None:
         progress = self.progress
@@ -264,7 +266,7 @@ class View:
         if card:
             note = tell(
                 "{size}, {count} numbers learned.",
-                size=views.amount(card.artifact_bytes),
+                size=phrases.amount(card.artifact_bytes),
                 count=f"{card.trainable_params:,}",
             )
         if step is None:
@@ -396,8 +398,8 @@ class View:
             )
         return rows
 
-    def steps_html(self) -> str:
-        """The line under the title: where the person stands, and what opens the next step."""
+    def steps(self) -> list[tuple[str, str, bool]]:
+        """(name, text, open) of the four steps: where the person stands, and what opens the next one."""
         good = len(self.box.photo_set.photos) if self.box.photo_set else self.box.good
         training = self.progress.busy
         scored = sum(len(values) for values in next(iter(self.scores.values()), {}).values())
@@ -422,7 +424,7 @@ class View:
                 reason = tell("Judges any picture now; methods after Generate")
             first = first and blocked is None
             steps.append((name, reason, blocked is None))
-        return views.stepper(steps)
+        return steps
 
 
 def _basis(basis: str) -> str:
@@ -485,44 +487,40 @@ class Services:
         )  # fmt: skip
 
     def _older(
-        self, run: workspace.Run, box: Box, base: str, everything: dict[str, Trained], fits: dict[str, Trained]
+        self, run: Run, box: Box, base: str, everything: dict[str, Trained], fits: dict[str, Trained]
     ) -> tuple[str, ...]:
         """Methods that learned this base from other photos and may go on with these."""
         older = [m for m, card in everything.items() if m not in fits and card.base == base and card.complete]
         return tuple(m for m in older if photobox.can_go_on(run, box, m))
 
-    def link(self, run: workspace.Run, path: str) -> str | None:
+    def link(self, run: Run, path: str) -> str | None:
         """A signed link for a file of the run, named relative to it."""
         file = run.folder / path
         return self.media.link(file) if file.is_file() else None
 
-    def photo_cards(self, run: workspace.Run, box: Box) -> str:
+    def photo_cards(self, run: Run, box: Box) -> list[PhotoCard]:
         cards = []
         for one in box.staged:
             link = self.link(run, f"{photobox.STAGED}/{one.file}") if one.file else None
             part = photobox.part_of(box, one.name)
             verdict = "overruled" if one.kept else one.verdict
             text = photobox.told(one)
-            card = views.PhotoCard(one.name, link, verdict, text, part, one.key, one.can_be_kept, one.pin)
+            card = PhotoCard(one.name, link, verdict, text, part, one.key, one.can_be_kept, one.pin)
             cards.append(card)
-        return views.photo_cards(cards)
+        return cards
 
-    def crop_cards(self, run: workspace.Run, box: Box) -> str:
-        return views.crop_cards(
-            [
-                views.CropCard(
-                    one.name, self.media.link(path), text, one.key, learned, one.zoom, one.caption is not None
-                )
-                for one, path, text, learned in photobox.crops(run, box)
-                if path.is_file()
-            ]
-        )
+    def crop_cards(self, run: Run, box: Box) -> list[CropCard]:
+        return [
+            CropCard(one.name, self.media.link(path), text, one.key, learned, one.zoom, one.caption is not None)
+            for one, path, text, learned in photobox.crops(run, box)
+            if path.is_file()
+        ]
 
-    def busy(self, run: workspace.Run) -> bool:
+    def busy(self, run: Run) -> bool:
         """Whether anything is being done in the run: a training, or drawing."""
         return jobs.status(run).busy or jobs.status(run.drawing).busy
 
-    def events(self, run: workspace.Run) -> list[Event]:
+    def events(self, run: Run) -> list[Event]:
         """All events of the run; only new lines are parsed."""
         with self._guard:
             count, known = self._events.pop((run.id, run.slot), (0, []))
@@ -534,10 +532,10 @@ class Services:
                 self._events.pop(next(iter(self._events)))
             return self._events[run.id, run.slot][1]
 
-    def progress(self, run: workspace.Run) -> Progress:
+    def progress(self, run: Run) -> Progress:
         status = jobs.status(run)
         events = self.events(run)
-        spec = workspace.read_json(run.spec) or {}
+        spec = read_json(run.spec) or {}
         training = self._last_training(events)
         latest: dict[str, Event] = {}
         preview: dict[str, str] = {}
@@ -604,8 +602,7 @@ class Services:
         spec = JobSpec(kind="train", base=row.name, methods=tuple(methods), quality=quality, settings=settings)
         spec.check()
         return {
-            m: presets.recipe(row.name, m, quality, class_word="person").replaced(**settings.get(m, {}))
-            for m in methods
+            m: presets.recipe(row, m, quality, class_word="person").replaced(**settings.get(m, {})) for m in methods
         }
 
     def estimate(
@@ -618,7 +615,7 @@ class Services:
     ) -> str:
         """How long training will take and how much memory it needs; never guessed, see `estimates`."""
         if not methods:
-            return views.note(tell("Choose at least one method."))
+            return tell("Choose at least one method.")
         recipes = {
             m: recipe.replaced(steps=_fewer(recipe.steps)) if m in going_on else recipe
             for m, recipe in self.recipes(row, quality, methods, settings).items()
@@ -629,23 +626,23 @@ class Services:
         listed = ", ".join(f"{METHOD_NAMES[m]} {recipe.steps}" for m, recipe in recipes.items())
         parts = []
         if found.seconds is not None:
-            parts.append(tell("about {time}", time=views.duration(views.rounded(found.seconds))))
+            parts.append(tell("about {time}", time=phrases.duration(phrases.rounded(found.seconds))))
         if found.memory_mb is not None:
             parts.append(tell("{size} GB of memory", size=f"{found.memory_mb / 1e3:.1f}"))
         what = tell("{first} and {second}", first=parts[0], second=parts[1]) if len(parts) == 2 else "".join(parts)
         takes = tell("Takes {what} ({why}).", what=what, why=_basis(found.basis))
-        return views.note(f"{takes} {tell('Steps:')} {listed}. {retell(found.memory)}".strip())
+        return f"{takes} {tell('Steps:')} {listed}. {retell(found.memory)}".strip()
 
     def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
         return estimates.estimate(row, recipes, self._known_paces()).seconds
 
     def _known_paces(self) -> dict[str, Any]:
         """What was timed on this machine. How fast it is at its best is noted: a busy moment is no measure."""
-        known = workspace.read_json(self._paces) or {}
+        known = read_json(self._paces) or {}
         speed = round(estimates.fastest(known), 1)
         if self.sessions.folder.is_dir() and speed > float(known.get(estimates.SPEED) or 0.0):
             known |= {estimates.SPEED: speed}
-            workspace.write_json(self._paces, known)
+            write_json(self._paces, known)
         return dict(known)
 
     @property
@@ -658,17 +655,17 @@ class Services:
         if not new:
             return
         self._noted |= new
-        known = workspace.read_json(self._paces) or {}
+        known = read_json(self._paces) or {}
         fresh = {
             estimates.key(row, m): Pace(round(c.train_s / c.steps, 4), c.batch, c.peak_mem_mb)
             for m, c in cards.items()
             if c.id in new and c.steps and c.train_s > 0 and c.complete
         }
-        plain = {name: workspace.plain(pace) for name, pace in fresh.items()}
+        plain = {name: jsonable(pace) for name, pace in fresh.items()}
         if any(known.get(name) != pace for name, pace in plain.items()):
-            workspace.write_json(self._paces, known | plain)
+            write_json(self._paces, known | plain)
 
-    def _remember_drawing(self, row: BaseRow, run: workspace.Run) -> None:
+    def _remember_drawing(self, row: BaseRow, run: Run) -> None:
         """Seconds that a denoiser step of a picture took, loading and judging included."""
         status = jobs.status(run)
         if (status.kind, status.state) != ("generate", "done") or status.job in self._noted:
@@ -678,8 +675,8 @@ class Services:
             spec = jobs.load_spec(run)
             if spec.base == row.name and spec.denoiser_steps:
                 pace = Pace(round(status.wall_s / spec.denoiser_steps, 4), 1)
-                known = workspace.read_json(self._paces) or {}
-                workspace.write_json(self._paces, known | {estimates.key(row, DRAWING): workspace.plain(pace)})
+                known = read_json(self._paces) or {}
+                write_json(self._paces, known | {estimates.key(row, DRAWING): jsonable(pace)})
 
     # ------------------------------------------------------------------ doing
 
@@ -772,19 +769,19 @@ class Services:
         self._enqueue(session, session.run.drawing, spec, estimate_s=FINISH_S * len(order.pictures))
 
     def _enqueue(
-        self, session: Session, run: workspace.Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
+        self, session: Session, run: Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
     ) -> None:
         require_room(run.folder)
         jobs.enqueue(run, spec, owner=session.key, estimate_s=estimate_s, serve=self.slice is None)
 
-    def like(self, run: workspace.Run, shot: Shot, wanted: bool) -> None:
+    def like(self, run: Run, shot: Shot, wanted: bool) -> None:
         """Remember, or forget, that a picture is liked; two clicks at once don't lose one another."""
         with self._guard:
             pictures.like(run, shot, wanted)
 
     def sweep(self, *, older_than_s: float) -> int:
         """Delete runs that nobody has touched for so long and that are not being worked on; returns how many went."""
-        gone = workspace.sweep(self.sessions.root, older_than_s=60.0)
+        gone = sweep_forgotten(self.sessions.root, older_than_s=60.0)
         for key, run in self.sessions.runs():
             try:
                 touched = max(file.stat().st_mtime for file in (run.folder, *run.folder.iterdir()))
@@ -795,14 +792,14 @@ class Services:
                 log.warning("a run could not be swept: %s", type(error).__name__)
         return gone
 
-    def stop(self, run: workspace.Run) -> None:
+    def stop(self, run: Run) -> None:
         jobs.stop(run)
 
-    def leave(self, run: workspace.Run, method: str) -> None:
+    def leave(self, run: Run, method: str) -> None:
         """Stop one method of a training; the others go on."""
         jobs.leave(run, method)
 
-    def stop_and_wait(self, run: workspace.Run, *, timeout_s: float = 60.0) -> None:
+    def stop_and_wait(self, run: Run, *, timeout_s: float = 60.0) -> None:
         """Stop the run's jobs and wait until they have ended. Raises UserError when they do not."""
         for slot in (run, run.drawing):
             jobs.stop(slot, patience_s=3.0)
@@ -810,7 +807,7 @@ class Services:
             if jobs.hold(slot, partial(_over, slot), timeout_s=timeout_s).busy:
                 raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
 
-    def package(self, run: workspace.Run) -> list[tuple[str, str]]:
+    def package(self, run: Run) -> list[tuple[str, str]]:
         """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
         from pipelines.reports.archive import readme, settings
         from pipelines.reports.page import refresh_votes
@@ -819,7 +816,7 @@ class Services:
         target = run.folder / "likeness.zip"
         liked = pictures.favourite_files(run)
         size = sum(file.stat().st_size for file in (*_packed(run), *liked))
-        workspace.require_space(run.folder, 2 * size, purpose="The download")
+        require_space(run.folder, 2 * size, purpose="The download")
 
         def fill(partial: Path) -> None:
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
@@ -828,11 +825,11 @@ class Services:
                 for place, file in enumerate(liked, start=1):
                     column = file.relative_to(run.folder).parts[1]
                     archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
-                archive.writestr("settings.json", json.dumps(workspace.plain(settings(run)), indent=1))
+                archive.writestr("settings.json", json.dumps(jsonable(settings(run)), indent=1))
                 archive.writestr("README.txt", readme(run, _packed(run)))
 
-        with workspace.told_when_full():
-            workspace.write_file(target, fill)
+        with told_when_full():
+            write_file(target, fill)
         links = [(tell("Everything as one zip"), self.media.link(target, name="likeness.zip"))]
         extra = (
             (tell("Report (HTML)"), run.page),
@@ -851,7 +848,7 @@ class Services:
         self._remember_drawing(view.row, run.drawing)
         scores: dict[str, dict[str, list[float | None]]] = {}
         by_render: dict[str, dict[str, dict[str, Any]]] = {}
-        for line in workspace.read_lines(run.scores):
+        for line in read_lines(run.scores):
             path = _inside(run, str(line.get("render")))
             by_render.setdefault(path, {})[str(line.get("judge"))] = line
         known = {"none": None} | {method: card.id for method, card in view.trained.items()} | view.imported
@@ -888,7 +885,7 @@ class Services:
                     favourite=(path, about.base, about.subject) in liked,
                 )
             )  # fmt: skip
-        drawings = workspace.read_json(run.figures) if scores and not view.drawing.busy else None
+        drawings = read_json(run.figures) if scores and not view.drawing.busy else None
         drawings = drawings if isinstance(drawings, dict) else {}
         worst = [seen for path in drawings.get("worst", ()) if (seen := self.link(run, str(path)))]
         history = pictures.drawings(self.events(run.drawing), shots, lambda path: _inside(run, path))
@@ -914,7 +911,7 @@ def offered_bases() -> tuple[dict[str, BaseRow], str]:
     return {row.name: row} | dict(registry.BASES), row.name
 
 
-def trained(run: workspace.Run) -> dict[str, Trained]:
+def trained(run: Run) -> dict[str, Trained]:
     """Methods whose artefact is there. The learned files themselves are checked when they are used."""
     found = {}
     for method in ALL_METHODS:
@@ -929,39 +926,39 @@ def trained(run: workspace.Run) -> dict[str, Trained]:
     return found
 
 
-def imported(run: workspace.Run, base: str) -> dict[str, str]:
+def imported(run: Run, base: str) -> dict[str, str]:
     """Columns of this base that were not trained here -> their card's id."""
-    cards = {column: _card(run, column) for column in workspace.imported(run)}
+    cards = {column: _card(run, column) for column in imported_columns(run)}
     return {c: str(card["id"]) for c, card in cards.items() if card is not None and card.get("base") == base}
 
 
-def _card(run: workspace.Run, column: str) -> dict[str, Any] | None:
+def _card(run: Run, column: str) -> dict[str, Any] | None:
     """A column's card; None where there is none, or a damaged one: then it has to be learned again, as if there were
     none.
     """
     with contextlib.suppress(UserError):
-        saved = workspace.read_json(run.method(column) / "subject.json")
+        saved = read_json(run.method(column) / "subject.json")
         return saved if isinstance(saved, dict) else None
     return None
 
 
-def marks(run: workspace.Run) -> dict[str, dict[str, Any]]:
+def marks(run: Run) -> dict[str, dict[str, Any]]:
     """Judge -> the figures of its strip."""
-    saved = workspace.read_json(run.marks)
+    saved = read_json(run.marks)
     return {str(judge): dict(figures) for judge, figures in saved.items()} if isinstance(saved, dict) else {}
 
 
-def _over(slot: workspace.Run, now: jobs.JobStatus) -> bool:
+def _over(slot: Run, now: jobs.JobStatus) -> bool:
     return not now.busy and jobs.released(slot)
 
 
-def _inside(run: workspace.Run, path: str) -> str:
+def _inside(run: Run, path: str) -> str:
     """A path as the run's files name it, whether it came absolute or relative."""
     folder = str(run.folder)
     return path[len(folder) :].lstrip("/\\") if path.startswith(folder) else path
 
 
-def _packed(run: workspace.Run) -> list[Path]:
+def _packed(run: Run) -> list[Path]:
     """What goes into the download: no photo as it came, no checkpoints, no logs. The report and the grid show the
     person beside the pictures, as the base sees them.
     """
