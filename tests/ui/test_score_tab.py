@@ -379,6 +379,7 @@ def test_the_tab_opens_with_the_photos_and_says_what_is_missing(services, base):
 def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  # noqa: F811
     import gradio as gr
 
+    from ui.run.package import pack
     from ui.score import score, vote
 
     with gr.Blocks():
@@ -411,7 +412,7 @@ def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  #
     assert "3 of 3" in said and "In 3 of 3 rounds" in said
     links = shown[tab.voting.links]["value"]
     assert f"vote/{run.id}/{second.voter}" in links and asked.voter not in links, "a finished vote has no link"
-    services.package(run)
+    pack(run, services.media)
     with zipfile.ZipFile(run.folder / "likeness.zip") as archive:
         assert len(archive.read("votes.jsonl").splitlines()) == 3
         settings = json.loads(archive.read("settings.json"))
