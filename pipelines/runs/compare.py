@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from pipelines.bases.registry import BASES, BaseRow, default_base, find_base
 from pipelines.core.control import Clock, Control, Stopped
 from pipelines.core.files import jsonable, read_json, require_space, sha, write_json
-from pipelines.core.records import Event, PhotoSet, Render, Sampling, Subject, UserError, is_imported, place_of
+from pipelines.core.records import (
+    Event,
+    PhotoSet,
+    Render,
+    Sampling,
+    Subject,
+    UserError,
+    is_imported,
+    place_of,
+    title_of,
+)
 from pipelines.core.run import (
     STRENGTHS_FILE,
     WATCH_FILE,
@@ -31,7 +41,6 @@ from pipelines.core.run import (
 )
 from pipelines.evaluation.judge import Judged, judge, look_closer
 from pipelines.generation.draw import brought, draw, refusals, renders_of
-from pipelines.reports.figures import title_of
 from pipelines.reports.manifest import Origin, forget_report, is_written, report
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.runs.prepare import Job, Resident, join_in, load
