@@ -72,3 +72,12 @@ def test_the_longest_name_that_is_allowed_can_be_written(tmp_path):
         files.write_bytes(tmp_path / name, b"1")
         assert (tmp_path / name).read_bytes() == b"1"
     assert files.sweep_partials(tmp_path) == 0 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_names_that_are_no_utf8_are_written_and_read_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xf0\x9f\x99\x82.jpg")
+    files.write_json(tmp_path / "a.json", {"name": name})
+    files.append_line(tmp_path / "b.jsonl", {"name": name})
+    assert files.read_json(tmp_path / "a.json") == {"name": name}
+    assert files.read_lines(tmp_path / "b.jsonl") == [{"name": name}]
+    assert (tmp_path / "a.json").read_bytes().decode() and files.printable(name) == "caf\\xe9 🙂.jpg"
