@@ -11,15 +11,14 @@ import contextlib
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.core import inscription
+from pipelines.core.control import Control
 from pipelines.core.files import file_sha256, jsonable, read_json, require_space, timestamp, write_bytes, write_json
 from pipelines.core.records import SOURCE_NAME, Event, Finish, PhotoSet, UserError
 from pipelines.core.run import Run, load_photo_set
-from pipelines.core.slices import Slice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +100,6 @@ def finish(
     """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
     the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
     """
-    from pipelines.faces.dlib_faces import detect_faces
     from pipelines.finishing import deliver, refine
 
     size = size or size_of(order.size)
@@ -110,9 +108,8 @@ def finish(
         image, steps, baseline=baseline, size_px=max(refine.SIZE_PX, _side_px(size)), on_step=on_step,
         tools=tools or refine.Tools(),
     )  # fmt: skip
-    found = detect_faces(refined.image)
     delivered = deliver.deliver(
-        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
+        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=refined.face,
         shrink=True, base=Path(base).name,
     )  # fmt: skip
     return Finished(refined, delivered, _seen(delivered, baseline), size.id, (*refined.notes, *delivered.notes))
@@ -133,11 +130,7 @@ def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
     with Image.open(io.BytesIO(delivered.data)) as opened:
         picture = opened.convert("RGBA")
         pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
-    out: dict[str, float | None] = {}
-    for one in baseline.references:
-        vector = one.judge.look(pixels).vector
-        out[one.judge.name] = None if vector is None else round(one.similarity(vector), 4)
-    return out
+    return baseline.look(pixels)[0]
 
 
 def told(finished: Finished) -> dict[str, Any]:
@@ -183,37 +176,24 @@ def told(finished: Finished) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- in a run
 
 
-@lru_cache(maxsize=2)
-def _judges(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    from pipelines.faces.judges import available_judges
-
-    return tuple(available_judges())
-
-
-def judges() -> tuple[Judge, ...]:
-    """This machine's judges, made once per process: a worker finishes one picture after another."""
-    from pipelines.faces.arcface import ARCFACE_PACKS, find_pack
-
-    return _judges(tuple(find_pack(name) for name in ARCFACE_PACKS))
-
-
-def baseline_of(run: Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
-    """The person of the run; where the run has no photos to compare with, the picture itself."""
+def baseline_of(run: Run | None, image: np.ndarray, judging: Sequence[Judge], *, number: int | None = None) -> Baseline:
+    """The person of the run; without a run, or photos in it to compare with, the picture itself (see
+    `refine.baseline_itself` for `number` and what is raised).
+    """
     from pipelines.finishing import refine
 
-    photos: PhotoSet | None = load_photo_set(run)
+    photos: PhotoSet | None = load_photo_set(run) if run else None
     if photos is not None and photos.held_out:
         with contextlib.suppress(UserError):  # no judge sees a face in them
             return refine.baseline_of(judging, photos)
-    return refine.baseline_itself(judging, image)
+    return refine.baseline_itself(judging, image, number=number)
 
 
 def finish_pictures(
     run: Run,
     order: Finish,
     *,
-    stop: Callable[[], bool] = lambda: False,
-    pause: Slice | None = None,
+    control: Control | None = None,
     tools: Tools | None = None,
 ) -> Generator[Event, None, bool]:
     """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
@@ -221,21 +201,22 @@ def finish_pictures(
     A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
     did not come to its end goes on where it was left. Returns whether it did.
     """
+    from pipelines.faces.judges import resident_judges
     from pipelines.finishing import deliver, refine
     from pipelines.photos.decode import decode
 
     total = len(order.pictures)
     plural = f"{total} pictures" if total > 1 else "the picture"
     yield Event("phase", steps=total, text=f"Finishing {plural}")
-    judging = judges()
+    judging = resident_judges()
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []
-    pause, so_far = pause or Slice(), run.folder / "finished" / SO_FAR
+    control, so_far = control or Control(), run.folder / "finished" / SO_FAR
     before = read_json(so_far) or {}
     done: dict[str, str] = before["done"] if before.get("order") == jsonable(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
-        if stop() or pause():
+        if control.ended():
             return False
         try:
             path = run.folder / picture
@@ -255,7 +236,7 @@ def finish_pictures(
             record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
             done[picture] = raw
             write_json(so_far, {"order": order, "done": done})
-            pause.keep()
+            control.keep()
             made.append((_entry(path), finished.delivered))
             yield _told_finished(run, record, number, total)
         except UserError as problem:
