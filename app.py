@@ -39,7 +39,8 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.score import score, verify
     from ui.train import events as train_events
     from ui.train import layout as train_layout
-    from ui.upload import upload
+    from ui.upload import events as upload_events
+    from ui.upload import layout as upload_layout
     from ui.web.ballot import Ballots
     from ui.web.guard import Guard
     from ui.web.limits import Allowance
@@ -62,7 +63,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         steps = gr.HTML(elem_id="lk-steps")
         with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap"):  # "menu" hides tabs by a width measured too early
             with gr.Tab(say("Upload"), id="upload"):
-                uploading = upload.build(services, keep_hours=keep_hours())
+                uploading = upload_layout.build(services, keep_hours=keep_hours())
             with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
                 training = train_layout.build(services)
             with gr.Tab(say("Generate"), id="generate", interactive=False, render_children=True) as generate_tab:
@@ -83,7 +84,7 @@ def build() -> tuple[Any, dict[str, Any]]:
 
         show = Show(services, [uploading, training, generating, finishing, scoring], around)
         endpoints.build(services)  # before the pages' private handlers, some of which bear the same names
-        upload.wire(uploading, services, capability, show)
+        upload_events.wire(uploading, services, capability, show)
         starts = train_events.wire(training, services, capability, show)
         starts += generate_events.wire(generating, services, capability, show)
         starts += finish.wire(finishing, services, capability, show)

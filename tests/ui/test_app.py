@@ -1013,11 +1013,11 @@ def test_only_what_changed_is_sent(services, base):
     from ui.page.wiring import Show
     from ui.score import score
     from ui.train import layout as train_layout
-    from ui.upload import upload
+    from ui.upload import layout as upload_layout
 
     with gr.Blocks():
         tabs = [
-            upload.build(services),
+            upload_layout.build(services),
             train_layout.build(services),
             generate_layout.build(services),
             score.build(services),

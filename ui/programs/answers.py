@@ -30,7 +30,7 @@ from ui.run import photobox
 from ui.run.services import Services
 from ui.run.sessions import Session
 from ui.run.view import View
-from ui.upload.upload import CONSENT
+from ui.upload.layout import CONSENT
 
 
 def uploaded(files: object) -> list[Path]:

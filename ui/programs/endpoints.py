@@ -32,7 +32,7 @@ from ui.run.services import Services
 from ui.run.sessions import Session
 from ui.run.start import start_finishing, start_generation, start_training
 from ui.train.dials import COMMON, DIALS, checked, chosen_optimizer
-from ui.upload.upload import CONSENT
+from ui.upload.layout import CONSENT
 from ui.web.visitors import browser_of
 from ui.words import words
 

@@ -20,7 +20,7 @@ from ui.run.cards import StripData
 from ui.run.services import Services
 from ui.run.view import View
 from ui.score import html as score_html
-from ui.upload.upload import SAMPLE
+from ui.upload.layout import SAMPLE
 from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import say, tell
