@@ -32,7 +32,8 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.page.page import Page
     from ui.page.wiring import Show, wire_page
     from ui.programs import api
-    from ui.run.state import Services, View
+    from ui.run.services import Services
+    from ui.run.view import View
     from ui.score import score, verify
     from ui.train import train
     from ui.upload import upload

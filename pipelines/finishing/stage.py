@@ -11,15 +11,14 @@ import contextlib
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.core import inscription
+from pipelines.core.control import Control
 from pipelines.core.files import file_sha256, jsonable, read_json, require_space, timestamp, write_bytes, write_json
 from pipelines.core.records import SOURCE_NAME, Event, Finish, PhotoSet, UserError
 from pipelines.core.run import Run, load_photo_set
-from pipelines.core.slices import Slice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,20 +182,6 @@ def told(finished: Finished) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- in a run
 
 
-@lru_cache(maxsize=2)
-def _judges(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    from pipelines.faces.judges import available_judges
-
-    return tuple(available_judges())
-
-
-def judges() -> tuple[Judge, ...]:
-    """This machine's judges, made once per process: a worker finishes one picture after another."""
-    from pipelines.faces.arcface import ARCFACE_PACKS, find_pack
-
-    return _judges(tuple(find_pack(name) for name in ARCFACE_PACKS))
-
-
 def baseline_of(run: Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
     """The person of the run; where the run has no photos to compare with, the picture itself."""
     from pipelines.finishing import refine
@@ -212,8 +197,7 @@ def finish_pictures(
     run: Run,
     order: Finish,
     *,
-    stop: Callable[[], bool] = lambda: False,
-    pause: Slice | None = None,
+    control: Control | None = None,
     tools: Tools | None = None,
 ) -> Generator[Event, None, bool]:
     """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
@@ -221,21 +205,22 @@ def finish_pictures(
     A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
     did not come to its end goes on where it was left. Returns whether it did.
     """
+    from pipelines.faces.judges import resident_judges
     from pipelines.finishing import deliver, refine
     from pipelines.photos.decode import decode
 
     total = len(order.pictures)
     plural = f"{total} pictures" if total > 1 else "the picture"
     yield Event("phase", steps=total, text=f"Finishing {plural}")
-    judging = judges()
+    judging = resident_judges()
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []
-    pause, so_far = pause or Slice(), run.folder / "finished" / SO_FAR
+    control, so_far = control or Control(), run.folder / "finished" / SO_FAR
     before = read_json(so_far) or {}
     done: dict[str, str] = before["done"] if before.get("order") == jsonable(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
-        if stop() or pause():
+        if control.ended():
             return False
         try:
             path = run.folder / picture
@@ -255,7 +240,7 @@ def finish_pictures(
             record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
             done[picture] = raw
             write_json(so_far, {"order": order, "done": done})
-            pause.keep()
+            control.keep()
             made.append((_entry(path), finished.delivered))
             yield _told_finished(run, record, number, total)
         except UserError as problem:

@@ -41,6 +41,7 @@ from pipelines.core.records import (
     Subject,
     UserError,
     recipe_fields,
+    title_of,
 )
 from pipelines.core.run import STRENGTHS_FILE, WATCH_FILE
 from pipelines.core.safety import check_prompt
@@ -544,12 +545,7 @@ def _choose_strength(
 
 
 def _title(recipe: Recipe) -> str:
-    return {
-        "textual_inversion": "Textual inversion",
-        "dreambooth": "DreamBooth",
-        "lora": "LoRA",
-        "pivotal": "Pivotal tuning",
-    }.get(recipe.method, recipe.method)
+    return title_of(recipe.method)
 
 
 def _check(recipe: Recipe, data: TrainingData) -> None:

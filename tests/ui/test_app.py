@@ -59,7 +59,7 @@ def base(tmp_path, monkeypatch):
 
 @pytest.fixture
 def services(base):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     return Services()
 
@@ -301,7 +301,7 @@ def test_a_record_that_was_tampered_with_leads_nowhere(services, tmp_path):
 
 
 def test_choices_survive_a_restart_and_forgetting_removes_them(services):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     capability, session = services.sessions.create()
     services.sessions.choose(session, class_word="woman", consent_at="2026-01-01T00:00:00Z")
@@ -802,7 +802,7 @@ def test_each_closed_tab_says_why(services, base):
 
 
 def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_path):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     missing = replace(BASES["portrait-128"], path=str(tmp_path / "nothing"))
     monkeypatch.setitem(BASES, "portrait-128", missing)
@@ -814,6 +814,8 @@ def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_pa
 
 
 def test_progress_is_read_from_the_job_files(services, base):
+    from ui.run.progress import progress_of
+
     capability, session = services.sessions.create()
     take_in(session.run)
     run = session.run
@@ -830,7 +832,7 @@ def test_progress_is_read_from_the_job_files(services, base):
     events += [Event("preview", "lora", 4, 4, path=str(preview)), Event("done", "lora", 4, 4, seconds=4)]
     for event in events:
         append_line(run.events, event)
-    progress = services.progress(run)
+    progress = progress_of(run, services.events(run))
     assert progress.losses["lora"] == ((1, 1.0), (2, 0.5), (3, 9.0), (4, 8.0)), "a continued curve has no step twice"
     lane = services.view(capability).lane("lora")
     assert (lane.state, lane.step, lane.steps) == ("done", 4, 4) and "media/" in lane.preview
@@ -841,7 +843,9 @@ def test_progress_is_read_from_the_job_files(services, base):
              *events]  # fmt: skip
     run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in looks[:6]))
     services._events.clear()
-    assert services.progress(run).likeness["lora"] == ((1, 0.1), (3, 0.25)), "what is taught again is seen again"
+    assert progress_of(run, services.events(run)).likeness["lora"] == ((1, 0.1), (3, 0.25)), (
+        "what is taught again is seen again"
+    )
     append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
     lane = services.view(capability).lane("lora")
     assert lane.likeness == ((1, 0.1), (3, 0.25)) and len(lane.strip) == 1 and "media/" in lane.strip[0]
@@ -860,13 +864,14 @@ def test_progress_is_read_from_the_job_files(services, base):
     assert services.view(capability).lane("dreambooth") is None and progress.seconds_left is None
     append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
     append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
-    assert services.progress(run).seconds_left == 42.0, "methods that take turns wait for each other"
+    assert progress_of(run, services.events(run)).seconds_left == 42.0, "methods that take turns wait for each other"
     append_line(run.events, Event("start", "lora", 0, 2))
-    assert services.progress(run).losses["lora"] == (), "a new training starts a new curve"
+    assert progress_of(run, services.events(run)).losses["lora"] == (), "a new training starts a new curve"
 
 
 def test_pictures_scores_and_table(services, base):
     from ui.generate import html as generate_html
+    from ui.run.package import pack
     from ui.score import html as score_html
 
     capability, session = services.sessions.create()
@@ -910,7 +915,7 @@ def test_pictures_scores_and_table(services, base):
     assert grid.count("<img") == 3 and grid.count("not drawn") == 1 and "0.50 ★" in grid
     services.sessions.choose(session, judge="dlib")
     assert services.view(capability).judge() == "dlib"
-    (zipped, *_) = services.package(run)
+    (zipped, *_) = pack(run, services.media)
     import zipfile
 
     names = zipfile.ZipFile(run.folder / "likeness.zip").namelist()
@@ -940,16 +945,18 @@ def test_the_best_of_many_are_kept_with_the_reason():
 
 
 def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
+    from ui.run.start import start_generation, start_training
+
     capability, session = services.sessions.create()
     take_in(session.run)
     session = services.sessions.choose(session, class_word="man", consent_at="now")
     asked = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **who: asked.append((run, spec)))
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     from ui.generate.generate import samplings
 
     plan = samplings(services.view(capability).row, **DIALS)
-    services.start_generation(session, columns=("none", "lora"), samplings=plan)
+    start_generation(services, session, columns=("none", "lora"), samplings=plan)
     (run, train), (_, generate) = asked
     assert (
         run == session.run
@@ -1019,6 +1026,7 @@ def test_columns_and_methods_have_names_and_colours():
 
 def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(services, base, monkeypatch):
     from ui.generate.generate import samplings
+    from ui.run.start import start_generation, start_training
 
     capability, session = services.sessions.create()
     found = take_in(session.run)
@@ -1027,10 +1035,10 @@ def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(servi
     told = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **how: told.append(how["estimate_s"]))
     plan = samplings(row, **DIALS)
-    services.start_generation(session, columns=("none",), samplings=plan)
+    start_generation(services, session, columns=("none",), samplings=plan)
     teach(session.run, row.name, found.digest)
     services.view(capability)  # notes that a step took half a second
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     whole = presets.recipe(row, "lora", "draft", class_word="man").steps / 2
     assert told == [None, pytest.approx(whole)]
 
@@ -1039,7 +1047,7 @@ def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(servi
     write_json(session.run.spec, spec)
     write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
     session = services.sessions.find(capability)
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     assert told[2] == pytest.approx(whole - 20.0)
 
     # pictures: as long as the last ones took, a step
@@ -1048,7 +1056,7 @@ def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(servi
     write_json(session.run.drawing.spec, done)
     write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
     services.view(capability)
-    services.start_generation(session, columns=("none",), samplings=plan)
+    start_generation(services, session, columns=("none",), samplings=plan)
     assert told[3] == pytest.approx(4.0)
 
 

@@ -18,6 +18,7 @@ from ui.generate import finish
 from ui.generate import html as generate_html
 from ui.page.wiring import Show
 from ui.run import pictures
+from ui.run.package import pack
 
 EVIL = '<script>alert("x")</script>'
 DIALS = {
@@ -177,7 +178,7 @@ def test_the_download_takes_finished_files_along_and_no_previews(page):
 
     page.draw()
     record(page)
-    links = page.services.package(page.run)
+    links = pack(page.run, page.services.media)
     with zipfile.ZipFile(page.services.media.path_of(links[0][1])) as archive:
         names = [name for name in archive.namelist() if name.startswith("finished/")]
     assert sorted(name.rpartition("/")[2] for name in names) == ["finished.json", "portrait.jpg"]

@@ -22,8 +22,8 @@ from pipelines.core import inscription, presets
 from pipelines.core.files import append_line, write_json
 from pipelines.core.records import Event, Sampling, UserError
 from pipelines.core.run import Run
+from pipelines.generation.draw import render_name
 from pipelines.runs import jobs
-from pipelines.runs.comparison import render_name
 from tests.ui.test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
 
 PROMPT = "portrait of {subject}, grey background"
@@ -328,7 +328,8 @@ def test_pictures_of_somebody_else_are_not_found(page, services, monkeypatch):
 
 def test_favourites_stay_come_first_and_are_in_the_download(page):
     from ui.generate import html as generate_html
-    from ui.run.state import Services
+    from ui.run.package import pack
+    from ui.run.services import Services
 
     page.draw()
     low, high = page.draw(replace(SAMPLING, seed=1))
@@ -346,7 +347,7 @@ def test_favourites_stay_come_first_and_are_in_the_download(page):
     assert page.view.choices.only_favourites
     only = generate_html.gallery(page.view.pictures, only_favourites=True)
     assert only.count("<img") == 1 and 'aria-pressed="true"' in only
-    page.services.package(page.run)
+    pack(page.run, page.services.media)
     names = zipfile.ZipFile(page.run.folder / "likeness.zip").namelist()
     assert [name for name in names if name.startswith("favourites/")] == [f"favourites/01-none-{low.name}"]
     page.press("unlike", shot.id)
@@ -371,7 +372,7 @@ def test_a_favourite_is_a_picture_not_a_place(page):
 
 
 def test_history_is_read_from_the_run_and_survives_a_restart(page):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     page.draw()
     page.draw(replace(SAMPLING, seed=5, steps=9), columns=("lora",))

@@ -43,7 +43,7 @@ from ui.generate import html as generate_html
 from ui.page import html as page_html
 from ui.programs import api
 from ui.run import cards, photobox
-from ui.run.state import offered_bases
+from ui.run.services import offered_bases
 from ui.score import html as score_html
 from ui.score import look
 from ui.train import html as train_html
@@ -372,7 +372,7 @@ def answer() -> lookalike.Answer:
         opinion(None, "no face"),
     ]  # fmt: skip
     marks = Scale("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
-    return lookalike.Answer(tuple(lookalike.Face(box, (one,)) for one in found), ("colour",), {"colour": marks})
+    return lookalike.Answer(tuple(lookalike.JudgedFace(box, (one,)) for one in found), ("colour",), {"colour": marks})
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -546,7 +546,7 @@ def test_with_a_photo_to_watch_with_nothing_is_missing(show):
 
 def test_from_how_many_photos_on_one_is_kept_to_watch():
     from pipelines.photos.split import split_sizes
-    from ui.run.state import WATCHED_FROM
+    from ui.run.view import WATCHED_FROM
 
     assert split_sizes(WATCHED_FROM)[1] == 1 and split_sizes(WATCHED_FROM - 1)[1] == 0
     assert any(f"fewer than {WATCHED_FROM} photos" in text for text in every_text())

@@ -183,33 +183,36 @@ def test_a_visitor_who_touched_nothing_gets_the_new_estimate_too(services):  # n
 
 
 def test_what_was_stopped_continues_unless_something_else_is_asked_for(services, asked):  # noqa: F811
+    from ui.run.start import start_training
+
     capability, session, _ = ready(services)
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
     assert asked[-1].settings["lora"]["rank"] == 4 and asked[-1].settings["lora"]["watch_every"] >= 10
     write_json(session.run.status, jobs.JobStatus("cancelled", "train"))
     session = services.sessions.find(capability)
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
     assert asked[-1] is None, "the same again: the run's own spec is continued"
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 8}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 8}})
     assert asked[-1].settings["lora"]["rank"] == 8
 
 
 def test_nobody_keeps_the_machine_for_a_day(services, asked):  # noqa: F811
-    from ui.run.state import MAX_STEPS
+    from ui.run.start import MAX_STEPS, start_training
     from ui.train.train import BATCH, DIALS
 
     _, session, _ = ready(services)
     with pytest.raises(UserError, match="others get their turn"):
-        services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"steps": 100_000}})
+        start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"steps": 100_000}})
     assert asked == []
     assert {dial.high for dial in DIALS if dial.setting == "steps"} == {MAX_STEPS} and BATCH.high == 32
 
 
 def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked):  # noqa: F811
     from ui.run import photobox
+    from ui.run.start import start_training
 
     capability, session, found = ready(services)
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     full = asked[-1]
     assert "start_from" not in full.settings["lora"]
     row = services.view(capability).row
@@ -237,7 +240,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
     assert f"LoRA {whole}" in fresh and f"LoRA {round(whole / 2)}" in going_on
     other = presets.recipe(row, "dreambooth", "draft", class_word="man").steps
     assert f"DreamBooth {other}" in fresh and f"DreamBooth {other}" in going_on, "it has learned nothing to go on from"
-    services.start_training(session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
+    start_training(services, session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
     spec = asked[-1]
     whole = presets.recipe(row, "lora", "draft", class_word="man").steps
     assert spec.settings["lora"]["start_from"] == "abc" and spec.settings["lora"]["steps"] == round(whole / 2)
@@ -249,7 +252,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
         session.run, replace(box, photo_set=replace(wider, train=wider.train[1:], held_out=(*judging, learned)))
     )
     assert services.view(capability).older == ()
-    services.start_training(session, methods=("lora",), quality="draft", go_on=True)
+    start_training(services, session, methods=("lora",), quality="draft", go_on=True)
     assert "start_from" not in asked[-1].settings["lora"]
 
     # nor does one that is gone from the list: it may come back as a copy that nobody recognises

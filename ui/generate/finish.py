@@ -25,7 +25,9 @@ from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import pictures
 from ui.run.cards import Shot
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.start import start_finishing
+from ui.run.view import View
 from ui.score import html as score_html
 from ui.words import phrases
 from ui.words.retold import retell
@@ -170,7 +172,7 @@ class Actions:
         return view
 
     def _start(self, kept: object, chosen: tuple[str, ...], dials: Mapping[str, object]) -> Updates:
-        self.services.start_finishing(self.services.sessions.need(kept), order_of(chosen, **dials))
+        start_finishing(self.services, self.services.sessions.need(kept), order_of(chosen, **dials))
         return self.show(kept)
 
 

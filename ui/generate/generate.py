@@ -31,7 +31,9 @@ from ui.page.wiring import Show, Updates
 from ui.run import photobox, pictures
 from ui.run.cards import JobCard, LookCard, Shot
 from ui.run.pictures import Drawing
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.start import start_generation
+from ui.run.view import View
 from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import say, tell
@@ -571,7 +573,7 @@ class Actions:
 
     def _draw(self, kept: object, view: View, columns: Sequence[str], plan: tuple[Sampling, ...]) -> Updates:
         session = self.services.sessions.need(kept)
-        self.services.start_generation(session, columns=tuple(columns), samplings=plan)
+        start_generation(self.services, session, columns=tuple(columns), samplings=plan)
         self.services.sessions.choose(session, shown=None)
         return {**self.show(kept), self.tab.seed: plan[0].seed}
 

@@ -20,7 +20,8 @@ from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import photobox
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
 from ui.web.limits import require_room
 from ui.words import phrases
 from ui.words.words import say, tell

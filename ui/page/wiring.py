@@ -17,8 +17,9 @@ from pipelines.core.records import UserError
 from pipelines.runs import jobs
 from ui.page import html as page_html
 from ui.page.errors import sentence, told
+from ui.run.services import Services
 from ui.run.sessions import Session
-from ui.run.state import Services, View
+from ui.run.view import View
 from ui.web.guard import cookie
 from ui.words import words
 

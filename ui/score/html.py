@@ -24,11 +24,7 @@ from ui.run.cards import MethodRow, StripData
 from ui.words.phrases import named, number, pictures, span
 
 MARK_LETTERS = "ABCD"
-
-
 LETTER_GAP = 10.0  # percent of the axis: a letter is 19 px wide, the axis of a phone 200
-
-
 OTHER_COLOUR = "#7c3aed"  # on the strip: what no method drew
 
 

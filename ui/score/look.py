@@ -18,7 +18,8 @@ from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import photobox
 from ui.run.cards import StripData
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
 from ui.score import html as score_html
 from ui.upload.upload import SAMPLE
 from ui.words import phrases

@@ -13,7 +13,9 @@ from pipelines.reports import figures as drawings
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
-from ui.run.state import Services, View
+from ui.run.package import pack
+from ui.run.services import Services
+from ui.run.view import View
 from ui.score import html as score_html
 from ui.score import look, vote
 from ui.words.retold import retell, retell_html
@@ -109,7 +111,7 @@ def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: S
         session = services.sessions.need(kept)
         if services.busy(session.run):
             raise UserError("This run is still working. Wait until it is done, then prepare the download.")
-        return page_html.downloads(services.package(session.run))
+        return page_html.downloads(pack(session.run, services.media))
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     tab.judge.input(listen, [capability, tab.judge], list(tab.show(services.view(None))), **quiet)

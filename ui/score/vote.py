@@ -11,7 +11,8 @@ from pipelines.evaluation import votes
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
 from ui.score import html as score_html
 from ui.web import ballot
 from ui.words import phrases

@@ -15,7 +15,9 @@ from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.page.wiring import Show, Updates
-from ui.run.state import Services, Settings, View
+from ui.run.services import Services
+from ui.run.start import Settings, start_training
+from ui.run.view import View
 from ui.train import html as train_html
 from ui.words import phrases
 from ui.words.words import say, tell
@@ -311,7 +313,8 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
             raise UserError("Choose at least one method to train.")
         settings = requested(view, quality, chosen, dials)
         tab.estimated(view, Asked(quality, chosen, settings, go_on is True))
-        services.start_training(
+        start_training(
+            services,
             session,
             methods=tuple(chosen),
             quality=quality,

@@ -37,8 +37,6 @@ PHOTO_ACTS = {
 
 
 PARTS = ("training", "validation", "held out")
-
-
 PINNED = {"trained": "always learned from", "held_out": "always kept for judging"}
 
 

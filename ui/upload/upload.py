@@ -16,7 +16,8 @@ from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates, refused_while_busy
 from ui.run import photobox
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
 from ui.upload import html as upload_html
 from ui.words import phrases
 from ui.words.retold import retell
