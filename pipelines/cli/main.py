@@ -18,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     asked = parser().parse_args(arguments)
     try:
+        from pipelines.photos.decode import restrict_pillow  # after the parser: --help needs no numpy
+
+        restrict_pillow()
         return int(asked.run(asked))
     except UserError as problem:
         say(str(problem))
