@@ -207,6 +207,7 @@ def ours(
     from torch.utils.flop_counter import FlopCounterMode
 
     from pipelines.bases.family import load_family
+    from pipelines.core.control import Control
     from pipelines.training.batches import TrainingData
     from pipelines.training.loop import train
 
@@ -226,8 +227,7 @@ def ours(
         family = load_family(row, device)
         # one step more than is timed, whose arithmetic is counted
         events = train(
-            recipe, data, Path(folder), photo_digest="random", device=device, family=family,
-            stop=lambda: reached > last,
+            recipe, data, Path(folder), family=family, control=Control(stop=lambda: reached > last),
         )  # fmt: skip
         begun = time.perf_counter()
         first = since = until = 0.0

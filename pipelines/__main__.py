@@ -27,8 +27,8 @@ from pipelines.core.schema import (
     ATTENTIONS,
     CLASS_WORDS,
     COLUMNS,
-    COMPOSED,
     LOW_CEILING,
+    METHODS,
     QUALITIES,
     REASONS,
     Event,
@@ -89,8 +89,8 @@ def parser() -> argparse.ArgumentParser:
             "--methods",
             type=_names(ALL_METHODS),
             metavar="NAMES",
-            help=f"comma-separated, of {', '.join(ALL_METHODS)}\n(default: all that"
-            f" the base offers but {', '.join(COMPOSED)}, which is made of others)",
+            help=f"comma-separated, of {', '.join(ALL_METHODS)}\n(default: all that the base offers but"
+            f" {', '.join(sorted(set(ALL_METHODS) - set(METHODS)))}, which is made of others)",
         )
         _base_arguments(made)
         made.add_argument("--quality", choices=QUALITIES, default="good", help="how long to train (good)")
@@ -539,7 +539,7 @@ def _extract(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import find_base
     from pipelines.core.runtime import pick_device
     from pipelines.methods import extract
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     run = _run_of(asked.folder)
     folder = run.method("dreambooth")

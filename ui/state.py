@@ -545,7 +545,7 @@ class Services:
         previews: dict[str, list[str]] = {}
         for event in training:
             method = event.method
-            if method not in ALL_METHODS:
+            if method is None or method not in ALL_METHODS:
                 continue
             if event.kind == "step":
                 latest[method] = event

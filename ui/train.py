@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
+from pipelines.core.schema import ALL_METHODS, METHODS, OPTIMIZERS, QUALITIES, Recipe, UserError
 from ui import views
 from ui.errors import told
 from ui.state import Services, Settings, View
@@ -143,8 +143,8 @@ class TrainTab:
 
     def restore(self, view: View) -> Updates:
         usual = _usual(view)
-        methods, more = ([m for m in usual.methods if (m in COMPOSED) == made] for made in (False, True))
-        composed = [m for m in view.row.offered if m in COMPOSED]
+        methods, more = ([m for m in usual.methods if (m in METHODS) == plain] for plain in (True, False))
+        composed = [m for m in view.row.offered if m not in METHODS]
         return {
             self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=methods),
             self.quality: gr.update(choices=[(tell(QUALITY_MEANS[q]), q) for q in QUALITIES], value=usual.quality),

@@ -21,14 +21,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.schema import COMPOSED, METHODS, UserError
+from pipelines.core.schema import LEARNS, METHOD_ROWS, MethodRow, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMBEDDED = REPOSITORY / "models"
 RARE_TOKEN = "ohwx"  # one rare token of CLIP's vocabulary; carries almost no meaning of its own
 # Full fine-tuning keeps float32 weights, gradients and two moments (16 bytes per parameter): 14 GB for SD 1.5's 0.86 B
-# parameters, 41 GB for SDXL's 2.6 B. Bases above this size learn by DreamBooth only when somebody asks for it.
-DREAMBOOTH_MAX_PARAMETERS = 1.2e9
+# parameters, 41 GB for SDXL's 2.6 B. Above this size all weights of a base are taught only when somebody asks for it.
+ALL_WEIGHTS_MAX_PARAMETERS = 1.2e9
 
 # Upright shapes only: selfies are upright, and what lies beside a person in a wide photo is nothing to learn. SD 1.5
 # itself learned squares: these have at most their area, and sides that its UNet and VAE halve six times.
@@ -37,8 +37,6 @@ SD15_BUCKETS = ((512, 512), (576, 448), (640, 384))
 SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
 Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones of about 1 megapixel that its demo offers
 
-# What the code of each family can do.
-FAMILY_METHODS = {"portrait": METHODS, "sd15": METHODS, "sdxl": METHODS, "z_image": ("lora",)}
 # Guidance of a prompt that comes without a style, as the family's stock pipeline counts it.
 FAMILY_GUIDANCE = {"portrait": 3.0, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
 # Families that draw with their own scheduler only: those of diffusion models know no flow.
@@ -69,7 +67,6 @@ class BaseRow:
     revision: str | None  # full commit hash: a moved branch cannot change what is loaded
     family: str  # "portrait" | "sd15" | "sdxl" | "z_image"
     resolution_px: int
-    methods: tuple[str, ...]
     vram_gb: float  # for training its largest usual method at the recipes' batch
     licence: str
     about: str
@@ -83,19 +80,28 @@ class BaseRow:
     # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
     # published configuration; None: not counted
     forward_tflop: float | None = None
+    learns: tuple[str, ...] = LEARNS  # what of it can be taught, as in `MethodRow.learns`
     # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.methods.drafts
     draft_lora: tuple[str, str] | None = None
 
+    def _fitting(self) -> tuple[MethodRow, ...]:
+        return tuple(each for each in METHOD_ROWS.values() if each.learns and set(each.learns) <= set(self.learns))
+
     @property
     def offered(self) -> tuple[str, ...]:
-        """`methods` and those made of them."""
-        return (*self.methods, *(name for name, parts in COMPOSED.items() if set(parts) <= set(self.methods)))
+        """Every method that this base can be taught by."""
+        return tuple(each.name for each in self._fitting())
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those of `offered` that are no combination of others."""
+        return tuple(each.name for each in self._fitting() if each.usual)
 
     @property
     def usual(self) -> tuple[str, ...]:
-        """Those of `methods` that are taught when nobody says."""
-        huge = self.footprint is not None and 1e6 * self.footprint.denoiser_m > DREAMBOOTH_MAX_PARAMETERS
-        return tuple(name for name in self.methods if not (huge and name == "dreambooth"))
+        """Those of `methods` that are taught where nobody names methods."""
+        huge = self.footprint is not None and 1e6 * self.footprint.denoiser_m > ALL_WEIGHTS_MAX_PARAMETERS
+        return tuple(name for name in self.methods if not (huge and "weights" in METHOD_ROWS[name].learns))
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -140,7 +146,6 @@ def _portrait(name: str, folder: Path, resolution_px: int, title: str, about: st
         revision=None,
         family="portrait",
         resolution_px=resolution_px,
-        methods=METHODS,
         vram_gb=1.0,
         licence=licence,
         about=about,
@@ -161,7 +166,6 @@ BASES: dict[str, BaseRow] = {
             revision=None,
             family="portrait",
             resolution_px=128,
-            methods=METHODS,
             vram_gb=1.0,
             licence="Apache-2.0",
             about=(
@@ -180,7 +184,6 @@ BASES: dict[str, BaseRow] = {
             revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
             family="sd15",
             resolution_px=512,
-            methods=METHODS,
             vram_gb=20.0,
             licence="CreativeML OpenRAIL-M",
             about="512-pixel pictures in any style. Needs a GPU: about 20 GB for DreamBooth, 8 GB for the other two.",
@@ -201,7 +204,6 @@ BASES: dict[str, BaseRow] = {
             revision="462165984030d82259a11f4367a4eed129e94a7b",
             family="sdxl",
             resolution_px=1024,
-            methods=METHODS,
             vram_gb=24.0,
             licence="CreativeML Open RAIL++-M",
             about=(
@@ -225,7 +227,7 @@ BASES: dict[str, BaseRow] = {
             revision="04cc4abb7c5069926f75c9bfde9ef43d49423021",
             family="z_image",
             resolution_px=1024,
-            methods=FAMILY_METHODS["z_image"],
+            learns=("adapters",),
             # 12 GB of weights in bfloat16, and while they are merged a float32 copy beside the one that learned
             vram_gb=48.0,
             licence="Apache-2.0",
@@ -459,7 +461,7 @@ def _local_row(
         revision=None,
         family=family,
         resolution_px=resolution_px,
-        methods=FAMILY_METHODS[family],
+        learns=like.learns,
         vram_gb=like.vram_gb,
         licence="as its author states",
         about=f"A local model of the family of {like.title}.",

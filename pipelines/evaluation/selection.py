@@ -12,11 +12,10 @@ import numpy as np
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.schema import PhotoSet, UserError
+from pipelines.core.schema import Look, PhotoSet, UserError, Watch
 from pipelines.evaluation import metrics
 from pipelines.evaluation.scoring import Reference, reference
 from pipelines.faces.faces import Judge, available_judges, judge
-from pipelines.training.loop import Look, Watch
 
 PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets that are reported
 

@@ -30,7 +30,7 @@ from pipelines.methods import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import digest
 from pipelines.methods.lora_files import Layers
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 
 SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
 LIMITS: dict[str, tuple[float, float]] = {

@@ -34,7 +34,7 @@ from pipelines.training.world import World
 from pipelines.core.schema import (
     ALL_METHODS,
     COLUMNS,
-    COMPOSED,
+    METHOD_ROWS,
     Event,
     OutOfMemory,
     PhotoSet,
@@ -47,6 +47,7 @@ from pipelines.core.schema import (
     place_of,
     sampling_fields,
 )
+from pipelines.core.control import Control
 from pipelines.core.slices import Slice
 from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, Run
 
@@ -198,6 +199,13 @@ class _Clock:
             workspace.write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
         self._saved = time.monotonic()
         return True
+
+
+def _control(stop: Callable[[], bool], leave: Callable[[str], bool], pause: Slice) -> Control:
+    """A training's control, whose slice is the whole job's."""
+    control = Control(stop=stop, leave=leave)
+    control.paused, control.keep = pause, pause.keep  # type: ignore[method-assign]
+    return control
 
 
 class _Flow:
@@ -427,13 +435,13 @@ class _Flow:
         from pipelines.photos.captions import training_captions
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import crops, frames, heads
-        from pipelines.training.loop import TrainingData
+        from pipelines.training.batches import TrainingData
         from pipelines.training.loop import train as learn
 
         self._stop_together()
         yield Event("phase", text="Preparing the photos")
         recipes = {name: self._recipe(name) for name in self.spec.methods if name not in self.left_out}
-        words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]
+        words = [each for each in recipes.values() if "words" in METHOD_ROWS[each.method].learns]
         descriptors: list[np.ndarray] = []
 
         def described(path: Path) -> np.ndarray:
@@ -449,6 +457,8 @@ class _Flow:
             training_captions(photos.train, pictures),
             frames(photos.validation, self.row),
             tuple(heads(photos.train, self.row)) if any(each.weighs_faces for each in recipes.values()) else (),
+            photos.digest,
+            identity,
         )
         watch = None
         if any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values()):
@@ -461,14 +471,9 @@ class _Flow:
                 recipe,
                 data,
                 self.run.method(name),
-                photo_digest=photos.digest,
-                device=device,
-                stop=partial(self._stops, name),
-                pause=self.pause,
                 family=family,
-                identity=identity,
                 watch=watch,
-                world=self.world,
+                control=_control(self.stop, self.leave, self.pause),
             )
             for name, recipe in recipes.items()
         }
@@ -877,7 +882,7 @@ class _Flow:
         return made.replaced(**self.spec.settings.get(method, {}))
 
     def _subject(self, method: str) -> Subject | None:
-        from pipelines.training.loop import load_subject
+        from pipelines.training.subjects import load_subject
 
         folder = self.run.method(method)
         if not (folder / "subject.json").is_file():

@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.bases.registry import BaseRow, Footprint
 from pipelines.core.presets import PRESETS
 from pipelines.core.runtime import CONTEXT_GB, MemoryNeeds, MemoryPlan, memory_plan
-from pipelines.core.schema import COMPOSED, Recipe
+from pipelines.core.schema import METHOD_ROWS, Recipe
 
 SPEED = "gflops"  # among the paces of this machine
 REFERENCE = PRESETS / "paces.json"
@@ -75,10 +75,10 @@ def memory_needs(row: BaseRow, recipe: Recipe, dtype: str = "bfloat16") -> Memor
     if size is None:
         return None
     frozen = FROZEN_BYTES[dtype]
-    parts = COMPOSED.get(recipe.method, (recipe.method,))
-    full, adapters = "dreambooth" in parts, "lora" in parts
+    learns = METHOD_ROWS[recipe.method].learns
+    full, adapters = "weights" in learns, "adapters" in learns
     text_learns = recipe.text_learning_rate > 0 and (full or adapters)
-    words = "textual_inversion" in parts
+    words = "words" in learns
     each = BYTES[recipe.optimizer] + (4 if recipe.ema > 0 else 0)
     learned_m = size.denoiser_m if full else size.lora_m_per_rank * recipe.rank if adapters else 0.0
     denoiser = 0.0 if full else frozen * size.denoiser_m
@@ -191,10 +191,15 @@ def _estimate(
 
 
 def _pace_there(paces: Mapping[str, object], row: BaseRow, method: str) -> Pace | None:
-    """As it was timed; of a method made of others that was not, its slowest part's."""
+    """As it was timed; of a method that was not and learns what others learn together, the slowest of those."""
     if (pace := pace_of(paces.get(key(row, method)))) is not None:
         return pace
-    parts = [pace_of(paces.get(key(row, part))) for part in COMPOSED.get(method, ())]
+    learns = METHOD_ROWS[method].learns
+    parts = [
+        pace_of(paces.get(key(row, each.name)))
+        for each in METHOD_ROWS.values()
+        if len(learns) > 1 and each.usual and each.learns and set(each.learns) <= set(learns)
+    ]
     known = [each for each in parts if each is not None]
     return max(known, key=lambda each: each.step_s / each.batch) if known and len(known) == len(parts) else None
 

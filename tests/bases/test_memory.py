@@ -19,12 +19,13 @@ from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, Footprint, find_base
 from pipelines.core import presets, runtime
 from pipelines.core.runtime import MemoryNeeds, memory_plan
-from pipelines.core.schema import Sampling, UserError
+from pipelines.core.schema import Look, Sampling, UserError, Watch
 from pipelines.generation.generation import Generator
 from pipelines.methods import method as find_method
 from pipelines.training import estimates, loop
 from pipelines.training.estimates import estimate, memory_needs, roomy_gb, too_large
-from pipelines.training.loop import Look, Watch, train
+from pipelines.training.loop import train
+from pipelines.training.subjects import load_subject
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 NEEDS = MemoryNeeds(4.0, 2.0, 10.0, 1.0, 2.0, denoiser_gb=3.0, vae_gb=0.3)
@@ -284,7 +285,7 @@ def whole_training(family, method, out):
     )  # fmt: skip
     watch = Watch("nobody", ("portrait of {subject}",), lambda frames: Look(1.0, 1.0, None, 1.0))
     apart = []
-    for event in train(recipe, tiny_data("sdxl", validation=1), out, photo_digest="d", family=family, watch=watch):
+    for event in train(recipe, tiny_data("sdxl", validation=1), out, family=family, watch=watch):
         apart += [family.parked] if event.kind == "step" else []
     assert event.kind == "done", event
     return memory_needs(family.row, recipe, "float32"), apart
@@ -306,7 +307,7 @@ def test_no_more_lies_on_a_card_than_was_planned(card, method, tmp_path):
         assert ledger.most_denoisers == 1, "one at a time, read back too"
         assert ledger.decoded_beside == (0 if offload else 1)
         folder = tmp_path / name
-        learned.append(loop.load_subject(folder).sha256)
+        learned.append(load_subject(folder).sha256)
         ledger.forget()
         asked = [Sampling("portrait of {subject}", steps=2, strength=strength) for strength in (1.0, 0.5)]
         for column in (None, folder, None):
@@ -326,7 +327,7 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
     ledger, load = card
     family, data = load("sdxl", 1e-6), tiny_data("sdxl")
     recipe = tiny_recipe("sdxl", "dreambooth", steps=3)
-    list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
+    list(train(recipe, data, tmp_path / "whole", family=family))
 
     def full(*_args, **_options):
         raise torch.cuda.OutOfMemoryError
@@ -334,12 +335,12 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(type(find_method("dreambooth")), "apply", full)
         with pytest.raises(UserError, match="The GPU's memory is not enough for DreamBooth") as told:
-            list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+            list(train(recipe, data, tmp_path / "part", family=family))
         assert ledger.denoisers() == 0 and not ledger.optimizers, "nothing is left, though the error is"
         del told
-    told = list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+    told = list(train(recipe, data, tmp_path / "part", family=family))
     assert told[0].step == 3 and told[-1].kind == "done" and not any(event.kind == "step" for event in told)
-    whole, part = (loop.load_subject(tmp_path / each) for each in ("whole", "part"))
+    whole, part = (load_subject(tmp_path / each) for each in ("whole", "part"))
     assert whole.sha256 == part.sha256 and not (tmp_path / "part" / "checkpoint.safetensors").exists()
 
 

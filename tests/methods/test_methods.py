@@ -417,7 +417,7 @@ def test_every_text_encoder_learns_and_is_put_back(kind, name, tmp_path):
     recipe = tiny_recipe(kind, name, steps=2, text_learning_rate=1e-3)
     fresh = method(name).learner(family, recipe)
     start = {key: tensor.detach().clone() for key, tensor in fresh.tensors().items()}
-    events = list(train(recipe, tiny_data(kind), tmp_path, photo_digest="d", family=family))  # verified by itself
+    events = list(train(recipe, tiny_data(kind), tmp_path, family=family))  # verified by itself
     assert events[-1].kind == "done"
     ended = method(name).learner(family, recipe)
     ended.start_from(tmp_path)

@@ -447,7 +447,7 @@ def quick_sdxl(*methods):
 def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     run = make_run(tmp_path / "run")
     told = list(perform(run, quick_sdxl("dreambooth")))

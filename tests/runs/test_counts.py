@@ -20,7 +20,10 @@ from pipelines.core.workspace import load_photo_set, run_at
 from pipelines.generation.generation import Generator
 from pipelines.runs.comparison import compare, perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.loop import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
+from pipelines.training.previews import PREVIEW_STEPS
+from pipelines.training.watch import WATCH_STEPS
+from pipelines.core.schema import Look, Watch
+from pipelines.training.loop import train
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 
@@ -62,7 +65,7 @@ def trained(monkeypatch, tmp_path: Path, method: str, *, photos=PHOTOS, validati
     family, data = tiny_family("portrait"), tiny_data("portrait", photos=photos, validation=validation)
     recipe = tiny_recipe("portrait", method, **changes)
     with counted(monkeypatch) as (calls, rows):
-        told = list(train(recipe, data, tmp_path / method, photo_digest="d", family=family, watch=watch))
+        told = list(train(recipe, data, tmp_path / method, family=family, watch=watch))
     assert told[-1].kind == "done"
     return calls, rows
 

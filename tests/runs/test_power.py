@@ -16,7 +16,7 @@ from pipelines.core.schema import METHODS, Sampling
 from pipelines.runs import comparison, jobs
 from pipelines.runs.comparison import perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.loop import CHECKPOINT
+from pipelines.training.checkpoints import CHECKPOINT
 from tests.runs import make_run, quick
 from tests.tiny import tiny_folder
 

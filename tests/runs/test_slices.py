@@ -25,7 +25,9 @@ from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.training import loop
 from pipelines.training.batches import Batches
-from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject
+from pipelines.training.watch import STRENGTHS
+from pipelines.core.schema import Look, Watch
+from pipelines.training.subjects import load_subject
 from tests.runs import quick
 from tests.tiny import tiny_folder
 
@@ -170,7 +172,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         return denoise(self, unet, *args)
 
     proving: list[bool] = []
-    prove = loop._verify
+    prove = previews.verify
 
     def verify(*args):
         done["artefact"] += 1
@@ -181,7 +183,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
             proving.clear()
 
     monkeypatch.setattr(sampler.Family, "predict", denoising)
-    monkeypatch.setattr(loop, "_verify", verify)
+    monkeypatch.setattr(previews, "verify", verify)
     objective = sampler.Family.objective
 
     def judged(*args, **keywords):  # a step's own, or a validation loss: no picture is drawn
