@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ui.startup import prepare_environment, sweep_uploads
+from ui.page.startup import prepare_environment, sweep_uploads
 
 FORGET_S = 300.0  # Gradio itself never forgets a page that was closed
 
@@ -26,13 +26,18 @@ def build() -> tuple[Any, dict[str, Any]]:
     from starlette.middleware import Middleware
 
     from pipelines.methods import imports
-    from ui import api, finish, generate, score, theme, train, upload, verify
-    from ui.ballot import Ballots
-    from ui.guard import Guard
-    from ui.page import Page
-    from ui.state import Services, View
-    from ui.wiring import Show, wire_page
-    from ui.words import languages, say
+    from ui.generate import finish, generate
+    from ui.page import theme
+    from ui.page.page import Page
+    from ui.page.wiring import Show, wire_page
+    from ui.programs import api
+    from ui.run.state import Services, View
+    from ui.score import score, verify
+    from ui.train import train
+    from ui.upload import upload
+    from ui.web.ballot import Ballots
+    from ui.web.guard import Guard
+    from ui.words.words import languages, say
 
     services = Services()
     services.resume()

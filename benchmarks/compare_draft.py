@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipelines.core import workspace
 from pipelines.core.runtime import machine
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 
 def conditions() -> dict[str, Any]:

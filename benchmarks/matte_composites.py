@@ -26,7 +26,7 @@ from pipelines.core.runtime import machine
 from pipelines.faces import faces
 from pipelines.finishing import matte
 from pipelines.photos.decode import decode
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 SIDE_PX = 512
 

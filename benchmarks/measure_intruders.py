@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.photos import checks
 from pipelines.photos.decode import decode
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 
 def flagged(examined: list[checks.Examined], known) -> list[bool]:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.bases.registry import find_base
 from pipelines.core import presets, runtime, workspace
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training import estimates

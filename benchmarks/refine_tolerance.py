@@ -28,7 +28,7 @@ from pipelines.evaluation import scoring
 from pipelines.faces import faces
 from pipelines.finishing import refine
 from pipelines.photos.decode import decode
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 SIDES_PX = (128, 512)
 SHARE = 0.99

@@ -278,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
         "verify",
         "Read the marks that say a picture was drawn by an AI.",
         _verify,
-        epilog="exit code: 0 a mark says so, 1 none does, 2 the file is no picture that can be read.\n"
+        epilog="exit code: 0 a mark or a hint says so, 1 none does, 2 the file is no picture that can be read.\n"
         "No mark does not show that a picture is a photo.",
     )
     verify.add_argument("image", metavar="FILE", type=Path, help="JPEG, PNG, WebP, AVIF or another picture")
@@ -421,7 +421,7 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
 
     found: dict[str, tuple[str, ...]] = {}
     for each in asked:
@@ -671,7 +671,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos.files import photo_files, unpack
+    from pipelines.photos.gather import photo_files, unpack
     from pipelines.photos.intake import check
 
     try:
@@ -885,7 +885,8 @@ def _verify(asked: argparse.Namespace) -> int:
         raise WrongUse(str(problem)) from problem
     if asked.json:
         marks = {mark.name: {k: v for k, v in asdict(mark).items() if k != "name"} for mark in found.marks}
-        _print_json({"found": found.found, "tampered": found.tampered, "sentence": found.sentence, "marks": marks})
+        told = {name: getattr(found, name) for name in ("found", "tampered", "sentence", "settings_of")}
+        _print_json({**told, "marks": marks})
     else:
         print(found.sentence)
         for mark in found.marks:
@@ -926,7 +927,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core import workspace
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
     from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)

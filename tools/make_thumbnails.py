@@ -45,7 +45,7 @@ def main() -> int:
     from pipelines.evaluation import scoring
     from pipelines.faces.faces import judge
     from pipelines.generation.generation import Generator
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
     from pipelines.runs.comparison import perform
     from pipelines.runs.jobspec import JobSpec
 

@@ -14,9 +14,9 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pipelines.core.schema import LOW_CEILING, Sampling, SetReport
-from ui.retold import retell
-from ui.theme import METHOD_COLOURS, METHOD_NAMES
-from ui.words import tell
+from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
+from ui.words.retold import retell
+from ui.words.words import tell
 
 if TYPE_CHECKING:
     from pipelines.evaluation.lookalike import Answer, Opinion

@@ -137,7 +137,8 @@ class Photo:
     face_box: tuple[float, float, float, float]
     eyes: tuple[tuple[float, float], tuple[float, float]]
     eye_distance_px: float
-    notes: tuple[str, ...] = ()  # what could be better about it
+    notes: tuple[str, ...] = ()  # what could be better about it, in words
+    reasons: tuple[str, ...] = ()  # the codes of REASONS behind the notes
     caption: str | None = None  # the person's own words, with "{subject}"; None: what was measured
     zoom: float = 1.0  # the person's own framing: above 1 closer, below wider than the base's
 
@@ -148,7 +149,7 @@ class PhotoCheck:
 
     name: str  # the person's own file name
     verdict: str  # "good" | "usable" | "leave_out"
-    reasons: tuple[str, ...] = ()  # stable codes, see pipelines.photos.checks.CODES
+    reasons: tuple[str, ...] = ()  # stable codes, keys of REASONS
     text: str = ""  # one line: why, and what to do
     similarity: float | None = None  # to the other photos of the set
     kept: bool = False  # the person overruled "leave_out"

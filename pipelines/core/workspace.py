@@ -597,6 +597,14 @@ def set_report(saved: dict[str, Any] | None) -> SetReport | None:
     return SetReport(**{**saved, "angles": tuple((float(yaw), float(pitch)) for yaw, pitch in saved["angles"])})
 
 
+# Photo sets that were stored before photos had `reasons` say in this sentence that a photo shows several faces.
+SEVERAL_FACES_NOTE = "several faces; the one that agrees with the other photos is used"
+
+
+def _reasons_of(notes: tuple[str, ...]) -> tuple[str, ...]:
+    return ("several_faces",) if SEVERAL_FACES_NOTE in "; ".join(notes) else ()
+
+
 def load_photo_set(run: Run) -> PhotoSet | None:
     """The photos that were taken in, or None when none were. Raises UserError when their list is damaged."""
     saved = read_json(run.photo_set)
@@ -606,6 +614,7 @@ def load_photo_set(run: Run) -> PhotoSet | None:
     def photo(entry: dict[str, Any]) -> Photo:
         (left_x, left_y), (right_x, right_y) = entry["eyes"]
         left, top, right, bottom = entry["face_box"]
+        notes = tuple(str(note) for note in entry.get("notes", ()))
         return Photo(
             name=str(entry["name"]),
             path=str(run.folder / entry["path"]),
@@ -615,7 +624,8 @@ def load_photo_set(run: Run) -> PhotoSet | None:
             face_box=(float(left), float(top), float(right), float(bottom)),
             eyes=((float(left_x), float(left_y)), (float(right_x), float(right_y))),
             eye_distance_px=float(entry["eye_distance_px"]),
-            notes=tuple(str(note) for note in entry.get("notes", ())),
+            notes=notes,
+            reasons=tuple(entry["reasons"]) if "reasons" in entry else _reasons_of(notes),
             caption=entry.get("caption"),
             zoom=float(entry.get("zoom", 1.0)),
         )

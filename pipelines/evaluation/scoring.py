@@ -15,10 +15,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import REASONS, Photo, PhotoSet, Score, UserError
+from pipelines.core.schema import Photo, PhotoSet, Score, UserError
 from pipelines.faces import calibration
 from pipelines.faces.faces import NO_FACE, Judge, Seen
 from pipelines.photos.decode import decode
+from pipelines.photos.framing import person_view
 
 Picture = Photo | Path | np.ndarray
 
@@ -95,19 +96,8 @@ def _vectors(judge: Judge, pictures: Sequence[Picture]) -> list[np.ndarray]:
 def pixels(picture: Picture) -> np.ndarray:
     """A picture as judges see it: upright RGB uint8; of a group photo only what is around the person's face."""
     if isinstance(picture, Photo):
-        image = decode(Path(picture.path))
-        # judges look at the largest face, and in a group photo that need not be the person
-        return around_face(image, picture) if REASONS["several_faces"] in "; ".join(picture.notes) else image
+        return person_view(decode(Path(picture.path)), picture)
     return decode(picture) if isinstance(picture, Path) else np.asarray(picture)
-
-
-def around_face(image: np.ndarray, photo: Photo) -> np.ndarray:
-    """The part of a photo, as it was decoded, that shows the person's head."""
-    left, top, right, bottom = photo.face_box
-    reach = 0.6 * max(right - left, bottom - top)
-    height, width = image.shape[:2]
-    x, y = int(max(0, left - reach)), int(max(0, top - reach))
-    return np.ascontiguousarray(image[y : int(min(height, bottom + reach)), x : int(min(width, right + reach))])
 
 
 def _name(picture: Picture) -> str | None:

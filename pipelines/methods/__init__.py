@@ -5,8 +5,12 @@ In: a method's name. Out: the object that makes its trainable parameters, saves 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipelines.core.schema import ALL_METHODS, UserError
-from pipelines.methods.base import Method
+
+if TYPE_CHECKING:
+    from pipelines.methods.base import Method
 
 
 def method(name: str) -> Method:

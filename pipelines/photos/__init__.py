@@ -1,7 +1,7 @@
 """Photos: from the files that a person sent to clean, checked photos in three parts, and what is cut out of them.
 
 In: files of any kind. Out: a `PhotoSet` (`intake.intake`), pixels (`decode.decode`), crops (`framing`), captions.
-One file each: `files` finds the photos, `decode` reads one, `checks` judges it, `split` divides the set.
+Each file does one thing: `gather` finds photos, `decode` reads one, `checks` judges it, `split` divides the set.
 Try it: `from pipelines.photos import check; check([Path("a.jpg")])`, or `python -m pipelines check PHOTO_DIR`.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.album import Album
+    from pipelines.photos.gather import photo_files
     from pipelines.photos.intake import check
 
-_FROM = {"check": "intake", "photo_files": "files"}
-__all__ = ["check", "photo_files"]
+_FROM = {"Album": "album", "check": "intake", "photo_files": "gather"}
+__all__ = ["Album", "check", "photo_files"]
 
 
 def __getattr__(name: str) -> Any:

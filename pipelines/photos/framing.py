@@ -115,6 +115,22 @@ def _window(photo: Photo, size: Sequence[int], height_px: int, width_px: int) ->
     return x, y, across, down
 
 
+def person_view(image: np.ndarray, photo: Photo) -> np.ndarray:
+    """A photo, as it was decoded, as judges are shown it: they look at the largest face, and in a group photo that need
+    not be the person, so of a group photo only what is around the person's head.
+    """
+    return around_person(image, photo) if "several_faces" in photo.reasons else image
+
+
+def around_person(image: np.ndarray, photo: Photo) -> np.ndarray:
+    """The part of a photo, as it was decoded, that shows the person's head. (H, W, 3) uint8."""
+    left, top, right, bottom = photo.face_box
+    reach = 0.6 * max(right - left, bottom - top)
+    height, width = image.shape[:2]
+    x, y = int(max(0, left - reach)), int(max(0, top - reach))
+    return np.ascontiguousarray(image[y : int(min(height, bottom + reach)), x : int(min(width, right + reach))])
+
+
 # A head with its hair, in distances between the eyes, which lie half-way up: 1.4 to each side, 2.1 up and down.
 HEAD_ACROSS, HEAD_DOWN = 1.4, 2.1
 HEAD_EDGE = 0.3  # the soft part of the edge, as a share of the oval

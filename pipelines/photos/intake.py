@@ -352,6 +352,7 @@ def _store(found: Looked, folder: Path) -> list[Photo]:
                 eyes=((left_x, left_y), (right_x, right_y)),
                 eye_distance_px=face.eye_distance_px,
                 notes=(said.text,) if said.text else (),
+                reasons=said.reasons,
             )
         )
     return photos

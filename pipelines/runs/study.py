@@ -158,7 +158,7 @@ def read_matrix(file: Path) -> Matrix:
 
 def read_people(folder: Path, only: Sequence[str] = ()) -> list[Person]:
     """A folder with one folder of photos per person and `people.csv` (person, class_word); or one person's photos."""
-    from pipelines.photos.files import photo_files
+    from pipelines.photos.gather import photo_files
 
     inside = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
     if not inside:

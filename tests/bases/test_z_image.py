@@ -319,7 +319,7 @@ def test_other_schedulers_are_a_sentence():
 
 
 def test_the_page_offers_what_it_draws_with():
-    from ui.generate import SIZES, schedulers
+    from ui.generate.generate import SIZES, schedulers
 
     assert schedulers(BASES["z-image"]) == ("default",)
     assert schedulers(BASES["sd15"]) == tuple(name for name in SCHEDULERS if name not in DISTILLED)

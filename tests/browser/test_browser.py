@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ui.words import preferred, translate
+from ui.words.words import preferred, translate
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.test_browser import Visit, address, chromium, photos  # noqa: F401
-from ui.upload import CONSENT  # noqa: E402
-from ui.words import translate  # noqa: E402
+from ui.upload.upload import CONSENT  # noqa: E402
+from ui.words.words import translate  # noqa: E402
 
 pytestmark = pytest.mark.browser
 DROP = "Photos of one person, or a ZIP of them - 5 to 15 are best"

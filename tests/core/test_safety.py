@@ -228,7 +228,8 @@ def test_the_command_line_refuses(tmp_path, capsys):
 
 def test_the_page_and_its_programs_refuse(tmp_path):
     from pipelines.bases.registry import find_base
-    from ui import api, generate
+    from ui.generate import generate
+    from ui.programs import api
 
     row = find_base(str(tiny_folder("portrait")))
     dials = {

@@ -142,6 +142,22 @@ def test_the_photo_set_moves_with_its_run(tmp_path):
         workspace.load_photo_set(workspace.Run(tmp_path / "elsewhere"))
 
 
+def test_a_photo_set_stored_before_photos_had_reasons_still_says_which_photo_shows_a_group(tmp_path):
+    run = make_run(tmp_path / "run", photos=6)
+    saved = json.loads(run.photo_set.read_text())
+    for part in ("train", "validation", "held_out"):
+        for entry in saved[part]:
+            del entry["reasons"]
+    group = "the face is dark; several faces; the one that agrees with the other photos is used"
+    saved["held_out"][0]["notes"] = [group]
+    run.photo_set.write_text(json.dumps(saved))
+    read = workspace.load_photo_set(run)
+    assert read is not None and read.held_out[0].reasons == ("several_faces",)
+    assert all(photo.reasons == () for photo in (*read.train, *read.validation))
+    workspace.save_photo_set(run, read)
+    assert workspace.load_photo_set(run) == read
+
+
 def test_forget_removes_everything_and_proves_it(tmp_path):
     run = make_run(tmp_path / "run")
     (run.method("lora")).mkdir(parents=True)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import REASONS, Photo, PhotoSet, Score, UserError
+from pipelines.core.schema import Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import scoring
 from pipelines.faces import calibration, faces
 from pipelines.faces.calibration import Calibration, Comparisons
-from pipelines.photos import files, intake
+from pipelines.photos import gather, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -89,7 +89,7 @@ def test_in_a_group_photo_the_person_is_compared_with_and_not_the_largest_face(t
     Image.fromarray(image).save(tmp_path / "group.png")
     box, eyes = (310, 60, 370, 120), ((330, 80), (350, 80))
     person = Photo("group.png", str(tmp_path / "group.png"), "0", 400, 200, box, eyes, 20.0)
-    noted = replace(person, notes=(REASONS["several_faces"],))
+    noted = replace(person, reasons=("several_faces",))
     assert scoring.reference(JUDGE, [noted]).mean[0] == pytest.approx(1.0)
     assert scoring.reference(JUDGE, [person]).mean[2] > 0.5
 
@@ -263,8 +263,8 @@ def test_real_people_reach_their_ceiling_and_strangers_do_not(tmp_path):
     if faces.find_pack("buffalo_sc", SHARED / "models"):
         pytest.importorskip("insightface")
         judges.append(faces.judge("buffalo_sc", SHARED / "models"))
-    people = intake.intake(files.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
-    stranger = files.photo_files(PEOPLE / "p12")[0]
+    people = intake.intake(gather.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
+    stranger = gather.photo_files(PEOPLE / "p12")[0]
     for judge in judges:
         made = scoring.marks(judge, people)
         against = scoring.reference(judge, people.held_out)

@@ -273,7 +273,7 @@ def words_of(page: str) -> str:
 
 
 def walk(run, voter, picks=("0",)):
-    from ui import ballot
+    from ui.web import ballot
 
     pages = []
     for number, pick in enumerate(picks):
@@ -300,7 +300,7 @@ def test_the_page_gives_no_method_away(run):
 
 
 def test_the_page_shows_the_pictures_in_the_order_on_the_server(run):
-    from ui import ballot
+    from ui.web import ballot
 
     asked = votes.start(run)
     (page, _) = walk(run, asked.voter)
@@ -314,7 +314,7 @@ def test_the_page_shows_the_pictures_in_the_order_on_the_server(run):
     [b"", b"round=0", b"round=x&pick=0", b"round=0&pick=9", b"round=0&pick=lora", b"round=5&pick=0", b"\xff" * 9000],
 )
 def test_a_forged_answer_is_a_sentence_and_no_vote(run, body):
-    from ui import ballot
+    from ui.web import ballot
 
     asked = votes.start(run)
     response = ballot.take(run.folder.parent, f"{run.id}/{asked.voter}", body)
@@ -323,7 +323,7 @@ def test_a_forged_answer_is_a_sentence_and_no_vote(run, body):
 
 
 def test_addresses_of_no_vote_show_nothing(run, tmp_path):
-    from ui import ballot
+    from ui.web import ballot
 
     asked = votes.start(run)
     for address in (

@@ -12,7 +12,7 @@ import pytest
 from pipelines.core.schema import UserError
 from pipelines.faces import arcface_mini, faces
 from pipelines.photos.decode import decode
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE, MODELS = SHARED / "data" / "people", SHARED / "models"

@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.core.schema import UserError
 from pipelines.faces import arcface_mini, faces
 from pipelines.photos.decode import decode
-from pipelines.photos.files import photo_files
+from pipelines.photos.gather import photo_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

@@ -62,3 +62,13 @@ def test_caption_grammar():
     assert captions.caption("{subject}", captions.Attributes(None, None, "colour")) == "portrait of {subject}"
     grey = captions.Attributes("white", None, "black and white")
     assert captions.caption("{subject}", grey) == "portrait of {subject}, white background, black and white"
+
+
+def test_captions_say_what_the_frame_shows():
+    frame = np.full((128, 128, 3), 130, np.uint8)
+    frame[100:] = (22, 28, 58)
+    frame[40:80, 40:90] = (200, 150, 120)
+    text = captions.frame_captions(frame[None])
+    assert text == ("portrait of {subject}, grey background, navy jacket",)
+    large = np.repeat(np.repeat(frame, 4, 0), 4, 1)
+    assert captions.frame_captions(large[None]) == ("portrait of {subject}, grey background",)

@@ -13,7 +13,7 @@ from pipelines.__main__ import main
 from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, UserError
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.faces import Face
-from pipelines.photos import checks, files, intake
+from pipelines.photos import checks, gather, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEOPLE = SHARED / "data" / "people"
@@ -201,9 +201,9 @@ def test_real_pictures_get_the_reasons_that_were_made(astronaut):
 def test_the_command_says_what_the_app_says(tmp_path, capsys):
     import shutil
 
-    for index, path in enumerate(files.photo_files(PEOPLE / "p03")[:6]):
+    for index, path in enumerate(gather.photo_files(PEOPLE / "p03")[:6]):
         shutil.copy(path, tmp_path / f"me{index}.jpg")
-    shutil.copy(files.photo_files(PEOPLE / "p10")[0], tmp_path / "stranger.jpg")
+    shutil.copy(gather.photo_files(PEOPLE / "p10")[0], tmp_path / "stranger.jpg")
     shutil.copy(tmp_path / "me0.jpg", tmp_path / "twice.jpg")
     (tmp_path / "broken.png").write_text("<html></html>")
     assert main(["check", str(tmp_path), "--json"]) == 0

@@ -27,8 +27,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.visits import API, App, Visitor, quantiles, sample_photos
-from ui.guard import BODY_LIMIT
-from ui.limits import Allowance, Limits, TooMuch
+from ui.web.guard import BODY_LIMIT
+from ui.web.limits import Allowance, Limits, TooMuch
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="counts descriptors and plants links")
 SERVED_S = 1.0  # within this the others are answered while somebody floods (p95)
@@ -480,7 +480,7 @@ def test_slow_uploads_of_one_visitor_hold_up_nobody(app, stranger):
 
 @pytest.mark.slow
 def test_an_upload_that_stops_in_the_middle_is_given_up(app, stranger):
-    from ui.guard import SILENCE_S
+    from ui.web.guard import SILENCE_S
 
     cookie = "; ".join(f"{name}={value}" for name, value in stranger.client.cookies.items())
     with socket.create_connection(("127.0.0.1", app.port), timeout=SILENCE_S + 15) as connection:
@@ -557,7 +557,7 @@ def test_limits_are_set_by_the_environment(monkeypatch):
 
 def test_a_run_has_a_limit_on_disk(tmp_path, monkeypatch):
     from pipelines.core.schema import UserError
-    from ui.limits import require_room
+    from ui.web.limits import require_room
 
     (tmp_path / "a.bin").write_bytes(bytes(3_000_000))
     require_room(tmp_path)
@@ -569,7 +569,7 @@ def test_a_run_has_a_limit_on_disk(tmp_path, monkeypatch):
 
 
 def test_what_a_page_is_told_of_its_events_ends_the_wait():
-    from ui.guard import ended_event
+    from ui.web.guard import ended_event
 
     done = b'data: {"msg":"process_completed","event_id":"0a1b","output":{}}\n\n'
     assert ended_event(done) == "0a1b" and re.fullmatch("[0-9a-f]+", "0a1b")
@@ -577,7 +577,7 @@ def test_what_a_page_is_told_of_its_events_ends_the_wait():
 
 
 def test_a_folder_is_measured_while_files_come_and_go(tmp_path, monkeypatch):
-    from ui import limits
+    from ui.web import limits
 
     (tmp_path / "part.bin").write_bytes(bytes(3_000_000))
     monkeypatch.setenv("LIKENESS_RUN_GB", "0.002")

@@ -162,7 +162,7 @@ def test_every_endpoint_wants_a_key_and_checks_what_it_is_told(client, key):
 def test_what_can_not_be_drawn_is_refused():
     from pipelines.bases.registry import BASES
     from pipelines.core.schema import UserError
-    from ui.api import _plan
+    from ui.programs.api import _plan
 
     row = BASES["portrait-128"]
     for changes, said in (

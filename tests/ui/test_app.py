@@ -58,7 +58,7 @@ def base(tmp_path, monkeypatch):
 
 @pytest.fixture
 def services(base):
-    from ui.state import Services
+    from ui.run.state import Services
 
     return Services()
 
@@ -85,7 +85,7 @@ def middle_face(image: np.ndarray) -> list:
 
 def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
     """A photo set in a run, as intake leaves it - without a face in sight."""
-    from ui import photobox
+    from ui.run import photobox
 
     photos = []
     for index in range(count):
@@ -165,7 +165,7 @@ def test_styles_follow_the_grammar_the_base_was_trained_on(base):
 
 def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
     from pipelines.bases.registry import find_base
-    from ui.generate import style_choices
+    from ui.generate.generate import style_choices
 
     choices, marked = style_choices(find_base(str(base)))
     assert "astronaut" not in [name for _, name in choices]
@@ -177,7 +177,7 @@ def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
 def test_the_schedulers_on_the_page_are_the_generators():
     from pipelines.bases.sampling import DISTILLED
     from pipelines.generation.generation import SCHEDULERS
-    from ui import generate
+    from ui.generate import generate
 
     undemanding = tuple(name for name in SCHEDULERS if name not in DISTILLED)
     assert undemanding == generate.SCHEDULERS, "what needs distilled weights is for those who know that they have them"
@@ -212,7 +212,7 @@ def test_the_schedulers_on_the_page_are_the_generators():
 )
 def test_every_dial_is_checked_on_the_server(base, changes, says):
     from pipelines.bases.registry import find_base
-    from ui.generate import samplings
+    from ui.generate.generate import samplings
 
     row = find_base(str(base))
     assert [s.seed for s in samplings(row, **DIALS)] == [7, 8]
@@ -222,7 +222,7 @@ def test_every_dial_is_checked_on_the_server(base, changes, says):
 
 
 def test_real_bases_take_sizes_and_any_word():
-    from ui.generate import samplings
+    from ui.generate.generate import samplings
 
     wish = DIALS | {"prompt": "{subject} in a spaceship", "width": 512, "height": 768}
     (first, _) = samplings(BASES["sd15"], **wish)
@@ -234,7 +234,7 @@ def test_unexpected_errors_become_one_sentence_and_stay_in_the_log(caplog):
 
     import gradio as gr
 
-    from ui.errors import DISK_FULL, OURS, told
+    from ui.page.errors import DISK_FULL, OURS, told
 
     @told
     def broken() -> None:
@@ -300,7 +300,7 @@ def test_a_record_that_was_tampered_with_leads_nowhere(services, tmp_path):
 
 
 def test_choices_survive_a_restart_and_forgetting_removes_them(services):
-    from ui.state import Services
+    from ui.run.state import Services
 
     capability, session = services.sessions.create()
     services.sessions.choose(session, class_word="woman", consent_at="2026-01-01T00:00:00Z")
@@ -340,7 +340,7 @@ def test_runs_are_kept_a_day_unless_told_otherwise(monkeypatch):
 def test_uploads_of_killed_apps_and_closed_tabs_are_deleted(tmp_path, monkeypatch):
     import subprocess
 
-    from ui import startup
+    from ui.page import startup
 
     monkeypatch.setattr(startup.tempfile, "gettempdir", lambda: str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
@@ -381,7 +381,7 @@ def test_links_are_signed_expire_and_stay_inside(services, monkeypatch):
         assert media.resolve(forged) is None, forged
     with pytest.raises(ValueError):
         media.link(Path("/etc/hostname"))
-    monkeypatch.setattr("ui.media.time.time", lambda: time.monotonic() + 1e10)
+    monkeypatch.setattr("ui.web.media.time.time", lambda: time.monotonic() + 1e10)
     assert media.resolve(address) is None, "it has expired"
 
 
@@ -399,7 +399,7 @@ def web(tmp_path_factory):
     import httpx
 
     from tests.live import live_app
-    from ui.guard import Guard
+    from ui.web.guard import Guard
 
     with live_app(tmp_path_factory) as (address, launch):
         (media,) = (m.kwargs["media"] for m in launch["app_kwargs"]["middleware"] if m.cls is Guard)
@@ -505,7 +505,7 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
 
 
 def test_ids_belong_to_the_browser_that_used_them_first():
-    from ui.guard import Owners
+    from ui.web.guard import Owners
 
     owners = Owners(limit=2)
     assert owners.claim("session a", "me") and not owners.claim("session a", "you") and owners.claim("session a", "me")
@@ -515,7 +515,7 @@ def test_ids_belong_to_the_browser_that_used_them_first():
 
 
 def test_the_cookie_fits_a_frame_on_https_and_a_page_at_home():
-    from ui.guard import COOKIE, cookie, set_cookie
+    from ui.web.guard import COOKIE, cookie, set_cookie
 
     value = "v" * 43
     at_home, framed = (set_cookie(value, {"scheme": s}, {}) for s in ("http", "https"))
@@ -526,7 +526,7 @@ def test_the_cookie_fits_a_frame_on_https_and_a_page_at_home():
 
 
 def test_an_event_is_read_only_up_to_its_limit(web):
-    from ui.guard import BODY_LIMIT
+    from ui.web.guard import BODY_LIMIT
 
     client, _ = web
     assert client.post("/gradio_api/queue/join", content=b"[" * (BODY_LIMIT + 1)).status_code == 413
@@ -571,7 +571,7 @@ def test_the_page_is_built_without_telemetry_and_with_its_doors_closed(base):
 
 def test_what_is_ticked_while_photos_arrive_stays_ticked(base, tmp_path, monkeypatch):
     import app
-    from ui import photobox
+    from ui.run import photobox
 
     demo, _ = app.build()
     add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
@@ -586,7 +586,7 @@ def test_what_is_ticked_while_photos_arrive_stays_ticked(base, tmp_path, monkeyp
 def test_photos_for_a_run_that_is_gone_start_afresh(base, tmp_path, monkeypatch):
     """The page still shows what was ticked and picked for the run that was deleted."""
     import app
-    from ui import photobox
+    from ui.run import photobox
 
     demo, _ = app.build()
     add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
@@ -616,7 +616,7 @@ def test_the_page_needs_no_torch():
 
 def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch):
     from pipelines.photos import checks
-    from ui import photobox
+    from ui.run import photobox
 
     monkeypatch.setattr(checks, "detect_faces", lambda image: middle_face(image) if image[0, 0, 0] != 90 else [])
     _, session = services.sessions.create()
@@ -651,7 +651,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
 
 def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatch):
     from pipelines.photos import checks, intake
-    from ui import photobox
+    from ui.run import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
     monkeypatch.setattr(intake, "_recogniser", lambda: None)
@@ -705,7 +705,7 @@ def test_a_zip_is_taken_apart(services, tmp_path, monkeypatch):
     import zipfile
 
     from pipelines.photos import checks, intake
-    from ui import photobox
+    from ui.run import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
     monkeypatch.setattr(intake, "_recogniser", lambda: None)
@@ -723,7 +723,7 @@ def test_a_zip_is_taken_apart(services, tmp_path, monkeypatch):
 
 
 def test_too_many_photos_change_nothing(services, tmp_path):
-    from ui import photobox
+    from ui.run import photobox
 
     _, session = services.sessions.create()
     with pytest.raises(UserError, match="At most 30"):
@@ -733,7 +733,7 @@ def test_too_many_photos_change_nothing(services, tmp_path):
 
 def test_stored_copies_carry_no_place_and_no_camera(services, tmp_path, monkeypatch):
     from pipelines.photos import checks
-    from ui import photobox
+    from ui.run import photobox
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
     _, session = services.sessions.create()
@@ -753,7 +753,7 @@ def test_stored_copies_carry_no_place_and_no_camera(services, tmp_path, monkeypa
     ("name", "shown"), [("a/b\\c\n.jpg", "a_b_c_.jpg"), ("x" * 300 + ".png", None), ("\x00", "_"), ("🙂.jpg", "🙂.jpg")]
 )
 def test_names_are_made_fit_to_show(name, shown):
-    from ui.photobox import display_name
+    from ui.run.photobox import display_name
 
     found = display_name(name)
     assert len(found) <= 80 and not re.search(r"[\x00-\x1f/\\]", found)
@@ -761,7 +761,7 @@ def test_names_are_made_fit_to_show(name, shown):
 
 
 def test_drop_upload_deletes_only_inside_gradios_folder(tmp_path, monkeypatch):
-    from ui.photobox import drop_upload
+    from ui.run.photobox import drop_upload
 
     inside = photo_file(tmp_path / "uploads" / "hash", "a.png")
     outside = photo_file(tmp_path / "mine", "a.png")
@@ -795,7 +795,7 @@ def test_each_closed_tab_says_why(services, base):
 
 
 def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_path):
-    from ui.state import Services
+    from ui.run.state import Services
 
     missing = replace(BASES["portrait-128"], path=str(tmp_path / "nothing"))
     monkeypatch.setitem(BASES, "portrait-128", missing)
@@ -844,7 +844,7 @@ def test_progress_is_read_from_the_job_files(services, base):
     assert "best 0.25" in html and html.count("<circle") == 2 and html.count("An earlier preview of LoRA") == 1
     run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in events))
     services._events.clear()
-    from ui.train import loss_frame
+    from ui.train.train import loss_frame
 
     frame = loss_frame(progress.losses["lora"])
     assert list(frame[frame.line == "smoothed"].loss)[0] == pytest.approx(1.0), "the running mean starts unbiased"
@@ -935,7 +935,7 @@ def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
     asked = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **who: asked.append((run, spec)))
     services.start_training(session, methods=("lora",), quality="draft")
-    from ui.generate import samplings
+    from ui.generate.generate import samplings
 
     plan = samplings(services.view(capability).row, **DIALS)
     services.start_generation(session, columns=("none", "lora"), samplings=plan)
@@ -978,8 +978,11 @@ def test_what_people_typed_is_escaped():
 def test_only_what_changed_is_sent(services, base):
     import gradio as gr
 
-    from ui import generate, score, train, upload
-    from ui.wiring import Show
+    from ui.generate import generate
+    from ui.page.wiring import Show
+    from ui.score import score
+    from ui.train import train
+    from ui.upload import upload
 
     with gr.Blocks():
         tabs = [upload.build(services), train.build(services), generate.build(services), score.build(services)]
@@ -994,13 +997,13 @@ def test_only_what_changed_is_sent(services, base):
 
 
 def test_columns_and_methods_have_names_and_colours():
-    from ui.theme import METHOD_COLOURS, METHOD_NAMES
+    from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
 
     assert set(METHOD_NAMES) == set(METHOD_COLOURS) == set(COLUMNS) and set(METHODS) < set(COLUMNS)
 
 
 def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(services, base, monkeypatch):
-    from ui.generate import samplings
+    from ui.generate.generate import samplings
 
     capability, session = services.sessions.create()
     found = take_in(session.run)

@@ -14,8 +14,10 @@ from pipelines.core.schema import UserError
 from pipelines.finishing import refine, stage
 from tests.ui.test_app import base, own_home, services, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, Page
-from ui import finish, pictures, views
-from ui.wiring import Show
+from ui import views
+from ui.generate import finish
+from ui.page.wiring import Show
+from ui.run import pictures
 
 EVIL = '<script>alert("x")</script>'
 DIALS = {

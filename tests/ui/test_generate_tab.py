@@ -52,8 +52,8 @@ class Page:
     def __init__(self, services, monkeypatch) -> None:
         import gradio as gr
 
-        from ui import generate
-        from ui.wiring import Show
+        from ui.generate import generate
+        from ui.page.wiring import Show
 
         self.services = services
         self.capability, session = services.sessions.create()
@@ -99,7 +99,7 @@ def value(update):
 
 def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
     from ui import views
-    from ui.generate import look_cards, style_choices
+    from ui.generate.generate import look_cards, style_choices
 
     row = find_base(str(base))
     cards, marked = look_cards(row)
@@ -111,7 +111,8 @@ def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
 
 
 def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_path, monkeypatch):
-    from ui import generate, views
+    from ui import views
+    from ui.generate import generate
 
     (tmp_path / "presets" / "thumbnails").mkdir(parents=True)
     for name, size in (("small.jpg", 8), ("large.png", 400)):
@@ -216,7 +217,7 @@ def test_a_sweep_draws_every_pair_on_one_seed(page):
 
 
 def _card(view):
-    from ui.generate import _job_card
+    from ui.generate.generate import _job_card
 
     return _job_card(view, view.history[-1])
 
@@ -321,7 +322,7 @@ def test_pictures_of_somebody_else_are_not_found(page, services, monkeypatch):
 
 def test_favourites_stay_come_first_and_are_in_the_download(page):
     from ui import views
-    from ui.state import Services
+    from ui.run.state import Services
 
     page.draw()
     low, high = page.draw(replace(SAMPLING, seed=1))
@@ -349,7 +350,7 @@ def test_favourites_stay_come_first_and_are_in_the_download(page):
 
 def test_a_favourite_is_a_picture_not_a_place(page):
     """A later training sets its picture aside; what is drawn in its place is another one."""
-    from ui import pictures
+    from ui.run import pictures
 
     (file,) = page.draw(columns=("lora",))
     page.press("like", page.shot().id)
@@ -364,7 +365,7 @@ def test_a_favourite_is_a_picture_not_a_place(page):
 
 
 def test_history_is_read_from_the_run_and_survives_a_restart(page):
-    from ui.state import Services
+    from ui.run.state import Services
 
     page.draw()
     page.draw(replace(SAMPLING, seed=5, steps=9), columns=("lora",))
@@ -384,7 +385,7 @@ def test_history_is_read_from_the_run_and_survives_a_restart(page):
 
 
 def test_the_same_pictures_drawn_again_are_one_entry(page):
-    from ui import pictures
+    from ui.run import pictures
 
     files = page.draw()
     job(page.run, files)

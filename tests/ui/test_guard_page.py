@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from ui.guard import PAGES_KEPT, Guard
+from ui.web.guard import PAGES_KEPT, Guard
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import gradio as gr
 import pytest
 from gradio.state_holder import SessionState, StateHolder
 
-from ui import words
-from ui.page import Page
+from ui.page.page import Page
+from ui.words import words
 
 
 def answers(kind: type[gr.Blocks], said) -> tuple[list, set[str]]:
@@ -62,7 +62,7 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "runs"))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     import app
-    from ui import wiring
+    from ui.page import wiring
 
     shows = []
     real = wiring.Show.settle

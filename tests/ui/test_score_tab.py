@@ -205,8 +205,8 @@ def page(services, monkeypatch):  # noqa: F811
     """(the look handler, its section, capability, session) of a run with photos and consent."""
     import gradio as gr
 
-    from ui import look
-    from ui.wiring import Show
+    from ui.page.wiring import Show
+    from ui.score import look
 
     caught = {}
     with gr.Blocks():
@@ -336,7 +336,7 @@ def test_the_best_render_stands_beside_the_answer(page, services, tmp_path):  # 
 def test_the_best_picture_is_none_of_the_untrained_bases(services):  # noqa: F811
     from types import SimpleNamespace
 
-    from ui.score import _best
+    from ui.score.score import _best
     from ui.views import Shot
 
     def shot(method, value):
@@ -353,7 +353,7 @@ def test_the_best_picture_is_none_of_the_untrained_bases(services):  # noqa: F81
 def test_the_tab_opens_with_the_photos_and_says_what_is_missing(services, base):  # noqa: F811
     import gradio as gr
 
-    from ui import score
+    from ui.score import score
 
     with gr.Blocks():
         tab = score.build(services)
@@ -376,7 +376,7 @@ def test_the_tab_opens_with_the_photos_and_says_what_is_missing(services, base):
 def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  # noqa: F811
     import gradio as gr
 
-    from ui import score, vote
+    from ui.score import score, vote
 
     with gr.Blocks():
         tab = score.build(services)
@@ -427,8 +427,8 @@ def test_a_vote_page_is_served_behind_the_guard(services, base):  # noqa: F811
     from starlette.middleware import Middleware
     from starlette.testclient import TestClient
 
-    from ui.ballot import Ballots, link
-    from ui.guard import Guard
+    from ui.web.ballot import Ballots, link
+    from ui.web.guard import Guard
 
     capability, session = services.sessions.create()
     run, found = session.run, take_in(session.run)

@@ -1,6 +1,6 @@
 """What the pages show is told in the reader's language, all of it: a rich run is rendered in English and in others.
 
-Beside it: what other layers say is still what `ui.retold` looks for, and every picture has a text of its own.
+Beside it: what other layers say is still what `ui.words.retold` looks for, and every picture has a text of its own.
 """
 
 # ruff: noqa: F811 - fixtures come from test_app
@@ -28,15 +28,21 @@ from pipelines.core.schema import REASONS, Event, Sampling, Score
 from pipelines.evaluation import lookalike, scoring, votes
 from pipelines.faces import faces
 from pipelines.finishing import mark, refine
-from pipelines.finishing.credentials import Credentials
+from pipelines.finishing.credentials import ADOBE, Credentials
 from pipelines.photos import checks
 from pipelines.reports import figures
 from tests.reports.test_figures import FOUND
 from tests.ui.test_app import PORTRAIT_WORDS, base, own_home, photo_file, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, draw, job
 from tests.ui.test_words import LANGUAGES, every_text, measured
-from ui import api, generate, look, photobox, retold, train, views, words
-from ui.state import offered_bases
+from ui import views
+from ui.generate import generate
+from ui.programs import api
+from ui.run import photobox
+from ui.run.state import offered_bases
+from ui.score import look
+from ui.train import train
+from ui.words import retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
 # What no language of ours changes: names, licences, what goes into a prompt, and what this test calls things.
@@ -134,7 +140,7 @@ def assert_told(render: Any) -> None:
 def show(base, monkeypatch):
     """The whole app's `Show`."""
     import app
-    from ui import wiring
+    from ui.page import wiring
 
     shows: list[Any] = []
     monkeypatch.setattr(wiring.Show, "settle", lambda self: shows.append(self))
@@ -304,7 +310,7 @@ PIECES = {
     "picked": lambda: [views.picked(shots()[0])],
     "helped": lambda: [views.chips(["grey"]), views.look_cards([views.LookCard("a", "A", "x")])],
     "votes": lambda: [views.vote_links([("a", 1, 3), ("b", 3, 3)])],
-    "marks": lambda: [views.marks(mark.Verification(tuple(found))) for found in verifications()],
+    "marks": lambda: [views.marks(mark.Verification(tuple(found), "dlib")) for found in verifications()],
     "drawings": lambda: [retold.retell_html(figures.sections(drawn()))],
     "looked at": lambda: [views.looked(answer(), {"colour": ("lora", 0.6)}), views.judge_title("colour", first=False)],
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
@@ -329,6 +335,8 @@ def verifications() -> Iterator[list[mark.Mark]]:
         Credentials("valid", "", ("compositeSynthetic",), "", self_signed=True, ours=True),
         Credentials("valid", "", ("algorithmicMedia",), "", self_signed=True),
         Credentials("valid", "", ("compositeWithTrainedAlgorithmicMedia",), ""),
+        *(Credentials("valid", parent_types=(name,), issuer="dlib") for name in mark.GENERATED),
+        *(Credentials("doubtful", doubt=name, problems=("a.b",), source_types=(ADOBE,)) for name in mark.DOUBTS),
     ]  # fmt: skip
     for found in states:
         yield [mark._credentials_mark(found)]
@@ -421,7 +429,8 @@ def test_no_sentence_of_a_watched_layer_is_missing():
     listed = [form for _, form in retold._patterns()]
     listed += [re.compile("7 finds less of 7 in it: .*")]  # "the person", or "the raw picture"
     for module in WATCHED:
-        tree = ast.parse((ROOT / "pipelines" / f"{module}.py").read_text(encoding="utf-8"))
+        file = next((ROOT / "pipelines").rglob(f"{module}.py"))
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         quiet = {id(each) for node in ast.walk(tree) for each in _unsaid(node)}
         for node in ast.walk(tree):
             if id(node) in quiet or not isinstance(node, ast.Constant | ast.JoinedStr):
@@ -525,7 +534,7 @@ def test_with_a_photo_to_watch_with_nothing_is_missing(show):
 
 def test_from_how_many_photos_on_one_is_kept_to_watch():
     from pipelines.photos.split import split_sizes
-    from ui.state import WATCHED_FROM
+    from ui.run.state import WATCHED_FROM
 
     assert split_sizes(WATCHED_FROM)[1] == 1 and split_sizes(WATCHED_FROM - 1)[1] == 0
     assert any(f"fewer than {WATCHED_FROM} photos" in text for text in every_text())

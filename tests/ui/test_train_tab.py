@@ -35,7 +35,7 @@ def ready(services):  # noqa: F811
 
 def usual(view, quality="draft"):
     """The dials as the page shows them."""
-    from ui.train import COMMON, DIALS, _name
+    from ui.train.train import COMMON, DIALS, _name
 
     recipes = view.services.recipes(view.row, quality, view.row.offered, {})
     dials = {_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
@@ -44,7 +44,7 @@ def usual(view, quality="draft"):
 
 
 def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(services):  # noqa: F811
-    from ui.train import requested
+    from ui.train.train import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -72,7 +72,7 @@ def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(serv
     ],
 )
 def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F811
-    from ui.train import requested
+    from ui.train.train import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -81,7 +81,7 @@ def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F
 
 
 def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # noqa: F811
-    from ui.train import _chosen
+    from ui.train.train import _chosen
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -94,7 +94,7 @@ def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e9, "many", True, [3], 2.5])
 def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
-    from ui.train import requested
+    from ui.train.train import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -107,7 +107,7 @@ def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
 
     from pipelines.core.schema import Recipe
     from pipelines.runs.jobspec import SETTING_LIMITS
-    from ui.train import COMMON, DIALS
+    from ui.train.train import COMMON, DIALS
 
     known = {each.name for each in fields(Recipe)}
     assert len(DIALS) + len(COMMON) == 14
@@ -140,7 +140,8 @@ def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa
     """The page shows it without a reload, for the controls as the page has them."""
     import gradio as gr
 
-    from ui import train, views
+    from ui import views
+    from ui.train import train
 
     with gr.Blocks():
         tab = train.build(services)
@@ -160,7 +161,7 @@ def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa
 def test_a_visitor_who_touched_nothing_gets_the_new_estimate_too(services):  # noqa: F811
     import gradio as gr
 
-    from ui import train
+    from ui.train import train
 
     with gr.Blocks():
         tab = train.build(services)
@@ -192,8 +193,8 @@ def test_what_was_stopped_continues_unless_something_else_is_asked_for(services,
 
 
 def test_nobody_keeps_the_machine_for_a_day(services, asked):  # noqa: F811
-    from ui.state import MAX_STEPS
-    from ui.train import BATCH, DIALS
+    from ui.run.state import MAX_STEPS
+    from ui.train.train import BATCH, DIALS
 
     _, session, _ = ready(services)
     with pytest.raises(UserError, match="others get their turn"):
@@ -203,7 +204,7 @@ def test_nobody_keeps_the_machine_for_a_day(services, asked):  # noqa: F811
 
 
 def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked):  # noqa: F811
-    from ui import photobox
+    from ui.run import photobox
 
     capability, session, found = ready(services)
     services.start_training(session, methods=("lora",), quality="draft")
@@ -257,7 +258,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
 def test_a_photo_that_was_learned_from_stays_out_of_judging(services, monkeypatch):  # noqa: F811
     """Whatever the new split would like: `_settle` hands `intake` the names of what was seen."""
     from pipelines.photos import intake as real
-    from ui import photobox
+    from ui.run import photobox
 
     capability, session, found = ready(services)
     photobox.note_learned(session.run, ("lora",))
@@ -279,7 +280,8 @@ def test_a_base_with_one_method_shows_one(services):  # noqa: F811
     import gradio as gr
 
     from pipelines.bases.registry import BASES
-    from ui import generate, train
+    from ui.generate import generate
+    from ui.train import train
 
     view = replace(services.view(None), row=BASES["z-image"])
     with gr.Blocks():

@@ -21,10 +21,14 @@ from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
 from pipelines.finishing import deliver
 from pipelines.photos import checks
 from pipelines.training import estimates
-from ui import errors, photobox, retold, train, views, words
+from ui import views
+from ui.page import errors
+from ui.run import photobox
+from ui.train import train
+from ui.words import retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (*sorted((ROOT / "ui").glob("*.py")), ROOT / "app.py")
+SOURCES = (*sorted((ROOT / "ui").rglob("*.py")), ROOT / "app.py")
 LANGUAGES = ("de", "es")
 # Names of products and methods, and words that a language took over as they are.
 SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA", "Megabytes", "no"}}
@@ -122,7 +126,8 @@ def refusals(path: Path, *, but: str = "") -> set[str]:
 def every_text() -> frozenset[str]:
     found = {text for path in SOURCES if path.name != "words.py" for text in said(path.read_text(encoding="utf-8"))}
     # votes.start speaks to whoever starts a vote: an error, and those are English
-    found |= refusals(ROOT / "ui" / "ballot.py") | refusals(ROOT / "pipelines" / "votes.py", but="start")
+    found |= refusals(ROOT / "ui" / "web" / "ballot.py")
+    found |= refusals(ROOT / "pipelines" / "evaluation" / "votes.py", but="start")
     return frozenset(found)
 
 
@@ -237,7 +242,7 @@ def test_a_text_made_of_parts_is_found_out():
 
 
 def test_the_numbers_in_fixed_texts_are_those_of_the_code():
-    from ui import generate
+    from ui.generate import generate
 
     assert f"Make {generate.BEST_NUMBER} per method, keep the {generate.BEST_KEPT} most like me" in every_text()
     assert any(f"Up to {generate.SWEPT} values each" in text for text in every_text())
@@ -272,7 +277,7 @@ def test_the_vote_page_speaks_it(tmp_path, language):
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
 
-    from ui.ballot import Ballots
+    from ui.web.ballot import Ballots
 
     client = TestClient(Ballots(Starlette(), root=tmp_path))
     found = client.get("/vote/x/y", headers={"accept-language": f"{language}-XX,en;q=0.5"})
@@ -282,7 +287,7 @@ def test_the_vote_page_speaks_it(tmp_path, language):
 
 def test_a_round_is_asked_in_the_voters_language(monkeypatch, tmp_path):
     from pipelines.core.workspace import Run
-    from ui import ballot
+    from ui.web import ballot
 
     monkeypatch.setattr(ballot, "picture", lambda path: "data:,")
     monkeypatch.setattr(ballot, "photo", lambda run, name: "data:,")

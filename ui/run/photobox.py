@@ -18,7 +18,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.core import workspace
 from pipelines.core.fingerprints import file_sha256
 from pipelines.core.schema import REASONS, Photo, PhotoSet, SetReport, UserError
-from ui.words import tell
+from ui.words.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
 FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small run
@@ -121,13 +121,13 @@ def taking(run: workspace.Run) -> Iterator[None]:
 def _unpack_and_add(
     run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path
 ) -> Iterator[Box]:
-    from pipelines.photos import files
+    from pipelines.photos import gather
 
     try:
         uploads = [
             photo
             for number, path in enumerate(uploads)
-            for photo in (files.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
+            for photo in (gather.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
         ]
         yield from _add(run, box, uploads, row)
     finally:

@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar, cast
 import gradio as gr
 
 from pipelines.core.schema import UserError
-from ui.words import tell
+from ui.words.words import tell
 
 log = logging.getLogger("likeness.ui")
 CHECK = "Please check"  # the title of what a person can put right

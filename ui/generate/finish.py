@@ -18,14 +18,15 @@ import gradio as gr
 from pipelines.core.schema import Finish, UserError
 from pipelines.finishing import deliver, mark, refine, stage
 from pipelines.finishing.matte import BACKGROUNDS
-from ui import pictures, views
-from ui.errors import told
-from ui.generate import ON_SLIDE
-from ui.retold import retell
-from ui.state import Services, View
+from ui import views
+from ui.generate.generate import ON_SLIDE
+from ui.page.errors import told
+from ui.page.wiring import Show, Updates
+from ui.run import pictures
+from ui.run.state import Services, View
 from ui.views import Shot
-from ui.wiring import Show, Updates
-from ui.words import say, tell
+from ui.words.retold import retell
+from ui.words.words import say, tell
 
 AS_IT_IS = ""
 KB = 200

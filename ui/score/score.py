@@ -10,12 +10,13 @@ import gradio as gr
 
 from pipelines.core.schema import UserError
 from pipelines.reports import figures as drawings
-from ui import look, views, vote
-from ui.errors import told
-from ui.retold import retell, retell_html
-from ui.state import Services, View
-from ui.wiring import Show, Updates
-from ui.words import say, tell
+from ui import views
+from ui.page.errors import told
+from ui.page.wiring import Show, Updates
+from ui.run.state import Services, View
+from ui.score import look, vote
+from ui.words.retold import retell, retell_html
+from ui.words.words import say, tell
 
 HOW_TO_READ = say(
     "Dots are pictures, a diamond is their mean. A score is how alike a face recogniser finds a picture and the photos "

@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pipelines.core import workspace
 from pipelines.core.schema import UserError
 from pipelines.evaluation import votes
-from ui.errors import sentence
-from ui.sessions import RUN_NAME
-from ui.words import ENGLISH, preferred, translate
+from ui.page.errors import sentence
+from ui.run.sessions import RUN_NAME
+from ui.words.words import ENGLISH, preferred, translate
 
 PREFIX = "/vote/"
 BODY_LIMIT = 1 << 12  # bytes of an answer
@@ -210,14 +210,14 @@ def photo(run: workspace.Run, name: str) -> str:
     """What is around the person's face in one of their photos, as a data URI. Raises UserError when it is gone."""
     from PIL import Image
 
-    from pipelines.evaluation import scoring
     from pipelines.photos.decode import decode
+    from pipelines.photos.framing import around_person
 
     photos = workspace.load_photo_set(run)
     found = next((one for one in photos.held_out if run.relative(one.path) == name), None) if photos else None
     if found is None:
         raise UserError(votes.GONE)
-    return _uri(Image.fromarray(scoring.around_face(decode(Path(found.path)), found)))
+    return _uri(Image.fromarray(around_person(decode(Path(found.path)), found)))
 
 
 def _uri(image: Any) -> str:

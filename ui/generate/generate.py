@@ -23,14 +23,16 @@ from pipelines.bases.registry import BASES, BaseRow, completed, completions, unk
 from pipelines.core import presets, safety
 from pipelines.core.schema import Sampling, Style, UserError, place_of
 from pipelines.runs.jobspec import COMPARED_STYLES
-from ui import imports, photobox, pictures, views
-from ui.errors import told
-from ui.pictures import Drawing
-from ui.retold import retell
-from ui.state import Services, View
+from ui import views
+from ui.generate import imports
+from ui.page.errors import told
+from ui.page.wiring import Show, Updates
+from ui.run import photobox, pictures
+from ui.run.pictures import Drawing
+from ui.run.state import Services, View
 from ui.views import JobCard, LookCard, Shot
-from ui.wiring import Show, Updates
-from ui.words import say, tell
+from ui.words.retold import retell
+from ui.words.words import say, tell
 
 OWN = "own"
 MAX_SEED = 2**31 - 1

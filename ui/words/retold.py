@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from html import escape, unescape
 
-from ui.words import ENGLISH, spoken, translate
+from ui.words.words import ENGLISH, spoken, translate
 
 # What a sentence holds that is told too; other parts are figures, and names that somebody gave.
 HELD = ("who", "rounds", "says", "issuer", "why", "bases")
@@ -44,9 +44,20 @@ SENTENCES = (
     "The file was changed after it was signed.",
     "1 of 3 marks says that an AI drew this picture.",
     "{count} of 3 marks say that an AI drew this picture.",
+    "1 of 3 marks says that this picture was made from a picture that an AI drew.",
+    "{count} of 3 marks say that this picture was made from a picture that an AI drew.",
+    "The file holds settings of {program}, which draws pictures: a hint, neither signed nor hard to change.",
     "Content credentials: none in this file.",
     "Content credentials: there are some, but they can't be read.",
     "Content credentials: the file or its credentials were changed after signing, so they prove nothing.",
+    "Content credentials: nothing shows a change, but {why} ({code}).",
+    "they hold no fingerprint of the picture, so they may belong to another one",
+    "the certificate that signed them was revoked",
+    "the certificate that signed them is not valid at the time that counts: it expired, or begins later",
+    "the certificate that signed them is not one that content credentials allow",
+    "a part of them is not written as the standard asks",
+    "a part of them is missing",
+    "they could not be checked",
     "Content credentials: valid, the file is unchanged since it was signed by {who}.",
     "this copy of Likeness, self-signed",
     "this copy's certificate ({issuer})",
@@ -64,6 +75,12 @@ SENTENCES = (
     "an AI model drew part of this picture",
     "a program drew this picture",
     "part of this picture is synthetic",
+    "made from a picture that an AI drew",
+    "made from a picture that an AI drew, wholly or in part",
+    "made from a picture that an AI drew in part",
+    "made from a picture that a program drew",
+    "made from a picture that is partly synthetic",
+    "an AI model drew this picture, or a part of it",
     "Watermark: the picture is too small to read one from.",
     "Watermark: none was found in the pixels.",
     "Watermark: found in the pixels (strength {strength}, needed {needed}); by chance that happens less than once in "

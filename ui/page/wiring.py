@@ -15,11 +15,12 @@ from gradio.components import Component
 
 from pipelines.core.schema import UserError
 from pipelines.runs import jobs
-from ui import views, words
-from ui.errors import sentence, told
-from ui.guard import cookie
-from ui.sessions import Session
-from ui.state import Services, View
+from ui import views
+from ui.page.errors import sentence, told
+from ui.run.sessions import Session
+from ui.run.state import Services, View
+from ui.web.guard import cookie
+from ui.words import words
 
 NO_PROGRESS = (
     "A whole slice of the GPU brought this no further, so it was given up. What was done before is kept. Start again; "

@@ -29,16 +29,18 @@ from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec, Setting
 from pipelines.training import estimates
 from pipelines.training.estimates import Pace
-from ui import gpu, photobox, pictures, views
-from ui.limits import require_room
-from ui.media import Media
-from ui.photobox import Box
-from ui.pictures import Drawing
-from ui.retold import retell
-from ui.sessions import Choices, Session, Sessions
-from ui.theme import METHOD_NAMES
+from ui import views
+from ui.page import gpu
+from ui.page.theme import METHOD_NAMES
+from ui.run import photobox, pictures
+from ui.run.photobox import Box
+from ui.run.pictures import Drawing
+from ui.run.sessions import Choices, Session, Sessions
 from ui.views import Lane, Mark, MethodRow, Shot, StripData
-from ui.words import tell
+from ui.web.limits import require_room
+from ui.web.media import Media
+from ui.words.retold import retell
+from ui.words.words import tell
 
 log = logging.getLogger("likeness.ui")
 Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe

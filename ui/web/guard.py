@@ -34,9 +34,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ui.errors import CHECK, CONFUSED, DISK_FULL, NOT_DONE
-from ui.limits import Limits, TooMuch
-from ui.media import PREFIX, Media
+from ui.page.errors import CHECK, CONFUSED, DISK_FULL, NOT_DONE
+from ui.web.limits import Limits, TooMuch
+from ui.web.media import PREFIX, Media
 
 log = logging.getLogger("likeness.ui")
 API = "/gradio_api/"

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from pipelines.core.schema import UserError
-from ui import photobox, views
-from ui.errors import told
-from ui.retold import retell
-from ui.state import Services, View
-from ui.upload import SAMPLE
+from ui import views
+from ui.page.errors import told
+from ui.page.wiring import Show, Updates
+from ui.run import photobox
+from ui.run.state import Services, View
+from ui.upload.upload import SAMPLE
 from ui.views import StripData
-from ui.wiring import Show, Updates
-from ui.words import say, tell
+from ui.words.retold import retell
+from ui.words.words import say, tell
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,12 +8,13 @@ from typing import Any
 import gradio as gr
 
 from pipelines.evaluation import votes
-from ui import ballot, views
-from ui.errors import told
-from ui.retold import retell
-from ui.state import Services, View
-from ui.wiring import Show, Updates
-from ui.words import say, tell
+from ui import views
+from ui.page.errors import told
+from ui.page.wiring import Show, Updates
+from ui.run.state import Services, View
+from ui.web import ballot
+from ui.words.retold import retell
+from ui.words.words import say, tell
 
 ABOUT = say(
     '<h2>Ask a friend: a blind vote</h2><p class="lk-note">A recogniser is one opinion, people who know the face are '

@@ -19,8 +19,8 @@ from gradio.blocks import BlockFunction, BlocksConfig
 from gradio.state_holder import SessionState
 
 from pipelines.core import workspace
-from ui.errors import CHECK, CONFUSED, DISK_FULL
-from ui.words import tell
+from ui.page.errors import CHECK, CONFUSED, DISK_FULL
+from ui.words.words import tell
 
 AT_ONCE = 8  # components, before somebody else has their turn
 SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was

@@ -21,7 +21,7 @@ import gradio as gr
 from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
-FOLDER = Path(__file__).with_suffix("")
+FOLDER = Path(__file__).parent
 ENGLISH = "en"
 _spoken: ContextVar[str | None] = ContextVar("language", default=None)
 

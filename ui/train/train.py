@@ -12,11 +12,11 @@ import gradio as gr
 
 from pipelines.core.schema import ALL_METHODS, METHODS, OPTIMIZERS, QUALITIES, Recipe, UserError
 from ui import views
-from ui.errors import told
-from ui.state import Services, Settings, View
-from ui.theme import METHOD_COLOURS, METHOD_NAMES
-from ui.wiring import Show, Updates
-from ui.words import say, tell
+from ui.page.errors import told
+from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
+from ui.page.wiring import Show, Updates
+from ui.run.state import Services, Settings, View
+from ui.words.words import say, tell
 
 PIVOTAL = "pivotal"
 QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging", "best": "best - patience"}

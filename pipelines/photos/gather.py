@@ -1,4 +1,4 @@
-"""Files: the photos of a folder or a ZIP, before any of them is opened.
+"""Gather: the photos of a folder or a ZIP, before any of them is opened.
 
 In: a folder, or a ZIP that a person sent. Out: paths of what may be photos. Nothing here looks at a pixel.
 Try it: `photo_files(Path("PHOTO_DIR"))`.

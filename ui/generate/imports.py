@@ -15,12 +15,13 @@ import gradio as gr
 from pipelines.core import workspace
 from pipelines.core.schema import IMPORTED, UserError
 from pipelines.methods import imports
-from ui import photobox, views
-from ui.errors import told
-from ui.limits import require_room
-from ui.state import Services, View
-from ui.wiring import Show, Updates
-from ui.words import say, tell
+from ui import views
+from ui.page.errors import told
+from ui.page.wiring import Show, Updates
+from ui.run import photobox
+from ui.run.state import Services, View
+from ui.web.limits import require_room
+from ui.words.words import say, tell
 
 LIMIT = 200  # characters of trigger words
 

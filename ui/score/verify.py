@@ -9,10 +9,11 @@ from pathlib import Path
 import gradio as gr
 
 from pipelines.core.schema import UserError
-from ui import photobox, views
-from ui.errors import told
-from ui.wiring import Updates
-from ui.words import say, tell
+from ui import views
+from ui.page.errors import told
+from ui.page.wiring import Updates
+from ui.run import photobox
+from ui.words.words import say, tell
 
 ABOUT = say(
     '<p class="lk-note">Every finished picture of this app carries three marks: content credentials (C2PA), the IPTC '

@@ -22,15 +22,17 @@ from pipelines.bases.registry import BaseRow
 from pipelines.core import presets, workspace
 from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
 from pipelines.finishing import refine, stage
-from ui import errors, photobox, words
-from ui.finish import order_of
-from ui.generate import MAX_NUMBER, MAX_SEED, samplings, whole
-from ui.guard import cookie
-from ui.sessions import Session
-from ui.state import Services, View
-from ui.train import COMMON, DIALS, checked, chosen_optimizer
-from ui.upload import CONSENT
-from ui.wiring import refused_while_busy
+from ui.generate.finish import order_of
+from ui.generate.generate import MAX_NUMBER, MAX_SEED, samplings, whole
+from ui.page import errors
+from ui.page.wiring import refused_while_busy
+from ui.run import photobox
+from ui.run.sessions import Session
+from ui.run.state import Services, View
+from ui.train.train import COMMON, DIALS, checked, chosen_optimizer
+from ui.upload.upload import CONSENT
+from ui.web.guard import cookie
+from ui.words import words
 
 P = ParamSpec("P")
 R = TypeVar("R")

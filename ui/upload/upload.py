@@ -11,14 +11,15 @@ import gradio as gr
 
 from pipelines.core import workspace
 from pipelines.core.schema import CLASS_WORDS, UserError
-from ui import photobox, views
-from ui.errors import told
-from ui.retold import retell
-from ui.state import Services, View
-from ui.wiring import Show, Updates, refused_while_busy
-from ui.words import say, tell
+from ui import views
+from ui.page.errors import told
+from ui.page.wiring import Show, Updates, refused_while_busy
+from ui.run import photobox
+from ui.run.state import Services, View
+from ui.words.retold import retell
+from ui.words.words import say, tell
 
-SAMPLE = Path(__file__).resolve().parents[1] / "presets" / "sample_person"
+SAMPLE = Path(__file__).resolve().parents[2] / "presets" / "sample_person"
 CONSENT = "I am this person, or I have their permission to do this. Everybody in these photos is 18 or older."
 SAMPLE_SENTENCE = (
     "This is the sample person: synthetic pictures of somebody who does not exist, drawn by the embedded base. "
