@@ -130,7 +130,8 @@ def write_base(kind: str, folder: Path, device: Device, *, tiny: bool) -> BaseRo
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from pipelines.bases.family import moved, quiet
+    from pipelines.bases.family import moved
+    from pipelines.core.runtime import quiet
 
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder / "tokenizer")
@@ -206,7 +207,7 @@ def ours(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.core.control import Control
     from pipelines.training.batches import TrainingData
     from pipelines.training.loop import train

@@ -535,7 +535,7 @@ def _generate(asked: argparse.Namespace) -> int:
 
 
 def _extract(asked: argparse.Namespace) -> int:
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
     from pipelines.core.runtime import pick_device
     from pipelines.methods import extract

@@ -341,7 +341,7 @@ def tiny_folder(kind: str) -> Path:
 @lru_cache(maxsize=8)
 def tiny_family(kind: str) -> Family:
     """It, loaded in float32 on the CPU, so that results can be compared closely."""
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
     from pipelines.core.runtime import Device
 

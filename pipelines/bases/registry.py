@@ -14,13 +14,11 @@ import json
 import math
 import re
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
+from pipelines.bases.architectures import FAMILIES, family_of_pipeline
 from pipelines.core.schema import LEARNS, METHOD_ROWS, MethodRow, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -36,11 +34,6 @@ SD15_BUCKETS = ((512, 512), (576, 448), (640, 384))
 # Those SDXL was trained on (Podell et al. 2023, appendix I).
 SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
 Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones of about 1 megapixel that its demo offers
-
-# Guidance of a prompt that comes without a style, as the family's stock pipeline counts it.
-FAMILY_GUIDANCE = {"portrait": 3.0, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
-# Families that draw with their own scheduler only: those of diffusion models know no flow.
-OWN_SCHEDULER = ("z_image",)
 
 
 @dataclass(frozen=True)
@@ -59,13 +52,13 @@ class Footprint:
 
 @dataclass(frozen=True)
 class BaseRow:
-    """One base model. `family` decides the code that runs it; the rest is data."""
+    """One base model. `family` names the code that runs it; everything else is data."""
 
     name: str
     title: str
     repo: str | None  # on the hub; None = on this machine
     revision: str | None  # full commit hash: a moved branch cannot change what is loaded
-    family: str  # "portrait" | "sd15" | "sdxl" | "z_image"
+    family: str  # one of `architectures.FAMILIES`
     resolution_px: int
     vram_gb: float  # for training its largest usual method at the recipes' batch
     licence: str
@@ -111,12 +104,17 @@ class BaseRow:
     @property
     def guidance(self) -> float:
         """For a prompt that comes without a style."""
-        return FAMILY_GUIDANCE[self.family]
+        return FAMILIES[self.family].prompt_guidance
 
     @property
     def own_scheduler(self) -> bool:
-        """Whether it draws with its own scheduler only."""
-        return self.family in OWN_SCHEDULER
+        """True when it draws with its own scheduler only: those of diffusion models know no flow."""
+        return not FAMILIES[self.family].schedulers
+
+    @property
+    def sizes_px(self) -> tuple[int, ...]:
+        """Sides of square pictures that are offered besides its own."""
+        return FAMILIES[self.family].sizes_px
 
     @property
     def folder(self) -> Path | None:
@@ -287,110 +285,6 @@ def unknown_words(row: BaseRow, prompt: str) -> list[str]:
     return row.unknown_words(prompt)
 
 
-@dataclass(frozen=True)
-class Phrases:
-    """What a base is asked for in one breath. Of a group one phrase is said; those `apart` don't go together."""
-
-    opening: tuple[str, ...]
-    groups: dict[str, tuple[str, ...]]
-    apart: dict[str, tuple[str, ...]]  # a phrase -> phrases and groups that it rules out, and the other way round
-
-    def apart_from(self, one: str, other: str) -> bool:
-        names = {name for name, phrases in self.groups.items() if other in phrases} | {other}
-        return not names.isdisjoint(self.apart.get(one, ()))
-
-
-def completions(row: BaseRow, text: str, limit: int = 8) -> tuple[str, ...]:
-    """What can be said next in a prompt that was typed as far as `text`; `completed` puts one of them in.
-
-    Ends of a phrase or a word that is half typed, else phrases this base knows that are not said yet and contradict
-    nothing that is. At most `limit`, the plainest first. Light: no torch.
-    """
-    phrases, typed = phrases_of(row), text.lower()
-    every = [*phrases.opening, *(phrase for group in phrases.groups.values() for phrase in group)]
-    said = [phrase for phrase in every if _says(typed, phrase)]
-    left = [[p for p in group if not _ruled_out(p, name, said, phrases)] for name, group in phrases.groups.items()]
-    openings = [] if "{subject}" in typed else list(phrases.opening)
-    offered = _in_turn(left) if typed.strip() else openings
-    if half := [phrase for phrase in (*openings, *offered) if _begun(text, phrase)]:
-        return tuple(half[:limit])
-    word, known = _last_word(typed), vocabulary(row) or frozenset()
-    if word and word not in known and (ends := sorted(each for each in known if each.startswith(word))):
-        return tuple(ends[:limit])
-    return tuple(offered[:limit])
-
-
-def completed(text: str, completion: str) -> str:
-    """`text` with one of its `completions` said: what was half typed is finished, anything else follows a comma."""
-    begun = _begun(text, completion)
-    if not begun and " " not in completion:  # the end of a word
-        begun = _begun(_last_word(text), completion)
-    if begun:
-        return text[: len(text) - len(begun)] + completion
-    kept = text.rstrip().rstrip(",").rstrip()
-    return f"{kept}, {completion}" if kept else completion
-
-
-def phrases_of(row: BaseRow) -> Phrases:
-    """The phrases of a base: its family's file in presets/words, else what the photographic styles for it say."""
-    file = REPOSITORY / "presets" / "words" / f"{row.family}.json"
-    found = _read_phrases(str(file), file.stat().st_mtime_ns) if file.is_file() else _phrases_of_styles(row)
-    if vocabulary(row) is None:
-        return found
-    knows = {name: tuple(p for p in group if not row.unknown_words(p)) for name, group in found.groups.items()}
-    return Phrases(tuple(p for p in found.opening if not row.unknown_words(p)), knows, found.apart)
-
-
-@lru_cache(maxsize=4)
-def _read_phrases(file: str, _stamp: int) -> Phrases:
-    saved: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-    groups, apart = ({name: tuple(each) for name, each in saved[part].items()} for part in ("groups", "apart"))
-    return Phrases(tuple(saved["opening"]), groups, apart)
-
-
-def _phrases_of_styles(row: BaseRow) -> Phrases:
-    """What stands between the commas of the styles. Phrases about one thing end in one word: "soft light"."""
-    from pipelines.core import presets
-
-    openings: dict[str, None] = {}
-    groups: dict[str, list[str]] = {}
-    for style in presets.styles().values():
-        opening, *rest = style.prompt.split(", ")
-        # what is said of an astronaut fits nobody else
-        if style.photoreal and opening.endswith("{subject}") and presets.style_problem(style, row) is None:
-            openings[opening] = None
-            for phrase in rest:
-                about = groups.setdefault(phrase.split()[-1], [])
-                about += [] if phrase in about else [phrase]
-    return Phrases(tuple(sorted(openings, key=len)), {name: tuple(each) for name, each in groups.items()}, {})
-
-
-def _says(text: str, phrase: str) -> bool:
-    """Whether the words of `phrase` stand side by side in a lower-case text."""
-    return re.search(rf"(?<![\w{{]){re.escape(phrase.lower())}(?![\w}}])", text) is not None
-
-
-def _ruled_out(phrase: str, group: str, said: Sequence[str], phrases: Phrases) -> bool:
-    together = phrases.groups[group]
-    return any(one in together or phrases.apart_from(one, phrase) or phrases.apart_from(phrase, one) for one in said)
-
-
-def _begun(text: str, phrase: str) -> str:
-    """The last part of `text`, from a comma or the person on, where `phrase` begins like it; else ""."""
-    part = re.split(r",|\{subject\}", text)[-1].lstrip()
-    return part if len(part) < len(phrase) and phrase.lower().startswith(part.lower()) else ""
-
-
-def _last_word(text: str) -> str:
-    """What stands after the last space or comma."""
-    return re.split(r"[\s,]", text)[-1]
-
-
-def _in_turn(groups: Sequence[Sequence[str]]) -> list[str]:
-    """The first of every group, then the second of every group ..."""
-    return [phrase for turn in zip_longest(*groups) for phrase in turn if phrase is not None]
-
-
 def _facts(folder: Path) -> dict[str, object]:
     """`likeness.json` of a folder, {} where there is none."""
     file = folder / "likeness.json"
@@ -414,9 +308,6 @@ def _read_json(file: Path) -> dict[str, object]:
         raise UserError(f"{file.name} of the base model can't be read ({error}). Restore the folder.") from error
 
 
-_PIPELINES = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "ZImagePipeline": "z_image"}
-
-
 def _folder_row(folder: Path) -> BaseRow:
     index = folder / "model_index.json"
     if not index.is_file():
@@ -424,15 +315,16 @@ def _folder_row(folder: Path) -> BaseRow:
             f"{folder.name} is not a diffusers folder: it has no model_index.json. Give the folder that holds it."
         )
     kind = str(_read_json(index).get("_class_name"))
-    if kind not in _PIPELINES:
+    family = family_of_pipeline(kind)
+    if family is None:
         raise UserError(
             f"{folder.name} holds a {kind}, which this app can't train. Use a Stable Diffusion 1.5, SDXL or Z-Image "
             "model."
         )
     if not (folder / "unet").is_dir():  # a transformer's configuration says no size, its VAE's does
         side = _read_json(folder / "vae" / "config.json").get("sample_size")
-        own = side if isinstance(side, int) else _like(_PIPELINES[kind]).resolution_px
-        return _local_row(folder, _PIPELINES[kind], own, parameters=math.inf)
+        own = side if isinstance(side, int) else _like(family).resolution_px
+        return _local_row(folder, family, own, parameters=math.inf)
     unet, vae = _read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json")
     blocks, sample = vae.get("block_out_channels"), unet.get("sample_size")
     sides = sample if isinstance(sample, list) else [sample, sample]
@@ -443,7 +335,7 @@ def _folder_row(folder: Path) -> BaseRow:
     if (folder / "likeness.json").is_file():
         return _portrait(str(folder), folder, resolution_px, folder.name, "A local portrait model.", "see its card")
     weights = sum(file.stat().st_size for file in (folder / "unet").glob("diffusion_pytorch_model*.safetensors"))
-    return _local_row(folder, _PIPELINES[kind], resolution_px, parameters=weights / 2, buckets=buckets)
+    return _local_row(folder, family, resolution_px, parameters=weights / 2, buckets=buckets)
 
 
 def _local_row(
@@ -483,10 +375,13 @@ def _like(family: str) -> BaseRow:
 
 def _single_file_row(path: Path) -> BaseRow:
     names = _safetensors_names(path)
-    if "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight" in names:
-        family = "sdxl"
-    elif any(name.startswith("cond_stage_model.transformer.") for name in names):
-        family = "sd15"
+    families = [
+        family
+        for family, each in reversed(FAMILIES.items())
+        if each.single_file is not None and any(name.startswith(each.single_file) for name in names)
+    ]
+    if families:
+        family = families[0]
     elif any(name.startswith("cond_stage_model.model.") for name in names):
         raise UserError(f"{path.name} is a Stable Diffusion 2 model, which this app can't train. Use SD 1.5 or SDXL.")
     elif any(name.endswith("cap_embedder.1.weight") for name in names):

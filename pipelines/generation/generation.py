@@ -19,7 +19,8 @@ import PIL.ImageOps
 import PIL.PngImagePlugin
 
 from pipelines.bases import sampling as sampler
-from pipelines.bases.family import Family, Modules, load_family
+from pipelines.bases.family import Family, Modules
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription
 from pipelines.core.runtime import Device

@@ -382,7 +382,7 @@ class _Flow:
         from pipelines.core.runtime import pick_device, uncollected
 
         with uncollected():
-            from pipelines.bases.family import load_family
+            from pipelines.bases.loading import load_family
 
         yield Event("phase", text=f"Loading {self.row.title}")
         wanted = self.spec.device

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from pipelines.bases.family import Family, checkpointed, load_family, running
+from pipelines.bases.family import Family, checkpointed, running
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row
 from pipelines.core.control import Clock, Control

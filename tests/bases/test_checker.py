@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
-from pipelines.bases.family import load_family
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES, find_base
 from pipelines.core import workspace
 from pipelines.core.runtime import Device

@@ -15,7 +15,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.bases.family import load_family
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES, Footprint, find_base
 from pipelines.core import presets, runtime
 from pipelines.core.runtime import MemoryNeeds, memory_plan

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.bases.family import FAMILIES, load_family
+from pipelines.bases.architectures import FAMILIES
+from pipelines.bases.loading import load_family
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler

@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from pipelines import __main__ as cli
-from pipelines.bases.family import Family, load_family
+from pipelines.bases.family import Family
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES
 from pipelines.core.runtime import Device
 from pipelines.core.schema import Sampling, UserError, sampling_fields

@@ -11,7 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipelines.bases.family import FAMILIES, load_family, moved
+from pipelines.bases.architectures import FAMILIES
+from pipelines.bases.family import moved
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample
 from pipelines.core.runtime import Device, noise

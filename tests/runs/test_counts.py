@@ -15,6 +15,7 @@ import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
+from pipelines.bases import loading
 from pipelines.core.schema import METHODS, Sampling
 from pipelines.core.workspace import load_photo_set, run_at
 from pipelines.generation.generation import Generator
@@ -46,13 +47,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counter[str], Cou
             calls[part] += 1
             rows[part] += len(args[0])
 
-    load = family_module._load
+    load = loading._load
 
     def loaded(*args, **options):
         calls["load"] += 1
         return load(*args, **options)
 
-    monkeypatch.setattr(family_module, "_load", loaded)
+    monkeypatch.setattr(loading, "_load", loaded)
     handle = register_module_forward_pre_hook(before)
     try:
         yield calls, rows

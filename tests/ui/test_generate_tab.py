@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.bases.registry import completions, find_base, unknown_words
+from pipelines.bases.registry import find_base, unknown_words
 from pipelines.core import inscription, presets, workspace
 from pipelines.core.schema import Event, Sampling, UserError
 from pipelines.runs import jobs
 from pipelines.runs.comparison import render_name
 from tests.ui.test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
+from ui.generate.completion import completions
 
 PROMPT = "portrait of {subject}, grey background"
 SAMPLING = Sampling(PROMPT, steps=4, guidance=2.0)
