@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from kill_worker import last_step, take_in, torn
 from visits import App, Visitor, conditions, sample_photos, table
 
-from pipelines.core.schema import Sampling, UserError
-from pipelines.core.workspace import Run
+from pipelines.core.records import Sampling, UserError
+from pipelines.core.run import Run
 from pipelines.runs import comparison, jobs, worker
 from pipelines.runs.jobspec import JobSpec
 
@@ -162,8 +162,8 @@ def report(home: Path, base: str) -> dict[str, Any]:
         asked = (Sampling("portrait of {subject}, grey background", steps=2, seed=1),)
         spec = JobSpec("generate", base, "person", ("none", "lora"), "draft", samplings=asked)
         said = None
-        real = comparison.workspace.require_space  # the gate at the start is tested elsewhere: here it fills up later
-        comparison.workspace.require_space = lambda *a, **k: None
+        real = comparison.require_space  # the gate at the start is tested elsewhere: here it fills up later
+        comparison.require_space = lambda *a, **k: None
         try:
             for event in comparison.perform(run, spec):
                 if event.kind == "render":
@@ -171,7 +171,7 @@ def report(home: Path, base: str) -> dict[str, Any]:
         except (UserError, OSError) as error:
             said = worker.explain(error)
         finally:
-            comparison.workspace.require_space = real
+            comparison.require_space = real
         intact = not torn(run) and not run.manifest.exists()
         (disk / "ballast").unlink(missing_ok=True)
         list(comparison.perform(run, spec))

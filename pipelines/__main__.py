@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines.core.schema import (
+from pipelines.core.records import (
     ALL_METHODS,
     ATTENTIONS,
     CLASS_WORDS,
@@ -38,9 +38,9 @@ from pipelines.core.schema import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.core.workspace import Run
+    from pipelines.core.run import Run
     from pipelines.evaluation.lookalike import Opinion
-    from pipelines.faces.faces import Judge
+    from pipelines.faces.face import Judge
     from pipelines.finishing.refine import Outcome
     from pipelines.runs.jobspec import JobSpec
 
@@ -369,7 +369,7 @@ def _setting(text: str) -> tuple[str, str, Any]:
 
 def _compare(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import find_base
-    from pipelines.core import workspace
+    from pipelines.core.files import read_json
     from pipelines.runs import jobspec
 
     if asked.matrix is not None:
@@ -382,7 +382,7 @@ def _compare(asked: argparse.Namespace) -> int:
         spec = _replaced(spec, images=_made_elsewhere(asked.images))
         spec.check()
     _do(run, spec)
-    report = workspace.read_json(run.report)
+    report = read_json(run.report)
     if asked.json:
         _print_json(report)
     else:
@@ -392,7 +392,7 @@ def _compare(asked: argparse.Namespace) -> int:
 
 
 def _replay(asked: argparse.Namespace) -> int:
-    from pipelines.core import workspace
+    from pipelines.core.files import read_json
     from pipelines.runs import replay
 
     _face_models(asked)
@@ -400,7 +400,7 @@ def _replay(asked: argparse.Namespace) -> int:
     out = asked.out or old.parent.with_name(f"{old.parent.name}-again")
     run, spec = replay.prepare(old, out)
     _do(run, spec)
-    found = replay.differences(workspace.read_json(old), workspace.read_json(run.manifest))
+    found = replay.differences(read_json(old), read_json(run.manifest))
     if asked.json:
         _print_json({"run": str(run.folder), **found})
         return DONE
@@ -433,8 +433,8 @@ def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _study(asked: argparse.Namespace) -> int:
-    from pipelines.core.runtime import machine
-    from pipelines.reports import study_report
+    from pipelines.core.device import machine
+    from pipelines.reports.study import to_markdown, write_study
     from pipelines.runs import study
 
     if not asked.photos.is_dir():
@@ -460,14 +460,16 @@ def _study(asked: argparse.Namespace) -> int:
         raise UserError("No cell was finished. " + " ".join(doing.failed.values()))
     command = f"python -m pipelines compare {asked.photos.name} --matrix {asked.matrix.name} --jobs {asked.jobs}"
     command += f" --people {','.join(asked.people)}" if asked.people else ""
-    saved = study_report.write(finished, asked.out, command=command, machine=machine(), failed=doing.failed)
+    saved = write_study(
+        [cell.finished for cell in finished], asked.out, command=command, machine=machine(), failed=doing.failed
+    )
     if asked.json:
         _print_json(saved)
     else:
         for budget, found in saved["budgets"].items():
             for judge in found["judges"]:
                 print(f"{budget}, {judge}, {len(found['people'])} people")
-                print(study_report.to_markdown(found, judge), end="\n\n")
+                print(to_markdown(found, judge), end="\n\n")
         print(asked.out / "report.html")
     if doing.failed:
         raise UserError(f"{len(doing.failed)} cells failed; the same command tries them again.")
@@ -475,11 +477,11 @@ def _study(asked: argparse.Namespace) -> int:
 
 
 def _train(asked: argparse.Namespace) -> int:
-    from pipelines.core import workspace
+    from pipelines.core.files import read_json
 
     run, spec = _prepare(asked, kind="train")
     _do(run, spec)
-    cards = {name: workspace.read_json(run.method(name) / "subject.json") for name in spec.methods}
+    cards = {name: read_json(run.method(name) / "subject.json") for name in spec.methods}
     kept = ("steps", "train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "artifact", "phrase", "complete")
     trained = {name: {key: card[key] for key in kept} for name, card in cards.items() if card is not None}
     if asked.json:
@@ -492,14 +494,15 @@ def _train(asked: argparse.Namespace) -> int:
 
 
 def _generate(asked: argparse.Namespace) -> int:
-    from pipelines.core import workspace
+    from pipelines.core.files import read_json
+    from pipelines.core.run import imported_columns
     from pipelines.runs import jobs
     from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)
     run = _run_of(asked.folder)
-    every = (*ALL_METHODS, *workspace.imported(run))
-    cards = {name: card for name in every if (card := workspace.read_json(run.method(name) / "subject.json"))}
+    every = (*ALL_METHODS, *imported_columns(run))
+    cards = {name: card for name in every if (card := read_json(run.method(name) / "subject.json"))}
     before = jobs.load_spec(run) if run.spec.exists() else None
     if before is None:
         raise WrongUse("Nothing was trained in this run yet. Train first: python -m pipelines train --help")
@@ -537,7 +540,7 @@ def _generate(asked: argparse.Namespace) -> int:
 def _extract(asked: argparse.Namespace) -> int:
     from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
-    from pipelines.core.runtime import pick_device
+    from pipelines.core.device import pick_device
     from pipelines.methods import extract
     from pipelines.training.subjects import load_subject
 
@@ -576,8 +579,8 @@ def _extract(asked: argparse.Namespace) -> int:
 
 def _import(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import find_base
-    from pipelines.core import workspace
-    from pipelines.core.schema import IMPORTED
+    from pipelines.core.files import read_json
+    from pipelines.core.records import IMPORTED
     from pipelines.methods import imports
     from pipelines.runs import jobs
 
@@ -607,7 +610,7 @@ def _import(asked: argparse.Namespace) -> int:
     plan = None if asked.no_draw else _same_pictures(run, spec, column)
     if plan is not None:
         _do(run, plan)
-    report = (workspace.read_json(run.report) or {}) if plan is not None else {}
+    report = (read_json(run.report) or {}) if plan is not None else {}
     if asked.json:
         _print_json({"run": str(run.folder), "column": column, "phrase": card.phrase, "kind": card.method,
                      "numbers": card.trainable_params, "figures": report.get("methods", {}).get(column)})  # fmt: skip
@@ -622,11 +625,11 @@ def _import(asked: argparse.Namespace) -> int:
 
 def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:
     """A job that draws and scores the run's prompts and seeds with a new column; None where nothing was drawn yet."""
-    from pipelines.core import workspace
+    from pipelines.core.files import read_json
 
     if spec.kind == "compare":
         return spec  # everything else is there already
-    saved = (workspace.read_json(run.manifest) or {}).get("samplings", ())
+    saved = (read_json(run.manifest) or {}).get("samplings", ())
     plain = tuple(Sampling(**each) for each in saved if not each.get("source"))
     return _replaced(spec, kind="generate", methods=(column,), samplings=plain) if plain else None
 
@@ -720,40 +723,42 @@ def _score(asked: argparse.Namespace) -> int:
     for path in [*asked.images, *(asked.against or ())]:
         if not path.is_file():
             raise WrongUse(f"There is no file {path}. Check the path.")
-    from pipelines.evaluation import scoring
-    from pipelines.faces import faces
+    from pipelines.evaluation import references
+    from pipelines.evaluation.scale import in_words
+    from pipelines.faces.dlib_faces import DlibJudge
+    from pipelines.faces.judges import available_judges, judge_named
 
     if asked.judge:
-        judges = [faces.judge(name) for name in dict.fromkeys((asked.judge, faces.DlibJudge.name))]
+        judges = [judge_named(name) for name in dict.fromkeys((asked.judge, DlibJudge.name))]
     else:
-        judges = faces.available_judges(on_problem=_say)
+        judges = available_judges(on_problem=_say)
     if asked.of_run:
         return _who(asked, judges)
     images: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _short_names(asked.images)}
-    references: list[scoring.Reference] = []
+    against: list[references.Reference] = []
     problems: list[str] = []
     for judge in judges:
         try:
-            references.append(scoring.reference(judge, asked.against))
-            problems += references[-1].notes
+            against.append(references.reference(judge, asked.against))
+            problems += against[-1].notes
         except UserError as problem:
             problems.append(str(problem))
-    if not references:
+    if not against:
         raise UserError(" ".join(problems))
     for sentence in problems:
         _say(sentence)
-    total = len(asked.images) * len(references)
+    total = len(asked.images) * len(against)
     bar = Bar()
     for index, (path, name) in enumerate(zip(asked.images, images, strict=True)):
-        for number, reference in enumerate(references):
-            score = scoring.score_renders([path], reference)[0]
+        for number, reference in enumerate(against):
+            score = references.score_renders([path], reference)[0]
             images[name][score.judge] = {
                 "similarity": score.similarity,
                 "verdict": score.verdict or score.reason,  # an unreadable picture has no verdict
-                "in_words": scoring.in_words(score),
+                "in_words": in_words(score),
                 "note": score.note,
             }
-            bar.show("scoring", index * len(references) + number + 1, total)
+            bar.show("scoring", index * len(against) + number + 1, total)
     bar.close()
     if asked.json:
         _print_json({"images": images})
@@ -768,12 +773,13 @@ def _score(asked: argparse.Namespace) -> int:
 
 def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     """Every face of each picture against the person of a run."""
-    from pipelines.core import presets, workspace
+    from pipelines.core import presets
+    from pipelines.core.run import load_photo_set
     from pipelines.evaluation import lookalike
     from pipelines.photos.decode import decode
 
     run = _run_of(asked.of_run)
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     if photos is None:
         raise UserError(f"The run {run.folder.name} holds no photos to compare with.")
     own = {photo.name for photo in photos.photos}
@@ -816,9 +822,10 @@ def _opinion(one: Opinion) -> dict[str, Any]:
 
 
 def _finish(asked: argparse.Namespace) -> int:
-    from pipelines.core import inscription, workspace
-    from pipelines.core.schema import Finish
-    from pipelines.faces import faces
+    from pipelines.core import inscription
+    from pipelines.core.files import write_bytes
+    from pipelines.core.records import Finish
+    from pipelines.faces.judges import available_judges
     from pipelines.finishing import mark, refine, stage
     from pipelines.photos.decode import decode
 
@@ -845,13 +852,13 @@ def _finish(asked: argparse.Namespace) -> int:
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     image = decode(asked.image)
-    judges = faces.available_judges(on_problem=_say)
+    judges = available_judges(on_problem=_say)
     baseline = stage.baseline_of(run, image, judges) if run else refine.baseline_itself(judges, image)
     bar = Bar()
     drawn = inscription.read(asked.image)
     base = drawn.base if drawn else ""
     made = stage.finish(image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one)))
-    workspace.write_bytes(asked.out, made.delivered.data)
+    write_bytes(asked.out, made.delivered.data)
     if asked.json:
         _print_json({"file": str(asked.out), **stage.told(made)})
         return DONE
@@ -895,9 +902,9 @@ def _verify(asked: argparse.Namespace) -> int:
 
 
 def _forget(asked: argparse.Namespace) -> int:
-    from pipelines.core import workspace
+    from pipelines.core.run import forget
 
-    receipt = workspace.forget(_run_of(asked.folder))
+    receipt = forget(_run_of(asked.folder))
     if asked.json:
         _print_json(receipt)
     else:
@@ -912,12 +919,12 @@ def _forget(asked: argparse.Namespace) -> int:
 
 
 def _worker(asked: argparse.Namespace) -> int:
-    from pipelines.core import workspace
+    from pipelines.core.run import open_run
     from pipelines.runs import worker
 
     if asked.line:
         return worker.serve(asked.folder.resolve(), device=asked.device)
-    return worker.work(workspace.open_run(asked.folder))
+    return worker.work(open_run(asked.folder))
 
 
 # ------------------------------------------------------------------------------------------------- their parts
@@ -926,7 +933,7 @@ def _worker(asked: argparse.Namespace) -> int:
 def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.core import workspace
+    from pipelines.core.run import is_run, new_run, record_consent, run_at
     from pipelines.photos.gather import photo_files
     from pipelines.runs.jobspec import JobSpec
 
@@ -954,14 +961,14 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             download_judge=getattr(asked, "download_judge", False),
         )
         spec.check()
-        if asked.out is not None and asked.out.exists() and not workspace.is_run(asked.out):
-            workspace.run_at(asked.out)  # says what is wrong with it
+        if asked.out is not None and asked.out.exists() and not is_run(asked.out):
+            run_at(asked.out)  # says what is wrong with it
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     files = photo_files(asked.photos)
-    run = workspace.run_at(asked.out) if asked.out is not None else workspace.new_run()
+    run = run_at(asked.out) if asked.out is not None else new_run()
     if not run.consent.exists():
-        workspace.record_consent(run, means=f"command line: {kind}", statement=CONSENT)
+        record_consent(run, means=f"command line: {kind}", statement=CONSENT)
     return run, _replaced(spec, photos=tuple(str(path.resolve()) for path in files))
 
 
@@ -972,12 +979,12 @@ def _replaced(record: Any, **changes: Any) -> Any:
 
 
 def _run_of(folder: Path) -> Run:
-    from pipelines.core import workspace
+    from pipelines.core.run import open_run
 
     try:
         if folder.is_symlink():
             raise UserError(f"{folder.name} is a link. Give the run's own folder.")
-        return workspace.open_run(folder)
+        return open_run(folder)
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
 
@@ -1123,7 +1130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        from pipelines.runs.worker import OURS, explain
+        from pipelines.runs.jobs import OURS
+        from pipelines.runs.worker import explain
 
         sentence = explain(error)
         if sentence == OURS:

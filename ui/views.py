@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from pipelines.core.schema import LOW_CEILING, Sampling, SetReport
+from pipelines.core.records import LOW_CEILING, Sampling, SetReport
 from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.words.retold import retell
 from ui.words.words import tell

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.schema import ATTENTIONS
+from pipelines.core.records import ATTENTIONS
 
 # name -> (class in diffusers, options), besides "default", which is the base's own
 DIFFUSION_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

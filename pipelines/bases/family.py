@@ -24,11 +24,11 @@ from torch import nn
 from pipelines.bases import checker as checkers
 from pipelines.bases.architectures import FAMILIES
 from pipelines.bases.checker import ImageFilter
+from pipelines.bases.memory import USABLE, roomy_gb
 from pipelines.bases.objective import NoiseSchedule, Schedule
 from pipelines.bases.registry import BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
-from pipelines.core.runtime import USABLE, Device, free_memory_gb, is_worth_compiling
-from pipelines.training.estimates import roomy_gb
+from pipelines.core.device import Device, free_memory_gb, is_worth_compiling
 
 CompiledBlocks = dict[nn.Module, Callable[..., Any]]  # a block -> its forward pass, compiled
 

@@ -23,8 +23,8 @@ from pipelines.bases.architectures import FAMILIES
 from pipelines.bases.checker import ImageFilter
 from pipelines.bases.family import Family
 from pipelines.bases.registry import BASES, BaseRow
-from pipelines.core.runtime import Device, pick_device, quiet, tune
-from pipelines.core.schema import ATTENTIONS, UserError
+from pipelines.core.device import Device, pick_device, quiet, tune
+from pipelines.core.records import ATTENTIONS, UserError
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
 # What a diffusers folder needs besides the weights; previews, ONNX and OpenVINO copies stay on the hub.

@@ -18,11 +18,14 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
-from pipelines.evaluation import scoring
-from pipelines.evaluation.scoring import Marks, Reference
-from pipelines.faces import calibration, faces
-from pipelines.faces.faces import Judge, Seen
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
+from pipelines.evaluation import references
+from pipelines.evaluation.references import Reference
+from pipelines.evaluation.scale import Scale, scale_of
+from pipelines.faces import calibration
+from pipelines.faces.arcface import ARCFACE_PACKS, find_pack
+from pipelines.faces.face import Judge, Seen
+from pipelines.faces.judges import available_judges
 
 PERSON, SAMPLE, BASE = "this person", "the sample person", "the untrained base's pictures"
 PERHAPS, NONE, UNKNOWN = "perhaps this person", "none of them", "unknown"
@@ -42,7 +45,7 @@ class Known:
     """What one judge remembers for comparing: never written down."""
 
     person: Reference  # of the held-out photos
-    marks: Marks
+    marks: Scale
     singles: dict[str, tuple[np.ndarray, ...]] = field(repr=False)  # who -> unit vectors of so many single pictures
 
     def __reduce__(self) -> NoReturn:
@@ -100,20 +103,20 @@ class Answer:
 
     faces: tuple[Face, ...]
     judges: tuple[str, ...]
-    marks: dict[str, Marks]
+    marks: dict[str, Scale]
     notes: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=2)
 def _judges_with(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    return tuple(faces.available_judges())
+    return tuple(available_judges())
 
 
 def judges() -> tuple[Judge, ...]:
     """This machine's judges, made once per process, so that their models are read once; a pack that is added or
     taken away counts at once.
     """
-    return _judges_with(tuple(faces.find_pack(name) for name in faces.ARCFACE_PACKS))
+    return _judges_with(tuple(find_pack(name) for name in ARCFACE_PACKS))
 
 
 def known(
@@ -143,7 +146,7 @@ def known(
     notes: list[str] = []
     for number, (part, picture) in enumerate([*pictures, *others], start=1):
         try:
-            image = scoring.pixels(picture)
+            image = references.pixels(picture)
         except UserError as problem:
             notes.append(str(problem))
             continue
@@ -166,8 +169,8 @@ def known(
         who = {PERSON: own} | {name: [v for v in of.get(name, []) if v is not None] for name in (SAMPLE, BASE)}
         out.append(
             Known(
-                Reference(judge, scoring.mean_vector(own), len(own)),
-                scoring.marks_of(judge, held_out, train),
+                Reference(judge, references.mean_vector(own), len(own)),
+                scale_of(judge, held_out, train),
                 {name: tuple(vectors) for name, vectors in who.items() if vectors},
             )
         )
@@ -222,7 +225,7 @@ def _opinion(one: Known, seen_by: dict[str, Seen], count: int) -> Opinion:
         nearest.append(Nearest(who, best, len(vectors), calibration.verdict(judge.calibration, best, 1)))
     nearest.sort(key=lambda each: -each.similarity)
     own = next((each.similarity for each in nearest if each.who == PERSON), 0.0)
-    return Opinion(scoring.score_of(alone, "", one.person), tuple(nearest), own >= THE_PHOTO_ITSELF)
+    return Opinion(references.score_of(alone, "", one.person), tuple(nearest), own >= THE_PHOTO_ITSELF)
 
 
 # ------------------------------------------------------------------------------------------------- per run

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.faces.faces import Face
+from pipelines.faces.face import Face
 
 WORK_PX = 256  # GrabCut's cost grows with the area; the edge is found again at full size by the guided filter
 ROUNDS = 4  # of GrabCut; more change nothing on the measured composites

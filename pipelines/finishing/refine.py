@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import PhotoSet, UserError
-from pipelines.evaluation import scoring
-from pipelines.evaluation.scoring import Reference
-from pipelines.faces import faces
-from pipelines.faces.faces import Face, Judge
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import PhotoSet, UserError
+from pipelines.evaluation import references
+from pipelines.evaluation.references import Reference
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import Face, Judge
 from pipelines.finishing import matte
 
-FILE = Path(__file__).resolve().parents[2] / "presets" / "refining.json"
+FILE = REPOSITORY / "presets" / "refining.json"
 SIZE_PX, LEAST_PX = 512, 16
 KEPT, DROPPED, NOT_NEEDED = "kept", "dropped", "not needed"
 HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself"
@@ -140,7 +140,7 @@ def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
     notes: list[str] = []
     for judge in judges:
         try:
-            found.append(scoring.reference(judge, photo_set.held_out))
+            found.append(references.reference(judge, photo_set.held_out))
         except UserError as problem:
             notes.append(str(problem))
     if not found:
@@ -407,7 +407,7 @@ def _difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 def _skin(image: np.ndarray) -> np.ndarray | None:
     """The middle of the largest face, (H, W) bool; None where there is none."""
-    found = faces.detect_faces(image)
+    found = detect_faces(image)
     if not found:
         return None
     eyes, apart = found[0].eyes.mean(0), found[0].eye_distance_px
@@ -482,7 +482,7 @@ def restored(image: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> 
     """With its face redrawn: cut out as restorers want it, redrawn, put back with a soft edge."""
     import cv2
 
-    found = faces.detect_faces(image)
+    found = detect_faces(image)
     if not found:
         return "No face was found to restore."
     across = found[0].eyes[1] - found[0].eyes[0]
@@ -532,7 +532,7 @@ def enlarger(name_or_path: str = "") -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _before_another(image: np.ndarray, background: str) -> np.ndarray | str:
-    found: list[Face] = faces.detect_faces(image)
+    found: list[Face] = detect_faces(image)
     if not found:
         return "No face was found, so the person could not be told from the background."
     cut = matte.matte(image, found[0])

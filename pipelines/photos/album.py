@@ -13,8 +13,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo
-from pipelines.faces.faces import Face, Judge, Seen, detect_faces
+from pipelines.core.records import Photo
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import Face, Judge, Seen
 from pipelines.photos import framing
 from pipelines.photos.decode import decode
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
-from pipelines.faces import calibration, expressions
-from pipelines.faces.faces import Face, align_by_eyes, detect_faces
+from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
+from pipelines.faces import calibration
+from pipelines.faces import mouth as mouths
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import Face, align_by_eyes
 
 OVERRULABLE = {"face_too_small", "another_person", *REMARKS}  # of a photo with a face
 
@@ -104,7 +106,7 @@ def measure(image: np.ndarray, face: Face, *, mouth: bool = False) -> Measures:
         pitch=float(nose @ down) / apart - NOSE_BELOW_EYES,
         tilt_degrees=math.degrees(math.atan2(float(across[1]), float(across[0]))),
         cropped=top - reach < 0 or bottom > height or left < 0 or right > width,
-        mouth=expressions.mouth(image, face) if mouth else None,
+        mouth=mouths.read(image, face) if mouth else None,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipelines.core.schema import IMPORTED, is_imported
+from pipelines.core.records import IMPORTED, is_imported
 
 NAMES = {
     "none": "Untrained base",

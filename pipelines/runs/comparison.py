@@ -20,18 +20,30 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.training import estimates
-from pipelines.core import inscription, presets, workspace
-from pipelines.training import world
-from pipelines.bases.registry import BASES, default_base, find_base
-from pipelines.core.fingerprints import base_sha256, file_sha256, sha, threads, versions
-from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
-from pipelines.training.world import World
-from pipelines.core.schema import (
+from pipelines.bases.memory import too_large
+from pipelines.bases.registry import BASES, base_sha256, default_base, find_base
+from pipelines.core import inscription, presets
+from pipelines.core.control import Control
+from pipelines.core.device import threads, versions
+from pipelines.core.files import (
+    append_line,
+    file_sha256,
+    jsonable,
+    read_json,
+    read_lines,
+    repair_lines,
+    require_space,
+    sha,
+    timestamp,
+    write_file,
+    write_json,
+    write_text,
+)
+from pipelines.core.records import (
     ALL_METHODS,
     COLUMNS,
     METHOD_ROWS,
@@ -47,19 +59,32 @@ from pipelines.core.schema import (
     place_of,
     sampling_fields,
 )
-from pipelines.core.control import Control
+from pipelines.core.run import (
+    STRENGTHS_FILE,
+    WATCH_FILE,
+    Run,
+    columns_of,
+    imported_columns,
+    load_photo_set,
+    new_run,
+    record_consent,
+    run_at,
+    save_photo_set,
+)
 from pipelines.core.slices import Slice
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, Run
+from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
+from pipelines.training import world
+from pipelines.training.world import World
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.evaluation import metrics
     from pipelines.bases.family import Family
-    from pipelines.faces.faces import Judge
-    from pipelines.reports.report import Cell, Findings
-    from pipelines.core.runtime import Device
-    from pipelines.evaluation.scoring import Marks
+    from pipelines.core.device import Device
+    from pipelines.evaluation.facts import Facts
+    from pipelines.evaluation.scale import Scale
+    from pipelines.faces.face import Judge
+    from pipelines.reports.findings import Findings, ScoredRender
 
 # Methods of bases up to this size train side by side, step by step in turn; of larger ones one after another, so that
 # only one of them is in memory at a time.
@@ -103,9 +128,9 @@ def compare(
 
         single = Path(photos) if isinstance(photos, str | Path) else None
         paths = photo_files(single) if single is not None else [Path(each) for each in photos]  # type: ignore[union-attr]
-        run = workspace.run_at(Path(out)) if out is not None else workspace.new_run()
+        run = run_at(Path(out)) if out is not None else new_run()
     if not run.consent.exists():
-        workspace.record_consent(run, means="Python API", statement=CONSENT)
+        record_consent(run, means="Python API", statement=CONSENT)
     chosen = tuple(methods) if methods is not None else row.usual
     spec = JobSpec(
         base=base or row.name,
@@ -120,8 +145,8 @@ def compare(
         device=device,
     )
     spec.check()
-    workspace.require_space(run.folder, spec.disk_bytes(), purpose="This comparison")
-    workspace.write_json(run.spec, spec)
+    require_space(run.folder, spec.disk_bytes(), purpose="This comparison")
+    write_json(run.spec, spec)
     yield from perform(run, spec, stop=stop)
 
 
@@ -183,7 +208,7 @@ class _Clock:
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
-        saved = workspace.read_json(path) or {}
+        saved = read_json(path) or {}
         self._before = float(saved["wall_s"]) if saved.get("key") == key else 0.0
         self._since = self._saved = time.monotonic()
 
@@ -196,7 +221,7 @@ class _Clock:
         if time.monotonic() - self._saved < every_s:
             return False
         with contextlib.suppress(OSError, UserError):
-            workspace.write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
+            write_json(self._path, {"key": self._key, "wall_s": round(self.seconds, 3)})
         self._saved = time.monotonic()
         return True
 
@@ -223,8 +248,8 @@ class _Flow:
         self.run, self.spec, self.resident = run, spec, resident or Resident()
         self.stop, self.leave, self.pause = stop, leave, pause or Slice()
         self.row = find_base(spec.base)
-        self.clock = _Clock(run.job_folder / "clock.json", sha(workspace.plain(spec)))
-        self.started = workspace.timestamp()
+        self.clock = _Clock(run.job_folder / "clock.json", sha(jsonable(spec)))
+        self.started = timestamp()
         self.world = World()  # alone, until `join_in` has looked
         self.problems: list[str] = []  # of single methods; the others went on
         self.left: list[str] = []  # methods that a person stopped; the others went on
@@ -282,7 +307,7 @@ class _Flow:
         yield Event("done", text=said, seconds=self.clock.seconds)
 
     def generate_only(self) -> Iterator[Event]:
-        photos = workspace.load_photo_set(self.run)
+        photos = load_photo_set(self.run)
         columns = tuple(sorted(set(self.spec.methods), key=place_of))
         for name in columns:
             if is_imported(name) and self._subject(name) is None:
@@ -298,7 +323,7 @@ class _Flow:
             scores, marks = yield from self.judge(
                 photos, family, wanted=[path for _, _, path in drawn], all_of=everything
             )
-            if (workspace.read_json(self.run.manifest) or {}).get("kind") != "compare":
+            if (read_json(self.run.manifest) or {}).get("kind") != "compare":
                 present = tuple(sorted({column for column, _, _ in everything}, key=place_of))
                 subjects = {name: card for name in ALL_METHODS if (card := self._subject(name)) is not None}
                 findings = self._findings(photos, present, everything, scores, marks, subjects)
@@ -332,7 +357,7 @@ class _Flow:
             self.world.wait()
             return photos
         self.world.wait()
-        known = workspace.load_photo_set(self.run)
+        known = load_photo_set(self.run)
         assert known is not None, "the first process stored them"
         return known
 
@@ -340,7 +365,7 @@ class _Flow:
         """The run's photos: those taken in before, unless other files or another seed are named now."""
         from pipelines.photos import intake
 
-        known = workspace.load_photo_set(self.run)
+        known = load_photo_set(self.run)
         if not self.spec.photos:
             if known is None:
                 raise UserError("There are no photos in this run. Add 5 to 15 photos of one person.")
@@ -348,7 +373,7 @@ class _Flow:
         paths = [Path(each) for each in self.spec.photos]
         source = _source(paths, self.spec.split, self.spec.keep)
         record = self.run.folder / "source.json"
-        if known is not None and (source is None or (workspace.read_json(record) or {}).get("sha256") == source):
+        if known is not None and (source is None or (read_json(record) or {}).get("sha256") == source):
             return known
         yield Event("phase", text=f"Looking at {len(paths)} photos")
 
@@ -366,8 +391,8 @@ class _Flow:
             )
 
         found = yield from _live(look)
-        workspace.save_photo_set(self.run, found)
-        workspace.write_json(record, {"sha256": source})
+        save_photo_set(self.run, found)
+        write_json(record, {"sha256": source})
         for name, reason in sorted(found.rejected.items()):
             yield Event("note", text=f"{name}: {reason}")
         for photo in found.photos:
@@ -379,7 +404,7 @@ class _Flow:
 
     def load(self) -> Generator[Event, None, tuple[Device, Family]]:
         self._stop_together()  # before anything heavy is imported
-        from pipelines.core.runtime import pick_device, uncollected
+        from pipelines.core.device import pick_device, uncollected
 
         with uncollected():
             from pipelines.bases.loading import load_family
@@ -410,13 +435,13 @@ class _Flow:
 
     def _leave_out_too_large(self, device: Device) -> Iterator[Event]:
         """Before a base is fetched: methods that can't fit into the GPU's memory are named, and the others go on."""
-        from pipelines.core.runtime import free_memory_gb
+        from pipelines.core.device import free_memory_gb
 
         free_gb = free_memory_gb(device)
         for name in self.spec.methods:
             recipe, card = self._recipe(name), self._subject(name)
             done = card is not None and card.complete and card.recipe == recipe
-            if done or (why := estimates.too_large(self.row, recipe, free_gb, device.dtype)) is None:
+            if done or (why := too_large(self.row, recipe, free_gb, device.dtype)) is None:
                 continue
             sentence = f"{_title(name)} was not trained: {why}"
             if self.world.size > 1:  # the others would wait for this one
@@ -431,7 +456,7 @@ class _Flow:
         """Teach every method; returns {method: Subject}. A method that can't is noted and the others go on."""
         import numpy as np
 
-        from pipelines.evaluation import selection
+        from pipelines.evaluation import validation
         from pipelines.photos.captions import training_captions
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import crops, frames, heads
@@ -462,7 +487,7 @@ class _Flow:
         )
         watch = None
         if any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values()):
-            watch = selection.watch(photos, self.row)
+            watch = validation.watch(photos, self.row)
             if watch is None:
                 few = "Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
                 yield Event("note", text=few)
@@ -542,13 +567,13 @@ class _Flow:
 
         A picture that the image filter refuses is not among them: it is noted in `self.refused`, and the others go on.
         """
-        from pipelines.generation.generation import Generator, save_render
+        from pipelines.generation.generator import Generator, save_render
 
         self._stop_here()
         for unknown in dict.fromkeys(word for each in samplings for word in self.row.unknown_words(each.prompt)):
             yield Event("note", text=f"{self.row.name} does not know: {unknown}", data={"unknown": unknown})
         self._set_aside_old_renders()
-        workspace.repair_lines(self._refusals_file)
+        repair_lines(self._refusals_file)
         self.refused = self._refusals()
         generator = Generator(self.row, family=family)
         drawn: list[Drawn] = []
@@ -608,14 +633,14 @@ class _Flow:
         """Remember it, or every job that continues would draw the picture again."""
         self.refused[column, sampling] = None
         line = {"column": column, "base": self.row.name, "subject": subject, "sampling": sampling_fields(sampling)}
-        workspace.append_line(self._refusals_file, line)
+        append_line(self._refusals_file, line)
 
     def _refusals(self) -> dict[tuple[str, Sampling], None]:
         """Pictures (column, sampling) that were refused with what the columns are now."""
         subjects = {name: card.id if (card := self._subject(name)) else None for name in COLUMNS if name != "none"}
         subjects["none"] = None
         found: dict[tuple[str, Sampling], None] = {}
-        for line in workspace.read_lines(self._refusals_file):
+        for line in read_lines(self._refusals_file):
             with contextlib.suppress(KeyError, TypeError):
                 column, subject = line["column"], line["subject"]
                 if line["base"] == self.row.name and subjects.get(column, "") == subject:
@@ -652,7 +677,7 @@ class _Flow:
                         self.notes.append(f"{name}: {problem}")
                         picture = np.zeros((64, 64, 3), np.uint8)
                     given = Image.fromarray(picture)
-                    workspace.write_file(path, lambda partial, given=given: given.save(partial, format="PNG"))  # type: ignore[misc]
+                    write_file(path, lambda partial, given=given: given.save(partial, format="PNG"))  # type: ignore[misc]
                 drawn.append((name, Sampling("", seed=index), path))
         return drawn
 
@@ -667,24 +692,26 @@ class _Flow:
         *,
         wanted: Sequence[Path],
         all_of: Sequence[Drawn] = (),
-    ) -> Generator[Event, None, tuple[dict[Path, list[Score]], dict[str, Marks]]]:
+    ) -> Generator[Event, None, tuple[dict[Path, list[Score]], dict[str, Scale]]]:
         """Score `wanted`, and of `all_of` what has no score against these photos yet; returns (scores, marks).
 
         A picture that these judges scored as it is now is not scored again: a job continues there.
-        scores: {path: [Score per judge]}; marks: {judge: Marks}. References live in memory only.
+        scores: {path: [Score per judge]}; marks: {judge: Scale}. References live in memory only.
         """
-        from pipelines.faces import faces
-        from pipelines.evaluation import scoring
+        from pipelines.evaluation.references import reference as reference_of
+        from pipelines.evaluation.references import score_renders
+        from pipelines.evaluation.scale import in_words, measure_scale
+        from pipelines.faces.judges import available_judges
         from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Comparing the pictures with photos that training never saw")
         said: list[str] = []
-        judges = faces.available_judges(allow_download=self.spec.download_judge, on_problem=said.append)
+        judges = available_judges(allow_download=self.spec.download_judge, on_problem=said.append)
         references = []
         for judge in judges:
             try:
-                references.append(scoring.reference(judge, photos.held_out))
+                references.append(reference_of(judge, photos.held_out))
             except UserError as problem:
                 said.append(f"{judge.name} does not judge: {problem}")
         self.notes += said
@@ -695,7 +722,7 @@ class _Flow:
         self.judges = [reference.judge for reference in references]
 
         known = self._known_scores(photos)
-        stamp = sha(*([each.name, each.weights_sha256, workspace.plain(each.calibration)] for each in self.judges))
+        stamp = sha(*([each.name, each.weights_sha256, jsonable(each.calibration)] for each in self.judges))
         seen = self._seen_by(stamp) if known else {}
         todo = list(wanted)
         for _, _, path in all_of:
@@ -711,7 +738,7 @@ class _Flow:
                 name, picture = self.run.relative(path), file_sha256(path) if path.is_file() else ""
                 scores[path] = known.get(path, []) if seen.get(name) == picture else []
                 if not scores[path]:
-                    scores[path] = [scoring.score_renders([path], reference)[0] for reference in references]
+                    scores[path] = [score_renders([path], reference)[0] for reference in references]
                     seen[name] = picture
                     self.pause.keep()
                     if self.clock.save(every_s=3.0):
@@ -722,7 +749,7 @@ class _Flow:
                         "similarity": score.similarity,
                         "reason": score.reason,
                         "verdict": score.verdict,
-                        "in_words": scoring.in_words(score),
+                        "in_words": in_words(score),
                         "note": score.note,
                     }
                     yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
@@ -734,40 +761,49 @@ class _Flow:
         drawn = {path: inscription.read(path, whole=True) for path in scores if path.parent == self.run.renders("none")}
         # a variation by the untrained base shows whoever its source shows: that is no floor
         untrained = {path for path, saved in drawn.items() if saved is None or saved.sampling.source is None}
-        marks: dict[str, Marks] = {}
+        marks: dict[str, Scale] = {}
         for judge in self.judges:
             floor = [each for path, found in scores.items() if path in untrained for each in found]
-            marks[judge.name] = scoring.marks(
+            marks[judge.name] = measure_scale(
                 judge,
                 photos,
                 floor_scores=[score for score in floor if score.judge == judge.name],
                 rebuilt_images=list(rebuilt),
             )
-        workspace.write_json(self.run.marks, marks)
+        write_json(self.run.marks, marks)
         return scores, marks
 
     def look_closer(self, photos: PhotoSet, findings: Findings) -> Generator[Event, None, Findings]:
         """What else there is to say about the pictures: usable, as asked, varied, copied, drifted."""
-        from pipelines.evaluation import metrics, scoring
+        from pipelines.evaluation import references
+        from pipelines.evaluation.facts import (
+            FRAME_PX,
+            facts_from_json,
+            facts_of,
+            facts_to_json,
+            is_counted,
+            structure,
+            worth_of,
+        )
         from pipelines.photos.decode import decode
         from pipelines.photos.framing import frames
 
         self._stop_here()
         yield Event("phase", text="Looking for copies and slips")
-        shown = frames(photos.train, aligned=True, resolution_px=metrics.FRAME_PX)
-        training = {photo.name: metrics.structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
+        shown = frames(photos.train, aligned=True, resolution_px=FRAME_PX)
+        training = {photo.name: structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
         judge = self.judges[0]
         try:
-            learned_from = scoring.reference(judge, photos.train)
+            learned_from = references.reference(judge, photos.train)
         except UserError:
             learned_from = None
-        beside = scoring.vectors_of(judge, photos, self._others(photos))
-        facts: dict[str, metrics.Facts] = {}
+        beside = references.vectors_of(judge, photos, self._others(photos))
+        facts: dict[str, Facts] = {}
         trained: dict[str, float | None] = {}
         rows: list[dict[str, Any]] = []
         # pictures that were looked at before are not looked at again: in the app every click adds a few to many
         stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in beside])
-        before = workspace.read_json(self._closer)
+        before = read_json(self._closer)
         known = before["pictures"] if isinstance(before, dict) and before.get("stamp") == stamp else {}
         seen_now: dict[str, dict[str, Any]] = {}
         remembered: list[dict[str, Any]] = []  # of each cell's picture
@@ -777,33 +813,33 @@ class _Flow:
                 image = decode(self.run.folder / cell.path)
                 key = f"{cell.path} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
                 if key in known:
-                    facts[cell.path] = metrics.restored(known[key]["facts"], image)
+                    facts[cell.path] = facts_from_json(known[key]["facts"], image)
                     trained[cell.path], values = known[key]["trained"], known[key]["values"]
                 else:
-                    facts[cell.path] = metrics.facts(image, cell.sampling, training)
+                    facts[cell.path] = facts_of(image, cell.sampling, training)
                     vector = judge.look(image).vector
                     alike = None if learned_from is None or vector is None else learned_from.similarity(vector)
                     trained[cell.path] = None if alike is None else round(alike, 6)
                     values = [None if vector is None else round(judge.similarity(vector, v), 4) for _, _, v in beside]
                     self.pause.keep()
-                plain = metrics.plain(facts[cell.path])
+                plain = facts_to_json(facts[cell.path])
                 seen_now[key] = known.get(key, {}) | {"facts": plain, "trained": trained[cell.path], "values": values}
                 remembered.append(seen_now[key])
-                if metrics.is_counted(cell.sampling, self.stylised):
+                if is_counted(cell.sampling, self.stylised):
                     rows.append({"column": cell.column, "file": cell.path, "values": values})
                 if key not in known and self.clock.save(every_s=3.0):
-                    workspace.write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
+                    write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
                 yield Event("note", cell.column, len(facts), len(findings.cells), data={"stage": "closer"})
             clip = self._ask_clip(findings, facts, remembered)
             known = {}  # what is no longer in the run
         finally:
-            workspace.write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
+            write_json(self._closer, {"stamp": stamp, "pictures": known | seen_now})
         seen = {
             column: [(cell.sampling, facts[cell.path], cell.scores) for cell in findings.of(column)]
             for column in findings.columns
         }
         worth = {
-            column: metrics.worth(
+            column: worth_of(
                 pictures,
                 seen.get("none", []),
                 to_training=[trained[cell.path] for cell in findings.of(column)],
@@ -820,12 +856,13 @@ class _Flow:
         return self.run.folder / "closer.json"
 
     def _ask_clip(
-        self, findings: Findings, facts: dict[str, metrics.Facts], remembered: Sequence[dict[str, Any]]
+        self, findings: Findings, facts: dict[str, Facts], remembered: Sequence[dict[str, Any]]
     ) -> str | None:
         """Put CLIP's answers into `facts` where the base knows all words, and into what is `remembered` of each cell's
         picture; the backbone's name, None without it.
         """
-        from pipelines.evaluation import clip_text, metrics
+        from pipelines.evaluation import clip as clip_text
+        from pipelines.evaluation.facts import is_subject
         from pipelines.photos.decode import decode
 
         asked = [cell for cell in findings.cells if cell.sampling.prompt]
@@ -836,7 +873,7 @@ class _Flow:
         except UserError as problem:
             self.notes.append(str(problem))
             return None
-        prompts = list(dict.fromkeys(cell.sampling.prompt for cell in asked if metrics.is_subject(cell.sampling)))
+        prompts = list(dict.fromkeys(cell.sampling.prompt for cell in asked if is_subject(cell.sampling)))
         if not prompts:
             return None
         words = [prompt.replace("{subject}", self.spec.class_word) for prompt in prompts]
@@ -876,9 +913,7 @@ class _Flow:
     # -- what is on disk ---------------------------------------------------------------------------------------
 
     def _recipe(self, method: str) -> Recipe:
-        made = presets.recipe(
-            self.row.name, method, self.spec.quality, class_word=self.spec.class_word, seed=self.spec.seed
-        )
+        made = presets.recipe(self.row, method, self.spec.quality, class_word=self.spec.class_word, seed=self.spec.seed)
         return made.replaced(**self.spec.settings.get(method, {}))
 
     def _subject(self, method: str) -> Subject | None:
@@ -891,13 +926,13 @@ class _Flow:
 
     def _imported(self) -> tuple[str, ...]:
         """Imported columns that fit this base; of another base they wait until it is chosen again."""
-        cards = {name: self._subject(name) for name in workspace.imported(self.run)}
+        cards = {name: self._subject(name) for name in imported_columns(self.run)}
         return tuple(name for name, card in cards.items() if card is not None and card.base == self.row.name)
 
     def _current_renders(self) -> list[Drawn]:
         """Every picture in the run, oldest first within its column (what is out of date was set aside)."""
         found = []
-        for column in workspace.columns(self.run):
+        for column in columns_of(self.run):
             for path in self.run.pictures(column):
                 saved = inscription.read(path, whole=True)
                 if saved is not None:
@@ -906,7 +941,7 @@ class _Flow:
 
     def _set_aside_old_renders(self) -> None:
         """Pictures of an earlier training or another base move to `earlier/`: they are kept, and mixed with nothing."""
-        for column in workspace.columns(self.run):
+        for column in columns_of(self.run):
             subject = self._subject(column) if column != "none" else None
             if column != "none" and subject is None:
                 continue
@@ -919,10 +954,10 @@ class _Flow:
 
     def _known_scores(self, photos: PhotoSet) -> dict[Path, list[Score]]:
         """Scores in the run, if they were measured against these photos."""
-        if (workspace.read_json(self._scored_with) or {}).get("photo_digest") != photos.digest:
+        if (read_json(self._scored_with) or {}).get("photo_digest") != photos.digest:
             return {}
         known: dict[Path, list[Score]] = {}
-        for line in workspace.read_lines(self.run.scores):
+        for line in read_lines(self.run.scores):
             path = self.run.folder / line["render"]
             known.setdefault(path, []).append(Score(**{**line, "render": str(path)}))
         return known
@@ -933,7 +968,7 @@ class _Flow:
 
     def _seen_by(self, judges: str) -> dict[str, str]:
         """{picture: sha256 of its file} as these very judges scored it."""
-        saved = workspace.read_json(self._scored_with) or {}
+        saved = read_json(self._scored_with) or {}
         return dict(saved.get("pictures", {})) if saved.get("judges") == judges else {}
 
     def _save_scores(
@@ -943,8 +978,8 @@ class _Flow:
         rows = [
             {**asdict(score), "render": self.run.relative(path)} for path, found in merged.items() for score in found
         ]
-        workspace.write_text(self.run.scores, "".join(json.dumps(workspace.plain(row)) + "\n" for row in rows))
-        workspace.write_json(self._scored_with, {"photo_digest": photos.digest, "judges": judges, "pictures": seen})
+        write_text(self.run.scores, "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
+        write_json(self._scored_with, {"photo_digest": photos.digest, "judges": judges, "pictures": seen})
 
     def _findings(
         self,
@@ -952,13 +987,13 @@ class _Flow:
         columns: Sequence[str],
         drawn: Sequence[Drawn],
         scores: dict[Path, list[Score]],
-        marks: dict[str, Marks],
+        marks: dict[str, Scale],
         subjects: dict[str, Subject],
     ) -> Findings:
-        from pipelines.reports.report import Cell, Findings
+        from pipelines.reports.findings import Findings, ScoredRender
 
-        cells: list[Cell] = [
-            Cell(column, sampling, self.run.relative(path), tuple(scores.get(path, ())))
+        cells: list[ScoredRender] = [
+            ScoredRender(column, sampling, self.run.relative(path), tuple(scores.get(path, ())))
             for column, sampling, path in drawn
         ]
         return Findings(
@@ -976,10 +1011,8 @@ class _Flow:
             errors=(*self.problems, *self.left),
             stylised=self.stylised,
             refused=tuple(self.refused),
-            curves={
-                name: seen for name in subjects if (seen := workspace.read_json(self.run.method(name) / WATCH_FILE))
-            },
-            strengths=workspace.read_json(self.run.method("lora") / STRENGTHS_FILE) if "lora" in subjects else None,
+            curves={name: seen for name in subjects if (seen := read_json(self.run.method(name) / WATCH_FILE))},
+            strengths=read_json(self.run.method("lora") / STRENGTHS_FILE) if "lora" in subjects else None,
             calibration=self.judges[0].calibration if self.judges else None,
             command=self._command(),
         )
@@ -998,20 +1031,18 @@ class _Flow:
         self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str
     ) -> None:
         """The report, and after everything else the manifest."""
-        from pipelines.reports import report
         from pipelines.photos.framing import frames
+        from pipelines.reports.page import write_report
 
         learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, self.row), strict=True))
-        written = report.write(findings, self.run, frames(photos.held_out, self.row), learned_from)
-        workspace.write_json(
-            self.run.manifest, self._manifest(findings, photos, device, samplings, key) | {"report": written}
-        )
+        written = write_report(findings, self.run, frames(photos.held_out, self.row), learned_from)
+        write_json(self.run.manifest, self._manifest(findings, photos, device, samplings, key) | {"report": written})
 
     def _manifest(
         self, findings: Findings, photos: PhotoSet, device: Device, samplings: Sequence[Sampling], key: str
     ) -> dict[str, Any]:
         """What is needed to repeat it, and what came out. Holds no embedding, and no path but a local base's."""
-        from pipelines.core.runtime import peak_memory_mb
+        from pipelines.core.device import peak_memory_mb
 
         against = {
             column: {judge: gain for judge in findings.marks if (gain := findings.against_base(column, judge))}
@@ -1021,9 +1052,9 @@ class _Flow:
             "schema": 1,
             "kind": self.spec.kind,
             "key": key,
-            "consent": workspace.read_json(self.run.consent),
+            "consent": read_json(self.run.consent),
             "started": self.started,
-            "finished": workspace.timestamp(),
+            "finished": timestamp(),
             "wall_s": round(self.clock.seconds, 3),
             "peak_mem_mb": round(peak_memory_mb(), 1),
             "versions": versions(),
@@ -1062,7 +1093,7 @@ class _Flow:
             "renders": {cell.path: file_sha256(self.run.folder / cell.path) for cell in findings.cells},
             "judges": {
                 judge.name: {"weights_sha256": judge.weights_sha256, "licence": judge.licence,
-                             "marks": workspace.plain(findings.marks[judge.name])}
+                             "marks": jsonable(findings.marks[judge.name])}
                 for judge in self.judges
             },
             "against_untrained_base": against,
@@ -1075,7 +1106,7 @@ class _Flow:
         return _complete(self.run, key)
 
     def _done(self, findings: Findings | None = None) -> Event:
-        from pipelines.reports.report import verdict
+        from pipelines.reports.findings import verdict
 
         text = verdict(findings) if findings else "Done"
         return Event("done", seconds=self.clock.seconds, path=str(self.run.report), text=text)
@@ -1099,19 +1130,19 @@ class _Flow:
 
 def is_complete(run: Run, spec: JobSpec) -> bool:
     """Whether this very comparison is finished in `run`. Light: no torch."""
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     return photos is not None and _complete(run, _key_of(run, spec, photos))
 
 
 def _key_of(run: Run, spec: JobSpec, photos: PhotoSet) -> str:
     """What determines a report: the job, the photos, and the files that were imported."""
-    cards = [workspace.read_json(run.method(name) / "subject.json") or {} for name in workspace.imported(run)]
+    cards = [read_json(run.method(name) / "subject.json") or {} for name in imported_columns(run)]
     imported = [[sorted(card.get(each, "") for card in cards) for each in ("id", "phrase")]] if cards else []
-    return sha(workspace.plain(spec), photos.digest, *imported)
+    return sha(jsonable(spec), photos.digest, *imported)
 
 
 def _complete(run: Run, key: str) -> bool:
-    saved = workspace.read_json(run.manifest)
+    saved = read_json(run.manifest)
     if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
         return False
     files = [run.report, *(run.folder / path for path in saved.get("renders", {}))]
@@ -1127,7 +1158,7 @@ def _descriptor(image: np.ndarray) -> list[np.ndarray]:
     """dlib's descriptor (128,) of a photo's face, if there is one, for methods that start from it. In memory only."""
     import numpy as np
 
-    from pipelines.faces.faces import detect_faces, dlib_embed
+    from pipelines.faces.dlib_faces import detect_faces, dlib_embed
 
     return [dlib_embed(np.ascontiguousarray(image), face) for face in detect_faces(image)[:1]]
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pipelines.core import presets, safety
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.core.schema import (
+from pipelines.core import presets, safety
+from pipelines.core.records import (
     ALL_METHODS,
     ATTENTIONS,
     CHECKPOINTING,
@@ -58,7 +58,8 @@ class JobSpec:
     kind: str = "compare"
     base: str = "portrait-128"  # a registry name or a path
     class_word: str = "person"
-    methods: tuple[str, ...] = tuple(METHODS)  # to train; for "generate" the columns to draw, "none" being the untrained base
+    # to train; for "generate" the columns to draw, "none" being the untrained base
+    methods: tuple[str, ...] = tuple(METHODS)
     quality: str = "good"
     seed: int = 0
     split_seed: int | None = None  # determines which photos are held out; None: `seed` does

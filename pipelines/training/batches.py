@@ -22,10 +22,10 @@ from pipelines.bases.registry import BaseRow
 from pipelines.bases.sampling import Row, sample_latents
 from pipelines.bases.text import Conditioning
 from pipelines.core.control import Control
-from pipelines.core.fingerprints import sha
-from pipelines.core.runtime import derived_seed, noise
+from pipelines.core.device import derived_seed, noise
+from pipelines.core.files import sha
+from pipelines.core.records import CHECKPOINTING, OPTIMIZERS, Recipe, UserError, recipe_fields
 from pipelines.core.safety import check_prompt
-from pipelines.core.schema import CHECKPOINTING, OPTIMIZERS, Recipe, UserError, recipe_fields
 from pipelines.methods.base import Learner
 from pipelines.training.checkpoints import load_tensors, save_tensors
 from pipelines.training.world import World

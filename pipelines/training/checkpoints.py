@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from pipelines.core.control import Clock
-from pipelines.core.workspace import write_file
+from pipelines.core.files import write_file
 from pipelines.methods.base import Learner, load_into
 from pipelines.training.watch import Watched
 

@@ -23,13 +23,14 @@ import torch
 
 from pipelines.bases.family import Family, checkpointed, running
 from pipelines.bases.loading import load_family
+from pipelines.bases.memory import memory_needs, memory_plan, too_large
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row
 from pipelines.core.control import Clock, Control
-from pipelines.core.fingerprints import sha
-from pipelines.core.runtime import free_memory_gb, memory_plan, peak_memory_mb
-from pipelines.core.schema import Event, Look, OutOfMemory, Recipe, Subject, UserError, Watch, title_of
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, is_full
+from pipelines.core.device import free_memory_gb, peak_memory_mb
+from pipelines.core.files import is_full, sha
+from pipelines.core.records import Event, Look, OutOfMemory, Recipe, Subject, UserError, Watch, title_of
+from pipelines.core.run import STRENGTHS_FILE, WATCH_FILE
 from pipelines.methods import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Learner, digest, load_into, trained
@@ -45,7 +46,6 @@ from pipelines.training.batches import (
     fingerprint,
 )
 from pipelines.training.checkpoints import CHECKPOINT, State, has_checkpoint, resume, save_checkpoint
-from pipelines.training.estimates import memory_needs, too_large
 from pipelines.training.subjects import ended, finished, load_subject, save_subject, trained_before
 from pipelines.training.watch import STRENGTHS_TRIED, Viewer, Watched
 

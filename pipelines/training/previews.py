@@ -15,9 +15,9 @@ import torch
 
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.sampling import Row, sample_latents
-from pipelines.core.runtime import derived_seed, noise
-from pipelines.core.schema import Event, Recipe, UserError, title_of
-from pipelines.core.workspace import write_file
+from pipelines.core.device import derived_seed, noise
+from pipelines.core.files import write_file
+from pipelines.core.records import Event, Recipe, UserError, title_of
 from pipelines.methods import drafts
 from pipelines.methods.base import Learner, Method
 from pipelines.methods.lora_files import Layers

@@ -11,8 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.core.schema import Event, Recipe, Subject, UserError
-from pipelines.core.workspace import write_file
+from pipelines.core.files import write_file
+from pipelines.core.records import Event, Recipe, Subject, UserError
 
 if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow

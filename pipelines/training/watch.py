@@ -17,9 +17,10 @@ import torch
 from pipelines.bases.family import Family
 from pipelines.bases.sampling import Row
 from pipelines.core.control import Control
-from pipelines.core.runtime import derived_seed
-from pipelines.core.schema import Event, Look, Recipe, UserError, Watch
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, read_json, write_json
+from pipelines.core.device import derived_seed
+from pipelines.core.files import read_json, write_json
+from pipelines.core.records import Event, Look, Recipe, UserError, Watch
+from pipelines.core.run import STRENGTHS_FILE, WATCH_FILE
 from pipelines.methods.base import Learner, load_into
 from pipelines.training.previews import frames_of
 

@@ -16,21 +16,22 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.bases.architectures import FAMILIES
 from pipelines.bases.loading import load_family
+from pipelines.bases.memory import memory_needs, memory_plan
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
 from pipelines.core.control import Control
+from pipelines.core.device import Device, noise
 from pipelines.core.presets import recipe as preset_recipe
 from pipelines.core.presets import style_problem, styles
-from pipelines.core.runtime import Device, memory_plan, noise
-from pipelines.core.schema import Sampling, UserError
-from pipelines.generation.generation import Generator
+from pipelines.core.records import Sampling, UserError
+from pipelines.generation.generator import Generator
 from pipelines.methods import imports, lora_files, lora_names, method
 from pipelines.methods.lora_files import Layer
 from pipelines.methods.lora_names import Layout
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.batches import Batches
-from pipelines.training.estimates import estimate, memory_needs
+from pipelines.training.estimates import estimate
 from pipelines.training.loop import train
 from tests.methods.test_methods import disturbed
 from tests.runs import make_run
@@ -96,7 +97,7 @@ def test_the_transformer_alone_is_no_base(tmp_path):
 def test_methods_it_does_not_offer_are_sentences(name, tmp_path):
     said = f"Z-Image does not offer {name}. Choose one of: lora"
     with pytest.raises(UserError, match=said):
-        preset_recipe("z-image", name, "draft", class_word="man")
+        preset_recipe(find_base("z-image"), name, "draft", class_word="man")
     with pytest.raises(UserError, match=said):
         JobSpec(base="z-image", methods=(name,)).check()
     with pytest.raises(UserError, match="is not offered for z_image. Choose one of: lora"):
@@ -117,7 +118,7 @@ def test_recipes_estimates_and_styles_hold_for_it():
     row = BASES["z-image"]
     steps = []
     for quality in ("draft", "good", "best"):
-        recipe = preset_recipe("z-image", "lora", quality, class_word="man")
+        recipe = preset_recipe(find_base("z-image"), "lora", quality, class_word="man")
         assert (recipe.rank, recipe.alpha, recipe.learning_rate) == (32, 32.0, 1e-4)
         assert recipe.snr_gamma is None and recipe.text_learning_rate == 0
         steps.append(recipe.steps)
@@ -187,7 +188,7 @@ def test_parts_of_what_is_told_stay_together():
 
 def test_memory_is_planned_as_for_every_base():
     """Counted, chosen from what is free, and said; a person's own choice of checkpointing is kept to."""
-    row, recipe = BASES["z-image"], preset_recipe("z-image", "lora", "good", class_word="man")
+    row, recipe = BASES["z-image"], preset_recipe(find_base("z-image"), "lora", "good", class_word="man")
     needs = memory_needs(row, recipe)
     small, large, off = (memory_plan(needs, *asked) for asked in ((48.0,), (400.0,), (48.0, "off")))
     assert small.checkpointing and "is on: without it" in small.reason and small.peak_gb < 48
@@ -320,7 +321,8 @@ def test_other_schedulers_are_a_sentence():
 
 
 def test_the_page_offers_what_it_draws_with():
-    from ui.generate.generate import SIZES, schedulers
+    from pipelines.finishing.deliver import SIZES
+    from ui.generate.generate import schedulers
 
     assert schedulers(BASES["z-image"]) == ("default",)
     assert schedulers(BASES["sd15"]) == tuple(name for name in SCHEDULERS if name not in DISTILLED)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
-from pipelines.evaluation.scoring import Reference
-from pipelines.faces import faces
-from pipelines.faces.faces import Seen
+from pipelines.core.records import UserError
+from pipelines.evaluation.references import Reference
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import Seen
+from pipelines.faces.judges import available_judges
 from pipelines.finishing import matte, refine
 from pipelines.finishing.refine import DROPPED, KEPT, NOT_NEEDED, Baseline, Step, Tools, steps_of
 
@@ -176,7 +177,7 @@ def test_tolerances_are_measured_ones_and_no_judge_borrows_anothers(raw):
 
 
 def test_a_lone_picture_is_held_to_the_likeness_of_two_photos_of_one_person(raw):
-    judges = faces.available_judges()
+    judges = available_judges()
     found = refine.baseline_itself(judges, raw)
     assert found.of == refine.ITSELF and len(found.references) == len(judges)
     for reference in found.references:
@@ -230,7 +231,7 @@ def test_skin_moves_by_no_more_than_people_see(large, cast):
     made = refine.balanced(tinted, 1.0)
     if isinstance(made, str):
         return
-    (face, *_) = faces.detect_faces(tinted)
+    (face, *_) = detect_faces(tinted)
     x, y = (int(value) for value in face.eyes.mean(0) + (0, 0.45 * face.eye_distance_px))
     reach = int(0.5 * face.eye_distance_px)
     part = slice(y - reach, y + reach), slice(x - reach, x + reach)
@@ -286,7 +287,7 @@ def test_a_restorer_touches_the_face_and_nothing_else(large):
     other = refine.restored(large, lambda crop: np.full((1024, 1024, 3), (0, 255, 0), np.uint8))
     assert not isinstance(other, str)
     changed = np.abs(other.astype(int) - large).max(2) > 20
-    (face, *_) = faces.detect_faces(large)
+    (face, *_) = detect_faces(large)
     x, y = (int(value) for value in face.nose)
     assert changed[y, x] and not changed[:20].any() and not changed[:, :20].any() and changed.mean() < 0.5
     assert isinstance(refine.restored(np.full((128, 128, 3), 90, np.uint8), bicubic), str)
@@ -298,7 +299,7 @@ def test_a_restorer_touches_the_face_and_nothing_else(large):
 def portrait_on(background: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The sample person before another wall, and the alpha that put her there: where her own blue wall is not."""
     image = np.asarray(Image.open(path).convert("RGB").resize((256, 256)))
-    (face, *_) = faces.detect_faces(image)
+    (face, *_) = detect_faces(image)
     alpha = matte.matte(image, face).alpha
     return (alpha[..., None] * image + (1 - alpha[..., None]) * background + 0.5).astype(np.uint8), alpha
 
@@ -308,7 +309,7 @@ def test_the_person_is_found_again_before_another_wall(number):
     rows, columns = np.mgrid[:256, :256]
     wall = np.stack([90 + rows / 4, 150 + 20 * np.sin(columns / 20), 120 + columns / 8], axis=2)
     picture, alpha = portrait_on(wall, SAMPLE[number])
-    (face, *_) = faces.detect_faces(picture)
+    (face, *_) = detect_faces(picture)
     found = matte.matte(picture, face)
     person, truth = found.alpha > 0.5, alpha > 0.5
     overlap = (person & truth).sum() / (person | truth).sum()
@@ -321,7 +322,7 @@ def test_the_person_is_found_again_before_another_wall(number):
 
 
 def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
-    (face, *_) = faces.detect_faces(large)
+    (face, *_) = detect_faces(large)
     skin = large[int(face.nose[1]), int(face.nose[0])]
     noise = np.random.default_rng(1).normal(0, 25, (48, 48, 3))
     noisy = cv2.resize(noise.astype(np.float32), (384, 384))
@@ -329,7 +330,7 @@ def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
     picture = np.asarray(Image.fromarray(picture).resize((384, 384)))
     wall = picture.max(2, keepdims=True) < 40
     hidden = np.where(wall, np.clip(skin * 0.35 + noisy, 0, 255), picture).astype(np.uint8)
-    (again, *_) = faces.detect_faces(hidden)
+    (again, *_) = detect_faces(hidden)
     assert matte.matte(hidden, again).problem is not None
     blank = np.full_like(large, 128)
     assert matte.matte(blank, face).problem is not None
@@ -338,7 +339,7 @@ def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
 
 
 def test_every_background_can_be_drawn_and_none_else(large):
-    (face, *_) = faces.detect_faces(large)
+    (face, *_) = detect_faces(large)
     alpha = matte.matte(large, face).alpha
     for name in matte.BACKGROUNDS:
         made = matte.replaced(large, alpha, name)

@@ -14,10 +14,10 @@ from pipelines import __main__ as cli
 from pipelines.bases.family import Family
 from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES
-from pipelines.core.runtime import Device
-from pipelines.core.schema import Sampling, UserError, sampling_fields
-from pipelines.evaluation import metrics
-from pipelines.generation.generation import Generator, read_settings, save_render
+from pipelines.core.device import Device
+from pipelines.core.records import Sampling, UserError, sampling_fields
+from pipelines.evaluation.facts import is_counted
+from pipelines.generation.generator import Generator, read_settings, save_render
 from pipelines.methods import drafts, lora_files, lora_names
 from pipelines.methods import method as find_method
 from pipelines.training.loop import train
@@ -168,7 +168,7 @@ def test_a_draft_takes_four_calls_and_says_so(there, asked, tmp_path):
     save_render(pictures[0][1], plan[0], tmp_path / "a.png", method="lora", base=there.name)
     found = read_settings(tmp_path / "a.png")
     assert found == plan[0] and (found.steps, found.guidance, found.scheduler, found.draft) == (4, 1.0, "lcm", True)
-    assert not metrics.is_counted(found) and metrics.is_counted(usual)
+    assert not is_counted(found) and is_counted(usual)
 
 
 def test_one_can_say_how_a_draft_is_drawn(there):

@@ -16,9 +16,9 @@ from pipelines.bases.family import moved
 from pipelines.bases.loading import load_family
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample
-from pipelines.core.runtime import Device, noise
-from pipelines.core.schema import ALL_METHODS as METHODS
-from pipelines.core.schema import UserError
+from pipelines.core.device import Device, noise
+from pipelines.core.records import ALL_METHODS as METHODS
+from pipelines.core.records import UserError
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, tokens
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import REASONS, Photo, UserError
-from pipelines.faces.faces import Face, Seen
+from pipelines.core.records import REASONS, Photo, UserError
+from pipelines.faces.face import Face, Seen
 from pipelines.photos import album as album_module
 from pipelines.photos import framing
 from pipelines.photos.album import Album

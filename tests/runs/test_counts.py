@@ -16,15 +16,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
 from pipelines.bases import loading
-from pipelines.core.schema import METHODS, Sampling
-from pipelines.core.workspace import load_photo_set, run_at
-from pipelines.generation.generation import Generator
+from pipelines.core.records import METHODS, Look, Sampling, Watch
+from pipelines.core.run import load_photo_set, run_at
+from pipelines.generation.generator import Generator
 from pipelines.runs.comparison import compare, perform
 from pipelines.runs.jobspec import JobSpec
+from pipelines.training.loop import train
 from pipelines.training.previews import PREVIEW_STEPS
 from pipelines.training.watch import WATCH_STEPS
-from pipelines.core.schema import Look, Watch
-from pipelines.training.loop import train
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 

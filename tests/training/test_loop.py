@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from pipelines.bases.objective import NoiseSchedule
 from pipelines.core.control import Control
-from pipelines.core.runtime import derived_seed
-from pipelines.core.schema import ALL_METHODS, METHODS, UserError
+from pipelines.core.device import derived_seed
+from pipelines.core.records import ALL_METHODS, METHODS, UserError
 from pipelines.methods import method
 from pipelines.methods.lora import LoRALearner
 from pipelines.training import checkpoints, loop
@@ -546,7 +546,7 @@ def test_checkpoints_and_subjects_of_earlier_versions_still_fit(tmp_path):
     import hashlib
     import json
 
-    from pipelines.core.schema import recipe_fields
+    from pipelines.core.records import recipe_fields
 
     recipe, data, family = tiny_recipe("sd15", "lora"), tiny_data("sd15"), tiny_family("sd15")
     before = {

@@ -9,8 +9,8 @@ from collections import defaultdict
 import pytest
 import torch
 
-from pipelines.core.runtime import Device
-from pipelines.core.schema import OPTIMIZERS, UserError
+from pipelines.core.device import Device
+from pipelines.core.records import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
 from pipelines.training import optimizers
 from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
@@ -232,6 +232,6 @@ def test_prodigy_resumes_bit_equal(name, tmp_path):
 
 
 def test_every_name_is_known_to_the_arithmetic_of_memory():
-    from pipelines.training.estimates import BYTES
+    from pipelines.bases.memory import BYTES
 
     assert set(BYTES) == set(OPTIMIZERS)

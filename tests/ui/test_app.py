@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from pipelines.bases.registry import BASES
-from pipelines.core import presets, workspace
-from pipelines.core.schema import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
-from pipelines.core.workspace import Lock
+from pipelines.core import presets
+from pipelines.core.files import Lock, append_line, jsonable, write_json
+from pipelines.core.records import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
+from pipelines.core.run import Run
 from pipelines.photos.captions import COLOURS
 from pipelines.runs import jobs
 
@@ -75,7 +76,7 @@ ROW = BASES["portrait-128"]
 
 def middle_face(image: np.ndarray) -> list:
     """A face in the middle, whatever the picture shows."""
-    from pipelines.faces.faces import Face
+    from pipelines.faces.face import Face
 
     height, width = image.shape[:2]
     x, y = width / 2, height / 2
@@ -83,7 +84,7 @@ def middle_face(image: np.ndarray) -> list:
     return [Face((x - 20, y - 20, x + 20, y + 22), eyes, eyes, np.array([x, y + 10]), 1.0)]
 
 
-def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
+def take_in(run: Run, count: int = 8) -> PhotoSet:
     """A photo set in a run, as intake leaves it - without a face in sight."""
     from ui.run import photobox
 
@@ -101,20 +102,20 @@ def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
     return found
 
 
-def teach(run: workspace.Run, base_name: str, digest: str, method: str = "lora") -> None:
+def teach(run: Run, base_name: str, digest: str, method: str = "lora") -> None:
     """A subject.json such as training writes."""
     folder = run.method(method)
     folder.mkdir(parents=True)
     (folder / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
     (folder / "checkpoint.safetensors").write_bytes(b"private")
-    workspace.write_json(
+    write_json(
         folder / "subject.json",
         {"id": f"{method}-1", "method": method, "base": base_name, "complete": True, "steps": 100, "train_s": 50.0,
          "artifact_bytes": 7, "trainable_params": 1234, "photo_digest": digest, "recipe": {"batch": 8}},
     )  # fmt: skip
 
 
-def draw(run: workspace.Run, column: str, seed: int, base_name: str, subject: str | None) -> Path:
+def draw(run: Run, column: str, seed: int, base_name: str, subject: str | None) -> Path:
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
@@ -176,7 +177,7 @@ def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
 
 def test_the_schedulers_on_the_page_are_the_generators():
     from pipelines.bases.sampling import DISTILLED
-    from pipelines.generation.generation import SCHEDULERS
+    from pipelines.generation.generator import SCHEDULERS
     from ui.generate import generate
 
     undemanding = tuple(name for name in SCHEDULERS if name not in DISTILLED)
@@ -292,10 +293,10 @@ def test_a_record_that_was_tampered_with_leads_nowhere(services, tmp_path):
     capability, session = services.sessions.create()
     file = services.sessions.folder / f"{session.key}.json"
     for run in ("..", "../elsewhere", str(tmp_path), "sessions", "", None, 7):
-        workspace.write_json(file, {"run": run})
+        write_json(file, {"run": run})
         assert services.sessions.find(capability) is None
     (services.sessions.root / "link").symlink_to(session.run.folder)
-    workspace.write_json(file, {"run": "link"})
+    write_json(file, {"run": "link"})
     assert services.sessions.find(capability) is None
 
 
@@ -822,7 +823,7 @@ def test_progress_is_read_from_the_job_files(services, base):
     preview = photo_file(run.method("lora"), "preview_00004.png")
     events += [Event("preview", "lora", 4, 4, path=str(preview)), Event("done", "lora", 4, 4, seconds=4)]
     for event in events:
-        workspace.append_line(run.events, event)
+        append_line(run.events, event)
     progress = services.progress(run)
     assert progress.losses["lora"] == ((1, 1.0), (2, 0.5), (3, 9.0), (4, 8.0)), "a continued curve has no step twice"
     lane = services.view(capability).lane("lora")
@@ -832,17 +833,17 @@ def test_progress_is_read_from_the_job_files(services, base):
              Event("watch", "lora", 3, 4, data={"identity": 0.3}), Event("start", "lora", 2, 4),
              Event("preview", "lora", 2, 4, path=str(early)), Event("watch", "lora", 3, 4, data={"identity": 0.25}),
              *events]  # fmt: skip
-    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in looks[:6]))
+    run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in looks[:6]))
     services._events.clear()
     assert services.progress(run).likeness["lora"] == ((1, 0.1), (3, 0.25)), "what is taught again is seen again"
-    workspace.append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
+    append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
     lane = services.view(capability).lane("lora")
     assert lane.likeness == ((1, 0.1), (3, 0.25)) and len(lane.strip) == 1 and "media/" in lane.strip[0]
     from ui import views
 
     html = views.lane(lane)
     assert "best 0.25" in html and html.count("<circle") == 2 and html.count("An earlier preview of LoRA") == 1
-    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in events))
+    run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in events))
     services._events.clear()
     from ui.train.train import loss_frame
 
@@ -851,10 +852,10 @@ def test_progress_is_read_from_the_job_files(services, base):
     long = loss_frame([(i, 1.0) for i in range(1, 5000)])
     assert len(long) <= 2 * 162 and long.step.max() == 4999
     assert services.view(capability).lane("dreambooth") is None and progress.seconds_left is None
-    workspace.append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
-    workspace.append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
+    append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
+    append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
     assert services.progress(run).seconds_left == 42.0, "methods that take turns wait for each other"
-    workspace.append_line(run.events, Event("start", "lora", 0, 2))
+    append_line(run.events, Event("start", "lora", 0, 2))
     assert services.progress(run).losses["lora"] == (), "a new training starts a new curve"
 
 
@@ -877,7 +878,7 @@ def test_pictures_scores_and_table(services, base):
                 "similarity": value,
                 "reason": None if value else "no face found",
             }
-            workspace.append_line(run.scores, line)
+            append_line(run.scores, line)
     figures = {
         "impostor": 0.25,
         "floor": 0.1,
@@ -886,7 +887,7 @@ def test_pictures_scores_and_table(services, base):
         "ceiling_low": 0.6,
         "ceiling_high": 0.8,
     }
-    workspace.write_json(run.marks, {"dlib": figures, "buffalo_sc": figures | {"threshold": 0.4}})
+    write_json(run.marks, {"dlib": figures, "buffalo_sc": figures | {"threshold": 0.4}})
     view = services.view(capability)
     assert view.judges == ("buffalo_sc", "dlib"), "ArcFace speaks first"
     assert len(view.pictures) == 3, "pictures of another training are mixed with nothing"
@@ -959,7 +960,7 @@ def test_estimates_are_measured_or_not_given(services, base):
     assert "nothing was timed on this machine yet" in view.estimate("draft", ["lora"])
     assert "Choose at least one" in view.estimate("draft", ["nonsense"])
     teach(session.run, view.row.name, found.digest)
-    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
+    steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
     told = services.view(capability).estimate("draft", ["lora"])
     assert f"about {views.duration(views.rounded(steps / 2))}" in told and "as measured on this machine" in told
 
@@ -1016,13 +1017,13 @@ def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(servi
     teach(session.run, row.name, found.digest)
     services.view(capability)  # notes that a step took half a second
     services.start_training(session, methods=("lora",), quality="draft")
-    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps / 2
+    whole = presets.recipe(row, "lora", "draft", class_word="man").steps / 2
     assert told == [None, pytest.approx(whole)]
 
     # a training that was stopped: what it had taken is done
     spec = jobs.JobSpec("train", row.name, "man", ("lora",), "draft")
-    workspace.write_json(session.run.spec, spec)
-    workspace.write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
+    write_json(session.run.spec, spec)
+    write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
     session = services.sessions.find(capability)
     services.start_training(session, methods=("lora",), quality="draft")
     assert told[2] == pytest.approx(whole - 20.0)
@@ -1030,8 +1031,8 @@ def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(servi
     # pictures: as long as the last ones took, a step
     done = replace(spec, kind="generate", methods=("none", "lora"), samplings=plan)
     session.run.drawing.job_folder.mkdir()
-    workspace.write_json(session.run.drawing.spec, done)
-    workspace.write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
+    write_json(session.run.drawing.spec, done)
+    write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
     services.view(capability)
     services.start_generation(session, columns=("none",), samplings=plan)
     assert told[3] == pytest.approx(4.0)

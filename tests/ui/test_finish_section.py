@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import write_json
+from pipelines.core.records import UserError
 from pipelines.finishing import refine, stage
 from tests.ui.test_app import base, own_home, services, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, Page
@@ -56,7 +56,7 @@ def record(page, **changes) -> dict:
             {"step": "enlarge", "name": "Super-resolution", "choice": "", "state": "kept", "sentence": "Fine."},
         ],
     } | changes  # fmt: skip
-    workspace.write_json(folder / stage.RECORD, saved)
+    write_json(folder / stage.RECORD, saved)
     return saved
 
 

@@ -18,8 +18,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.bases.registry import find_base, unknown_words
-from pipelines.core import inscription, presets, workspace
-from pipelines.core.schema import Event, Sampling, UserError
+from pipelines.core import inscription, presets
+from pipelines.core.files import append_line, write_json
+from pipelines.core.records import Event, Sampling, UserError
+from pipelines.core.run import Run
 from pipelines.runs import jobs
 from pipelines.runs.comparison import render_name
 from tests.ui.test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
@@ -30,7 +32,7 @@ SAMPLING = Sampling(PROMPT, steps=4, guidance=2.0)
 EVIL = '<script>alert("x")</script>'
 
 
-def draw(run: workspace.Run, column: str, sampling: Sampling, base_name: str, subject: str | None) -> Path:
+def draw(run: Run, column: str, sampling: Sampling, base_name: str, subject: str | None) -> Path:
     """A picture with its settings inside, as the worker leaves it."""
     text = PngInfo()
     text.add_text("likeness", json.dumps({"sampling": asdict(sampling), "base": base_name, "subject": subject}))
@@ -40,11 +42,11 @@ def draw(run: workspace.Run, column: str, sampling: Sampling, base_name: str, su
     return path
 
 
-def job(run: workspace.Run, files: list[Path]) -> None:
+def job(run: Run, files: list[Path]) -> None:
     """The events of a job that drew `files`."""
     for place, file in enumerate(files, start=1):
         run.drawing.job_folder.mkdir(exist_ok=True)
-        workspace.append_line(run.drawing.events, Event("render", file.parent.name, place, len(files), path=str(file)))
+        append_line(run.drawing.events, Event("render", file.parent.name, place, len(files), path=str(file)))
 
 
 class Page:
@@ -329,7 +331,7 @@ def test_favourites_stay_come_first_and_are_in_the_download(page):
     low, high = page.draw(replace(SAMPLING, seed=1))
     for file, score in zip((low, high), (0.1, 0.9), strict=True):
         line = {"render": page.run.relative(file), "judge": "dlib", "similarity": score, "reason": None}
-        workspace.append_line(page.run.scores, line)
+        append_line(page.run.scores, line)
     shot = next(each for each in page.view.pictures if each.path == page.run.relative(low))
     page.press("like", shot.id)
     page.press("like", shot.id)
@@ -361,7 +363,7 @@ def test_a_favourite_is_a_picture_not_a_place(page):
     draw(page.run, "lora", SAMPLING, page.row.name, "lora-2")
     assert pictures.favourite_files(page.run) == [aside]
     entries = [{"path": path, "base": page.row.name, "subject": "lora-1"} for path in ("../x.png", "/etc/passwd", "")]
-    workspace.write_json(page.run.favourites, {"schema": 1, "pictures": [*entries, 7, None, {"path": 3}]})
+    write_json(page.run.favourites, {"schema": 1, "pictures": [*entries, 7, None, {"path": 3}]})
     assert pictures.favourite_files(page.run) == [], "only pictures of this run"
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core import workspace
-from pipelines.core.schema import Photo, PhotoSet, UserError
+from pipelines.core.files import append_line
+from pipelines.core.records import Photo, PhotoSet, UserError
+from pipelines.core.run import load_photo_set, run_at, save_photo_set
 from pipelines.evaluation import lookalike, votes
-from pipelines.faces import faces
+from pipelines.faces.face import Seen
+from pipelines.faces.judges import available_judges
 from tests.evaluation.test_scoring import MEASURED, ColourJudge
 from tests.ui.test_app import base, draw, own_home, services, take_in, teach  # noqa: F401
 
@@ -35,7 +37,7 @@ class PatchJudge(ColourJudge):
             patch = image[:20, left : left + 20].astype(np.float64).reshape(-1, 3).mean(0)
             if patch.max():
                 box = (float(left), 0.0, left + 20.0, 20.0)
-                found.append(faces.Seen(patch / np.linalg.norm(patch), None, 20.0, 1, box))
+                found.append(Seen(patch / np.linalg.norm(patch), None, 20.0, 1, box))
         return found
 
 
@@ -77,15 +79,16 @@ def test_every_face_is_judged_for_itself_from_left_to_right(red):
 
 
 def test_the_score_is_the_one_every_render_gets(red, tmp_path):
-    from pipelines.evaluation import scoring
+    from pipelines.evaluation import references
+    from pipelines.evaluation.scale import measure_scale
 
     knowing, _ = lookalike.known([JUDGE], red)
     path = Path(photo(tmp_path, "any.png", (200, 90, 0)).path)
     (face,) = lookalike.look_at_any(np.asarray(Image.open(path)), knowing).faces
-    (usual,) = scoring.score_renders([path], scoring.reference(JUDGE, red.held_out))
+    (usual,) = references.score_renders([path], references.reference(JUDGE, red.held_out))
     mine = face.opinions[0].score
     assert (mine.similarity, mine.verdict, mine.words) == (usual.similarity, usual.verdict, usual.words)
-    assert knowing[0].marks == scoring.marks(JUDGE, red)
+    assert knowing[0].marks == measure_scale(JUDGE, red)
 
 
 def test_who_it_is_nearest_to_is_asked_of_as_many_pictures_each(red, tmp_path):
@@ -178,7 +181,7 @@ def test_the_largest_of_all_faces_is_the_one_that_look_sees():
     pytest.importorskip("dlib")
     image = np.concatenate([np.asarray(Image.open(SAMPLE / f"synthetic-0{n}.png").convert("RGB").resize(size))
                             for n, size in ((3, (240, 240)), (4, (240, 240)))], axis=1)  # fmt: skip
-    for judge in faces.available_judges():
+    for judge in available_judges():
         one, every = judge.look(image), judge.look_at_each(image)
         assert len(every) == one.faces == 2 and np.array_equal(every[0].vector, one.vector)
         assert every[0].face_px >= every[1].face_px and every[0].box[0] != every[1].box[0]
@@ -311,7 +314,7 @@ def _agreed(services, session, capability):  # noqa: F811
 def test_a_small_face_is_said_to_be_small(page, tmp_path, monkeypatch):
     class Far(PatchJudge):
         def look_at_each(self, image):
-            return [faces.Seen(np.array([1.0, 0, 0]), None, 5.0, 1, (0.0, 0.0, 5.0, 5.0))]
+            return [Seen(np.array([1.0, 0, 0]), None, 5.0, 1, (0.0, 0.0, 5.0, 5.0))]
 
     monkeypatch.setattr(lookalike, "judges", lambda: (Far(),))
     assert MEASURED.smallest_face_px == 12 and "too small to judge" in ask(
@@ -322,10 +325,10 @@ def test_a_small_face_is_said_to_be_small(page, tmp_path, monkeypatch):
 def test_the_best_render_stands_beside_the_answer(page, services, tmp_path):  # noqa: F811
     *_, capability, session = page
     row, run = services.view(capability).row.name, session.run
-    teach(run, row, workspace.load_photo_set(run).digest)
+    teach(run, row, load_photo_set(run).digest)
     for column, subject, value in (("lora", "lora-1", 0.61), ("none", None, 0.9)):
         line = {"render": run.relative(draw(run, column, 1, row, subject)), "judge": "colour", "similarity": value}
-        workspace.append_line(run.scores, line)
+        append_line(run.scores, line)
     view = services.view(capability)
     assert view.best_score("colour") == ("lora", 0.61), "the untrained base draws nobody in particular"
     said = ask(page, upload("a.png", patches(RED), tmp_path))
@@ -390,7 +393,7 @@ def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  #
         for method, value in (("lora", 0.5), ("dreambooth", 0.2), ("none", 0.0)):
             path = draw(run, method, seed, row, None if method == "none" else f"{method}-1")
             line = {"render": run.relative(path), "judge": "dlib", "similarity": value}
-            workspace.append_line(run.scores, line)
+            append_line(run.scores, line)
     view = services.view(capability)
     shown = tab.show(view)
     assert shown[tab.voting.row]["visible"] and shown[tab.voting.links]["value"] == ""
@@ -467,11 +470,11 @@ def test_names_on_the_strip_and_in_votes_are_escaped():
 def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
     from pipelines import __main__ as command
 
-    monkeypatch.setattr(faces, "available_judges", lambda **_: [JUDGE])
-    run = workspace.run_at(tmp_path / "run")
+    monkeypatch.setattr("pipelines.faces.judges.available_judges", lambda **_: [JUDGE])
+    run = run_at(tmp_path / "run")
     run.photos.mkdir()
     moved = [photo(run.photos, Path(one.path).name, np.asarray(Image.open(one.path))[0, 0]) for one in red.photos]
-    workspace.save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
+    save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
     any_picture = tmp_path / "any.png"
     Image.fromarray(patches(RED, BLACK, BLUE)).save(any_picture)
     assert command.main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == command.DONE

@@ -23,10 +23,13 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from pipelines.core import presets, runtime, workspace
-from pipelines.core.schema import REASONS, Event, Sampling, Score
-from pipelines.evaluation import lookalike, scoring, votes
-from pipelines.faces import faces
+from pipelines.bases.memory import MemoryNeeds, memory_plan
+from pipelines.core import presets
+from pipelines.core.files import append_line, write_json
+from pipelines.core.records import REASONS, Event, Sampling, Score
+from pipelines.evaluation import lookalike, votes
+from pipelines.evaluation.scale import Scale
+from pipelines.faces.judges import judge_named
 from pipelines.finishing import mark, refine
 from pipelines.finishing.credentials import ADOBE, Credentials
 from pipelines.photos import checks
@@ -115,7 +118,7 @@ def names() -> set[str]:
     ]
     texts += [part for style in presets.styles().values() for part in (style.name, style.prompt, style.negative_prompt)]
     texts += [part for row in offered_bases()[0].values() for part in (row.title, row.licence)]
-    texts += [faces.judge("dlib").licence]
+    texts += [judge_named("dlib").licence]
     return set(re.findall(r"[^\W\d_]{2,}", " ".join(texts)))
 
 
@@ -175,14 +178,14 @@ def rich(show) -> str:
     told = [Event("start", "lora", 0, 4), *(Event("step", "lora", i, 4, loss=1 / i, seconds=i) for i in (1, 2, 3, 4))]
     told += [Event("preview", "lora", 2 * i, 4, path=str(path)) for i, path in enumerate(preview, start=1)]
     for event in (*told, Event("done", "lora", 4, 4, seconds=4)):
-        workspace.append_line(run.events, event)
+        append_line(run.events, event)
     mine = {
         "id": "mine-1", "base": row, "photo_digest": "", "phrase": "sks", "complete": True, "steps": 0, "train_s": 0,
         "artifact_bytes": 1, "trainable_params": 1, "imported": {"kind": "embedding", "rank": 2},
     }  # fmt: skip
     for name, kind in (("imported-mine", "lora"), ("imported-other", "embedding")):
         card = mine | {"id": name, "imported": {"kind": kind, "rank": 2}}
-        workspace.write_json(run.method(name) / "subject.json", card)
+        write_json(run.method(name) / "subject.json", card)
     subjects = {"none": None, "lora": "lora-1", "dreambooth": "dreambooth-1", "imported-mine": "imported-mine"}
     files = [draw(run, column, SAMPLING, row, subject) for column, subject in subjects.items()]
     job(run, files)
@@ -196,15 +199,15 @@ def rich(show) -> str:
         {"similarity": None, "verdict": "no face", "reason": "no face found"},
     ]  # fmt: skip
     for file, said in zip(files, told_of, strict=True):
-        workspace.append_line(run.scores, {"render": run.relative(file), "judge": "dlib", **said})
+        append_line(run.scores, {"render": run.relative(file), "judge": "dlib", **said})
     marks = {"impostor": 0.25, "floor": 0.1, "best_possible": 0.6, "ceiling": 0.7, "ceiling_low": 0.6,
              "ceiling_high": 0.8, "threshold": 0.4}  # fmt: skip
-    workspace.write_json(run.marks, {"dlib": marks, "arc": marks})
+    write_json(run.marks, {"dlib": marks, "arc": marks})
     job(run, [draw(run, "lora", each, row, "lora-1") for each in swept(SAMPLING)])
     change = replace(SAMPLING, source=run.relative(files[1]), change=0.4, seed=5)
     job(run, [draw(run, "lora", change, row, "lora-1")])
     worst = [run.relative(file) for file in files[:2]]
-    workspace.write_json(run.figures, drawn() | {"worst": worst})
+    write_json(run.figures, drawn() | {"worst": worst})
     session = services.sessions.choose(session, consent_at="now", base=row, keep=2)
     asked = votes.start(run)
     for number in range(len(asked.rounds)):
@@ -249,7 +252,7 @@ def record(view) -> None:
                       "400 x 300 pixels: more would not have fitted into 60 kB."],
             "similarity": {"dlib": {"raw": 0.61, "refined": 0.6, "delivered": None, "may_lose": 0.04}},
         }  # fmt: skip
-        workspace.write_json(folder / "finished.json", saved)
+        write_json(folder / "finished.json", saved)
 
 
 def test_nothing_of_a_rich_run_stays_english(show):
@@ -359,7 +362,7 @@ def answer() -> lookalike.Answer:
         opinion(0.6, "looks like you", is_held_out=True), opinion(0.3, "borderline"), opinion(0.1, "someone else"),
         opinion(None, "no face"),
     ]  # fmt: skip
-    marks = scoring.Marks("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
+    marks = Scale("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
     return lookalike.Answer(tuple(lookalike.Face(box, (one,)) for one in found), ("colour",), {"colour": marks})
 
 
@@ -468,7 +471,7 @@ def test_a_sentence_is_told_in_clauses_and_parts():
         assert retold.retell_html('<p class="no">kept &amp; dropped</p><b aria-label="Spread">kept</b>') == (
             '<p class="no">kept &amp; dropped</p><b aria-label="Streuung">behalten</b>'
         )
-        plan = runtime.memory_plan(runtime.MemoryNeeds(4, 2, 9, 3, 1, 2, 1), 8.0).reason
+        plan = memory_plan(MemoryNeeds(4, 2, 9, 3, 1, 2, 1), 8.0).reason
         assert "Gradient Checkpointing ist" in retold.retell(plan) and "needed" not in retold.retell(plan)
     assert retold.retell("no face found") == "no face found"
 
@@ -518,7 +521,7 @@ def test_a_lane_says_why_it_has_no_likeness_curve(show, photos, says):
     teach(session.run, show.services.view(capability).row.name, found.digest)
     html = views.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" in html and says in html
-    workspace.append_line(session.run.events, Event("watch", "lora", 3, 4, data={"identity": 0.25}))
+    append_line(session.run.events, Event("watch", "lora", 3, 4, data={"identity": 0.25}))
     html = views.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" not in html and "lk-likeness" in html
 

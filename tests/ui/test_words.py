@@ -15,7 +15,7 @@ import pytest
 from gradio.context import LocalContext
 
 from pipelines.bases.registry import BASES
-from pipelines.core.schema import CLASS_WORDS, LOW_CEILING, REASONS
+from pipelines.core.records import CLASS_WORDS, LOW_CEILING, REASONS
 from pipelines.evaluation import votes
 from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
 from pipelines.finishing import deliver
@@ -286,7 +286,7 @@ def test_the_vote_page_speaks_it(tmp_path, language):
 
 
 def test_a_round_is_asked_in_the_voters_language(monkeypatch, tmp_path):
-    from pipelines.core.workspace import Run
+    from pipelines.core.run import Run
     from ui.web import ballot
 
     monkeypatch.setattr(ballot, "picture", lambda path: "data:,")

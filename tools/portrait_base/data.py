@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines.faces import faces
+from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
+from pipelines.faces.face import PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 
 MARGIN_PX = 8  # around the 128-pixel frame, so that shifts and turns show photo and not repeated edge
-PACKED_PX = faces.PORTRAIT_SIZE_PX + 2 * MARGIN_PX
+PACKED_PX = PORTRAIT_SIZE_PX + 2 * MARGIN_PX
 HELD_OUT = 40
 
 
@@ -41,17 +42,17 @@ def pack(folder: Path, out: Path) -> None:
     """Align every portrait in `folder` and write the packed cache `out` (about 1.5 minutes for 879)."""
     rows = list(csv.DictReader((folder / "portraits.csv").open()))
     blobs, descriptors, kept = [], [], []
-    mid = (faces.PORTRAIT_EYES_MID[0] + MARGIN_PX, faces.PORTRAIT_EYES_MID[1] + MARGIN_PX)
+    mid = (PORTRAIT_EYES_MID[0] + MARGIN_PX, PORTRAIT_EYES_MID[1] + MARGIN_PX)
     for row in rows:
         image = np.array(Image.open(folder / row["file"]).convert("RGB"))
-        found = faces.dlib_detect(image)
+        found = dlib_detect(image)
         if not found:
             continue
-        crop = faces.align_by_eyes(image, found[0].eyes, size_px=PACKED_PX, midpoint=mid)
+        crop = align_by_eyes(image, found[0].eyes, size_px=PACKED_PX, midpoint=mid)
         buffer = io.BytesIO()
         Image.fromarray(crop).save(buffer, "JPEG", quality=97, subsampling=0)
         blobs.append(np.frombuffer(buffer.getvalue(), np.uint8))
-        descriptors.append(faces.dlib_embed(image, found[0]))
+        descriptors.append(dlib_embed(image, found[0]))
         kept.append(row)
     held = np.zeros(len(kept), bool)
     held[np.random.default_rng(0).permutation(len(kept))[:HELD_OUT]] = True

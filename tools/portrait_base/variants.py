@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.faces import faces
+from pipelines.faces.dlib_faces import dlib_embed
+from pipelines.faces.face import Face
 from pipelines.photos import captions
 from tools.portrait_base import data
 
@@ -161,10 +162,10 @@ def _light(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, lis
 
 def _describe(frame: np.ndarray) -> np.ndarray:
     """dlib's descriptor of an aligned frame. The box is where HOG finds aligned faces: no search is needed."""
-    return faces.dlib_embed(np.ascontiguousarray(frame), _ALIGNED)
+    return dlib_embed(np.ascontiguousarray(frame), _ALIGNED)
 
 
-_ALIGNED = faces.Face(
+_ALIGNED = Face(
     (31, 38, 97, 104), np.zeros((0, 2)), np.array([[49.0, 58.0], [79.0, 58.0]]), np.array([64.0, 78.0]), 1.0
 )
 

@@ -15,8 +15,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipelines.bases.registry import REPOSITORY, BaseRow, vocabulary
+from pipelines.bases.registry import BaseRow, vocabulary
 from pipelines.core import presets
+from pipelines.core.files import REPOSITORY
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import Finish, UserError
+from pipelines.core.records import Finish, UserError
 from pipelines.finishing import deliver, mark, refine, stage
 from pipelines.finishing.matte import BACKGROUNDS
 from ui import views

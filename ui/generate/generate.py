@@ -21,7 +21,7 @@ import gradio as gr
 
 from pipelines.bases.registry import BASES, BaseRow, unknown_words
 from pipelines.core import presets, safety
-from pipelines.core.schema import Sampling, Style, UserError, place_of
+from pipelines.core.records import Sampling, Style, UserError, place_of
 from pipelines.runs.jobspec import COMPARED_STYLES
 from ui import views
 from ui.generate import imports
@@ -679,7 +679,7 @@ class Actions:
 
     def reuse(self, kept: object, file: str | None) -> Updates:
         """The settings inside a picture that was made here, or by somebody else with this app."""
-        from pipelines.generation.generation import read_settings
+        from pipelines.generation.generator import read_settings
 
         path = Path(file or "")
         try:

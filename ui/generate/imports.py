@@ -12,8 +12,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core import workspace
-from pipelines.core.schema import IMPORTED, UserError
+from pipelines.core.files import read_json
+from pipelines.core.records import IMPORTED, UserError
+from pipelines.core.run import Run, imported_columns
 from pipelines.methods import imports
 from ui import views
 from ui.page.errors import told
@@ -154,11 +155,11 @@ class Actions:
         }
 
 
-def free_name(run: workspace.Run, stem: str) -> str:
+def free_name(run: Run, stem: str) -> str:
     """A column's name from a file's that no other column of the run has."""
     first = name = imports.slug(stem)
     count = 2
-    while IMPORTED + name in workspace.imported(run):
+    while IMPORTED + name in imported_columns(run):
         name = f"{first[:20].rstrip('-')}-{count}"
         count += 1
     return name
@@ -170,7 +171,7 @@ def _listed(view: View) -> str:
         return ""
     items = []
     for column in view.imported:
-        card = workspace.read_json(view.session.run.method(column) / "subject.json") or {}
+        card = read_json(view.session.run.method(column) / "subject.json") or {}
         about = card.get("imported", {})
         size, phrase = about.get("rank", "–"), card.get("phrase", "")
         if about.get("kind") == "embedding":

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import gradio as gr
 from gradio.components import Component
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.runs import jobs
 from ui import views
 from ui.page.errors import sentence, told

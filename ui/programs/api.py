@@ -19,8 +19,10 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 import gradio as gr
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core import presets, workspace
-from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.core import presets
+from pipelines.core.files import timestamp
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.core.run import record_consent
 from pipelines.finishing import refine, stage
 from ui.generate.finish import order_of
 from ui.generate.generate import MAX_NUMBER, MAX_SEED, samplings, whole
@@ -433,10 +435,10 @@ def _take_in(services: Services, session: Session, paths: list[Path], *, class_w
     refused_while_busy(services, session)
     if session.choices.sample:  # own photos replace the sample person
         photobox.clear(session.run)
-    consent_at = session.choices.consent_at or workspace.timestamp()
+    consent_at = session.choices.consent_at or timestamp()
     changes = {"base": base} if base else {}
     session = services.sessions.choose(session, class_word=class_word, sample=False, consent_at=consent_at, **changes)
-    workspace.record_consent(session.run, means="API", statement=CONSENT)
+    record_consent(session.run, means="API", statement=CONSENT)
     row = services.bases[session.choices.base or services.default_base]
     for _ in photobox.add(session.run, paths, row):
         pass

@@ -22,9 +22,11 @@ from typing import Any
 
 from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
-from pipelines.core import inscription, presets, workspace
-from pipelines.core.runtime import free_memory_gb, gpu_dtype
-from pipelines.core.schema import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
+from pipelines.core import inscription, presets
+from pipelines.core.device import free_memory_gb, gpu_dtype
+from pipelines.core.files import jsonable, read_json, read_lines, require_space, told_when_full, write_file, write_json
+from pipelines.core.records import ALL_METHODS, COLUMNS, Event, Finish, Recipe, Sampling, UserError, place_of
+from pipelines.core.run import Run, imported_columns, sweep_forgotten
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec, Setting
 from pipelines.training import estimates
@@ -313,10 +315,10 @@ class View:
         return self.services.estimate(self.row, quality, wanted, settings or {}, self.going_on if go_on else ())
 
     def judge_facts(self, judge: str) -> str:
-        from pipelines.faces import faces
+        from pipelines.faces.judges import judge_named
 
         try:
-            licence = tell("Licence of its weights: {licence}.", licence=faces.judge(judge).licence)
+            licence = tell("Licence of its weights: {licence}.", licence=judge_named(judge).licence)
         except (UserError, OSError):
             licence = tell("Its weights are not on this machine any more.")
         threshold = self.marks.get(judge, {}).get("threshold")
@@ -373,7 +375,7 @@ class View:
         return StripData(judge, marks, dots, means)
 
     def rows(self, judge: str) -> list[MethodRow]:
-        from pipelines.evaluation.scoring import normalised
+        from pipelines.evaluation.scale import normalised
 
         found = self.marks.get(judge, {})
         rows = []
@@ -485,18 +487,18 @@ class Services:
         )  # fmt: skip
 
     def _older(
-        self, run: workspace.Run, box: Box, base: str, everything: dict[str, Trained], fits: dict[str, Trained]
+        self, run: Run, box: Box, base: str, everything: dict[str, Trained], fits: dict[str, Trained]
     ) -> tuple[str, ...]:
         """Methods that learned this base from other photos and may go on with these."""
         older = [m for m, card in everything.items() if m not in fits and card.base == base and card.complete]
         return tuple(m for m in older if photobox.can_go_on(run, box, m))
 
-    def link(self, run: workspace.Run, path: str) -> str | None:
+    def link(self, run: Run, path: str) -> str | None:
         """A signed link for a file of the run, named relative to it."""
         file = run.folder / path
         return self.media.link(file) if file.is_file() else None
 
-    def photo_cards(self, run: workspace.Run, box: Box) -> str:
+    def photo_cards(self, run: Run, box: Box) -> str:
         cards = []
         for one in box.staged:
             link = self.link(run, f"{photobox.STAGED}/{one.file}") if one.file else None
@@ -507,7 +509,7 @@ class Services:
             cards.append(card)
         return views.photo_cards(cards)
 
-    def crop_cards(self, run: workspace.Run, box: Box) -> str:
+    def crop_cards(self, run: Run, box: Box) -> str:
         return views.crop_cards(
             [
                 views.CropCard(
@@ -518,11 +520,11 @@ class Services:
             ]
         )
 
-    def busy(self, run: workspace.Run) -> bool:
+    def busy(self, run: Run) -> bool:
         """Whether anything is being done in the run: a training, or drawing."""
         return jobs.status(run).busy or jobs.status(run.drawing).busy
 
-    def events(self, run: workspace.Run) -> list[Event]:
+    def events(self, run: Run) -> list[Event]:
         """All events of the run; only new lines are parsed."""
         with self._guard:
             count, known = self._events.pop((run.id, run.slot), (0, []))
@@ -534,10 +536,10 @@ class Services:
                 self._events.pop(next(iter(self._events)))
             return self._events[run.id, run.slot][1]
 
-    def progress(self, run: workspace.Run) -> Progress:
+    def progress(self, run: Run) -> Progress:
         status = jobs.status(run)
         events = self.events(run)
-        spec = workspace.read_json(run.spec) or {}
+        spec = read_json(run.spec) or {}
         training = self._last_training(events)
         latest: dict[str, Event] = {}
         preview: dict[str, str] = {}
@@ -604,8 +606,7 @@ class Services:
         spec = JobSpec(kind="train", base=row.name, methods=tuple(methods), quality=quality, settings=settings)
         spec.check()
         return {
-            m: presets.recipe(row.name, m, quality, class_word="person").replaced(**settings.get(m, {}))
-            for m in methods
+            m: presets.recipe(row, m, quality, class_word="person").replaced(**settings.get(m, {})) for m in methods
         }
 
     def estimate(
@@ -641,11 +642,11 @@ class Services:
 
     def _known_paces(self) -> dict[str, Any]:
         """What was timed on this machine. How fast it is at its best is noted: a busy moment is no measure."""
-        known = workspace.read_json(self._paces) or {}
+        known = read_json(self._paces) or {}
         speed = round(estimates.fastest(known), 1)
         if self.sessions.folder.is_dir() and speed > float(known.get(estimates.SPEED) or 0.0):
             known |= {estimates.SPEED: speed}
-            workspace.write_json(self._paces, known)
+            write_json(self._paces, known)
         return dict(known)
 
     @property
@@ -658,17 +659,17 @@ class Services:
         if not new:
             return
         self._noted |= new
-        known = workspace.read_json(self._paces) or {}
+        known = read_json(self._paces) or {}
         fresh = {
             estimates.key(row, m): Pace(round(c.train_s / c.steps, 4), c.batch, c.peak_mem_mb)
             for m, c in cards.items()
             if c.id in new and c.steps and c.train_s > 0 and c.complete
         }
-        plain = {name: workspace.plain(pace) for name, pace in fresh.items()}
+        plain = {name: jsonable(pace) for name, pace in fresh.items()}
         if any(known.get(name) != pace for name, pace in plain.items()):
-            workspace.write_json(self._paces, known | plain)
+            write_json(self._paces, known | plain)
 
-    def _remember_drawing(self, row: BaseRow, run: workspace.Run) -> None:
+    def _remember_drawing(self, row: BaseRow, run: Run) -> None:
         """Seconds that a denoiser step of a picture took, loading and judging included."""
         status = jobs.status(run)
         if (status.kind, status.state) != ("generate", "done") or status.job in self._noted:
@@ -678,8 +679,8 @@ class Services:
             spec = jobs.load_spec(run)
             if spec.base == row.name and spec.denoiser_steps:
                 pace = Pace(round(status.wall_s / spec.denoiser_steps, 4), 1)
-                known = workspace.read_json(self._paces) or {}
-                workspace.write_json(self._paces, known | {estimates.key(row, DRAWING): workspace.plain(pace)})
+                known = read_json(self._paces) or {}
+                write_json(self._paces, known | {estimates.key(row, DRAWING): jsonable(pace)})
 
     # ------------------------------------------------------------------ doing
 
@@ -772,19 +773,19 @@ class Services:
         self._enqueue(session, session.run.drawing, spec, estimate_s=FINISH_S * len(order.pictures))
 
     def _enqueue(
-        self, session: Session, run: workspace.Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
+        self, session: Session, run: Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
     ) -> None:
         require_room(run.folder)
         jobs.enqueue(run, spec, owner=session.key, estimate_s=estimate_s, serve=self.slice is None)
 
-    def like(self, run: workspace.Run, shot: Shot, wanted: bool) -> None:
+    def like(self, run: Run, shot: Shot, wanted: bool) -> None:
         """Remember, or forget, that a picture is liked; two clicks at once don't lose one another."""
         with self._guard:
             pictures.like(run, shot, wanted)
 
     def sweep(self, *, older_than_s: float) -> int:
         """Delete runs that nobody has touched for so long and that are not being worked on; returns how many went."""
-        gone = workspace.sweep(self.sessions.root, older_than_s=60.0)
+        gone = sweep_forgotten(self.sessions.root, older_than_s=60.0)
         for key, run in self.sessions.runs():
             try:
                 touched = max(file.stat().st_mtime for file in (run.folder, *run.folder.iterdir()))
@@ -795,14 +796,14 @@ class Services:
                 log.warning("a run could not be swept: %s", type(error).__name__)
         return gone
 
-    def stop(self, run: workspace.Run) -> None:
+    def stop(self, run: Run) -> None:
         jobs.stop(run)
 
-    def leave(self, run: workspace.Run, method: str) -> None:
+    def leave(self, run: Run, method: str) -> None:
         """Stop one method of a training; the others go on."""
         jobs.leave(run, method)
 
-    def stop_and_wait(self, run: workspace.Run, *, timeout_s: float = 60.0) -> None:
+    def stop_and_wait(self, run: Run, *, timeout_s: float = 60.0) -> None:
         """Stop the run's jobs and wait until they have ended. Raises UserError when they do not."""
         for slot in (run, run.drawing):
             jobs.stop(slot, patience_s=3.0)
@@ -810,15 +811,16 @@ class Services:
             if jobs.hold(slot, partial(_over, slot), timeout_s=timeout_s).busy:
                 raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
 
-    def package(self, run: workspace.Run) -> list[tuple[str, str]]:
+    def package(self, run: Run) -> list[tuple[str, str]]:
         """A zip of what was learned, the pictures and the report. Returns (text, link) pairs."""
-        from pipelines.reports import packing, report
+        from pipelines.reports.archive import readme, settings
+        from pipelines.reports.page import refresh_votes
 
-        report.refresh_votes(run)
+        refresh_votes(run)
         target = run.folder / "likeness.zip"
         liked = pictures.favourite_files(run)
         size = sum(file.stat().st_size for file in (*_packed(run), *liked))
-        workspace.require_space(run.folder, 2 * size, purpose="The download")
+        require_space(run.folder, 2 * size, purpose="The download")
 
         def fill(partial: Path) -> None:
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
@@ -827,11 +829,11 @@ class Services:
                 for place, file in enumerate(liked, start=1):
                     column = file.relative_to(run.folder).parts[1]
                     archive.write(file, f"favourites/{place:02d}-{column}-{file.name}")
-                archive.writestr("settings.json", json.dumps(workspace.plain(packing.settings(run)), indent=1))
-                archive.writestr("README.txt", packing.readme(run, _packed(run)))
+                archive.writestr("settings.json", json.dumps(jsonable(settings(run)), indent=1))
+                archive.writestr("README.txt", readme(run, _packed(run)))
 
-        with workspace.told_when_full():
-            workspace.write_file(target, fill)
+        with told_when_full():
+            write_file(target, fill)
         links = [(tell("Everything as one zip"), self.media.link(target, name="likeness.zip"))]
         extra = (
             (tell("Report (HTML)"), run.page),
@@ -850,7 +852,7 @@ class Services:
         self._remember_drawing(view.row, run.drawing)
         scores: dict[str, dict[str, list[float | None]]] = {}
         by_render: dict[str, dict[str, dict[str, Any]]] = {}
-        for line in workspace.read_lines(run.scores):
+        for line in read_lines(run.scores):
             path = _inside(run, str(line.get("render")))
             by_render.setdefault(path, {})[str(line.get("judge"))] = line
         known = {"none": None} | {method: card.id for method, card in view.trained.items()} | view.imported
@@ -887,7 +889,7 @@ class Services:
                     favourite=(path, about.base, about.subject) in liked,
                 )
             )  # fmt: skip
-        drawings = workspace.read_json(run.figures) if scores and not view.drawing.busy else None
+        drawings = read_json(run.figures) if scores and not view.drawing.busy else None
         drawings = drawings if isinstance(drawings, dict) else {}
         worst = [seen for path in drawings.get("worst", ()) if (seen := self.link(run, str(path)))]
         history = pictures.drawings(self.events(run.drawing), shots, lambda path: _inside(run, path))
@@ -913,7 +915,7 @@ def offered_bases() -> tuple[dict[str, BaseRow], str]:
     return {row.name: row} | dict(registry.BASES), row.name
 
 
-def trained(run: workspace.Run) -> dict[str, Trained]:
+def trained(run: Run) -> dict[str, Trained]:
     """Methods whose artefact is there. The learned files themselves are checked when they are used."""
     found = {}
     for method in ALL_METHODS:
@@ -928,39 +930,39 @@ def trained(run: workspace.Run) -> dict[str, Trained]:
     return found
 
 
-def imported(run: workspace.Run, base: str) -> dict[str, str]:
+def imported(run: Run, base: str) -> dict[str, str]:
     """Columns of this base that were not trained here -> their card's id."""
-    cards = {column: _card(run, column) for column in workspace.imported(run)}
+    cards = {column: _card(run, column) for column in imported_columns(run)}
     return {c: str(card["id"]) for c, card in cards.items() if card is not None and card.get("base") == base}
 
 
-def _card(run: workspace.Run, column: str) -> dict[str, Any] | None:
+def _card(run: Run, column: str) -> dict[str, Any] | None:
     """A column's card; None where there is none, or a damaged one: then it has to be learned again, as if there were
     none.
     """
     with contextlib.suppress(UserError):
-        saved = workspace.read_json(run.method(column) / "subject.json")
+        saved = read_json(run.method(column) / "subject.json")
         return saved if isinstance(saved, dict) else None
     return None
 
 
-def marks(run: workspace.Run) -> dict[str, dict[str, Any]]:
+def marks(run: Run) -> dict[str, dict[str, Any]]:
     """Judge -> the figures of its strip."""
-    saved = workspace.read_json(run.marks)
+    saved = read_json(run.marks)
     return {str(judge): dict(figures) for judge, figures in saved.items()} if isinstance(saved, dict) else {}
 
 
-def _over(slot: workspace.Run, now: jobs.JobStatus) -> bool:
+def _over(slot: Run, now: jobs.JobStatus) -> bool:
     return not now.busy and jobs.released(slot)
 
 
-def _inside(run: workspace.Run, path: str) -> str:
+def _inside(run: Run, path: str) -> str:
     """A path as the run's files name it, whether it came absolute or relative."""
     folder = str(run.folder)
     return path[len(folder) :].lstrip("/\\") if path.startswith(folder) else path
 
 
-def _packed(run: workspace.Run) -> list[Path]:
+def _packed(run: Run) -> list[Path]:
     """What goes into the download: no photo as it came, no checkpoints, no logs. The report and the grid show the
     person beside the pictures, as the base sees them.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from ui import views
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.reports import figures as drawings
 from ui import views
 from ui.page.errors import told

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from ui import views
 from ui.page.errors import told
 from ui.page.wiring import Updates

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import ALL_METHODS, METHODS, OPTIMIZERS, QUALITIES, Recipe, UserError
+from pipelines.core.records import ALL_METHODS, METHODS, OPTIMIZERS, QUALITIES, Recipe, UserError
 from ui import views
 from ui.page.errors import told
 from ui.page.theme import METHOD_COLOURS, METHOD_NAMES

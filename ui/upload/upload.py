@@ -9,8 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core import workspace
-from pipelines.core.schema import CLASS_WORDS, UserError
+from pipelines.core.files import timestamp
+from pipelines.core.records import CLASS_WORDS, UserError
+from pipelines.core.run import record_consent
 from ui import views
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates, refused_while_busy
@@ -190,7 +191,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             raise UserError("The sample person is not in this copy. Use photos of your own.")
         photobox.clear(session.run)
         session = services.sessions.choose(session, sample=True, consent_at=None, class_word=_sample_class_word())
-        workspace.record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
+        record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
         yield {capability: kept, tab.status: views.note(tell("Taking in the sample person ...")), tab.receipt: ""}
         for box in photobox.add(session.run, pictures, services.view(kept).row):
             yield {tab.cards: services.photo_cards(session.run, box)}
@@ -223,8 +224,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         if moved or (consent_at is not None and not agreed):
             refused_while_busy(services, session)  # what is being learned from stays as it is
         if agreed and consent_at is None and not session.choices.sample:
-            consent_at = workspace.timestamp()
-            workspace.record_consent(session.run, means="app", statement=CONSENT)
+            consent_at = timestamp()
+            record_consent(session.run, means="app", statement=CONSENT)
         if not agreed and not session.choices.sample:
             consent_at = None
             session.run.consent.unlink(missing_ok=True)

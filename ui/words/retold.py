@@ -17,7 +17,7 @@ from ui.words.words import ENGLISH, spoken, translate
 HELD = ("who", "rounds", "says", "issuer", "why", "bases")
 # Of two that fit the first counts.
 SENTENCES = (
-    # judges (pipelines.evaluation.scoring, calibration, faces)
+    # judges (pipelines.evaluation.references, pipelines.faces)
     "no face found",
     "the recogniser gave no answer for this face",
     "{value} - this recogniser is uncalibrated here, so the number has no scale",
@@ -45,7 +45,6 @@ SENTENCES = (
     "1 of 3 marks says that an AI drew this picture.",
     "{count} of 3 marks say that an AI drew this picture.",
     "1 of 3 marks says that this picture was made from a picture that an AI drew.",
-    "{count} of 3 marks say that this picture was made from a picture that an AI drew.",
     "The file holds settings of {program}, which draws pictures: a hint, neither signed nor hard to change.",
     "Content credentials: none in this file.",
     "Content credentials: there are some, but they can't be read.",
@@ -145,7 +144,7 @@ SENTENCES = (
     "The picture is too narrow for this size: its backdrop was continued above.",
     "{width} x {height} pixels: more would not have fitted into {size} kB.",
     "At this quality the watermark can't be read any more; the other marks are in the file.",
-    # a training's memory (pipelines.core.runtime)
+    # a training's memory (pipelines.bases.memory)
     "Gradient checkpointing is off: memory is enough without",
     "Gradient checkpointing is on: without it {size} GB would be needed",
     "{size} GB are needed and {free} GB are free",
@@ -160,7 +159,7 @@ SENTENCES = (
     "{style} is written for {bases}.",
     "Stable Diffusion 1.5 or SDXL",
     "{base} does not know: {words}.",
-    # a deletion (pipelines.core.workspace)
+    # a deletion (pipelines.core.run)
     "the folder and every listed file were looked for afterwards and are not there",
     "Backups and the disk's own unused blocks are outside this program's reach.",
     # drawings of a comparison (pipelines.reports.figures)

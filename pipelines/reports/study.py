@@ -15,23 +15,30 @@ from dataclasses import dataclass
 from html import escape
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pipelines.core import workspace
-from pipelines.core.schema import COLUMNS, UserError
-from pipelines.evaluation.scoring import Bootstrap, cluster_bootstrap, holm
+from pipelines.core.files import read_json, timestamp, write_json, write_text
+from pipelines.core.records import COLUMNS, UserError
+from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm
 from pipelines.reports import figures as drawn
 from pipelines.reports.figures import NAMES
-from pipelines.reports.report import STYLE
-
-if TYPE_CHECKING:
-    from pipelines.runs.study import Cell
+from pipelines.reports.page import STYLE
 
 COST = ("train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "steps")
 WORST = 8
 PER_RUN = ("diversity", "yaw_spread", "copies", "copy_score", "memorisation_gap", "drift", "preserved")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One finished comparison of a study: its folder holds report.json, cells.csv and figures.json."""
+
+    person: str
+    condition: str  # the budget's name, and the recipe's where there are several
+    seed: int  # of training
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -51,44 +58,44 @@ class Table:
     lines: tuple[dict[str, Any], ...]  # every picture's row of cells.csv, with the person and the training seed
 
 
-def write(finished: Sequence[Cell], out: Path, *, command: str, machine: str, failed: dict[str, str]) -> dict[str, Any]:
+def write_study(
+    finished: Sequence[FinishedRun], out: Path, *, command: str, machine: str, failed: dict[str, str]
+) -> dict[str, Any]:
     """Write report.json, report.html, cells.csv and table.tex into `out`; returns what report.json holds."""
     tables = [table(group) for group in _by_budget(finished).values()]
     saved: dict[str, Any] = {
         "schema": 1,
         "command": command,
         "machine": machine,
-        "finished": workspace.timestamp(),
+        "finished": timestamp(),
         "failed": failed,
         "budgets": {each.budget: figures(each) for each in tables},
     }
-    workspace.write_text(out / "cells.csv", _every_picture(finished))
-    workspace.write_text(
-        out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items())
-    )
-    workspace.write_text(out / "report.html", to_html(saved))
-    workspace.write_json(out / "report.json", saved)
+    write_text(out / "cells.csv", _every_picture(finished))
+    write_text(out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items()))
+    write_text(out / "report.html", to_html(saved))
+    write_json(out / "report.json", saved)
     return saved
 
 
-def _by_budget(finished: Sequence[Cell]) -> dict[str, list[Cell]]:
+def _by_budget(finished: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Cells by budget; people who lack one of its training seeds are left out, so that all arrays are whole."""
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for cell in finished:
         groups.setdefault(cell.condition, []).append(cell)
     whole = {}
     for name, group in groups.items():
         seeds = {cell.seed for cell in group}
-        complete = {p for p in {c.person.name for c in group} if {c.seed for c in group if c.person.name == p} == seeds}
-        whole[name] = [cell for cell in group if cell.person.name in complete]
+        complete = {p for p in {c.person for c in group} if {c.seed for c in group if c.person == p} == seeds}
+        whole[name] = [cell for cell in group if cell.person in complete]
     return {name: group for name, group in whole.items() if group}
 
 
-def table(group: Sequence[Cell]) -> Table:
+def table(group: Sequence[FinishedRun]) -> Table:
     """Read one budget's cells."""
-    people = tuple(dict.fromkeys(cell.person.name for cell in group))
+    people = tuple(dict.fromkeys(cell.person for cell in group))
     seeds = tuple(sorted({cell.seed for cell in group}))
-    ordered = sorted(group, key=lambda cell: (people.index(cell.person.name), seeds.index(cell.seed)))
+    ordered = sorted(group, key=lambda cell: (people.index(cell.person), seeds.index(cell.seed)))
     reports = tuple(json.loads((cell.folder / "report.json").read_text()) for cell in ordered)
     if gone := sum(row.get("refused", 0) for report in reports for row in report["methods"].values()):
         raise UserError(
@@ -120,9 +127,9 @@ def table(group: Sequence[Cell]) -> Table:
         usable={column: array(column, "usable") for column in columns},
         following={column: array(column, "following") for column in columns},
         reports=reports,
-        drawings=tuple(workspace.read_json(cell.folder / "figures.json") or {} for cell in ordered),
+        drawings=tuple(read_json(cell.folder / "figures.json") or {} for cell in ordered),
         lines=tuple(
-            {"person": cell.person.name, "training_seed": cell.seed, **line}
+            {"person": cell.person, "training_seed": cell.seed, **line}
             for cell, own in zip(ordered, rows, strict=True)
             for line in own
         ),
@@ -279,12 +286,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return round(float(np.mean(known)), 4) if known else None
 
 
-def _every_picture(finished: Sequence[Cell]) -> str:
+def _every_picture(finished: Sequence[FinishedRun]) -> str:
     out = io.StringIO()
     table: Any = None
     for cell in finished:
         for line in csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text())):
-            row = {"person": cell.person.name, "budget": cell.condition, "training_seed": cell.seed, **line}
+            row = {"person": cell.person, "budget": cell.condition, "training_seed": cell.seed, **line}
             if table is None:
                 table = csv.DictWriter(out, list(row), lineterminator="\n", extrasaction="ignore", restval="")
                 table.writeheader()

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
-REPO, REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"  # MIT
+CLIP_REPO, CLIP_REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"  # MIT
 FILES = ("*.json", "*.txt", "model.safetensors")
-ENV = "LIKENESS_CLIP"  # a folder with another CLIP in transformers' layout
+CLIP_ENV = "LIKENESS_CLIP"  # a folder with another CLIP in transformers' layout
 
 
 class ClipText:
@@ -29,9 +29,9 @@ class ClipText:
     def __init__(self, folder: Path | None = None, *, allow_download: bool = False) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        given = folder or (Path(os.environ[ENV]) if os.environ.get(ENV) else None)
+        given = folder or (Path(os.environ[CLIP_ENV]) if os.environ.get(CLIP_ENV) else None)
         where = given or _from_hub(allow_download)
-        self.name = f"{REPO}@{REVISION[:8]}" if given is None else given.name
+        self.name = f"{CLIP_REPO}@{CLIP_REVISION[:8]}" if given is None else given.name
         try:
             self._model = CLIPModel.from_pretrained(where, local_files_only=True, use_safetensors=True).eval()
             self._processor: Any = CLIPProcessor.from_pretrained(where, local_files_only=True)
@@ -67,13 +67,15 @@ def _from_hub(allow_download: bool) -> Path:
 
     try:
         return Path(
-            snapshot_download(REPO, revision=REVISION, allow_patterns=list(FILES), local_files_only=not allow_download)
+            snapshot_download(
+                CLIP_REPO, revision=CLIP_REVISION, allow_patterns=list(FILES), local_files_only=not allow_download
+            )
         )
     except Exception as error:  # the hub's own, httpx's and the system's errors: to the person all mean one thing
         include = " ".join(f'"{pattern}"' for pattern in FILES)
         raise UserError(
-            f"CLIP is not on this machine, so prompt-following is not measured. Get it with: hf download {REPO} "
-            f"--revision {REVISION} --include {include}"
+            f"CLIP is not on this machine, so prompt-following is not measured. Get it with: hf download {CLIP_REPO} "
+            f"--revision {CLIP_REVISION} --include {include}"
         ) from error
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.core.schema import METHODS, Look, Photo, PhotoSet, Watch
-from pipelines.evaluation import selection
-from pipelines.evaluation.scoring import Reference
+from pipelines.core.records import METHODS, Look, Photo, PhotoSet, Watch
+from pipelines.evaluation import validation
+from pipelines.evaluation.references import Reference
 from pipelines.training.loop import train
 from pipelines.training.subjects import load_subject
 from pipelines.training.watch import STRENGTHS
@@ -179,8 +179,8 @@ def test_a_look_counts_failures_and_what_was_asked(monkeypatch):
     other = Reference(judge, judge.look(np.full((8, 8, 3), 200, np.uint8)).vector, 1)
     frames = np.stack([np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8, 3), np.uint8)])
     followed = {PROMPTS[0]: None, PROMPTS[1]: 0.5}
-    monkeypatch.setattr(selection.metrics, "followed", lambda frame, prompt: followed[prompt])
-    look = selection.look_at(frames, PROMPTS, own, other)
+    monkeypatch.setattr(validation, "followed", lambda frame, prompt: followed[prompt])
+    look = validation.look_at(frames, PROMPTS, own, other)
     assert look.identity == pytest.approx(0.5) and look.following == 0.5 and look.value == pytest.approx(0.25)
     assert look.trained == pytest.approx(np.cos(100 / 99) / 2, abs=1e-4)
 
@@ -196,12 +196,12 @@ def test_held_out_photos_are_never_asked(monkeypatch):
         asked.append(tuple(each.name for each in photos))
         return Reference(judge, np.array([1.0, 0.0]), len(photos))
 
-    monkeypatch.setattr(selection, "reference", reference)
-    monkeypatch.setattr(selection, "_chooser", Shade)
+    monkeypatch.setattr(validation, "reference", reference)
+    monkeypatch.setattr(validation, "_chooser", Shade)
     photos = PhotoSet((photo("t"),), (photo("v"),), (photo("h"),))
-    found = selection.watch(photos, None)
+    found = validation.watch(photos, None)
     assert found is not None and found.judge == "shade" and asked == [("v",), ("t",)]
-    assert selection.watch(PhotoSet((photo("t"),), (), (photo("h"),)), None) is None
+    assert validation.watch(PhotoSet((photo("t"),), (), (photo("h"),)), None) is None
 
 
 def test_the_chooser_is_not_the_report_s_first_judge(monkeypatch):
@@ -209,12 +209,12 @@ def test_the_chooser_is_not_the_report_s_first_judge(monkeypatch):
         def __init__(self, name):
             self.name = name
 
-    monkeypatch.setattr(selection, "judge", Named)
+    monkeypatch.setattr(validation, "judge", Named)
     for names, chooser in (
         (("buffalo_l", "dlib"), "arcface-mini"),
         (("arcface-mini", "dlib"), "dlib"),
         (("dlib",), None),
     ):
-        monkeypatch.setattr(selection, "available_judges", lambda names=names, **_: [Named(name) for name in names])
-        found = selection._chooser()
+        monkeypatch.setattr(validation, "available_judges", lambda names=names, **_: [Named(name) for name in names])
+        found = validation._chooser()
         assert (found.name if found else None) == chooser

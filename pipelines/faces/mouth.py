@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from pipelines.faces.faces import Face, align_by_eyes
+from pipelines.core.files import REPOSITORY
+from pipelines.faces.face import Face, align_by_eyes
 
-FOLDER = Path(__file__).resolve().parents[2] / "models" / "mouth"
+FOLDER = REPOSITORY / "models" / "mouth"
 MODEL, CARD = FOLDER / "mouth.onnx", FOLDER / "evaluation.json"
 # The lower half of the face: 64 px with 32 px between the eyes, which lie just above the picture.
 SIZE_PX, EYES_APART_PX, EYES_MID = 64, 32.0, (32.0, -5.0)
@@ -27,7 +27,7 @@ def crop(image: np.ndarray, face: Face) -> np.ndarray:
     return align_by_eyes(image, face.eyes, size_px=SIZE_PX, midpoint=EYES_MID, apart_px=EYES_APART_PX)
 
 
-def mouth(image: np.ndarray, face: Face) -> str | None:
+def read(image: np.ndarray, face: Face) -> str | None:
     """ "open" | "closed" | None: not sure, or onnxruntime or the model is not here."""
     loaded = _session()
     if loaded is None:

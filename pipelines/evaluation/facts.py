@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.schema import Sampling, Score
-from pipelines.faces.faces import PORTRAIT_SIZE_PX, align_by_eyes, detect_faces
+from pipelines.core.records import Sampling, Score
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.photos import captions, checks
 
 FRAME_PX = PORTRAIT_SIZE_PX
@@ -109,7 +110,7 @@ def _framed(image: np.ndarray, aligned: np.ndarray) -> np.ndarray:
     return image if image.shape[:2] == (FRAME_PX, FRAME_PX) else aligned
 
 
-def facts(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarray]) -> Facts:
+def facts_of(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarray]) -> Facts:
     """Look at one RGB uint8 (H, W, 3) picture. `training` are `structure`s of the training photos, by name."""
     found = detect_faces(image)
     if not found:
@@ -133,13 +134,13 @@ def facts(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarray]
     )
 
 
-def plain(found: Facts) -> dict[str, Any]:
-    """Facts as JSON takes them; `restored` puts them back."""
+def facts_to_json(found: Facts) -> dict[str, Any]:
+    """Facts as JSON takes them; `facts_from_json` puts them back."""
     return {each.name: getattr(found, each.name) for each in fields(Facts) if each.name != "structure"}
 
 
-def restored(saved: dict[str, Any], image: np.ndarray) -> Facts:
-    """Facts from `plain` and their picture. Raises TypeError or ValueError for what `plain` did not write."""
+def facts_from_json(saved: dict[str, Any], image: np.ndarray) -> Facts:
+    """Facts from `facts_to_json` and their picture. Raises TypeError or ValueError for anything else."""
     eyes = saved["eyes"]
     own = None if eyes is None else structure(align_by_eyes(image, np.array(eyes)))
     placed = None if eyes is None else tuple((float(x), float(y)) for x, y in eyes)
@@ -176,7 +177,7 @@ def is_counted(sampling: Sampling, stylised: Collection[str] = ()) -> bool:
     return sampling.source is None and not sampling.draft and is_subject(sampling) and sampling.prompt not in stylised
 
 
-def worth(
+def worth_of(
     pictures: Sequence[tuple[Sampling, Facts, Sequence[Score]]],
     base: Sequence[tuple[Sampling, Facts, Sequence[Score]]],
     *,

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.core.schema import UserError
-from pipelines.evaluation import clip_text
-from pipelines.evaluation.clip_text import ClipText
+from pipelines.core.records import UserError
+from pipelines.evaluation.clip import CLIP_ENV, ClipText, rank
 from pipelines.runs.comparison import compare
 from tests.tiny import make_tokenizer, tiny_folder
 
@@ -59,14 +58,14 @@ def test_vectors_are_of_unit_length_and_depend_on_what_is_shown_and_asked(clip_f
 
 
 def test_a_rank_counts_prompts_that_fit_less_well():
-    assert clip_text.rank(np.array([0.3, 0.2, 0.1]), 0) == 1.0
-    assert clip_text.rank(np.array([0.3, 0.2, 0.1]), 1) == 0.5
-    assert clip_text.rank(np.array([0.3, 0.3]), 0) == 0.5
-    assert clip_text.rank(np.array([0.3]), 0) is None
+    assert rank(np.array([0.3, 0.2, 0.1]), 0) == 1.0
+    assert rank(np.array([0.3, 0.2, 0.1]), 1) == 0.5
+    assert rank(np.array([0.3, 0.3]), 0) == 0.5
+    assert rank(np.array([0.3]), 0) is None
 
 
 def test_an_absent_clip_is_a_sentence_with_the_command(monkeypatch, tmp_path):
-    monkeypatch.delenv(clip_text.ENV, raising=False)
+    monkeypatch.delenv(CLIP_ENV, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="hf download openai/clip-vit-large-patch14 --revision 32bd6428"):
@@ -83,7 +82,7 @@ def test_a_comparison_on_a_base_that_knows_all_words_reports_clip_t(clip_folder,
         asked.extend(prompts)
         return texts(self, prompts)
 
-    monkeypatch.setenv(clip_text.ENV, str(clip_folder))
+    monkeypatch.setenv(CLIP_ENV, str(clip_folder))
     monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
     monkeypatch.setattr(ClipText, "texts", listening)
     prompts = ("portrait of {subject}", "portrait of {subject}, grey background")

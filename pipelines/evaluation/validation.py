@@ -12,10 +12,11 @@ import numpy as np
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.schema import Look, PhotoSet, UserError, Watch
-from pipelines.evaluation import metrics
-from pipelines.evaluation.scoring import Reference, reference
-from pipelines.faces.faces import Judge, available_judges, judge
+from pipelines.core.records import Look, PhotoSet, UserError, Watch
+from pipelines.evaluation.facts import followed
+from pipelines.evaluation.references import Reference, reference
+from pipelines.faces.face import Judge
+from pipelines.faces.judges import available_judges, judge_named
 
 PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets that are reported
 
@@ -46,7 +47,7 @@ def look_at(frames: np.ndarray, prompts: tuple[str, ...], validation: Reference,
         seen = validation.judge.look(frame)
         identity.append(0.0 if seen.vector is None else validation.similarity(seen.vector))
         learned.append(0.0 if seen.vector is None else trained.similarity(seen.vector))
-        asked = metrics.followed(frame, prompt)
+        asked = followed(frame, prompt)
         if asked is not None:
             shown.append(asked)
     following = float(np.mean(shown)) if shown else None
@@ -61,7 +62,7 @@ def _chooser() -> Judge | None:
     judges = available_judges(on_problem=lambda _: None)
     if judges[0].name not in ("arcface-mini", "dlib"):
         try:
-            return judge("arcface-mini")
+            return judge_named("arcface-mini")
         except UserError:
             pass
     return judges[1] if len(judges) > 1 else None

@@ -1,0 +1,117 @@
+"""report.json and cells.csv: what a comparison found, for programs and spreadsheets.
+
+In: `Findings`. Out: a JSON-able dict (the shape that other programs rely on) and CSV text, one row per render.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, fields
+from typing import Any
+
+from pipelines.core.records import ALL_METHODS
+from pipelines.evaluation.facts import Facts, Worth, is_counted, usable
+from pipelines.evaluation.scale import IdentitySummary
+from pipelines.reports.findings import Findings, _rounded
+
+SCHEMA = 1
+
+
+def to_json(findings: Findings) -> dict[str, Any]:
+    """report.json. A figure that does not apply is null.
+
+    `mean` counts a picture without a face as 0, so that failures cost; `normalised` is of that mean. `faces_found` is
+    the first judge's count; the others' are in cells.csv.
+    """
+    photos = findings.photo_set
+    return {
+        "schema": SCHEMA,
+        "base": findings.base,
+        "wall_s": _rounded(findings.wall_s, 3),
+        "photos": {
+            "train": [photo.name for photo in photos.train],
+            "held_out": [photo.name for photo in photos.held_out],
+            "rejected": dict(sorted(photos.rejected.items())),
+        },
+        "judges": {
+            name: {
+                "ceiling": _rounded(mark.ceiling),
+                "impostor": _rounded(mark.impostor),
+                "threshold": _rounded(mark.threshold),
+            }
+            for name, mark in findings.marks.items()
+        },
+        "methods": {column: _method_json(findings, column) for column in findings.columns},
+        "clip": findings.clip,
+    }
+
+
+def _method_json(findings: Findings, column: str) -> dict[str, Any]:
+    subject = findings.subjects.get(column)
+    first = findings.identity(column, next(iter(findings.marks))) if findings.marks else None
+    drawn = findings.counted(column)
+    return {
+        "steps": subject.steps if subject else None,
+        "train_s": _rounded(subject.train_s, 3) if subject else None,
+        "peak_mem_mb": _rounded(subject.peak_mem_mb, 1) if subject else None,
+        "artifact_bytes": subject.artifact_bytes if subject else None,
+        "trainable_params": subject.trainable_params if subject else None,
+        "renders": len(drawn) if column not in ALL_METHODS or subject else None,
+        "faces_found": first.faces_found if first else None,
+        "refused": sum(name == column for name, _ in findings.refused),
+        "identity": {judge: _identity_json(findings.identity(column, judge)) for judge in findings.marks},
+        **_worth_json(findings.worth.get(column)),
+    }
+
+
+def _worth_json(found: Worth | None) -> dict[str, float | int | None]:
+    names = [each.name for each in fields(Worth)]
+    values = asdict(found) if found else dict.fromkeys(names)
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _identity_json(found: IdentitySummary | None) -> dict[str, float | None]:
+    if found is None:
+        return {"mean": None, "best": None, "normalised": None}
+    return {
+        "mean": _rounded(found.mean_zero_imputed),
+        "best": _rounded(found.best),
+        "normalised": _rounded(found.normalised),
+    }
+
+
+def to_csv(findings: Findings) -> str:
+    """One row per render: what was asked for, and each judge's similarity or the reason why there is none."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    judges = list(findings.marks)
+    heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file", "counted"]
+    closer = ["usable", "following", "clip_t", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
+    table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason")), *closer])
+    for cell in findings.cells:
+        asked = cell.sampling
+        row: list[Any] = [cell.column, asked.seed, _cell_text(asked.prompt), _cell_text(asked.negative_prompt)]
+        row += [asked.steps, asked.guidance, asked.scheduler, cell.path, int(is_counted(asked, findings.stylised))]
+        for judge in judges:
+            score = cell.score(judge)
+            known = score is not None and score.similarity is not None
+            row += [
+                f"{score.similarity:.4f}" if known and score else "",
+                (score.reason or "") if score else "not scored",
+            ]
+        if findings.facts:
+            seen = findings.facts.get(cell.path)
+            row += [int(usable(seen, cell.scores)), *_closer(seen)] if seen else [""] * len(closer)
+        table.writerow(row)
+    return out.getvalue()
+
+
+def _closer(seen: Facts) -> list[str]:
+    asked, clip_t, copy = ("" if v is None else f"{v:.3f}" for v in (seen.following, seen.clip_t, seen.copy))
+    return [asked, clip_t, " ".join(seen.quality), copy, _cell_text(seen.nearest or "")]
+
+
+def _cell_text(text: str) -> str:
+    """A spreadsheet runs a cell that begins like a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
