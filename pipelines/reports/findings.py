@@ -15,7 +15,7 @@ from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
 from pipelines.evaluation.scale import IdentitySummary, Scale, summary
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap
 from pipelines.faces.calibration import Calibration
-from pipelines.reports.figures import NAMES, name_of
+from pipelines.reports.figures import NAMES, figure, title_of
 
 WORST = 8
 
@@ -119,14 +119,14 @@ def verdict(findings: Findings) -> str:
         return "No method could be compared."
     found, mark, gain = findings.identity(best, judge), findings.marks[judge], findings.against_base(best, judge)
     mean = found.mean_zero_imputed if found else None
-    scale = f"Real photos of this person reach {_figure(mark.ceiling)}"
+    scale = f"Real photos of this person reach {figure(mark.ceiling)}"
     scale += f", 99.9% of different people stay below {mark.impostor:.2f}." if mark.impostor is not None else "."
     if gain is None or not (gain.significant and gain.difference > 0):
         return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
-    return f"{name_of(best)} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"
+    return f"{title_of(best)} comes closest to the person: mean similarity {figure(mean)} by {judge}. {scale}"
 
 
-def _rows(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, ScoredRender]]]:
+def rows_of(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, ScoredRender]]]:
     """Cells of one sampling side by side, in the order in which they were asked for; none that were made elsewhere."""
     rows: dict[Sampling, dict[str, ScoredRender]] = {}
     for cell in (each for each in cells if each.sampling.prompt):
@@ -134,17 +134,17 @@ def _rows(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, Score
     return list(rows.items())
 
 
-def _absent(findings: Findings, column: str, asked: Sampling) -> str:
+def absent(findings: Findings, column: str, asked: Sampling) -> str:
     return "refused" if (column, asked) in findings.refused else "not drawn"
 
 
-def _spoken(findings: Findings, asked: Sampling) -> str:
+def spoken(findings: Findings, asked: Sampling) -> str:
     """The prompt as a person reads it."""
     said = asked.prompt.replace("{subject}", f"the {findings.class_word}")
     return said if asked.source is None else f"{said} (a variation, {asked.change:.0%} drawn anew)"
 
 
-def _said(score: Score | None) -> str:
+def caption(score: Score | None) -> str:
     if score is None:
         return "not scored"
     if score.similarity is None:
@@ -209,7 +209,3 @@ def worst(findings: Findings) -> list[ScoredRender]:
     cells = [cell for column in findings.columns if column != "none" for cell in findings.counted(column)]
     scored = [(score.similarity, cell) for cell in cells if (score := cell.score(judge)) is not None]
     return [cell for _, cell in sorted(scored, key=lambda each: -9.0 if each[0] is None else each[0])][:WORST]
-
-
-def _figure(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -1,6 +1,7 @@
-"""report.json and cells.csv: what a comparison found, for programs and spreadsheets.
+"""What a comparison found as tables: report.json for programs, cells.csv for spreadsheets, rows for the page.
 
-In: `Findings`. Out: a JSON-able dict (the shape that other programs rely on) and CSV text, one row per render.
+In: `Findings`. Out: a JSON-able dict (the shape that other programs rely on), CSV text with one row per render, and
+rows of text with one row per method.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from pipelines.core.records import ALL_METHODS
-from pipelines.evaluation.facts import Facts, Worth, is_counted, usable
+from pipelines.evaluation.facts import COPY, Facts, Worth, is_counted, usable
 from pipelines.evaluation.scale import IdentitySummary
+from pipelines.reports.figures import figure, title_of
 from pipelines.reports.findings import Findings, _rounded
 
 SCHEMA = 1
@@ -115,3 +117,53 @@ def _closer(seen: Facts) -> list[str]:
 def _cell_text(text: str) -> str:
     """A spreadsheet runs a cell that begins like a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+METHOD_HEADS = ("Method", "Mean", "Best", "Normalised", "Against the base", "Faces", "Seconds", "MB", "Parameters")
+
+
+def method_rows(findings: Findings, judge: str) -> list[tuple[str, ...]]:
+    """One row per column under METHOD_HEADS, as people read them."""
+    rows: list[tuple[str, ...]] = []
+    for column in findings.columns:
+        found, subject = findings.identity(column, judge), findings.subjects.get(column)
+        gain = findings.against_base(column, judge)
+        rows.append(
+            (
+                title_of(column),
+                figure(found.mean_zero_imputed if found else None),
+                figure(found.best if found else None),
+                figure(found.normalised if found else None),
+                f"{gain.difference:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})" if gain else "–",
+                f"{found.faces_found} of {found.renders}" if found else "–",
+                figure(subject.train_s if subject else None, 0),
+                figure(subject.artifact_bytes / 1e6 if subject else None),
+                f"{subject.trainable_params:,}" if subject else "–",
+            )
+        )
+    return rows
+
+
+WORTH = (
+    ("usable", "Usable", "one prominent face that looks like the person, as asked, in good quality"),
+    ("following", "As asked", "share of the asked attributes that the picture shows"),
+    ("clip_t", "CLIP-T", "cosine of picture and prompt, the person's token replaced by the class word"),
+    ("diversity", "Variety", "1 - structural similarity of two pictures' faces"),
+    ("copy_score", "Copy score", f"highest structural similarity with a training photo; from {COPY} on it is a copy"),
+    ("copies", "Copies", "pictures that repeat a training photo"),
+    ("memorisation_gap", "Memorised", "similarity to the training photos minus to the held-out ones"),
+    ("drift", "Drift", "how much more a class-only prompt looks like the person than the untrained base's"),
+    ("preserved", "Base kept", "structural similarity of a class-only prompt with the untrained base's same seed"),
+)
+
+
+def worth_rows(findings: Findings) -> list[tuple[str, ...]]:
+    """One row per column: its title, then the figures of WORTH; [] where nobody looked closer."""
+    if not findings.worth:
+        return []
+    rows = []
+    for column in findings.columns:
+        found = _worth_json(findings.worth.get(column))
+        values = (found[name] for name, _, _ in WORTH)
+        rows.append((title_of(column), *(f"{v}" if isinstance(v, int) else figure(v) for v in values)))
+    return rows

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.core.files import read_json
 from tests.runs import PEOPLE, make_run
 from tests.tiny import tiny_folder
@@ -207,12 +207,13 @@ def test_a_run_with_nothing_learned_can_not_generate(tmp_path, capsys):
 
 
 def test_a_variation_is_asked_for_by_its_source():
-    from pipelines.__main__ import _samplings, parser
+    from pipelines.cli.generate import samplings_of
+    from pipelines.cli.parser import parser
 
     told = ["generate", "RUN", "--prompt", "portrait of {subject}"]
-    (plain,) = _samplings(parser().parse_args(told), "portrait-128")
+    (plain,) = samplings_of(parser().parse_args(told), "portrait-128")
     assert (plain.source, plain.change) == (None, 1.0)
-    (varied,) = _samplings(parser().parse_args([*told, "--source", "renders/lora/a.png"]), "portrait-128")
+    (varied,) = samplings_of(parser().parse_args([*told, "--source", "renders/lora/a.png"]), "portrait-128")
     assert (varied.source, varied.change) == ("renders/lora/a.png", 0.5)
     asked = parser().parse_args([*told, "--source", "renders/lora/a.png", "--change", "0.3"])
-    assert _samplings(asked, "portrait-128")[0].change == 0.3
+    assert samplings_of(asked, "portrait-128")[0].change == 0.3

@@ -38,14 +38,17 @@ from tests.reports.test_figures import FOUND
 from tests.ui.test_app import PORTRAIT_WORDS, base, own_home, photo_file, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, draw, job
 from tests.ui.test_words import LANGUAGES, every_text, measured
-from ui import views
 from ui.generate import generate
+from ui.generate import html as generate_html
+from ui.page import html as page_html
 from ui.programs import api
-from ui.run import photobox
-from ui.run.state import offered_bases
+from ui.run import cards, photobox
+from ui.run.services import offered_bases
+from ui.score import html as score_html
 from ui.score import look
+from ui.train import html as train_html
 from ui.train import train
-from ui.words import retold, words
+from ui.words import phrases, retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
 # What no language of ours changes: names, licences, what goes into a prompt, and what this test calls things.
@@ -285,16 +288,16 @@ def test_a_run_with_photos_and_nothing_else(show, count):
 # ------------------------------------------------------------------------------------------------- pieces
 
 
-def shots() -> list[views.Shot]:
+def shots() -> list[cards.Shot]:
     return [
-        views.Shot("lora", 1, "/1", "p {subject}", 0.6, None, "looks like you", scored=True, id="1", sampling=SAMPLING),
-        views.Shot("none", 1, "/2", "p {subject}", 0.2, None, "someone else", scored=True, id="2", sampling=SAMPLING),
-        views.Shot("dreambooth", 2, "/3", "p {subject}", 0.7, None, "someone else", scored=True),
-        views.Shot("dreambooth", 3, "/4", "p {subject}", None, "no face found", "no face", scored=True),
-        views.Shot("dreambooth", 4, "/5", "p {subject}", None, scored=True),
-        views.Shot("dreambooth", 5, "/6", "p {subject}"),
-        views.Shot("dreambooth", 6, "/7", "p {subject}", 0.3, None, "borderline", drawing=True, scored=True),
-        views.Shot("lora", 7, "/8", "p {subject}", 0.5, None, "uncalibrated", scored=True),
+        cards.Shot("lora", 1, "/1", "p {subject}", 0.6, None, "looks like you", scored=True, id="1", sampling=SAMPLING),
+        cards.Shot("none", 1, "/2", "p {subject}", 0.2, None, "someone else", scored=True, id="2", sampling=SAMPLING),
+        cards.Shot("dreambooth", 2, "/3", "p {subject}", 0.7, None, "someone else", scored=True),
+        cards.Shot("dreambooth", 3, "/4", "p {subject}", None, "no face found", "no face", scored=True),
+        cards.Shot("dreambooth", 4, "/5", "p {subject}", None, scored=True),
+        cards.Shot("dreambooth", 5, "/6", "p {subject}"),
+        cards.Shot("dreambooth", 6, "/7", "p {subject}", 0.3, None, "borderline", drawing=True, scored=True),
+        cards.Shot("lora", 7, "/8", "p {subject}", 0.5, None, "uncalibrated", scored=True),
     ]
 
 
@@ -303,22 +306,28 @@ def swept(one: Sampling) -> list[Sampling]:
 
 
 PIECES = {
-    "gallery": lambda: [views.gallery(shots(), 1), views.gallery(shots(), only_favourites=True)],
-    "grid": lambda: [views.side_by_side(shots(), ("none", "lora", "dreambooth"))],
+    "gallery": lambda: [generate_html.gallery(shots(), 1), generate_html.gallery(shots(), only_favourites=True)],
+    "grid": lambda: [generate_html.side_by_side(shots(), ("none", "lora", "dreambooth"))],
     "sweep": lambda: [
-        views.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)], ("lora",)),
-        views.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)[:3]], ("lora",)),
+        generate_html.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)], ("lora",)),
+        generate_html.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)[:3]], ("lora",)),
     ],
-    "before and after": lambda: [views.before_after(*shots()[:2]), views.before_after(shots()[0], shots()[7])],
-    "picked": lambda: [views.picked(shots()[0])],
-    "helped": lambda: [views.chips(["grey"]), views.look_cards([views.LookCard("a", "A", "x")])],
-    "votes": lambda: [views.vote_links([("a", 1, 3), ("b", 3, 3)])],
-    "marks": lambda: [views.marks(mark.Verification(tuple(found), "dlib")) for found in verifications()],
+    "before and after": lambda: [
+        generate_html.before_after(*shots()[:2]),
+        generate_html.before_after(shots()[0], shots()[7]),
+    ],
+    "picked": lambda: [generate_html.picked(shots()[0])],
+    "helped": lambda: [generate_html.chips(["grey"]), generate_html.look_cards([cards.LookCard("a", "A", "x")])],
+    "votes": lambda: [score_html.vote_links([("a", 1, 3), ("b", 3, 3)])],
+    "marks": lambda: [score_html.marks(mark.Verification(tuple(found), "dlib")) for found in verifications()],
     "drawings": lambda: [retold.retell_html(figures.sections(drawn()))],
-    "looked at": lambda: [views.looked(answer(), {"colour": ("lora", 0.6)}), views.judge_title("colour", first=False)],
+    "looked at": lambda: [
+        score_html.looked(answer(), {"colour": ("lora", 0.6)}),
+        score_html.judge_title("colour", first=False),
+    ],
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
     "loss": lambda: [train.loss_in_words("lora", train.loss_frame([(1, 0.5), (2, 0.4)]))],
-    "waiting": lambda: [views.waiting(1, 5.0), views.waiting(3, None), views.note(words.tell("Looking ..."))],
+    "waiting": lambda: [phrases.waiting(1, 5.0), phrases.waiting(3, None), page_html.note(words.tell("Looking ..."))],
     "unknown word": lambda: [generate.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
         name="portrait-128", title="x", unknown_words=lambda text: ("colour",)), "{subject}, colour")],
 }  # fmt: skip
@@ -509,7 +518,7 @@ def test_the_plot_of_the_loss_has_its_last_values_beside_it(show):
     lane = next(html for html in spoken(show(capability)) if "lk-lane" in html and "Loss: " in html)
     assert "Loss: 1.0000 at first, 0.2500 at step 4, smoothed " in unescape(lane)
     view = show.services.view(capability)
-    assert "LoRA" in views.lane(view.lane("lora")) and "Loss: " not in views.lane(view.lane("dreambooth"))
+    assert "LoRA" in train_html.lane(view.lane("lora")) and "Loss: " not in train_html.lane(view.lane("dreambooth"))
 
 
 @pytest.mark.parametrize(
@@ -519,10 +528,10 @@ def test_a_lane_says_why_it_has_no_likeness_curve(show, photos, says):
     capability, session = show.services.sessions.create()
     found = take_in(session.run, photos)
     teach(session.run, show.services.view(capability).row.name, found.digest)
-    html = views.lane(show.services.view(capability).lane("lora"))
+    html = train_html.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" in html and says in html
     append_line(session.run.events, Event("watch", "lora", 3, 4, data={"identity": 0.25}))
-    html = views.lane(show.services.view(capability).lane("lora"))
+    html = train_html.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" not in html and "lk-likeness" in html
 
 
@@ -537,7 +546,7 @@ def test_with_a_photo_to_watch_with_nothing_is_missing(show):
 
 def test_from_how_many_photos_on_one_is_kept_to_watch():
     from pipelines.photos.split import split_sizes
-    from ui.run.state import WATCHED_FROM
+    from ui.run.view import WATCHED_FROM
 
     assert split_sizes(WATCHED_FROM)[1] == 1 and split_sizes(WATCHED_FROM - 1)[1] == 0
     assert any(f"fewer than {WATCHED_FROM} photos" in text for text in every_text())

@@ -133,18 +133,18 @@ def test_the_estimate_follows_the_dials(services):  # noqa: F811
     teach(session.run, view.row.name, found.digest)
     view = services.view(capability)
     steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
-    from ui import views
+    from ui.words import phrases
 
     twice = view.estimate("draft", ["lora"], {"lora": {"steps": 2 * steps}})
-    assert f"about {views.duration(views.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
+    assert f"about {phrases.duration(phrases.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
 
 
 def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa: F811
     """The page shows it without a reload, for the controls as the page has them."""
     import gradio as gr
 
-    from ui import views
     from ui.train import train
+    from ui.words import phrases
 
     with gr.Blocks():
         tab = train.build(services)
@@ -157,7 +157,7 @@ def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa
     after = tab.news(services.view(capability))[tab.estimate]["value"]
     steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
     assert "as measured on this machine" not in before and "as measured on this machine" in after
-    assert f"about {views.duration(views.rounded(steps / 2))}" in after and "DreamBooth" not in after
+    assert f"about {phrases.duration(phrases.rounded(steps / 2))}" in after and "DreamBooth" not in after
     assert tab.news(services.view(None)) == {}
 
 
@@ -184,33 +184,36 @@ def test_a_visitor_who_touched_nothing_gets_the_new_estimate_too(services):  # n
 
 
 def test_what_was_stopped_continues_unless_something_else_is_asked_for(services, asked):  # noqa: F811
+    from ui.run.start import start_training
+
     capability, session, _ = ready(services)
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
     assert asked[-1].settings["lora"]["rank"] == 4 and asked[-1].settings["lora"]["watch_every"] >= 10
     write_json(session.run.status, jobs.JobStatus("cancelled", "train"))
     session = services.sessions.find(capability)
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
     assert asked[-1] is None, "the same again: the run's own spec is continued"
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 8}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 8}})
     assert asked[-1].settings["lora"]["rank"] == 8
 
 
 def test_nobody_keeps_the_machine_for_a_day(services, asked):  # noqa: F811
-    from ui.run.state import MAX_STEPS
+    from ui.run.start import MAX_STEPS, start_training
     from ui.train.train import BATCH, DIALS
 
     _, session, _ = ready(services)
     with pytest.raises(UserError, match="others get their turn"):
-        services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"steps": 100_000}})
+        start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"steps": 100_000}})
     assert asked == []
     assert {dial.high for dial in DIALS if dial.setting == "steps"} == {MAX_STEPS} and BATCH.high == 32
 
 
 def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked):  # noqa: F811
     from ui.run import photobox
+    from ui.run.start import start_training
 
     capability, session, found = ready(services)
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     full = asked[-1]
     assert "start_from" not in full.settings["lora"]
     row = services.view(capability).row
@@ -238,7 +241,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
     assert f"LoRA {whole}" in fresh and f"LoRA {round(whole / 2)}" in going_on
     other = presets.recipe(row, "dreambooth", "draft", class_word="man").steps
     assert f"DreamBooth {other}" in fresh and f"DreamBooth {other}" in going_on, "it has learned nothing to go on from"
-    services.start_training(session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
+    start_training(services, session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
     spec = asked[-1]
     whole = presets.recipe(row, "lora", "draft", class_word="man").steps
     assert spec.settings["lora"]["start_from"] == "abc" and spec.settings["lora"]["steps"] == round(whole / 2)
@@ -250,7 +253,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
         session.run, replace(box, photo_set=replace(wider, train=wider.train[1:], held_out=(*judging, learned)))
     )
     assert services.view(capability).older == ()
-    services.start_training(session, methods=("lora",), quality="draft", go_on=True)
+    start_training(services, session, methods=("lora",), quality="draft", go_on=True)
     assert "start_from" not in asked[-1].settings["lora"]
 
     # nor does one that is gone from the list: it may come back as a copy that nobody recognises

@@ -16,12 +16,14 @@ from pipelines.core.files import read_json
 from pipelines.core.records import IMPORTED, UserError
 from pipelines.core.run import Run, imported_columns
 from pipelines.methods import imports
-from ui import views
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import photobox
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
 from ui.web.limits import require_room
+from ui.words import phrases
 from ui.words.words import say, tell
 
 LIMIT = 200  # characters of trigger words
@@ -39,7 +41,7 @@ class ImportSection:
     remove: gr.Button
 
     def show(self, view: View) -> Updates:
-        choices = [(views.named(column), column) for column in view.imported]
+        choices = [(phrases.named(column), column) for column in view.imported]
         return {
             self.listed: gr.update(value=_listed(view)),
             self.remove_box: gr.update(visible=bool(choices)),
@@ -114,7 +116,7 @@ class Actions:
                 called=photobox.display_name(path.name),
             )
         except UserError as problem:  # it stays beside the field: a toast is gone when the person looks up
-            return {self.section.file: None, self.section.answer: views.note(str(problem), "bad")}
+            return {self.section.file: None, self.section.answer: page_html.note(str(problem), "bad")}
         finally:
             if path is not None:
                 photobox.drop_upload(path)
@@ -123,7 +125,7 @@ class Actions:
             **self._shown(kept),
             self.section.file: None,
             self.section.trigger: "",
-            self.section.answer: views.note(newest),
+            self.section.answer: page_html.note(newest),
         }
 
     def remove(self, kept: object, column: object) -> Updates:
@@ -144,12 +146,12 @@ class Actions:
 
     def _shown(self, kept: object) -> Updates:
         view = self.services.view(kept)
-        choices = [(views.named(column), column) for column in view.columns]
+        choices = [(phrases.named(column), column) for column in view.columns]
         return {
             **self.show(kept),
             self.columns: gr.update(choices=choices, value=list(view.columns)),
             self.section.which: gr.update(
-                choices=[(views.named(column), column) for column in view.imported],
+                choices=[(phrases.named(column), column) for column in view.imported],
                 value=next(reversed(view.imported), None),
             ),
         }
@@ -179,5 +181,5 @@ def _listed(view: View) -> str:
         else:
             said = tell("LoRA, rank {rank}, called by “{phrase}”.", rank=size, phrase=phrase)
         unknown = tell("Not trained here: steps and time unknown.")
-        items.append(f"<li><b>{escape(views.named(column))}</b>: {escape(f'{said} {unknown}')}</li>")
+        items.append(f"<li><b>{escape(phrases.named(column))}</b>: {escape(f'{said} {unknown}')}</li>")
     return f'<ul class="lk-note lk-small">{"".join(items)}</ul>' if items else ""

@@ -29,8 +29,11 @@ from ui.generate.generate import MAX_NUMBER, MAX_SEED, samplings, whole
 from ui.page import errors
 from ui.page.wiring import refused_while_busy
 from ui.run import photobox
+from ui.run.package import pack
+from ui.run.services import Services
 from ui.run.sessions import Session
-from ui.run.state import Services, View
+from ui.run.start import start_finishing, start_generation, start_training
+from ui.run.view import View
 from ui.train.train import COMMON, DIALS, checked, chosen_optimizer
 from ui.upload.upload import CONSENT
 from ui.web.guard import cookie
@@ -285,8 +288,13 @@ def build(services: Services) -> None:
                 checked(
                     f"{method} {name}", value, dial, whole=name not in ("learning_rate", "prior_weight", "face_weight")
                 )
-        services.start_training(
-            session, methods=chosen, quality=quality, settings=wanted, go_on=go_on is True and bool(view.older)
+        start_training(
+            services,
+            session,
+            methods=chosen,
+            quality=quality,
+            settings=wanted,
+            go_on=go_on is True and bool(view.older),
         )
         return _status(services.view(key))
 
@@ -330,7 +338,7 @@ def build(services: Services) -> None:
             plan = tuple(replace(each, source=source, change=change) for each in plan)
             for each in plan:
                 check_variation(each)
-        services.start_generation(session, columns=chosen, samplings=plan)
+        start_generation(services, session, columns=chosen, samplings=plan)
         return _status(services.view(key))
 
     @spoken
@@ -371,7 +379,7 @@ def build(services: Services) -> None:
             tuple(dict.fromkeys(files)), steps=wanted, background=background, size=size, max_kb=max_kb,
             format_name=format,
         )  # fmt: skip
-        services.start_finishing(session, order)
+        start_finishing(services, session, order)
         return _status(services.view(key))
 
     @spoken
@@ -385,7 +393,7 @@ def build(services: Services) -> None:
         """Links to everything learned and drawn, as one ZIP, and to the report."""
         session = admitted(key, request)
         refused_while_busy(services, session)
-        return [Link(text=text, link=link) for text, link in services.package(session.run)]
+        return [Link(text=text, link=link) for text, link in pack(session.run, services.media)]
 
     @spoken
     def stop(key: str, request: gr.Request) -> Status:

@@ -16,7 +16,7 @@ from pipelines.core import inscription
 from pipelines.core.files import read_json, write_json
 from pipelines.core.records import Event, Sampling, UserError
 from pipelines.core.run import Run
-from ui.views import Shot
+from ui.run.cards import Shot
 
 GONE = "That picture is no longer here. Reload the page and try again."
 
