@@ -5,7 +5,7 @@ In: a session and what its person chose, checked. Out: a job in the line. Raises
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.core.records import Finish, Sampling, UserError
 from pipelines.core.run import Run
@@ -15,11 +15,14 @@ from pipelines.training import estimates
 from ui.run import photobox
 from ui.run.paces import DRAWING
 from ui.run.progress import _going_on, trained
-from ui.run.services import Services
 from ui.run.sessions import Session
 from ui.web.limits import require_room
 
 Settings = dict[str, dict[str, Setting]]  # method -> changes to its recipe
+
+
+if TYPE_CHECKING:
+    from ui.run.services import Services
 
 
 LOOKS = 5  # at validation pictures in a training of the app
