@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
+UNTRAINED = "none"  # the column of the untrained base
 IMPORTED = "imported-"  # begins the column of a LoRA or embedding that was not trained here
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 CHECKPOINTING = ("auto", "on", "off")
@@ -48,6 +49,15 @@ LOW_CEILING = (
     "The photos agree less with each other than 95% of people's do: different ages, glasses or strong filters make one "
     "face hard to learn. The pictures can't be more alike than the photos are."
 )
+
+
+def title_of(column: str) -> str:
+    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
+    if is_imported(column):
+        return f"{column.removeprefix(IMPORTED)} (imported)"
+    if column == UNTRAINED:
+        return "Untrained base"
+    return METHOD_ROWS[column].title if column in METHOD_ROWS else column
 
 
 def is_imported(column: str) -> bool:
@@ -109,12 +119,7 @@ class _Names(Sequence[str]):
 
 METHODS: Sequence[str] = _Names(lambda row: bool(row.learns) and row.usual)  # taught where nobody names methods
 ALL_METHODS: Sequence[str] = _Names(lambda row: bool(row.learns))  # everything that can be taught
-COLUMNS: Sequence[str] = _Names(lambda row: True, "none")  # everything that is compared; "none" is the untrained base
-
-
-def title_of(method: str) -> str:
-    """A method's name for people."""
-    return METHOD_ROWS[method].title if method in METHOD_ROWS else method
+COLUMNS: Sequence[str] = _Names(lambda row: True, UNTRAINED)  # everything that is compared
 
 
 class UserError(Exception):

@@ -11,7 +11,6 @@ import contextlib
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,20 +182,6 @@ def told(finished: Finished) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- in a run
 
 
-@lru_cache(maxsize=2)
-def _judges(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    from pipelines.faces.judges import available_judges
-
-    return tuple(available_judges())
-
-
-def judges() -> tuple[Judge, ...]:
-    """This machine's judges, made once per process: a worker finishes one picture after another."""
-    from pipelines.faces.arcface import ARCFACE_PACKS, find_pack
-
-    return _judges(tuple(find_pack(name) for name in ARCFACE_PACKS))
-
-
 def baseline_of(run: Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
     """The person of the run; where the run has no photos to compare with, the picture itself."""
     from pipelines.finishing import refine
@@ -221,13 +206,14 @@ def finish_pictures(
     A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
     did not come to its end goes on where it was left. Returns whether it did.
     """
+    from pipelines.faces.judges import resident_judges
     from pipelines.finishing import deliver, refine
     from pipelines.photos.decode import decode
 
     total = len(order.pictures)
     plural = f"{total} pictures" if total > 1 else "the picture"
     yield Event("phase", steps=total, text=f"Finishing {plural}")
-    judging = judges()
+    judging = resident_judges()
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []

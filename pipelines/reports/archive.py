@@ -12,12 +12,9 @@ from typing import Any
 
 from pipelines.core import inscription
 from pipelines.core.files import read_json
-from pipelines.core.records import ALL_METHODS
+from pipelines.core.records import ALL_METHODS, title_of
 from pipelines.core.run import Run, columns_of, load_photo_set
 
-TITLES = {
-    "textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA", "pivotal": "Pivotal tuning",
-}  # fmt: skip
 # What a file is, by the end of its name; the first that fits counts.
 SENTENCES = (
     ("methods/textual_inversion/learned_embeds.safetensors",
@@ -107,7 +104,7 @@ def readme(run: Run, files: Sequence[Path]) -> str:
     for column in columns_of(run):
         count = sum(name.startswith(f"renders/{column}/") for name in names)
         if count:
-            who = "the untrained base" if column == "none" else TITLES.get(column, column)
+            who = "the untrained base" if column == "none" else title_of(column)
             plural = "s" if count != 1 else ""
             lines.append(f"renders/{column}/: {count} picture{plural} drawn by {who}.")
     for name in names:

@@ -12,15 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipelines.core.records import IMPORTED, is_imported
+from pipelines.core.records import title_of
 
-NAMES = {
-    "none": "Untrained base",
-    "textual_inversion": "Textual inversion",
-    "dreambooth": "DreamBooth",
-    "lora": "LoRA",
-    "pivotal": "Pivotal tuning",
-}
 OTHER_COLOUR = "#7c3aed"
 COLOURS = {
     "none": "#6b7280",
@@ -34,15 +27,8 @@ PARTS = {"train": "learned from", "held_out": "held out", "other": "other people
 Span = Mapping[str, float]  # mean, low, high
 
 
-def title_of(column: str) -> str:
-    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
-    if is_imported(column):
-        return f"{column.removeprefix(IMPORTED)} (imported)"
-    return NAMES.get(column) or column
-
-
 def name_of(column: str) -> str:
-    """The same for HTML."""
+    """A column's title for HTML."""
     return escape(title_of(column))
 
 

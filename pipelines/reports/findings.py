@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.records import ALL_METHODS, PhotoSet, Sampling, Score, Subject, is_imported
+from pipelines.core.records import ALL_METHODS, COLUMNS, PhotoSet, Sampling, Score, Subject, is_imported, title_of
 from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
-from pipelines.evaluation.scale import IdentitySummary, Scale, summary
+from pipelines.evaluation.scale import IdentitySummary, Scale, imputed, summary
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap
 from pipelines.faces.calibration import Calibration
-from pipelines.reports.figures import NAMES, figure, title_of
+from pipelines.reports.figures import figure
 
 WORST = 8
 
@@ -63,7 +63,7 @@ class Findings:
     @property
     def drawn_here(self) -> tuple[str, ...]:
         """The columns that answered the same prompts and seeds."""
-        return tuple(column for column in self.columns if column in NAMES or is_imported(column))
+        return tuple(column for column in self.columns if column in COLUMNS or is_imported(column))
 
     def of(self, column: str) -> list[ScoredRender]:
         return [cell for cell in self.cells if cell.column == column]
@@ -88,7 +88,7 @@ class Findings:
         """
         alone = {sampling for name, sampling in self.refused if name in (column, "none")}
         cells = [[each for each in self.counted(name) if each.sampling not in alone] for name in (column, "none")]
-        one, base = ([_zero(score) for each in side if (score := each.score(judge)) is not None] for side in cells)
+        one, base = ([imputed(score) for each in side if (score := each.score(judge)) is not None] for side in cells)
         asked, basis = ([each.sampling for each in side] for side in cells)
         if column == "none" or not one or len(one) != len(base) or asked != basis:
             return None
@@ -104,11 +104,7 @@ class Findings:
         return max(known, key=lambda column: known[column]) if known else None
 
 
-def _zero(score: Score) -> float:
-    return 0.0 if score.similarity is None else score.similarity
-
-
-def _rounded(value: float | None, digits: int = 4) -> float | None:
+def rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
@@ -172,12 +168,12 @@ def drawings(findings: Findings) -> dict[str, Any]:
         methods[column] = {
             "identity": _span([v or 0.0 for v in values], [cell.sampling.prompt for cell in cells]),
             "following": _span([value for _, value in asked], [prompt for prompt, _ in asked]),
-            "similarities": [_rounded(value) for value in values],
+            "similarities": [rounded(value) for value in values],
         }
     return {
         "judge": judge,
-        "ceiling": _rounded(mark.ceiling),
-        "threshold": _rounded(mark.threshold),
+        "ceiling": rounded(mark.ceiling),
+        "threshold": rounded(mark.threshold),
         "different": known.different if known else None,
         "same": known.same if known else None,
         "methods": methods,

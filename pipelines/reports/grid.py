@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.core.records import title_of
 from pipelines.core.run import Run
-from pipelines.reports.figures import COLOURS, title_of
+from pipelines.reports.figures import COLOURS
 from pipelines.reports.findings import Findings, absent, caption, rows_of, spoken
 
 if TYPE_CHECKING:

@@ -14,12 +14,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.core.files import read_json, told_when_full, write_file, write_json, write_text
-from pipelines.core.records import is_imported
+from pipelines.core.records import is_imported, title_of
 from pipelines.core.run import Run
 from pipelines.evaluation import votes
 from pipelines.evaluation.facts import COPY
+from pipelines.evaluation.scale import imputed
 from pipelines.reports import figures
-from pipelines.reports.figures import figure, title_of
+from pipelines.reports.figures import figure
 from pipelines.reports.findings import (
     Findings,
     ScoredRender,
@@ -179,7 +180,7 @@ def _strip(findings: Findings, judge: str) -> str:
         "best this base can draw": scale.best_possible,
         "own photos": scale.ceiling,
     }
-    dots = {c: [score.similarity or 0.0 for score in findings.scores(c, judge)] for c in findings.columns}
+    dots = {c: [imputed(score) for score in findings.scores(c, judge)] for c in findings.columns}
     return figures.strip(judge, named, dots)
 
 

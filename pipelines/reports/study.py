@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.core.files import read_json, timestamp, write_json, write_text
-from pipelines.core.records import COLUMNS, UserError
-from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm
+from pipelines.core.records import COLUMNS, UserError, title_of
+from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm, known_mean
 from pipelines.reports import figures as drawn
-from pipelines.reports.figures import figure, title_of
+from pipelines.reports.figures import figure
 from pipelines.reports.page import templates
 
 COST = ("train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "steps")
@@ -280,9 +280,9 @@ def _share(values: np.ndarray) -> dict[str, float] | None:
     return _interval(cluster_bootstrap(values[:, :, asked])) if asked.any() else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(float(np.mean(known)), 4) if known else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    mean = known_mean(values)
+    return None if mean is None else round(mean, 4)
 
 
 def _every_picture(finished: Sequence[FinishedRun]) -> str:

@@ -11,11 +11,11 @@ import io
 from dataclasses import asdict, fields
 from typing import Any
 
-from pipelines.core.records import ALL_METHODS
+from pipelines.core.records import ALL_METHODS, title_of
 from pipelines.evaluation.facts import COPY, Facts, Worth, is_counted, usable
 from pipelines.evaluation.scale import IdentitySummary
-from pipelines.reports.figures import figure, title_of
-from pipelines.reports.findings import Findings, _rounded
+from pipelines.reports.figures import figure
+from pipelines.reports.findings import Findings, rounded
 
 SCHEMA = 1
 
@@ -30,7 +30,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "base": findings.base,
-        "wall_s": _rounded(findings.wall_s, 3),
+        "wall_s": rounded(findings.wall_s, 3),
         "photos": {
             "train": [photo.name for photo in photos.train],
             "held_out": [photo.name for photo in photos.held_out],
@@ -38,9 +38,9 @@ def to_json(findings: Findings) -> dict[str, Any]:
         },
         "judges": {
             name: {
-                "ceiling": _rounded(mark.ceiling),
-                "impostor": _rounded(mark.impostor),
-                "threshold": _rounded(mark.threshold),
+                "ceiling": rounded(mark.ceiling),
+                "impostor": rounded(mark.impostor),
+                "threshold": rounded(mark.threshold),
             }
             for name, mark in findings.marks.items()
         },
@@ -55,8 +55,8 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
     drawn = findings.counted(column)
     return {
         "steps": subject.steps if subject else None,
-        "train_s": _rounded(subject.train_s, 3) if subject else None,
-        "peak_mem_mb": _rounded(subject.peak_mem_mb, 1) if subject else None,
+        "train_s": rounded(subject.train_s, 3) if subject else None,
+        "peak_mem_mb": rounded(subject.peak_mem_mb, 1) if subject else None,
         "artifact_bytes": subject.artifact_bytes if subject else None,
         "trainable_params": subject.trainable_params if subject else None,
         "renders": len(drawn) if column not in ALL_METHODS or subject else None,
@@ -70,16 +70,16 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
 def _worth_json(found: Worth | None) -> dict[str, float | int | None]:
     names = [each.name for each in fields(Worth)]
     values = asdict(found) if found else dict.fromkeys(names)
-    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
+    return {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _identity_json(found: IdentitySummary | None) -> dict[str, float | None]:
     if found is None:
         return {"mean": None, "best": None, "normalised": None}
     return {
-        "mean": _rounded(found.mean_zero_imputed),
-        "best": _rounded(found.best),
-        "normalised": _rounded(found.normalised),
+        "mean": rounded(found.mean_zero_imputed),
+        "best": rounded(found.best),
+        "normalised": rounded(found.normalised),
     }
 
 

@@ -1175,7 +1175,7 @@ def _live(work: Callable[[Callable[[Event], None]], T]) -> Generator[Event, None
 
 
 def _title(column: str) -> str:
-    from pipelines.reports.figures import title_of
+    from pipelines.core.records import title_of
 
     return title_of(column)
 

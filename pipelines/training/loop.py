@@ -29,7 +29,16 @@ from pipelines.bases.sampling import Row
 from pipelines.core.control import Clock, Control
 from pipelines.core.device import free_memory_gb, peak_memory_mb
 from pipelines.core.files import is_full, sha
-from pipelines.core.records import Event, Look, OutOfMemory, Recipe, Subject, UserError, Watch, title_of
+from pipelines.core.records import (
+    Event,
+    Look,
+    OutOfMemory,
+    Recipe,
+    Subject,
+    UserError,
+    Watch,
+    title_of,
+)
 from pipelines.core.run import STRENGTHS_FILE, WATCH_FILE
 from pipelines.methods import drafts
 from pipelines.methods import method as find_method

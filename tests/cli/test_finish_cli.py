@@ -59,7 +59,7 @@ def run(tmp_path) -> Run:
 def watchers(monkeypatch):
     """Judges of ours in the place of the machine's: the first never minds, the second sees green."""
     judges = (Watcher("judge 1", never_minds), Watcher("judge 2", greenness))
-    monkeypatch.setattr(stage, "judges", lambda: judges)
+    monkeypatch.setattr("pipelines.faces.judges.resident_judges", lambda: judges)
     return judges
 
 

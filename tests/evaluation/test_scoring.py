@@ -258,6 +258,15 @@ def test_bootstrap_counts_missing_faces_as_zero_and_refuses_other_shapes():
             statistics.paired_bootstrap(a, b)
 
 
+def test_one_level_drawn_all_at_once_gives_the_numbers_of_one_draw_after_another():
+    for shape in ((1, 1, 12, 3), (12, 1, 1, 1), (1, 12, 1, 1)):
+        values = np.random.default_rng(0).random(shape)
+        rng, cells = np.random.default_rng(0), values.mean(3)
+        means = [cells.ravel()[rng.integers(12, size=12)].mean() for _ in range(200)]
+        found = statistics.cluster_bootstrap(values, resamples=200)
+        assert (found.low, found.high) == tuple(np.quantile(means, [0.025, 0.975]))
+
+
 # ------------------------------------------------------------------------------------------------- real photos
 
 

@@ -158,7 +158,7 @@ def test_what_is_remembered_stays_in_memory_and_goes_with_the_run(red, tmp_path,
             looked.append(1)
             return super().look(image)
 
-    monkeypatch.setattr(lookalike, "judges", lambda: (Counting(),))
+    monkeypatch.setattr(lookalike, "resident_judges", lambda: (Counting(),))
     knowing, _ = lookalike.known_of(tmp_path, red)
     with pytest.raises(TypeError, match="memory"):
         pickle.dumps(knowing[0])
@@ -174,7 +174,7 @@ def test_what_is_remembered_stays_in_memory_and_goes_with_the_run(red, tmp_path,
 
 
 def test_judges_are_made_once():
-    assert lookalike.judges() is lookalike.judges()
+    assert lookalike.resident_judges() is lookalike.resident_judges()
 
 
 def test_the_largest_of_all_faces_is_the_one_that_look_sees():
@@ -217,7 +217,7 @@ def page(services, monkeypatch):  # noqa: F811
         monkeypatch.setattr(section.drop, "upload", lambda handler, *args, **kwargs: caught.update(kwargs, f=handler))
         look.wire(section, services, gr.BrowserState(None), Show(services, [], lambda view: {}))
     assert caught["concurrency_id"] == "look" and inspect.isgeneratorfunction(caught["f"])
-    monkeypatch.setattr(lookalike, "judges", lambda: (JUDGE,))
+    monkeypatch.setattr(lookalike, "resident_judges", lambda: (JUDGE,))
     capability, session = services.sessions.create()
     take_in(session.run)
     session = services.sessions.choose(session, consent_at="now")
@@ -316,7 +316,7 @@ def test_a_small_face_is_said_to_be_small(page, tmp_path, monkeypatch):
         def look_at_each(self, image):
             return [Seen(np.array([1.0, 0, 0]), None, 5.0, 1, (0.0, 0.0, 5.0, 5.0))]
 
-    monkeypatch.setattr(lookalike, "judges", lambda: (Far(),))
+    monkeypatch.setattr(lookalike, "resident_judges", lambda: (Far(),))
     assert MEASURED.smallest_face_px == 12 and "too small to judge" in ask(
         page, upload("a.png", patches(RED), tmp_path)
     )

@@ -372,7 +372,7 @@ def answer() -> lookalike.Answer:
         opinion(None, "no face"),
     ]  # fmt: skip
     marks = Scale("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
-    return lookalike.Answer(tuple(lookalike.Face(box, (one,)) for one in found), ("colour",), {"colour": marks})
+    return lookalike.Answer(tuple(lookalike.JudgedFace(box, (one,)) for one in found), ("colour",), {"colour": marks})
 
 
 @pytest.mark.parametrize("piece", PIECES)
