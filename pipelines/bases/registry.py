@@ -35,6 +35,8 @@ SD15_BUCKETS = ((512, 512), (576, 448), (640, 384))
 SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
 Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones of about 1 megapixel that its demo offers
 
+SMALL_UP_TO_GB = 2.0  # see `BaseRow.is_small`
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -105,6 +107,11 @@ class BaseRow:
     def guidance(self) -> float:
         """For a prompt that comes without a style."""
         return FAMILIES[self.family].prompt_guidance
+
+    @property
+    def is_small(self) -> bool:
+        """True where all methods fit into memory together: they learn side by side, and more is drawn at once."""
+        return self.vram_gb <= SMALL_UP_TO_GB
 
     @property
     def own_scheduler(self) -> bool:

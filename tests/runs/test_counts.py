@@ -19,7 +19,7 @@ from pipelines.bases import loading
 from pipelines.core.records import METHODS, Look, Sampling, Watch
 from pipelines.core.run import load_photo_set, run_at
 from pipelines.generation.generator import Generator
-from pipelines.runs.comparison import compare, perform
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.loop import train
 from pipelines.training.previews import PREVIEW_STEPS
