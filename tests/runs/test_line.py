@@ -211,7 +211,7 @@ def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root
         yield
 
     monkeypatch.setattr(jobs, "watch", lambda root: None)
-    monkeypatch.setattr(loop, "_run", no_memory)
+    monkeypatch.setattr(loop._Training, "run", no_memory)
     big, next_one = make_run(root / "big"), make_run(root / "next")
     enqueue(big, train_spec(tiny_folder(BASE)), owner="a")
     enqueue(next_one, train_spec(tiny_folder(BASE)), owner="b")
