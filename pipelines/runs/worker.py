@@ -26,8 +26,8 @@ from pipelines.core.files import (
     FULL,
     Lock,
     append_line,
-    is_full,
     jsonable,
+    refusal,
     repair_lines,
     sweep_partials,
     timestamp,
@@ -394,8 +394,10 @@ def explain(error: BaseException) -> str:
     """One sentence for a person about any error. No traceback, no content of a photo."""
     if isinstance(error, UserError):
         return str(error)
-    if is_full(error) or "No space left on device" in str(error):
+    if "No space left on device" in str(error):
         return FULL
+    if sentence := refusal(error):
+        return sentence
     return MEMORY if _out_of_memory(error) else OURS
 
 
