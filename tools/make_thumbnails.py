@@ -47,7 +47,7 @@ def main() -> int:
     from pipelines.faces.judges import judge_named
     from pipelines.generation.generator import Generator
     from pipelines.photos.gather import photo_files
-    from pipelines.runs.comparison import perform
+    from pipelines.runs.compare import perform
     from pipelines.runs.jobspec import JobSpec
 
     person = presets.PRESETS / "sample_person"

@@ -44,6 +44,8 @@ FAMILY_GUIDANCE = {"portrait": 3.0, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
 # Families that draw with their own scheduler only: those of diffusion models know no flow.
 OWN_SCHEDULER = ("z_image",)
 
+SMALL_UP_TO_GB = 2.0  # see `BaseRow.is_small`
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -106,6 +108,11 @@ class BaseRow:
     def guidance(self) -> float:
         """For a prompt that comes without a style."""
         return FAMILY_GUIDANCE[self.family]
+
+    @property
+    def is_small(self) -> bool:
+        """True where all methods fit into memory together: they learn side by side, and more is drawn at once."""
+        return self.vram_gb <= SMALL_UP_TO_GB
 
     @property
     def own_scheduler(self) -> bool:

@@ -177,7 +177,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core.run import is_run, new_run, record_consent, run_at
-    from pipelines.photos.gather import photo_files
+    from pipelines.photos.gather import gather
     from pipelines.runs.jobspec import JobSpec
 
     use_face_models(asked)
@@ -208,8 +208,10 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             run_at(asked.out)  # says what is wrong with it
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
-    files = photo_files(asked.photos)
+    there = gather(asked.photos)
+    for sentence in there.told:
+        say(sentence)
     run = run_at(asked.out) if asked.out is not None else new_run()
     if not run.consent.exists():
         record_consent(run, means=f"command line: {kind}", statement=CONSENT)
-    return run, replace(spec, photos=tuple(str(path.resolve()) for path in files))
+    return run, replace(spec, photos=tuple(str(path.resolve()) for path in there.photos))

@@ -18,6 +18,7 @@ from pathlib import Path
 from pipelines.core.files import read_json, write_json
 from pipelines.core.records import UserError
 
+SAVE_EVERY_S = 3.0  # how often a stage saves what it can't afford to lose to a kill
 STOPPED = "Stopped. What was learned so far is kept; start again to continue."
 
 

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -151,7 +152,18 @@ def sweep_partials(folder: Path) -> int:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a record (dataclasses, dicts, lists, numbers) as JSON, atomically."""
-    write_text(path, json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(value, indent=1) + "\n")
+
+
+def _json(value: Any, **options: Any) -> str:
+    """JSON that UTF-8 can hold: bytes of a file name that are no UTF-8, which Python keeps as lone surrogates, are
+    written as escapes and read back as they were.
+    """
+    text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, **options)
+    return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_json(path: Path) -> Any:
@@ -166,7 +178,7 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, value: Any) -> None:
     """Append one record as one line of JSON, in a single write. One process at a time writes to a file."""
-    line = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    line = _json(value, separators=(",", ":")) + "\n"
     with told_when_full(), path.open("ab", buffering=0) as file:
         data = line.encode()
         before = file.seek(0, os.SEEK_END)
@@ -290,3 +302,25 @@ def sha(*parts: object) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- names
+
+
+def printable(name: str) -> str:
+    """A file name as it may be shown and stored anywhere: characters that steer a terminal or turn the reading
+    direction are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
+    """
+    return "".join(each if _is_harmless(each) else _escaped(each) for each in name)
+
+
+JOINERS = "\u200c\u200d"  # between letters of some scripts and inside emoji
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"  # spaces
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.core import inscription
+from pipelines.core.control import Control
 from pipelines.core.files import file_sha256, jsonable, read_json, require_space, timestamp, write_bytes, write_json
 from pipelines.core.records import SOURCE_NAME, Event, Finish, PhotoSet, UserError
 from pipelines.core.run import Run, load_photo_set
-from pipelines.core.slices import Slice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,8 +197,7 @@ def finish_pictures(
     run: Run,
     order: Finish,
     *,
-    stop: Callable[[], bool] = lambda: False,
-    pause: Slice | None = None,
+    control: Control | None = None,
     tools: Tools | None = None,
 ) -> Generator[Event, None, bool]:
     """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
@@ -217,11 +216,11 @@ def finish_pictures(
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []
-    pause, so_far = pause or Slice(), run.folder / "finished" / SO_FAR
+    control, so_far = control or Control(), run.folder / "finished" / SO_FAR
     before = read_json(so_far) or {}
     done: dict[str, str] = before["done"] if before.get("order") == jsonable(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
-        if stop() or pause():
+        if control.ended():
             return False
         try:
             path = run.folder / picture
@@ -241,7 +240,7 @@ def finish_pictures(
             record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
             done[picture] = raw
             write_json(so_far, {"order": order, "done": done})
-            pause.keep()
+            control.keep()
             made.append((_entry(path), finished.delivered))
             yield _told_finished(run, record, number, total)
         except UserError as problem:

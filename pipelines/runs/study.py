@@ -29,7 +29,7 @@ from pipelines.core.files import REPOSITORY, jsonable, read_json, write_json
 from pipelines.core.records import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
 from pipelines.core.run import Run, forget, is_run, record_consent, run_at
 from pipelines.runs import jobs
-from pipelines.runs.comparison import CONSENT, is_complete
+from pipelines.runs.compare import CONSENT, is_complete
 from pipelines.runs.jobspec import JobSpec, Setting
 
 if TYPE_CHECKING:

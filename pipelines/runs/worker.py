@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.core.control import Control
 from pipelines.core.files import (
     FULL,
     Lock,
@@ -34,8 +35,7 @@ from pipelines.core.files import (
 )
 from pipelines.core.records import Event, OutOfMemory, UserError
 from pipelines.core.run import Run, data_root, is_run
-from pipelines.core.slices import Slice
-from pipelines.runs.comparison import Resident, perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import (
     LONG,
     OURS,
@@ -53,6 +53,7 @@ from pipelines.runs.jobs import (
     stop_asked,
 )  # fmt: skip
 from pipelines.runs.ledger import Ledger
+from pipelines.runs.prepare import Resident
 from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
@@ -177,7 +178,7 @@ def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
         if not lock.acquire():
             line.put(found.job, "queued")
             return
-        one = _Worker(run, found, lambda: False, pause=Slice(over), resident=Resident())
+        one = _Worker(run, found, lambda: False, over=over, resident=Resident())
         if one.begin():
             while not one.advance():
                 pass
@@ -271,14 +272,15 @@ class _Worker:
         found: JobStatus,
         ended: Callable[[], bool],
         *,
-        pause: Slice | None = None,
+        over: Callable[[], bool] = lambda: False,
         resident: Resident | None = None,
         device: str | None = None,
     ) -> None:
         self.run, self.status = run, found
         self.asked = _Asked(run, found.job, ended)
         self.code, self.spoiled, self.spent_s = 0, False, 0.0
-        self._pause, self._resident, self._device = pause or Slice(), resident, device
+        self._control = Control(stop=self.asked, leave=lambda name: leave_asked(run, name), over=over)
+        self._resident, self._device = resident, device
         self._kept_before = found.kept
         self._since = self._written = self._event_at = time.monotonic()
         self._last: Event | None = None
@@ -294,14 +296,7 @@ class _Worker:
             self.save(kind=spec.kind, phase="Starting", state="running" if self._resident else self.status.state)
             if self._device and spec.device is None:
                 spec = replace(spec, device=self._device)
-            self._events = perform(
-                self.run,
-                spec,
-                stop=self.asked,
-                leave=lambda name: leave_asked(self.run, name),
-                pause=self._pause,
-                resident=self._resident,
-            )
+            self._events = perform(self.run, spec, control=self._control, resident=self._resident)
         except Exception as error:
             self._fail(error)
             return False
@@ -330,7 +325,7 @@ class _Worker:
         last = self._last
         if last is not None and last.kind == "done":
             self.save(state="done", phase=None, left_s=None, ended=timestamp())
-        elif self._pause() and not self.asked():
+        elif self._control.paused() and not self.asked():
             self.save(state="queued", phase="Waiting for the next slice of the GPU")
         elif self.asked.ended() and not self.asked.by_person and self._resident and _parent_lives():
             # somebody else's job had to be ended by force, and with it this process: the next one goes on
@@ -373,7 +368,7 @@ class _Worker:
 
         self._written = time.monotonic()
         wall = round(self._written - self._since, 3)
-        changes["kept"] = self._kept_before + self._pause.kept
+        changes["kept"] = self._kept_before + self._control.kept
         self.status = replace(self.status, wall_s=wall, peak_mem_mb=round(peak_memory_mb(), 1), **changes)
         save_status(self.run, self.status)
 

@@ -18,12 +18,12 @@ from pipelines.bases.registry import BASES, find_base
 from pipelines.core.device import Device
 from pipelines.core.records import COLUMNS, PhotoSet, Sampling, UserError
 from pipelines.core.run import run_at
+from pipelines.generation.draw import REFUSED
 from pipelines.generation.generator import Generator
 from pipelines.reports.findings import Findings, ScoredRender, absent
 from pipelines.reports.page import refusals
 from pipelines.reports.tables import to_json
-from pipelines.runs import comparison
-from pipelines.runs.comparison import perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.loop import train
 from tests.tiny import add_checker, make_checker, tiny_data, tiny_family, tiny_folder, tiny_recipe
@@ -106,7 +106,7 @@ def test_a_job_says_which_pictures_were_refused_and_does_not_draw_them_again(tmp
     events = list(perform(run, spec))
     refused = [event for event in events if event.kind == "refused"]
     assert [event.data["seed"] for event in refused] == [1, 2]
-    assert all(event.text == comparison.REFUSED and event.path is None for event in refused)
+    assert all(event.text == REFUSED and event.path is None for event in refused)
     assert not [event for event in events if event.kind in ("render", "failed")]
     assert events[-1].kind == "done" and events[-1].text == "0 pictures are ready; the image filter refused 2 others"
     assert not list(run.folder.rglob("*.png"))

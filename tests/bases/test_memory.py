@@ -345,7 +345,7 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
 
 
 def test_the_plan_counts_as_many_pictures_as_are_drawn_together():
-    from pipelines.runs.comparison import LARGE_BASE_BATCH
+    from pipelines.generation.draw import LARGE_BASE_BATCH
 
     assert max(LARGE_BASE_BATCH, len(presets.prompts("validation"))) <= estimates.DRAWN_TOGETHER
 

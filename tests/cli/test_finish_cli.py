@@ -14,11 +14,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.__main__ import main
+from pipelines.core.control import Control
 from pipelines.core.files import jsonable
 from pipelines.core.records import Finish, PhotoSet, UserError
 from pipelines.core.run import Run, forget, load_photo_set, save_photo_set
 from pipelines.finishing import mark, refine, stage
-from pipelines.runs import comparison, jobspec
+from pipelines.runs import jobspec
+from pipelines.runs.compare import perform
 from tests.finishing.test_refine import Watcher, bicubic, greenness, never_minds
 from tests.runs import make_run
 
@@ -180,7 +182,8 @@ def test_a_picture_that_is_gone_is_told_and_the_others_go_on(run, watchers):
 def test_stopping_keeps_what_is_there(run, watchers):
     order = replace(ORDER, pictures=("renders/lora/seed1.png", "renders/lora/seed2.png"))
     events = []
-    for event in stage.finish_pictures(run, order, stop=lambda: any(e.kind == "finished" for e in events)):
+    control = Control(stop=lambda: any(e.kind == "finished" for e in events))
+    for event in stage.finish_pictures(run, order, control=control):
         events.append(event)
     assert stage.record_of(run, order.pictures[0]) is not None
     assert stage.record_of(run, order.pictures[1]) is None
@@ -190,11 +193,11 @@ def test_the_worker_does_it_without_a_base_model(run, watchers, monkeypatch):
     def load(*_, **__):
         raise AssertionError("finishing needs no base model")
 
-    monkeypatch.setattr(comparison._Flow, "load", load)
+    monkeypatch.setattr("pipelines.bases.family.load_family", load)
     spec = jobspec.JobSpec("finish", methods=("none",), finish=ORDER)
     assert jobspec.spec_from_json(jsonable(spec)) == spec
     assert spec.disk_bytes() < 100e6
-    events = list(comparison.perform(run, spec))
+    events = list(perform(run, spec))
     assert [event.kind for event in events] == ["phase", "finished", "done"]
 
 

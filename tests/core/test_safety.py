@@ -12,7 +12,8 @@ from pipelines.core.files import write_json
 from pipelines.core.records import Sampling, UserError
 from pipelines.core.run import run_at
 from pipelines.core.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
-from pipelines.runs import comparison, jobs
+from pipelines.runs import jobs
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
@@ -189,9 +190,9 @@ def test_the_python_api_refuses(tmp_path):
     with refused:
         next(generator.render([Sampling(BAD)], None, class_word="man"))
     with refused:
-        next(comparison.compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
+        next(compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
     with refused:
-        next(comparison.perform(run_at(tmp_path / "other"), job()))
+        next(perform(run_at(tmp_path / "other"), job()))
     from PIL import Image
 
     save_render(Image.new("RGB", (8, 8)), Sampling(BAD), tmp_path / "a.png", method="none", base="x")
@@ -214,7 +215,7 @@ def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
     run = run_at(tmp_path / "run")
     write_json(run.spec, job())
     with refused:
-        next(comparison.perform(run, jobs.load_spec(run)))
+        next(perform(run, jobs.load_spec(run)))
 
 
 def test_the_command_line_refuses(tmp_path, capsys):

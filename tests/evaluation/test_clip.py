@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines.core.records import UserError
 from pipelines.evaluation.clip import CLIP_ENV, ClipText, rank
-from pipelines.runs.comparison import compare
+from pipelines.runs.compare import compare
 from tests.tiny import make_tokenizer, tiny_folder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,8 +16,8 @@ from pipelines.bases import sampling as sampler
 from pipelines.core.device import noise
 from pipelines.core.files import jsonable
 from pipelines.core.records import METHODS, Sampling, UserError
+from pipelines.generation.draw import render_name
 from pipelines.generation.generator import SCHEDULERS, Generator, check, read_settings, save_render
-from pipelines.runs.comparison import render_name
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from tests.tiny import tiny_family, tiny_folder, tiny_subject
 

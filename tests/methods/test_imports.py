@@ -18,7 +18,7 @@ from pipelines.core.run import imported_columns
 from pipelines.methods import imports, lora_files, lora_names, method
 from pipelines.reports import archive
 from pipelines.reports.tables import to_json
-from pipelines.runs.comparison import perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
 from tests.methods.test_methods import disturbed, picture
 from tests.runs import make_run

@@ -19,18 +19,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.bases.registry import BASES, find_base
+from pipelines.core.control import Control
 from pipelines.core.files import jsonable, read_json, read_lines
 from pipelines.core.records import METHODS, Event, PhotoSet, Sampling, Score, UserError
 from pipelines.core.run import Run, load_photo_set, run_at
 from pipelines.evaluation.facts import Worth
 from pipelines.evaluation.scale import Scale
+from pipelines.generation.draw import render_name
 from pipelines.reports.findings import Findings, ScoredRender, verdict
 from pipelines.reports.grid import TILE_PX
 from pipelines.reports.page import to_html
 from pipelines.reports.tables import to_csv, to_json
-from pipelines.runs import comparison, jobs, replay
-from pipelines.runs.comparison import compare, perform, render_name
+from pipelines.runs import jobs, replay
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec, default_samplings, samplings_of
+from pipelines.training.teach import Taught, in_turn
+from pipelines.training.world import World
 from tests.runs import PEOPLE, make_run, quick
 from tests.tiny import tiny_folder
 
@@ -281,15 +285,14 @@ def test_photos_are_needed(tmp_path):
         list(perform(make_run(tmp_path / "other"), spec))
 
 
-def test_larger_bases_learn_one_after_another(tmp_path):
-    run = make_run(tmp_path / "run")
-    flow = comparison._Flow(run, JobSpec(base=str(tiny_folder("sd15"))), lambda: False)
-    assert flow.row.vram_gb > comparison.SIDE_BY_SIDE_UP_TO_GB
+def test_larger_bases_learn_one_after_another():
+    row = find_base(str(tiny_folder("sd15")))
+    assert not row.is_small
 
     def learner(name):
         yield from (Event("step", name, step, 2) for step in (1, 2))
 
-    told = list(flow._advance({name: learner(name) for name in METHODS}))
+    told = list(in_turn({name: learner(name) for name in METHODS}, Taught(), row, Control(), World()))
     assert [event.method for event in told] == [name for name in METHODS for _ in range(2)]
 
 

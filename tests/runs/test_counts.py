@@ -18,7 +18,7 @@ from pipelines.bases import family as family_module
 from pipelines.core.records import METHODS, Sampling
 from pipelines.core.run import load_photo_set, run_at
 from pipelines.generation.generator import Generator
-from pipelines.runs.comparison import compare, perform
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.loop import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
 from tests.runs import quick

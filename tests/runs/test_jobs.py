@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.core.control import Control
 from pipelines.core.files import FULL, Lock, append_line, read_json, write_json
 from pipelines.core.records import METHODS, Event, Sampling, UserError
 from pipelines.core.run import Run, forget
 from pipelines.runs import jobs
-from pipelines.runs.comparison import perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import JobStatus, follow, hold, start, status, stop
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.runs.worker import MEMORY, explain, short
@@ -115,7 +116,7 @@ def test_stop_is_seen_within_one_step(tmp_path):
         return seen >= 3
 
     told = []
-    for event in perform(run, spec, stop=asked):
+    for event in perform(run, spec, control=Control(stop=asked)):
         told.append(event)
         seen = event.step if event.kind == "step" else seen
     assert max(event.step for event in told if event.kind == "step") == 3

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.core.control import Control
 from pipelines.core.files import read_json, write_json
 from pipelines.core.records import METHODS, Event, Sampling, UserError
 from pipelines.core.run import Run, all_runs, forget
 from pipelines.runs import jobs, worker
-from pipelines.runs.comparison import perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, events, hold, place, status, stop
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import FILE, Ledger
@@ -370,7 +371,8 @@ def test_one_method_can_be_stopped_and_the_others_go_on(tmp_path):
     spec = replace(spec, methods=METHODS, settings={name: spec.settings["lora"] for name in METHODS})
     steps: dict[str, int] = {}
     told = []
-    for event in perform(run, spec, leave=lambda name: name == "lora" and steps.get("lora", 0) >= 2):
+    control = Control(leave=lambda name: name == "lora" and steps.get("lora", 0) >= 2)
+    for event in perform(run, spec, control=control):
         told.append(event)
         if event.kind == "step" and event.method:
             steps[event.method] = event.step

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.core.files import append_line, read_lines
-from pipelines.core.records import METHODS, Sampling
+from pipelines.core.records import METHODS, Event, Sampling
 from pipelines.core.run import FORGOTTEN, sweep_forgotten
-from pipelines.runs import comparison, jobs
-from pipelines.runs.comparison import perform
+from pipelines.runs import jobs
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.loop import CHECKPOINT
 from tests.runs import make_run, quick
@@ -105,7 +105,7 @@ def test_what_killed_writers_left_goes_with_the_next_job(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "watch", lambda root: None)
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path))
     jobs.enqueue(run, spec, owner="anna", serve=False)
-    monkeypatch.setattr("pipelines.runs.worker.perform", lambda *_, **__: iter([comparison.Event("done", text="Done")]))
+    monkeypatch.setattr("pipelines.runs.worker.perform", lambda *_, **__: iter([Event("done", text="Done")]))
     from pipelines.runs import worker
 
     worker.work_slice(run, over=lambda: False)

@@ -19,10 +19,11 @@ from pipelines.evaluation import facts, references
 from pipelines.finishing import stage
 from pipelines.photos import intake
 from pipelines.runs import jobs, worker
-from pipelines.runs.comparison import Resident, perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, read_status, status
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import Ledger
+from pipelines.runs.prepare import Resident
 from pipelines.training import loop
 from pipelines.training.batches import Batches
 from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject

@@ -22,8 +22,8 @@ from pipelines.core import inscription, presets
 from pipelines.core.files import append_line, write_json
 from pipelines.core.records import Event, Sampling, UserError
 from pipelines.core.run import Run
+from pipelines.generation.draw import render_name
 from pipelines.runs import jobs
-from pipelines.runs.comparison import render_name
 from tests.ui.test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
 
 PROMPT = "portrait of {subject}, grey background"
