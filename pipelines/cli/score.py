@@ -16,7 +16,7 @@ from pipelines.core.records import LOW_CEILING, UserError
 
 if TYPE_CHECKING:
     from pipelines.evaluation.lookalike import Opinion
-    from pipelines.faces.judges import Judge
+    from pipelines.faces.face import Judge
 
 
 def check(asked: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import run_of, use_face_models
+from pipelines.cli.arguments import check_out, run_of, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say
 from pipelines.cli.progress import work
 from pipelines.core.records import UserError
@@ -68,6 +68,7 @@ def _study(asked: argparse.Namespace) -> int:
         raise WrongUse("A study needs --out FOLDER: it is continued from there.")
     if asked.jobs < 1:
         raise WrongUse("--jobs is a number from 1.")
+    check_out(asked.out / "report.html")
     use_face_models(asked)
     matrix = study.read_matrix(asked.matrix)
     people = study.read_people(asked.photos, asked.people or matrix.people)

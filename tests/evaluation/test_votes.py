@@ -198,7 +198,7 @@ def test_the_tally_is_what_was_planted_whatever_the_order():
 
 def test_where_a_picture_stood_does_not_matter():
     one = [said("a", n, "lora", order=METHODS) for n in range(4)]
-    other = [said("a", n, "lora", order=METHODS[::-1]) for n in range(4)]
+    other = [said("a", n, "lora", order=tuple(METHODS)[::-1]) for n in range(4)]
     assert votes.tally(one) == votes.tally(other)
 
 
