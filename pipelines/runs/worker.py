@@ -33,6 +33,7 @@ from pipelines.core.files import (
     timestamp,
     write_json,
 )
+from pipelines.core.process import birth
 from pipelines.core.records import Event, OutOfMemory, UserError
 from pipelines.core.run import Run, data_root, is_run
 from pipelines.runs.compare import perform
@@ -43,7 +44,6 @@ from pipelines.runs.jobs import (
     SHORT,
     STOPPING,
     JobStatus,
-    birth,
     leave_asked,
     load_spec,
     me,
@@ -51,7 +51,7 @@ from pipelines.runs.jobs import (
     save_status,
     status,
     stop_asked,
-)  # fmt: skip
+)
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.prepare import Resident
 from pipelines.training import world

@@ -24,7 +24,7 @@ from pipelines.runs.compare import perform
 from pipelines.runs.jobs import JobStatus, follow, hold, start, status, stop
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.runs.worker import MEMORY, explain, short
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.bases.registry import BaseRow, completed
+from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
 from pipelines.core.records import Sampling, UserError
 from ui.generate import html as generate_html
 from ui.generate import imports
 from ui.generate.compare import pair_with, source_of
+from ui.generate.completion import completed
 from ui.generate.layout import BEST_KEPT, BEST_NUMBER, LEAST_CHANGE, MAX_KEPT, MAX_VARIATIONS, GenerateTab, gallery_of
 from ui.generate.styles import OWN, style_of
 from ui.generate.values import (

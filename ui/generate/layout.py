@@ -10,19 +10,19 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.bases.registry import BaseRow, completions
+from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.records import Sampling, Style
+from pipelines.core.records import Sampling, Style, limits
 from ui.generate import html as generate_html
 from ui.generate import imports
 from ui.generate.compare import fellows, first_pair, job_card, name_beside
+from ui.generate.completion import completions
 from ui.generate.styles import OWN, look_cards, style_of
 from ui.generate.values import (
     MAX_NUMBER,
     MAX_SEED,
     PROMPT_LIMIT,
     SCHEDULERS,
-    SIZES,
     named_schedulers,
     schedulers,
     unknown_note,
@@ -134,8 +134,8 @@ class GenerateTab:
     def restore(self, view: View) -> Updates:
         """What depends on the base, and the columns that exist."""
         cards, marked = look_cards(view.row)
-        sizes = [(tell("the base's own"), 0), *((f"{size} px", size) for size in SIZES.get(view.row.family, ()))]
-        portrait = not SIZES.get(view.row.family)
+        sizes = [(tell("the base's own"), 0), *((f"{size} px", size) for size in view.row.sizes_px)]
+        portrait = not view.row.sizes_px
         style = presets.styles().get(cards[0].id)
         return {
             self.style: gr.update(value=generate_html.look_cards(cards, cards[0].id), selected=cards[0].id),
@@ -189,7 +189,7 @@ class GenerateTab:
 
     def use(self, row: BaseRow, found: Sampling, *, number: int = 1) -> Updates:
         """The dials as a picture was made with. Its seed is kept, so that the next press draws it again."""
-        sizes, offered = (0, *SIZES.get(row.family, ())), schedulers(row)
+        sizes, offered = (0, *row.sizes_px), schedulers(row)
         width, height = found.width_px or 0, found.height_px or 0
         return {
             self.style: gr.update(selected=style_of(row, found.prompt)),
@@ -281,11 +281,15 @@ def build(services: Services) -> GenerateTab:
                     dice = gr.Button(say("New seed"), size="sm", min_width=100, elem_id="lk-dice")
             with gr.Accordion(say("Advanced"), open=False, elem_id="lk-advanced"):
                 negative = gr.Textbox(label=say("Negative prompt"), lines=2)
-                steps = gr.Slider(1, 60, value=20, step=1, label=say("Steps"))
+                steps = gr.Slider(*limits(Sampling, "steps"), value=20, step=1, label=say("Steps"))
                 guidance = gr.Slider(
-                    0.0, 15.0, value=3.0, step=0.1, label=say("Guidance"), info=say("How closely to follow the prompt.")
+                    *limits(Sampling, "guidance"),
+                    value=3.0,
+                    step=0.1,
+                    label=say("Guidance"),
+                    info=say("How closely to follow the prompt."),
                 )
-                strength = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label=say("LoRA strength"))
+                strength = gr.Slider(*limits(Sampling, "strength"), value=1.0, step=0.05, label=say("LoRA strength"))
                 scheduler = gr.Dropdown(list(SCHEDULERS), value="default", label=say("Scheduler"))
                 with gr.Row(visible=False) as size_row:
                     width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)

@@ -11,9 +11,11 @@ import re
 import secrets
 from dataclasses import replace
 
+import gradio as gr
+
 from pipelines.bases.registry import BASES, BaseRow, unknown_words
 from pipelines.core import safety
-from pipelines.core.records import Sampling, UserError
+from pipelines.core.records import Sampling, UserError, limits, with_subject
 from ui.page import html as page_html
 from ui.run.view import View
 from ui.words.words import tell
@@ -22,7 +24,6 @@ MAX_SEED = 2**31 - 1
 NEW_SEEDS = 1_000_000  # new ones are drawn below this: short enough to read out and write down
 MAX_NUMBER = 24
 SWEPT = 4  # values of steps, and of guidance, in a sweep; the page says so
-SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024), "z_image": (768, 896, 1024)}
 # The generator's own list; it is not imported because it brings torch with it. A test holds the two equal.
 SCHEDULERS = ("default", "ddim", "dpm++", "unipc", "euler", "euler ancestral")
 PROMPT_LIMIT = 500
@@ -44,8 +45,10 @@ def first_seed(keep: object, seed: object) -> object:
 
 def swept(one: Sampling, *, steps: object, guidance: object) -> tuple[Sampling, ...]:
     """`one` at every pair of the steps and guidances that a person wrote. Raises UserError naming what is wrong."""
-    many_steps = [whole("Steps", value, 1, 60) for value in numbers("Steps", steps)]
-    many_guidances = [decimal("Guidance", value, 0.0, 15.0) for value in numbers("Guidance", guidance)]
+    many_steps = [whole("Steps", value, *limits(Sampling, "steps")) for value in numbers("Steps", steps)]
+    many_guidances = [
+        decimal("Guidance", value, *limits(Sampling, "guidance")) for value in numbers("Guidance", guidance)
+    ]
     if len(many_steps) * len(many_guidances) < 2:
         raise UserError("A sweep of one picture compares nothing. Write at least two values of steps or of guidance.")
     return tuple(replace(one, steps=each, guidance=how) for each in many_steps for how in many_guidances)
@@ -86,22 +89,23 @@ def samplings(
     text = words("Prompt", prompt)
     if not text:
         raise UserError("The prompt is empty. Describe the picture, or pick a style.")
-    if "{subject}" not in text:
-        raise UserError("The prompt has no {subject}. Write {subject} where the person belongs.")
+    text, said = with_subject(text)
+    if said:
+        gr.Info(said)
     negative = words("Negative prompt", negative_prompt)
     safety.check_prompt(text, negative)
     if missing := unknown_words(row, text):
         raise UserError(f"{called(row)} does not know: {', '.join(missing)}. Remove or replace these words.")
     if scheduler not in schedulers(row):
         raise UserError(f"There is no such scheduler. Choose one of: {', '.join(schedulers(row))}.")
-    sizes = (0, *SIZES.get(row.family, ()))
+    sizes = (0, *row.sizes_px)
     if width not in sizes or height not in sizes:
         raise UserError(f"{row.title} does not draw that size. Choose width and height from the lists.")
     common = Sampling(
         prompt=text,
         negative_prompt=negative,
-        steps=whole("Steps", steps, 1, 60),
-        guidance=decimal("Guidance", guidance, 0.0, 15.0),
+        steps=whole("Steps", steps, *limits(Sampling, "steps")),
+        guidance=decimal("Guidance", guidance, *limits(Sampling, "guidance")),
         width_px=int(str(width)) or None,
         height_px=int(str(height)) or None,
         scheduler=str(scheduler),
@@ -131,10 +135,10 @@ def decimal(label: str, value: object, low: float, high: float) -> float:
     return float(value)
 
 
-def whole(label: str, value: object, low: int, high: int) -> int:
+def whole(label: str, value: object, low: float, high: float) -> int:
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or int(number) != number or not low <= number <= high:
-        raise UserError(f"{label} must be a whole number from {low} to {high}. Correct it and try again.")
+        raise UserError(f"{label} must be a whole number from {int(low)} to {int(high)}. Correct it and try again.")
     return int(number)
 
 
