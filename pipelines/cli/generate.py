@@ -101,11 +101,11 @@ def samplings_of(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 
 def extract(asked: argparse.Namespace) -> int:
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
     from pipelines.core.device import pick_device
     from pipelines.methods import extract
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     run = run_of(asked.folder)
     folder = run.method("dreambooth")

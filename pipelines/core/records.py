@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-MethodName = Literal["none", "textual_inversion", "dreambooth", "lora", "pivotal"]
-METHODS: tuple[str, ...] = ("textual_inversion", "dreambooth", "lora")
-# Methods made of others that learn together; offered wherever their parts are, and taught only when they are asked for.
-COMPOSED: dict[str, tuple[str, ...]] = {"pivotal": ("textual_inversion", "lora")}
-ALL_METHODS: tuple[str, ...] = (*METHODS, *COMPOSED)
-COLUMNS: tuple[str, ...] = ("none", *ALL_METHODS)  # "none" is the untrained base
-TITLES = {  # of columns, as people read them
-    "none": "Untrained base",
-    "textual_inversion": "Textual inversion",
-    "dreambooth": "DreamBooth",
-    "lora": "LoRA",
-    "pivotal": "Pivotal tuning",
-}
+if TYPE_CHECKING:
+    import numpy as np
+
+UNTRAINED = "none"  # the column of the untrained base
 IMPORTED = "imported-"  # begins the column of a LoRA or embedding that was not trained here
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 CHECKPOINTING = ("auto", "on", "off")
@@ -63,7 +55,9 @@ def title_of(column: str) -> str:
     """A column's title as plain text; pictures made elsewhere carry the name they were given."""
     if is_imported(column):
         return f"{column.removeprefix(IMPORTED)} (imported)"
-    return TITLES.get(column, column)
+    if column == UNTRAINED:
+        return "Untrained base"
+    return METHOD_ROWS[column].title if column in METHOD_ROWS else column
 
 
 def is_imported(column: str) -> bool:
@@ -73,6 +67,59 @@ def is_imported(column: str) -> bool:
 def place_of(column: str) -> tuple[int, str]:
     """Sorts columns: those of `COLUMNS` first and in their order, then the imported ones by name."""
     return (COLUMNS.index(column) if column in COLUMNS else len(COLUMNS), column)
+
+
+LEARNS = ("words", "adapters", "weights")
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One way of teaching a face, as data: what it can do is said here, and its code never asks for a name."""
+
+    name: str
+    title: str
+    # What trains: "words" (vectors of the text encoders), "adapters" (low-rank changes of layers), "weights" (the whole
+    # denoiser). () = nothing trains: it is a column of the comparison all the same.
+    learns: tuple[str, ...]
+    usual: bool = True  # taught where nobody names methods
+
+
+METHOD_ROWS: dict[str, MethodRow] = {
+    row.name: row
+    for row in (
+        MethodRow("textual_inversion", "Textual inversion", ("words",)),
+        MethodRow("dreambooth", "DreamBooth", ("weights",)),
+        MethodRow("lora", "LoRA", ("adapters",)),
+        MethodRow("pivotal", "Pivotal tuning", ("words", "adapters"), usual=False),
+    )
+}
+
+
+class _Names(Sequence[str]):
+    """Names out of `METHOD_ROWS` in its order, read each time: a row that is added later is among them."""
+
+    def __init__(self, chosen: Callable[[MethodRow], bool], *before: str) -> None:
+        self._chosen, self._before = chosen, before
+
+    def _now(self) -> tuple[str, ...]:
+        return (*self._before, *(row.name for row in METHOD_ROWS.values() if self._chosen(row)))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._now()[index]
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __eq__(self, other: object) -> bool:
+        return self._now() == (other._now() if isinstance(other, _Names) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._now())
+
+
+METHODS: Sequence[str] = _Names(lambda row: bool(row.learns) and row.usual)  # taught where nobody names methods
+ALL_METHODS: Sequence[str] = _Names(lambda row: bool(row.learns))  # everything that can be taught
+COLUMNS: Sequence[str] = _Names(lambda row: True, UNTRAINED)  # everything that is compared
 
 
 class UserError(Exception):
@@ -337,6 +384,25 @@ class Score:
     faces: int | None = None  # how many the detector found
     note: str | None = None  # what makes the number less than it seems, e.g. a face too small to judge
     words: str | None = None  # the similarity as people read it: where it lies among different people
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the validation pictures of one checkpoint, or of one strength, turned out."""
+
+    value: float  # what is maximised: identity (at least 0) x following
+    identity: float  # mean similarity to the validation photos; a picture without a face counts as 0
+    following: float | None  # mean share of what the prompts ask for that is shown
+    trained: float  # mean similarity to the training photos
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks at the checkpoints of a training: it draws `prompts` and hands the pictures to `look`."""
+
+    judge: str  # its name, for the record; never the one that the report's first figures come from
+    prompts: tuple[str, ...]  # each with "{subject}"
+    look: Callable[[np.ndarray], Look]  # of one frame per prompt, (n, H, W, 3) uint8
 
 
 @dataclass(frozen=True)

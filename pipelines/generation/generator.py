@@ -19,7 +19,8 @@ import PIL.ImageOps
 import PIL.PngImagePlugin
 
 from pipelines.bases import sampling as sampler
-from pipelines.bases.family import Family, Modules, load_family
+from pipelines.bases.family import Family, Modules
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription
 from pipelines.core.device import Device
@@ -30,7 +31,7 @@ from pipelines.methods import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import digest
 from pipelines.methods.lora_files import Layers
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 
 SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
 LIMITS: dict[str, tuple[float, float]] = {

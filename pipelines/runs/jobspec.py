@@ -20,6 +20,7 @@ from pipelines.core.records import (
     CHECKPOINTING,
     CLASS_WORDS,
     COLUMNS,
+    METHOD_ROWS,
     METHODS,
     OPTIMIZERS,
     QUALITIES,
@@ -57,7 +58,8 @@ class JobSpec:
     kind: str = "compare"
     base: str = "portrait-128"  # a registry name or a path
     class_word: str = "person"
-    methods: tuple[str, ...] = METHODS  # to train; for "generate" the columns to draw, "none" being the untrained base
+    # to train; for "generate" the columns to draw, "none" being the untrained base
+    methods: tuple[str, ...] = tuple(METHODS)
     quality: str = "good"
     seed: int = 0
     split_seed: int | None = None  # determines which photos are held out; None: `seed` does
@@ -141,9 +143,8 @@ class JobSpec:
         row = find_base(self.base)
         pictures = max(len(self.samplings), self.renders) * len(COLUMNS) * 4 * row.resolution_px**2
         learned = 0.05e9 * (1 + row.vram_gb)
-        if (
-            "dreambooth" in self.methods
-        ):  # per parameter weights, moments and an average in float32, the artefact in half
+        # per parameter weights, moments and an average in float32, the artefact in half
+        if any("weights" in METHOD_ROWS[name].learns for name in self.methods if name in METHOD_ROWS):
             learned = 18e6 * row.footprint.denoiser_m if row.footprint is not None else 0.8e9 * row.vram_gb
         learned *= 1.25  # where checkpoints are chosen, the best one so far is saved beside the last
         if self.finish is not None:

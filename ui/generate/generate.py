@@ -19,12 +19,13 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
+from pipelines.bases.registry import BASES, BaseRow, unknown_words
 from pipelines.core import presets, safety
 from pipelines.core.records import Sampling, Style, UserError, place_of
 from pipelines.runs.jobspec import COMPARED_STYLES
 from ui.generate import html as generate_html
 from ui.generate import imports
+from ui.generate.completion import completed, completions
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
@@ -48,7 +49,6 @@ LEAST_CHANGE = 0.05
 SWEPT = 4  # values of steps, and of guidance, in a sweep; the page says so
 BEST_NUMBER, BEST_KEPT = 24, 6  # and these
 SUGGESTIONS = 8
-SIZES = {"portrait": (), "sd15": (512, 640, 768), "sdxl": (768, 896, 1024), "z_image": (768, 896, 1024)}
 # The generator's own list; it is not imported because it brings torch with it. A test holds the two equal.
 SCHEDULERS = ("default", "ddim", "dpm++", "unipc", "euler", "euler ancestral")
 PROMPT_LIMIT = 500
@@ -227,8 +227,8 @@ class GenerateTab:
     def restore(self, view: View) -> Updates:
         """What depends on the base, and the columns that exist."""
         cards, marked = look_cards(view.row)
-        sizes = [(tell("the base's own"), 0), *((f"{size} px", size) for size in SIZES.get(view.row.family, ()))]
-        portrait = not SIZES.get(view.row.family)
+        sizes = [(tell("the base's own"), 0), *((f"{size} px", size) for size in view.row.sizes_px)]
+        portrait = not view.row.sizes_px
         style = presets.styles().get(cards[0].id)
         return {
             self.style: gr.update(value=generate_html.look_cards(cards, cards[0].id), selected=cards[0].id),
@@ -282,7 +282,7 @@ class GenerateTab:
 
     def use(self, row: BaseRow, found: Sampling, *, number: int = 1) -> Updates:
         """The dials as a picture was made with. Its seed is kept, so that the next press draws it again."""
-        sizes, offered = (0, *SIZES.get(row.family, ())), schedulers(row)
+        sizes, offered = (0, *row.sizes_px), schedulers(row)
         width, height = found.width_px or 0, found.height_px or 0
         return {
             self.style: gr.update(selected=style_of(row, found.prompt)),
@@ -764,7 +764,7 @@ def samplings(
         raise UserError(f"{called(row)} does not know: {', '.join(missing)}. Remove or replace these words.")
     if scheduler not in schedulers(row):
         raise UserError(f"There is no such scheduler. Choose one of: {', '.join(schedulers(row))}.")
-    sizes = (0, *SIZES.get(row.family, ()))
+    sizes = (0, *row.sizes_px)
     if width not in sizes or height not in sizes:
         raise UserError(f"{row.title} does not draw that size. Choose width and height from the lists.")
     common = Sampling(
