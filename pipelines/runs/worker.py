@@ -33,17 +33,15 @@ from pipelines.core.files import (
     timestamp,
     write_json,
 )
+from pipelines.core.process import birth
 from pipelines.core.records import Event, OutOfMemory, UserError
 from pipelines.core.run import Run, data_root, is_run
 from pipelines.runs.compare import perform
-from pipelines.runs.jobs import (
-    LONG,
-    OURS,
-    PARENT_ENV,
-    SHORT,
-    STOPPING,
+from pipelines.runs.jobs import LONG, SHORT, STOPPING
+from pipelines.runs.ledger import Ledger
+from pipelines.runs.prepare import Resident
+from pipelines.runs.status import (
     JobStatus,
-    birth,
     leave_asked,
     load_spec,
     me,
@@ -51,9 +49,8 @@ from pipelines.runs.jobs import (
     save_status,
     status,
     stop_asked,
-)  # fmt: skip
-from pipelines.runs.ledger import Ledger
-from pipelines.runs.prepare import Resident
+)
+from pipelines.runs.supervisor import OURS, PARENT_ENV
 from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
