@@ -1,8 +1,8 @@
 """Teach: every method learns the same face from the same photos, side by side or one after another.
 
-In: a run, its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the run what
+In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the run what
 each method learned; `Taught` says how it went. A method that can't be taught is named and the others go on.
-Try it: `for event in teach(run, photos, {"lora": recipe}, family, control=Control()): print(event)`.
+Try it: `for event in teach(run, album, {"lora": recipe}, family, control=Control()): print(event)`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.core.control import SAVE_EVERY_S, Control, Stopped
-from pipelines.core.schema import ALL_METHODS, COMPOSED, Event, OutOfMemory, PhotoSet, Recipe, Subject, UserError
+from pipelines.core.schema import ALL_METHODS, COMPOSED, Event, OutOfMemory, Recipe, Subject, UserError
 from pipelines.core.slices import Slice
 from pipelines.core.workspace import Run
 from pipelines.training import estimates
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.bases.family import Family
     from pipelines.bases.registry import BaseRow
     from pipelines.core.runtime import Device
+    from pipelines.photos.album import Album
     from pipelines.training.batches import TrainingData
     from pipelines.training.loop import Watch
 
@@ -85,7 +86,7 @@ def leave_out_too_large(
 
 def teach(
     run: Run,
-    photos: PhotoSet,
+    album: Album,
     recipes: Mapping[str, Recipe],
     family: Family,
     *,
@@ -102,7 +103,7 @@ def teach(
     world = join(family.device.kind)
     control.check(world.any)
     yield Event("phase", text="Preparing the photos")
-    data, identity = training_data(photos, recipes, family.row)
+    data, identity = training_data(album, recipes, family.row)
     wanted = any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values())
     watch = find_watch() if wanted else None
     if wanted and watch is None:
@@ -111,7 +112,7 @@ def teach(
         )
     learners = {
         name: train(
-            recipe, data, run.method(name), photo_digest=photos.digest, family=family, identity=identity, watch=watch,
+            recipe, data, run.method(name), photo_digest=album.photos.digest, family=family, identity=identity, watch=watch,
             world=world, stop=partial(control.stopped, name), pause=_Slice(control),
         )
         for name, recipe in recipes.items()
@@ -140,43 +141,32 @@ def teach(
     return taught
 
 
-def training_data(
-    photos: PhotoSet, recipes: Mapping[str, Recipe], row: BaseRow
-) -> tuple[TrainingData, np.ndarray | None]:
+def training_data(album: Album, recipes: Mapping[str, Recipe], row: BaseRow) -> tuple[TrainingData, np.ndarray | None]:
     """What all methods learn from, and dlib's descriptors (n, 128) of the photos where a recipe starts from them."""
     import numpy as np
 
+    from pipelines.faces.dlib_faces import dlib_embed
     from pipelines.photos.captions import training_captions
-    from pipelines.photos.decode import decode
-    from pipelines.photos.framing import crops, frames, heads
+    from pipelines.photos.framing import heads
     from pipelines.training.batches import TrainingData
 
-    words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]
-    descriptors: list[np.ndarray] = []
-
-    def described(path):  # type: ignore[no-untyped-def]
-        image = decode(path)
-        descriptors.extend(_descriptor(image))
-        return image
-
-    faces_count = any(recipe.init == "zero_shot" for recipe in words)
-    pictures = tuple(crops(photos.train, row, read=described if faces_count else decode))
+    photos = album.photos
+    pictures = tuple(album.crops(photos.train, row))
     data = TrainingData(
         pictures,
         training_captions(photos.train, pictures),
-        frames(photos.validation, row),
+        album.frames(photos.validation, row),
         tuple(heads(photos.train, row)) if any(each.weighs_faces for each in recipes.values()) else (),
     )
+    words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]
+    if not any(recipe.init == "zero_shot" for recipe in words):
+        return data, None
+    descriptors = [
+        dlib_embed(np.ascontiguousarray(album.image(photo)), face)
+        for photo in photos.train
+        for face in album.faces(photo)[:1]
+    ]
     return data, np.stack(descriptors) if descriptors else None
-
-
-def _descriptor(image: np.ndarray) -> list[np.ndarray]:
-    """dlib's descriptor (128,) of a photo's face, if there is one. A face embedding: in memory only."""
-    import numpy as np
-
-    from pipelines.faces.dlib_faces import detect_faces, dlib_embed
-
-    return [dlib_embed(np.ascontiguousarray(image), face) for face in detect_faces(image)[:1]]
 
 
 def in_turn(
