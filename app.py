@@ -27,11 +27,13 @@ def build() -> tuple[Any, dict[str, Any]]:
 
     from pipelines.methods import imports
     from ui.generate import finish, generate
+    from ui.page import html as page_html
     from ui.page import theme
     from ui.page.page import Page
     from ui.page.wiring import Show, wire_page
     from ui.programs import api
-    from ui.run.state import Services, View
+    from ui.run.services import Services
+    from ui.run.view import View
     from ui.score import score, verify
     from ui.train import train
     from ui.upload import upload
@@ -69,7 +71,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         def around(view: View) -> dict[Any, Any]:
             """The line of steps, and which tabs are open. A tab with something to see stays open while work goes on."""
             return {
-                steps: gr.update(value=view.steps_html()),
+                steps: gr.update(value=page_html.stepper(view.steps())),
                 train_tab: gr.update(interactive=view.train_blocked is None or view.progress.busy),
                 generate_tab: gr.update(interactive=view.generate_blocked is None or bool(view.pictures)),
                 score_tab: gr.update(interactive=view.score_opens),

@@ -27,9 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from kill_worker import last_step, take_in, torn
 from visits import App, Visitor, conditions, sample_photos, table
 
-from pipelines.core import workspace
-from pipelines.core.schema import Sampling, UserError
-from pipelines.core.workspace import Run
+from pipelines.core import files
+from pipelines.core.records import Sampling, UserError
+from pipelines.core.run import Run
 from pipelines.runs import jobs, worker
 from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
@@ -164,8 +164,8 @@ def report(home: Path, base: str) -> dict[str, Any]:
         asked = (Sampling("portrait of {subject}, grey background", steps=2, seed=1),)
         spec = JobSpec("generate", base, "person", ("none", "lora"), "draft", samplings=asked)
         said = None
-        real = workspace.require_space  # the gate at the start is tested elsewhere: here it fills up later
-        workspace.require_space = lambda *a, **k: None
+        real = files.require_space  # the gate at the start is tested elsewhere: here it fills up later
+        files.require_space = lambda *a, **k: None
         try:
             for event in perform(run, spec):
                 if event.kind == "render":
@@ -173,7 +173,7 @@ def report(home: Path, base: str) -> dict[str, Any]:
         except (UserError, OSError) as error:
             said = worker.explain(error)
         finally:
-            workspace.require_space = real
+            files.require_space = real
         intact = not torn(run) and not run.manifest.exists()
         (disk / "ballast").unlink(missing_ok=True)
         list(perform(run, spec))

@@ -37,10 +37,11 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.bases.registry import BASES, BaseRow
-from pipelines.core import presets, runtime
-from pipelines.core.runtime import CONTEXT_GB, Device, is_worth_compiling, pick_device, tune
-from pipelines.core.schema import Recipe, UserError
+from pipelines.bases.memory import CONTEXT_GB
+from pipelines.bases.registry import BASES, BaseRow, find_base
+from pipelines.core import presets
+from pipelines.core.device import Device, is_worth_compiling, pick_device, tune
+from pipelines.core.records import Recipe, UserError
 
 FASTER = 2.0  # bar: the script's step time over ours
 WITHIN_GB = {"sd15-lora": 6.0, "sdxl-lora": 12.0}  # bar: the recipe as shipped trains on a card of that size
@@ -186,7 +187,7 @@ def _tokenizer(folder: Path) -> Any:
 def shipped_recipe(case: str) -> Recipe:
     """The recipe that a person gets for this base and method."""
     kind, method = case.split("-")[:2]
-    return presets.recipe(kind, method, "good", class_word="man")
+    return presets.recipe(find_base(kind), method, "good", class_word="man")
 
 
 def compared_recipe(case: str) -> Recipe:
@@ -220,7 +221,7 @@ def ours(
     with (
         tempfile.TemporaryDirectory(prefix="likeness-gpu-") as folder,
         card_of(card_gb, device),
-        patch.object(runtime, "COMPILE_FROM_TFLOP", 0.0 if compiled else math.inf),
+        patch("pipelines.core.device.COMPILE_FROM_TFLOP", 0.0 if compiled else math.inf),
     ):
         forget(device)
         family = load_family(row, device)

@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.core.schema import UserError
+from pipelines.core.device import machine
+from pipelines.core.records import UserError
 from pipelines.finishing import mark, watermark
 from pipelines.photos.decode import SUFFIXES, decode
 

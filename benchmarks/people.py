@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.core.schema import METHODS
+from pipelines.core.device import machine
+from pipelines.core.records import METHODS
 from pipelines.evaluation.statistics import paired_bootstrap
 
 TITLES = {

@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core import workspace
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
+from pipelines.core.files import read_json, write_json
 from pipelines.evaluation import references
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Judge, align_by_eyes
@@ -90,14 +90,14 @@ def main() -> int:
         found[name] = max(0.01, math.ceil(100 * float(np.quantile(every, SHARE))) / 100)
         print(f"{name}: tolerance {found[name]:.2f}")
     if options.write:
-        saved = workspace.read_json(refine.FILE) or {"schema": 1, "tolerance": {}}
+        saved = read_json(refine.FILE) or {"schema": 1, "tolerance": {}}
         saved["tolerance"] |= found
         command = "python benchmarks/refine_tolerance.py --people PEOPLE" if options.people else "the sample person"
         saved["source"] = (
             f"{SHARE:.0%} of JPEG q90 and 1 px shifts lose less; {len(people)} people, "
             f"{sum(map(len, people))} photos, {date.today().isoformat()}: {command}"
         )
-        workspace.write_json(refine.FILE, saved)
+        write_json(refine.FILE, saved)
     return 0
 
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SPIN = os.environ.get("GOMP_SPINCOUNT")  # before ours sets it: the scripts get what a person has who runs them
 
-from pipelines.core.schema import METHODS
+from pipelines.core.records import METHODS
 
 SCRIPTS = {
     "textual_inversion": "textual_inversion/textual_inversion.py",
@@ -227,8 +227,9 @@ def ours(asked: Asked, method: str) -> Row:
 
 def script(asked: Asked, method: str, *, careful: bool) -> Row:
     """diffusers' script at its defaults, or with everything done for it that its flags and a person can do."""
+    from pipelines.bases.registry import find_base
     from pipelines.core import presets
-    from pipelines.core.runtime import pick_device
+    from pipelines.core.device import pick_device
 
     folder = asked.work / f"{method}-{'careful' if careful else 'defaults'}"
     folder.mkdir()
@@ -236,7 +237,7 @@ def script(asked: Asked, method: str, *, careful: bool) -> Row:
     if careful:
         photos = folder / "photos"
         shrunk(sorted(asked.photos.iterdir()), photos, asked.resolution_px)
-    recipe = presets.recipe(asked.base, method, asked.quality, class_word=asked.class_word)
+    recipe = presets.recipe(find_base(asked.base), method, asked.quality, class_word=asked.class_word)
     vectors = recipe.vectors if careful else 1
     phrase = f"{asked.identifier} {asked.class_word}"
     command = [

@@ -240,7 +240,7 @@ def conditions() -> dict[str, Any]:
     import datetime
     import platform
 
-    from pipelines.core.runtime import machine
+    from pipelines.core.device import machine
 
     return {
         "machine": machine(), "cores": os.cpu_count(), "python": platform.python_version(),

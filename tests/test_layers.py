@@ -20,13 +20,12 @@ FLOORS = (
     ("generation", "finishing"),
     ("reports",),
     ("runs",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 # What still points up, one import each; the list only ever gets shorter.
 STILL_UP = {
     ("bases.family", "training.estimates"),
-    ("core.fingerprints", "bases.registry"),
-    ("core.presets", "bases.registry"),
 }
 HEAVY = (
     "torch",
@@ -119,7 +118,7 @@ def test_no_two_modules_need_each_other_at_import_time():
 
 
 @pytest.mark.parametrize(
-    "module", ["pipelines.__main__", "pipelines.runs.jobs", "pipelines.core.workspace", "pipelines.runs.compare"]
+    "module", ["pipelines.__main__", "pipelines.runs.jobs", "pipelines.core.run", "pipelines.runs.compare"]
 )
 def test_what_the_page_and_help_need_is_light(module):
     code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"

@@ -19,7 +19,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
-    from pipelines.core.schema import Event, Recipe
+    from pipelines.core.records import Event, Recipe
     from pipelines.training.loop import TrainingData
 
 SUBJECT, SUBJECT_VECTORS = "<subject>", 4
@@ -343,7 +343,7 @@ def tiny_family(kind: str) -> Family:
     """It, loaded in float32 on the CPU, so that results can be compared closely."""
     from pipelines.bases.family import load_family
     from pipelines.bases.registry import find_base
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
 
     return load_family(find_base(str(tiny_folder(kind))), Device("cpu", "float32", "exact in tests"))
 
@@ -362,7 +362,7 @@ def tiny_data(kind: str, *, photos: int = 4, validation: int = 0) -> TrainingDat
 
 def tiny_recipe(kind: str, method: str, **changes: Any) -> Recipe:
     """A few quick steps."""
-    from pipelines.core.schema import Recipe
+    from pipelines.core.records import Recipe
 
     plain = Recipe(
         base=str(tiny_folder(kind)),

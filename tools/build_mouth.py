@@ -24,7 +24,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
 from pipelines.faces import mouth
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.photos.decode import decode

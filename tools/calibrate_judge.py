@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core import workspace
+from pipelines.core.files import write_text
 from pipelines.faces import calibration
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.face import Judge
@@ -309,7 +309,7 @@ def main() -> int:
         print(text, flush=True)
         if options.write:
             stem = name if detector != "scrfd" or name != "arcface-mini" else f"{name}-scrfd"
-            workspace.write_text(calibration.FOLDER / f"{stem}.json", text)
+            write_text(calibration.FOLDER / f"{stem}.json", text)
     return 0
 
 

@@ -40,8 +40,9 @@ def main() -> int:
     from PIL import Image
 
     from pipelines.bases.registry import find_base
-    from pipelines.core import presets, workspace
-    from pipelines.core.schema import Sampling
+    from pipelines.core import presets
+    from pipelines.core.records import Sampling
+    from pipelines.core.run import load_photo_set, run_at
     from pipelines.evaluation import references
     from pipelines.faces.judges import judge_named
     from pipelines.generation.generator import Generator
@@ -54,13 +55,13 @@ def main() -> int:
     row = find_base(BASE)
     made: list[Image.Image] = []
     with tempfile.TemporaryDirectory() as folder:
-        run = workspace.run_at(Path(folder) / "run")
+        run = run_at(Path(folder) / "run")
         files = tuple(str(path) for path in photo_files(person))
         spec = JobSpec("train", BASE, class_word, (METHOD,), "draft", photos=files, device="cpu")
         for event in perform(run, spec):
             if event.kind in ("phase", "done"):
                 print(event.text, flush=True)
-        photos = workspace.load_photo_set(run)
+        photos = load_photo_set(run)
         assert photos is not None
         alike = references.reference(judge_named("arcface-mini"), photos.held_out)
         generator = Generator(row)

@@ -20,8 +20,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.core.schema import METHODS, QUALITIES
+from pipelines.core.device import machine
+from pipelines.core.records import METHODS, QUALITIES
 from pipelines.evaluation.facts import asked_for
 from pipelines.evaluation.statistics import cluster_bootstrap
 

@@ -27,11 +27,12 @@ from torch import nn
 
 from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
+from pipelines.bases.memory import USABLE
 from pipelines.bases.objective import NoiseSchedule, Schedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
-from pipelines.core.runtime import USABLE, Device, free_memory_gb, is_worth_compiling, pick_device, tune
-from pipelines.core.schema import ATTENTIONS, UserError
+from pipelines.core.device import Device, free_memory_gb, is_worth_compiling, pick_device, tune
+from pipelines.core.records import ATTENTIONS, UserError
 from pipelines.training.estimates import roomy_gb
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known

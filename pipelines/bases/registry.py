@@ -21,9 +21,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.schema import COMPOSED, METHODS, UserError
+from pipelines.core.files import REPOSITORY, file_sha256, sha
+from pipelines.core.records import COMPOSED, METHODS, UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EMBEDDED = REPOSITORY / "models"
 RARE_TOKEN = "ohwx"  # one rare token of CLIP's vocabulary; carries almost no meaning of its own
 # Full fine-tuning keeps float32 weights, gradients and two moments (16 bytes per parameter): 14 GB for SD 1.5's 0.86 B
@@ -246,6 +246,14 @@ BASES: dict[str, BaseRow] = {
         ),
     )
 }
+
+
+def base_sha256(row: BaseRow) -> str | None:
+    """Of a base on this machine: a hash over its weight files. A base of the hub is named by its revision."""
+    if row.repo is not None or row.folder is None:
+        return None
+    files = [row.folder] if row.folder.is_file() else sorted(row.folder.rglob("*.safetensors"))
+    return sha([[path.name, file_sha256(path)] for path in files])
 
 
 def find_base(name_or_path: str) -> BaseRow:

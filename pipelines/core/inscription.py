@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.schema import Sampling
+from pipelines.core.records import Sampling
 
 TEXT_CHUNK = "likeness"
 MAX_CHARACTERS = 100_000

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 CLIP_REPO, CLIP_REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"  # MIT
 FILES = ("*.json", "*.txt", "model.safetensors")

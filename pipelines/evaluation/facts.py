@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.schema import Sampling, Score
+from pipelines.core.records import Sampling, Score
+from pipelines.evaluation.statistics import known_mean
+from pipelines.faces.calibration import LOOKS_LIKE
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.photos import captions, checks
@@ -27,7 +29,6 @@ STRUCTURE_PX = 64  # aligned faces are compared at this size: copies survive it,
 COPY = 0.75
 BAD_QUALITY = ("blurred", "dark", "bright", "low_contrast")  # a turned head is no flaw in a portrait
 PROMINENT = 0.12  # a prominent face is at least this share of the picture high
-LOOKS_LIKE = "looks like you"
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,6 @@ def worth_of(
     own = [(s, f, scores) for s, f, scores in pictures if is_counted(s, stylised)]
     shown = [f for _, f, _ in own]
     asked = [f.following if f.faces else 0.0 for s, f, _ in own if f.following is not None or asked_for(s.prompt)]
-    known = [value for value in asked if value is not None]
     copies = [f.copy for f in shown if f.copy is not None]
     structures = [f.structure for f in shown if f.structure is not None]
     yaws = [f.yaw for f in shown if f.yaw is not None]
@@ -202,16 +202,16 @@ def worth_of(
     pairs = [similarity(a, b) for a, b in combinations(structures[:24], 2)]
     drift, preserved = _class_only(pictures, base)
     return Worth(
-        usable=_mean([float(usable(f, scores)) for _, f, scores in own]),
-        following=_mean(known),
-        quality=_mean([float(bool(f.faces) and not f.quality) for f in shown]),
+        usable=known_mean([float(usable(f, scores)) for _, f, scores in own]),
+        following=known_mean(asked),
+        quality=known_mean([float(bool(f.faces) and not f.quality) for f in shown]),
         diversity=None if not pairs else 1 - float(np.mean(pairs)),
         yaw_spread=float(np.std(yaws)) if len(yaws) > 1 else None,
         copies=sum(value >= COPY for value in copies),
         copy_score=max(copies, default=None),
-        memorisation_gap=_mean(gaps),
+        memorisation_gap=known_mean(gaps),
         drift=drift,
-        clip_t=_mean([f.clip_t for f in shown if f.clip_t is not None]),
+        clip_t=known_mean(f.clip_t for f in shown),
         preserved=preserved,
     )
 
@@ -237,8 +237,4 @@ def _class_only(
             drifts.append((scores[0].similarity or 0.0) - (before_scores[0].similarity or 0.0))
         both = f.structure is not None and before.structure is not None
         kept.append(similarity(f.structure, before.structure) if both else 0.0)  # type: ignore[arg-type]
-    return _mean(drifts), _mean(kept)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if len(values) else None
+    return known_mean(drifts), known_mean(kept)

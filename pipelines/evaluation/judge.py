@@ -1,8 +1,8 @@
 """Judge: how much does every picture look like the person, and what else is there to say about it?
 
-In: a run, the album of its photos, renders and a loaded base. Out: events; `judge` keeps scores.jsonl and marks.json and returns
-`Judged`, `look_closer` keeps closer.json and returns `Closer`. A picture that these judges scored, or looked at, as it
-is now is not looked at again. References are face embeddings: they live in memory only.
+In: a run, the album of its photos, renders and a loaded base. Out: events; `judge` keeps scores.jsonl and marks.json
+and returns `Judged`, `look_closer` keeps closer.json and returns `Closer`. A picture that these judges scored, or
+looked at, as it is now is not looked at again. References are face embeddings: they live in memory only.
 Try it: `for event in judge(run, album, renders, family, control=Control()): print(event)`.
 """
 
@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core import inscription, presets, workspace
+from pipelines.core import inscription, presets
 from pipelines.core.control import SAVE_EVERY_S, Control
-from pipelines.core.fingerprints import file_sha256, sha
-from pipelines.core.schema import Event, PhotoSet, Render, Score, UserError
-from pipelines.core.workspace import Run
+from pipelines.core.files import file_sha256, jsonable, read_json, read_lines, sha, write_json, write_text
+from pipelines.core.records import Event, PhotoSet, Render, Score, UserError
+from pipelines.core.run import Run
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
@@ -87,7 +87,7 @@ def judge(
     scores = yield from _scored(renders, terms.earlier, references, store, control)
     control.check()
     marks = _marks(run, album, scores, judges, family)
-    workspace.write_json(run.marks, marks)
+    write_json(run.marks, marks)
     return Judged({str(path): tuple(found) for path, found in scores.items()}, marks, judges, tuple(notes))
 
 
@@ -176,10 +176,10 @@ class ScoreStore:
 
     def __init__(self, run: Run, photos: PhotoSet, judges: Sequence[Judge]) -> None:
         self._run, self._digest = run, photos.digest
-        self._judges = sha(*([each.name, each.weights_sha256, workspace.plain(each.calibration)] for each in judges))
+        self._judges = sha(*([each.name, each.weights_sha256, jsonable(each.calibration)] for each in judges))
         self._file = run.folder / "scored_with.json"
         self.known = self._read()  # scores against these photos, by whichever judges
-        saved = workspace.read_json(self._file) or {}
+        saved = read_json(self._file) or {}
         same = bool(self.known) and saved.get("judges") == self._judges
         self._seen: dict[str, str] = dict(saved.get("pictures", {})) if same else {}  # picture -> sha256 of its file
 
@@ -196,15 +196,15 @@ class ScoreStore:
         rows = [
             {**asdict(score), "render": self._run.relative(path)} for path, found in merged.items() for score in found
         ]
-        workspace.write_text(self._run.scores, "".join(json.dumps(workspace.plain(row)) + "\n" for row in rows))
+        write_text(self._run.scores, "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
         with_what = {"photo_digest": self._digest, "judges": self._judges, "pictures": self._seen}
-        workspace.write_json(self._file, with_what)
+        write_json(self._file, with_what)
 
     def _read(self) -> dict[Path, list[Score]]:
-        if (workspace.read_json(self._file) or {}).get("photo_digest") != self._digest:
+        if (read_json(self._file) or {}).get("photo_digest") != self._digest:
             return {}
         known: dict[Path, list[Score]] = {}
-        for line in workspace.read_lines(self._run.scores):
+        for line in read_lines(self._run.scores):
             path = self._run.folder / line["render"]
             known.setdefault(path, []).append(Score(**{**line, "render": str(path)}))
         return known
@@ -296,7 +296,7 @@ class _SeenBefore:
 
     def __init__(self, run: Run, stamp: str) -> None:
         self._run, self._file, self._stamp = run, run.folder / "closer.json", stamp
-        saved = workspace.read_json(self._file)
+        saved = read_json(self._file)
         same = isinstance(saved, dict) and saved.get("stamp") == stamp
         self._known: dict[str, dict[str, Any]] = saved["pictures"] if same else {}
         self._now: dict[str, dict[str, Any]] = {}
@@ -321,7 +321,7 @@ class _SeenBefore:
         self._known = {}
 
     def save(self) -> None:
-        workspace.write_json(self._file, {"stamp": self._stamp, "pictures": self._known | self._now})
+        write_json(self._file, {"stamp": self._stamp, "pictures": self._known | self._now})
 
 
 def _ask_clip(

@@ -12,20 +12,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import references
 from pipelines.evaluation.references import Reference
 from pipelines.evaluation.scale import Scale, scale_of
 from pipelines.faces import calibration
-from pipelines.faces.arcface import ARCFACE_PACKS, find_pack
 from pipelines.faces.face import Judge, Seen
-from pipelines.faces.judges import available_judges
+from pipelines.faces.judges import resident_judges
 
 PERSON, SAMPLE, BASE = "this person", "the sample person", "the untrained base's pictures"
 PERHAPS, NONE, UNKNOWN = "perhaps this person", "none of them", "unknown"
@@ -92,7 +90,9 @@ class Opinion:
 
 
 @dataclass(frozen=True)
-class Face:
+class JudgedFace:
+    """One face of a picture and what each judge thinks of it."""
+
     box: tuple[float, float, float, float]  # left, top, right, bottom in the picture, px
     opinions: tuple[Opinion, ...]  # in the order of the judges
 
@@ -101,22 +101,10 @@ class Face:
 class Answer:
     """Faces from left to right; () when no judge finds one."""
 
-    faces: tuple[Face, ...]
+    faces: tuple[JudgedFace, ...]
     judges: tuple[str, ...]
     marks: dict[str, Scale]
     notes: tuple[str, ...] = ()
-
-
-@lru_cache(maxsize=2)
-def _judges_with(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    return tuple(available_judges())
-
-
-def judges() -> tuple[Judge, ...]:
-    """This machine's judges, made once per process, so that their models are read once; a pack that is added or
-    taken away counts at once.
-    """
-    return _judges_with(tuple(find_pack(name) for name in ARCFACE_PACKS))
 
 
 def known(
@@ -196,7 +184,7 @@ def look_at_any(image: np.ndarray, knowing: Sequence[Known]) -> Answer:
                 same[name] = seen
     found.sort(key=lambda face: face[0][0] + face[0][2])
     return Answer(
-        tuple(Face(box, tuple(_opinion(one, seen, len(found)) for one in knowing)) for box, seen in found),
+        tuple(JudgedFace(box, tuple(_opinion(one, seen, len(found)) for one in knowing)) for box, seen in found),
         tuple(one.person.judge.name for one in knowing),
         {one.person.judge.name: one.marks for one in knowing},
     )
@@ -249,7 +237,7 @@ def known_of(
     with _lock:
         found = _remembered.get(key)
     if found is None:
-        found = known(judges(), photo_set, sample=sample, base=base, on_photo=on_photo)
+        found = known(resident_judges(), photo_set, sample=sample, base=base, on_photo=on_photo)
         forget(folder)
         with _lock:
             if folder.is_dir():  # deleted meanwhile: nothing of it may stay

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo, Score, UserError
+from pipelines.core.records import Photo, Score, UserError
 from pipelines.faces import calibration
 from pipelines.faces.face import NO_FACE, Judge, Seen
 from pipelines.photos.decode import decode

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.core.schema import PhotoSet, Score
+from pipelines.core.records import PhotoSet, Score
 from pipelines.evaluation.references import mean_vector, vectors
 from pipelines.faces import calibration
 from pipelines.faces.face import NO_FACE, Judge
@@ -77,7 +77,7 @@ def measure_scale(
         drawn = [judge.look(np.asarray(image)).vector for image in rebuilt_images]
         rebuilt = _real_comparisons(judge, drawn, held_out, train)
         best = float(np.mean(rebuilt)) if rebuilt else None
-    floors = [_zero(score) for score in floor_scores]
+    floors = [imputed(score) for score in floor_scores]
     return scale_of(judge, held_out, train, floor=float(np.mean(floors)) if floors else None, best_possible=best)
 
 
@@ -124,7 +124,8 @@ def _real_comparisons(
     return similarities
 
 
-def _zero(score: Score | float | None) -> float:
+def imputed(score: Score | float | None) -> float:
+    """A similarity that failures cost: 0 where there is no face."""
     value = score.similarity if isinstance(score, Score) else score
     return 0.0 if value is None or not np.isfinite(value) else float(value)
 
@@ -154,12 +155,12 @@ class IdentitySummary:
 def summary(scores: Sequence[Score], marks: Scale) -> IdentitySummary:
     """Sum up one method's scores by one judge. Pictures without a face are counted, never dropped."""
     found = [score.similarity for score in scores if score.similarity is not None]
-    imputed = float(np.mean([_zero(score) for score in scores])) if scores else None
+    zero_imputed = float(np.mean([imputed(score) for score in scores])) if scores else None
     return IdentitySummary(
         mean=float(np.mean(found)) if found else None,
         best=max(found, default=None),
-        mean_zero_imputed=imputed,
-        normalised=normalised(imputed, marks.floor, marks.ceiling),
+        mean_zero_imputed=zero_imputed,
+        normalised=normalised(zero_imputed, marks.floor, marks.ceiling),
         faces_found=len(found),
         renders=len(scores),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.core import presets
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.evaluation.facts import followed
 from pipelines.evaluation.references import Reference, reference
 from pipelines.faces.face import Judge

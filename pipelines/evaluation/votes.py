@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.core import inscription, presets, workspace
-from pipelines.core.schema import ALL_METHODS, COLUMNS, Sampling, UserError
-from pipelines.core.workspace import Run
+from pipelines.core import inscription, presets
+from pipelines.core.files import append_line, read_json, read_lines, repair_lines, timestamp, told_when_full, write_json
+from pipelines.core.records import ALL_METHODS, COLUMNS, Sampling, UserError
+from pipelines.core.run import Run, load_photo_set
 
 ROUNDS = 12  # of one vote: two minutes of a friend's time
 VOTER = re.compile(r"[A-Za-z0-9_-]{22}")  # 128 random bits, as secrets.token_urlsafe(16) writes them
@@ -93,10 +94,10 @@ class Tally:
 
 def standing(run: Run) -> Standing | None:
     """What the run's methods have learned from its present photos; None where nothing has."""
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     if photos is None:
         return None
-    cards = {method: workspace.read_json(run.method(method) / "subject.json") for method in ALL_METHODS}
+    cards = {method: read_json(run.method(method) / "subject.json") for method in ALL_METHODS}
     fits = {m: c for m, c in cards.items() if isinstance(c, dict) and c.get("photo_digest") == photos.digest}
     if not fits:
         return None
@@ -133,7 +134,7 @@ def start(run: Run, *, with_base: bool = False, rounds: int = ROUNDS) -> Ballot:
     """A new vote over at most `rounds` pairs in random order, the pictures of each shuffled. Raises UserError where
     there is nothing to choose between.
     """
-    now, photos = standing(run), workspace.load_photo_set(run)
+    now, photos = standing(run), load_photo_set(run)
     if now is None or photos is None or not photos.held_out:
         raise UserError("There is nothing to vote about yet. Train a method and draw pictures first.")
     found = pairs(run, now, with_base=with_base)
@@ -151,15 +152,15 @@ def start(run: Run, *, with_base: bool = False, rounds: int = ROUNDS) -> Ballot:
         photo = run.relative(chance.choice(photos.held_out).path)
         made.append(Round(photo, tuple(order), tuple(files[column] for column in order)))
     ballot = Ballot(secrets.token_urlsafe(16), now, tuple(made))
-    with workspace.told_when_full():
+    with told_when_full():
         run.ballots.mkdir(mode=0o700, exist_ok=True)
-    workspace.write_json(run.ballots / f"{ballot.voter}.json", ballot)
+    write_json(run.ballots / f"{ballot.voter}.json", ballot)
     return ballot
 
 
 def ballot(run: Run, voter: str) -> Ballot:
     """A vote that was started. Raises UserError when there is none of that name, or what it was about is gone."""
-    saved = workspace.read_json(run.ballots / f"{voter}.json") if VOTER.fullmatch(voter) else None
+    saved = read_json(run.ballots / f"{voter}.json") if VOTER.fullmatch(voter) else None
     if not isinstance(saved, dict):
         raise UserError("There is no such vote. Ask for a new link.")
     found = Ballot(
@@ -174,7 +175,7 @@ def ballot(run: Run, voter: str) -> Ballot:
 
 def answered(run: Run, voter: str) -> int:
     """How many rounds this voter has answered: the number of the next one."""
-    return sum(1 for line in workspace.read_lines(run.votes) if line.get("voter") == voter)
+    return sum(1 for line in read_lines(run.votes) if line.get("voter") == voter)
 
 
 def started(run: Run, *, newest: int = 5) -> list[tuple[str, int, int]]:
@@ -201,7 +202,7 @@ def answer(run: Run, voter: str, *, round: int, pick: int | str) -> bool:
     """
     asked = ballot(run, voter)
     with _one_at_a_time:
-        workspace.repair_lines(run.votes)
+        repair_lines(run.votes)
         due = answered(run, voter)
         if not 0 <= round < len(asked.rounds) or round > due:
             raise UserError("That round is not open. Reload the page.")
@@ -214,8 +215,8 @@ def answer(run: Run, voter: str, *, round: int, pick: int | str) -> bool:
             said, column = str(pick), None
         else:
             raise UserError("There is no such picture. Reload the page and choose one of those shown.")
-        line = Answer(voter, round, this.order, this.files, said, column, asked.standing, workspace.timestamp())
-        workspace.append_line(run.votes, line)
+        line = Answer(voter, round, this.order, this.files, said, column, asked.standing, timestamp())
+        append_line(run.votes, line)
     return True
 
 
@@ -223,7 +224,7 @@ def answers(run: Run) -> list[Answer]:
     """The answers about what is trained now, one per voter and round (the first)."""
     now = standing(run)
     found: dict[tuple[str, int], Answer] = {}
-    for line in workspace.read_lines(run.votes):
+    for line in read_lines(run.votes):
         try:
             one = Answer(
                 **{
@@ -397,7 +398,7 @@ def summary(run: Run, judge: str | None, means: Mapping[str, float | None]) -> d
 
 def similarities(run: Run, judge: str) -> dict[str, float | None]:
     """What a judge said of the run's pictures, by their path in the run."""
-    lines = workspace.read_lines(run.scores)
+    lines = read_lines(run.scores)
     return {str(line["render"]): line.get("similarity") for line in lines if line.get("judge") == judge}
 
 

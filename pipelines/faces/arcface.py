@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import calibration
 from pipelines.faces.calibration import Calibration
 from pipelines.faces.face import NO_FACE, Face, Seen, sha256_of

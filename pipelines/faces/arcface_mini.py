@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import UserError
 from pipelines.faces import calibration
 from pipelines.faces.arcface import ArcFaceJudge, scrfd_face, scrfd_faces
 from pipelines.faces.calibration import Calibration
@@ -21,7 +22,7 @@ from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import NO_FACE, Face, Seen, around, sha256_of
 
 NAME = "arcface-mini"
-MODEL = Path(__file__).resolve().parents[2] / "models" / NAME / "arcface_mini.onnx"
+MODEL = REPOSITORY / "models" / NAME / "arcface_mini.onnx"
 SIZE_PX, EMBEDDING = 112, 512
 # The standard 112x112 five-point template (InsightFace): eyes, nose tip, mouth corners; (x, y).
 TEMPLATE = np.array(

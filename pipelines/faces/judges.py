@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import arcface_mini
 from pipelines.faces.arcface import ARCFACE_PACKS, ArcFaceJudge, download_pack, find_pack, pack_root
 from pipelines.faces.dlib_faces import DlibJudge, dlib_weights
@@ -95,3 +96,15 @@ def _incomplete(name: str, pack_folder: Path | None) -> str:
     if empty:
         return f" as a whole: {', '.join(empty)} is empty"
     return f" as a whole: it needs a detector and a recogniser, and only {files[0].name} is there"
+
+
+@lru_cache(maxsize=2)
+def _with_packs(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
+    return tuple(available_judges())
+
+
+def resident_judges() -> tuple[Judge, ...]:
+    """`available_judges`, made once per process, so that their models are read once; a pack that is added or taken away
+    counts at once.
+    """
+    return _with_packs(tuple(find_pack(name) for name in ARCFACE_PACKS))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
+from pipelines.core.files import REPOSITORY
 from pipelines.faces.face import Face, align_by_eyes
 
-FOLDER = Path(__file__).resolve().parents[2] / "models" / "mouth"
+FOLDER = REPOSITORY / "models" / "mouth"
 MODEL, CARD = FOLDER / "mouth.onnx", FOLDER / "evaluation.json"
 # The lower half of the face: 64 px with 32 px between the eyes, which lie just above the picture.
 SIZE_PX, EYES_APART_PX, EYES_MID = 64, 32.0, (32.0, -5.0)

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY, told_when_full
+from pipelines.core.records import UserError
+from pipelines.core.run import credentials_folder
 
 CERT_VARIABLE, KEY_VARIABLE = "LIKENESS_C2PA_CERT", "LIKENESS_C2PA_KEY"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -75,7 +76,7 @@ def version() -> str:
         return metadata.version("likeness")
     except metadata.PackageNotFoundError:
         try:
-            text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+            text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
             return str(tomllib.loads(text)["project"]["version"])
         except (OSError, KeyError, ValueError):
             return ""
@@ -116,7 +117,7 @@ def identity() -> Identity:
             raise UserError(
                 f"The file that {CERT_VARIABLE} or {KEY_VARIABLE} names can't be read ({reason}). Correct the path."
             ) from error
-    folder = workspace.credentials_folder()
+    folder = credentials_folder()
     if not (folder / KEY_FILE).is_file():
         _make_own(folder)
     return _own(folder)
@@ -134,7 +135,7 @@ def _own(folder: Path) -> Identity:
 def _make_own(folder: Path) -> None:
     """Both files appear together or not at all; of two processes that make them at once, the first one's stay."""
     made = self_signed()
-    with workspace.told_when_full():
+    with told_when_full():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))  # mode 0700
         try:
@@ -284,7 +285,7 @@ def sign(data: bytes, format_name: str, *, base: str = "", watermarked: bool = F
 def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
     """What the content credentials in a file say. Never raises because of what is in the file."""
     order = json.dumps({"path": str(path.resolve()), "anchors": _anchors()})
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(REPOSITORY)
     kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "HOME") if name in os.environ}
     try:
         done = subprocess.run(
@@ -311,7 +312,7 @@ def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
 def _anchors() -> str:
     """This copy's own certificates, PEM; "" when it has none yet: reading makes none."""
     try:
-        if os.environ.get(CERT_VARIABLE, "").strip() or (workspace.credentials_folder() / CHAIN_FILE).is_file():
+        if os.environ.get(CERT_VARIABLE, "").strip() or (credentials_folder() / CHAIN_FILE).is_file():
             return identity().chain.decode("ascii")
     except (UserError, UnicodeDecodeError):
         pass

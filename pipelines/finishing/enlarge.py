@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import UserError
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "upscale-x2-mini"
-MODEL = Path(__file__).resolve().parents[2] / "models" / NAME
+MODEL = REPOSITORY / "models" / NAME
 SMALLEST_PX, LARGEST_PX = 16, 4096
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
 EXTRA = "spandrel_extra_arches"
@@ -235,7 +236,7 @@ class Embedded:
         self._lock = threading.Lock()
 
     def enlarge(self, image: np.ndarray) -> np.ndarray:
-        from pipelines.core.runtime import pick_device
+        from pipelines.core.device import pick_device
 
         image = _checked(image)
         device = pick_device(self._device).name
@@ -305,7 +306,7 @@ class Loaded:
     """Weights that a person brought, of any architecture spandrel knows. They are read when it is made."""
 
     def __init__(self, row: UpscalerRow, path: Path, *, device: str | None = None) -> None:
-        from pipelines.core.runtime import pick_device
+        from pipelines.core.device import pick_device
 
         self._device = pick_device(device).name
         self._model = _load_with_spandrel(row, path, self._device)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import write_bytes
+from pipelines.core.records import UserError
 from pipelines.finishing import credentials, watermark
 from pipelines.finishing.credentials import SOURCE_TYPE, Credentials
 from pipelines.photos.decode import FORMATS as PHOTO_FORMATS
@@ -57,6 +59,9 @@ DOUBTS = {
     "missing": "a part of them is missing",
     "other": "they could not be checked",
 }
+
+
+_ENCODING = threading.Lock()  # Pillow's buffer size belongs to the whole process
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,10 @@ class Verification:
     def sentence(self) -> str:
         """The whole answer in one to three sentences."""
         saying = [mark for mark in self.marks if mark.generated]
-        count, of_a_parent = len(saying), all(mark.by_parent for mark in saying)
+        count = len(saying)
         if count == 0:
             sentences = ["No mark says that an AI drew this picture."]
-        elif count == 1 and of_a_parent:  # the watermark and the field speak of the picture itself
+        elif count == 1 and saying[0].by_parent:  # the watermark and the field speak of the picture itself
             sentences = ["1 of 3 marks says that this picture was made from a picture that an AI drew."]
         elif count == 1:
             sentences = ["1 of 3 marks says that an AI drew this picture."]
@@ -148,7 +153,7 @@ def mark(
         pixels = with_watermark(pixels)
     data = encode(pixels, kind, quality=quality, dpi=dpi, base=base)
     data, marks = seal(data, kind, base=base, watermarked=min(pixels.shape[:2]) >= watermark.MIN_SIDE_PX)
-    workspace.write_bytes(out, data)
+    write_bytes(out, data)
     return marks
 
 
@@ -198,8 +203,28 @@ def encode(image: np.ndarray, format_name: str, *, quality: int | None = None, d
     if format_name == "AVIF":
         options |= {"speed": 6, "max_threads": 1}  # several threads cut the picture into tiles: other bits elsewhere
     packed = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(packed, format=format_name, **options)
+    with _roomy_encoder(image.shape[0] * image.shape[1]) if format_name == "JPEG" else contextlib.nullcontext():
+        Image.fromarray(np.ascontiguousarray(image)).save(packed, format=format_name, **options)
     return packed.getvalue()
+
+
+@contextlib.contextmanager
+def _roomy_encoder(pixels: int) -> Iterator[None]:
+    """Room for a whole progressive JPEG of so many pixels, however much grain it has.
+
+    Pillow hands libjpeg one buffer of 1 or 2 bytes a pixel; a larger file fails with "Suspension not allowed here". No
+    JPEG with three channels has more than 27 bits for each of its 3 coefficients a pixel. Pages that stay unused cost
+    no memory.
+    """
+    from PIL import ImageFile
+
+    with _ENCODING:
+        usual = ImageFile.MAXBLOCK
+        ImageFile.MAXBLOCK = max(usual, 11 * pixels + (1 << 20))
+        try:
+            yield
+        finally:
+            ImageFile.MAXBLOCK = usual
 
 
 def seal(data: bytes, format_name: str, *, base: str = "", watermarked: bool = True) -> tuple[bytes, Marks]:

@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import PhotoSet, UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import PhotoSet, UserError
 from pipelines.evaluation import references
 from pipelines.evaluation.references import Reference
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import Face, Judge
 from pipelines.finishing import matte
 
-FILE = Path(__file__).resolve().parents[2] / "presets" / "refining.json"
+FILE = REPOSITORY / "presets" / "refining.json"
 SIZE_PX, LEAST_PX = 512, 16
 KEPT, DROPPED, NOT_NEEDED = "kept", "dropped", "not needed"
 HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself"

@@ -11,14 +11,14 @@ import contextlib
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core import inscription, workspace
+from pipelines.core import inscription
 from pipelines.core.control import Control
-from pipelines.core.fingerprints import file_sha256
-from pipelines.core.schema import SOURCE_NAME, Event, Finish, PhotoSet, UserError
+from pipelines.core.files import file_sha256, jsonable, read_json, require_space, timestamp, write_bytes, write_json
+from pipelines.core.records import SOURCE_NAME, Event, Finish, PhotoSet, UserError
+from pipelines.core.run import Run, load_photo_set
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +174,7 @@ def told(finished: Finished) -> dict[str, Any]:
         "height_px": delivered.height_px,
         "bytes": len(delivered.data),
         "quality": delivered.quality,
-        "marks": workspace.plain(delivered.marks),
+        "marks": jsonable(delivered.marks),
         "notes": list(finished.notes),
     }
 
@@ -182,25 +182,11 @@ def told(finished: Finished) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- in a run
 
 
-@lru_cache(maxsize=2)
-def _judges(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    from pipelines.faces.judges import available_judges
-
-    return tuple(available_judges())
-
-
-def judges() -> tuple[Judge, ...]:
-    """This machine's judges, made once per process: a worker finishes one picture after another."""
-    from pipelines.faces.arcface import ARCFACE_PACKS, find_pack
-
-    return _judges(tuple(find_pack(name) for name in ARCFACE_PACKS))
-
-
-def baseline_of(run: workspace.Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
+def baseline_of(run: Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
     """The person of the run; where the run has no photos to compare with, the picture itself."""
     from pipelines.finishing import refine
 
-    photos: PhotoSet | None = workspace.load_photo_set(run)
+    photos: PhotoSet | None = load_photo_set(run)
     if photos is not None and photos.held_out:
         with contextlib.suppress(UserError):  # no judge sees a face in them
             return refine.baseline_of(judging, photos)
@@ -208,7 +194,7 @@ def baseline_of(run: workspace.Run, image: np.ndarray, judging: Sequence[Judge])
 
 
 def finish_pictures(
-    run: workspace.Run,
+    run: Run,
     order: Finish,
     *,
     control: Control | None = None,
@@ -219,19 +205,20 @@ def finish_pictures(
     A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
     did not come to its end goes on where it was left. Returns whether it did.
     """
+    from pipelines.faces.judges import resident_judges
     from pipelines.finishing import deliver, refine
     from pipelines.photos.decode import decode
 
     total = len(order.pictures)
     plural = f"{total} pictures" if total > 1 else "the picture"
     yield Event("phase", steps=total, text=f"Finishing {plural}")
-    judging = judges()
+    judging = resident_judges()
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []
     control, so_far = control or Control(), run.folder / "finished" / SO_FAR
-    before = workspace.read_json(so_far) or {}
-    done: dict[str, str] = before["done"] if before.get("order") == workspace.plain(order) else {}
+    before = read_json(so_far) or {}
+    done: dict[str, str] = before["done"] if before.get("order") == jsonable(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
         if control.ended():
             return False
@@ -252,7 +239,7 @@ def finish_pictures(
             finished = finish(image, order, baseline=baseline, tools=tools, base=base)
             record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
             done[picture] = raw
-            workspace.write_json(so_far, {"order": order, "done": done})
+            write_json(so_far, {"order": order, "done": done})
             control.keep()
             made.append((_entry(path), finished.delivered))
             yield _told_finished(run, record, number, total)
@@ -271,7 +258,7 @@ def _entry(path: Path) -> str:
     return f"{path.parent.name}-{path.stem}"
 
 
-def _delivered(run: workspace.Run, record: dict[str, Any]) -> Delivered:
+def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
     """A finished picture as its record has it, without its notes and marks."""
     from pipelines.finishing.deliver import Delivered
 
@@ -279,7 +266,7 @@ def _delivered(run: workspace.Run, record: dict[str, Any]) -> Delivered:
     return Delivered(data, record["format"], record["width_px"], record["height_px"], record["quality"])
 
 
-def _told_finished(run: workspace.Run, record: dict[str, Any], number: int, total: int) -> Event:
+def _told_finished(run: Run, record: dict[str, Any], number: int, total: int) -> Event:
     from pipelines.finishing import refine
 
     kept = sum(one["state"] == refine.KEPT for one in record["steps"])
@@ -288,7 +275,7 @@ def _told_finished(run: workspace.Run, record: dict[str, Any], number: int, tota
 
 
 def _keep(
-    run: workspace.Run,
+    run: Run,
     picture: str,
     raw: np.ndarray,
     finished: Finished,
@@ -302,9 +289,9 @@ def _keep(
 
     folder = run.finished(picture)
     shutil.rmtree(folder, ignore_errors=True)
-    workspace.require_space(run.folder, 5_000_000, purpose="The finished picture")
+    require_space(run.folder, 5_000_000, purpose="The finished picture")
     file = f"portrait{finished.delivered.suffix}"
-    workspace.write_bytes(folder / file, finished.delivered.data)
+    write_bytes(folder / file, finished.delivered.data)
     side_px = max(finished.refined.image.shape[:2])
 
     def preview(name: str, image: np.ndarray) -> str:
@@ -323,9 +310,9 @@ def _keep(
     record |= {
         "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file,
         "raw_file": "preview_0-raw.jpg", "refined_file": preview("9-refined", finished.refined.image),
-        "made": workspace.timestamp(), "order": workspace.plain(order), "flaws": _flaws(finished.refined.image, folder),
+        "made": timestamp(), "order": jsonable(order), "flaws": _flaws(finished.refined.image, folder),
     }  # fmt: skip
-    workspace.write_json(folder / RECORD, record)
+    write_json(folder / RECORD, record)
     return record
 
 
@@ -348,24 +335,24 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, format="JPEG", quality=88)
-    workspace.write_bytes(path, packed.getvalue())
+    write_bytes(path, packed.getvalue())
 
 
-def record_of(run: workspace.Run, picture: str) -> dict[str, Any] | None:
+def record_of(run: Run, picture: str) -> dict[str, Any] | None:
     """What is known of one finished picture; None where it was not finished, or its record is damaged."""
     with contextlib.suppress(UserError):
-        saved = workspace.read_json(run.finished(picture) / RECORD)
+        saved = read_json(run.finished(picture) / RECORD)
         if isinstance(saved, dict) and saved.get("picture") == picture:
             return saved
     return None
 
 
-def records(run: workspace.Run) -> list[dict[str, Any]]:
+def records(run: Run) -> list[dict[str, Any]]:
     """What `finish_pictures` kept, the newest first. A damaged record is left out."""
     found = []
     for file in (run.folder / "finished").glob(f"*/{RECORD}"):
         with contextlib.suppress(UserError):
-            saved = workspace.read_json(file)
+            saved = read_json(file)
             if isinstance(saved, dict) and isinstance(saved.get("picture"), str):
                 found.append((file.stat().st_mtime_ns, saved))
     return [saved for _, saved in sorted(found, key=lambda each: -each[0])]

@@ -14,11 +14,11 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.core import inscription, workspace
+from pipelines.core import inscription
 from pipelines.core.control import SAVE_EVERY_S, Control
-from pipelines.core.fingerprints import file_sha256, sha
-from pipelines.core.schema import ALL_METHODS, Event, Render, Sampling, UserError, sampling_fields
-from pipelines.core.workspace import Run
+from pipelines.core.files import append_line, file_sha256, read_lines, repair_lines, sha, write_file
+from pipelines.core.records import ALL_METHODS, Event, Render, Sampling, UserError, sampling_fields
+from pipelines.core.run import Run, columns_of, imported_columns
 from pipelines.training.teach import subject_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def draw(
     for unknown in dict.fromkeys(word for each in samplings for word in row.unknown_words(each.prompt)):
         yield Event("note", text=f"{row.name} does not know: {unknown}", data={"unknown": unknown})
     set_aside_old_renders(run, row)
-    workspace.repair_lines(_refusals_file(run))
+    repair_lines(_refusals_file(run))
     refused = set(refusals(run, row))
     drawing = Drawing(row, family=family)
     renders: list[Render] = []
@@ -132,7 +132,7 @@ def brought(run: Run, images: Mapping[str, Sequence[str]]) -> tuple[list[Render]
                     problems.append(f"{name}: {problem}")
                     picture = np.zeros((64, 64, 3), np.uint8)
                 given = Image.fromarray(picture)
-                workspace.write_file(path, lambda partial, given=given: given.save(partial, format="PNG"))  # type: ignore[misc]
+                write_file(path, lambda partial, given=given: given.save(partial, format="PNG"))  # type: ignore[misc]
             renders.append(Render(str(path), name, None, Sampling("", seed=index)))
     return renders, problems
 
@@ -141,7 +141,7 @@ def renders_of(run: Run) -> list[Render]:
     """Every picture drawn in the run, oldest first within its column. Those out of date were set aside."""
     return [
         Render(str(path), column, saved.subject, saved.sampling)
-        for column in workspace.columns(run)
+        for column in columns_of(run)
         for path in run.pictures(column)
         if (saved := inscription.read(path, whole=True)) is not None
     ]
@@ -149,7 +149,7 @@ def renders_of(run: Run) -> list[Render]:
 
 def set_aside_old_renders(run: Run, row: BaseRow) -> None:
     """Pictures of an earlier training or another base move to `earlier/`: they are kept, and mixed with nothing."""
-    for column in workspace.columns(run):
+    for column in columns_of(run):
         subject = subject_of(run, column) if column != "none" else None
         if column != "none" and subject is None:
             continue
@@ -163,10 +163,10 @@ def set_aside_old_renders(run: Run, row: BaseRow) -> None:
 
 def refusals(run: Run, row: BaseRow) -> list[tuple[str, Sampling]]:
     """Pictures (column, sampling) that the image filter refused with what the columns are now."""
-    cards = {name: subject_of(run, name) for name in (*ALL_METHODS, *workspace.imported(run))}
+    cards = {name: subject_of(run, name) for name in (*ALL_METHODS, *imported_columns(run))}
     subjects = {name: card.id if card else None for name, card in cards.items()} | {"none": None}
     found: dict[tuple[str, Sampling], None] = {}
-    for line in workspace.read_lines(_refusals_file(run)):
+    for line in read_lines(_refusals_file(run)):
         with contextlib.suppress(KeyError, TypeError):
             column, subject = line["column"], line["subject"]
             if line["base"] == row.name and subjects.get(column, "") == subject:
@@ -181,7 +181,7 @@ def _refusals_file(run: Run) -> Path:
 def _note_refused(run: Run, row: BaseRow, column: str, sampling: Sampling, subject: str | None) -> None:
     """Remember it: otherwise every job that continues would draw the picture again."""
     line = {"column": column, "base": row.name, "subject": subject, "sampling": sampling_fields(sampling)}
-    workspace.append_line(_refusals_file(run), line)
+    append_line(_refusals_file(run), line)
 
 
 def _is_drawn(run: Run, sampling: Sampling, path: Path) -> bool:

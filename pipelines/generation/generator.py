@@ -22,10 +22,10 @@ from pipelines.bases import sampling as sampler
 from pipelines.bases.family import Family, Modules, load_family
 from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription
-from pipelines.core.runtime import Device
+from pipelines.core.device import Device
+from pipelines.core.files import write_file
+from pipelines.core.records import Render, Sampling, Subject, UserError, check_variation, sampling_fields
 from pipelines.core.safety import check_prompt
-from pipelines.core.schema import Render, Sampling, Subject, UserError, check_variation, sampling_fields
-from pipelines.core.workspace import write_file
 from pipelines.methods import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import digest

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from pipelines.bases.checker import CHECKER, EXTRACTOR
 from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
-from pipelines.core.schema import Recipe, UserError
-from pipelines.core.workspace import write_folder
+from pipelines.core.files import write_folder
+from pipelines.core.records import Recipe, UserError
 from pipelines.methods.base import Artifact, Group
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"

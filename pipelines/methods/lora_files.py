@@ -20,8 +20,8 @@ from safetensors.torch import save, save_file
 
 from pipelines.bases.family import FAMILIES, Family, Modules
 from pipelines.bases.registry import BASES, BaseRow
-from pipelines.core.schema import UserError
-from pipelines.core.workspace import write_file
+from pipelines.core.files import write_file
+from pipelines.core.records import UserError
 from pipelines.methods.base import sort_header
 from pipelines.methods.lora_names import Layout, path_of, role_of
 

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipelines.bases.registry import BASES, BaseRow
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 HEADER_LIMIT = 8 << 20  # bytes; a LoRA of every layer of SDXL has 0.4 MB
 TENSOR_LIMIT = 12_000  # SDXL with every layer, alphas and magnitudes: about 4,500

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoSet
+from pipelines.core.records import Photo, PhotoSet
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import Face, Judge, Seen
 from pipelines.photos import framing
@@ -26,8 +26,9 @@ NOBODY = PhotoSet((), (), ())
 
 
 class Album:
-    """A person's photos, and other pictures by their path. For one thread at a time. All methods raise `UserError` for a
-    file that can't be read.
+    """A person's photos, and other pictures by their path. For one thread at a time.
+
+    All methods raise `UserError` for a file that can't be read.
     """
 
     def __init__(self, photos: PhotoSet = NOBODY, *, limit_bytes: int = LIMIT_BYTES):

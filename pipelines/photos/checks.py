@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
+from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
 from pipelines.faces import calibration
 from pipelines.faces import mouth as mouths
 from pipelines.faces.dlib_faces import detect_faces

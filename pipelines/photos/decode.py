@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 256 << 20

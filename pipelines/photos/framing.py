@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipelines.core.schema import Photo
+from pipelines.core.records import Photo
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.photos.decode import decode
 

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.photos.decode import MAX_FILE_BYTES, SUFFIXES
 
 

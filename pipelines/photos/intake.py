@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
-from pipelines.core.workspace import settle
+from pipelines.core.files import settle
+from pipelines.core.records import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 from pipelines.faces.face import Face, align_by_eyes
 from pipelines.photos import checks
 from pipelines.photos.checks import Examined, Recogniser, examine

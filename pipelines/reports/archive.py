@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import inscription, workspace
-from pipelines.core.schema import ALL_METHODS
-from pipelines.core.workspace import Run
+from pipelines.core import inscription
+from pipelines.core.files import read_json
+from pipelines.core.records import ALL_METHODS, title_of
+from pipelines.core.run import Run, columns_of, load_photo_set
 
-TITLES = {
-    "textual_inversion": "Textual inversion", "dreambooth": "DreamBooth", "lora": "LoRA", "pivotal": "Pivotal tuning",
-}  # fmt: skip
 # What a file is, by the end of its name; the first that fits counts.
 SENTENCES = (
     ("methods/textual_inversion/learned_embeds.safetensors",
@@ -63,14 +61,14 @@ SENTENCES = (
 
 def settings(run: Run) -> dict[str, Any]:
     """Base, recipes and the settings of every picture, as one record. What a run has not done yet is missing."""
-    cards = {m: card for m in ALL_METHODS if (card := workspace.read_json(run.method(m) / "subject.json"))}
+    cards = {m: card for m in ALL_METHODS if (card := read_json(run.method(m) / "subject.json"))}
     pictures = {
         run.relative(path): saved.get("sampling")
-        for column in workspace.columns(run)
+        for column in columns_of(run)
         for path in sorted(run.pictures(column))
         if (saved := inscription.fields_in(path)) is not None
     }
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     return {
         "schema": 1,
         "base": next((_base(card.get("base")) for card in cards.values()), None),
@@ -103,10 +101,10 @@ def readme(run: Run, files: Sequence[Path]) -> str:
         "",
         "settings.json: base, recipes, and prompt, seed and dials of every picture, in one place.",
     ]
-    for column in workspace.columns(run):
+    for column in columns_of(run):
         count = sum(name.startswith(f"renders/{column}/") for name in names)
         if count:
-            who = "the untrained base" if column == "none" else TITLES.get(column, column)
+            who = "the untrained base" if column == "none" else title_of(column)
             plural = "s" if count != 1 else ""
             lines.append(f"renders/{column}/: {count} picture{plural} drawn by {who}.")
     for name in names:

@@ -12,15 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipelines.core.schema import IMPORTED, is_imported
+from pipelines.core.records import title_of
 
-NAMES = {
-    "none": "Untrained base",
-    "textual_inversion": "Textual inversion",
-    "dreambooth": "DreamBooth",
-    "lora": "LoRA",
-    "pivotal": "Pivotal tuning",
-}
 OTHER_COLOUR = "#7c3aed"
 COLOURS = {
     "none": "#6b7280",
@@ -34,15 +27,8 @@ PARTS = {"train": "learned from", "held_out": "held out", "other": "other people
 Span = Mapping[str, float]  # mean, low, high
 
 
-def title_of(column: str) -> str:
-    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
-    if is_imported(column):
-        return f"{column.removeprefix(IMPORTED)} (imported)"
-    return NAMES.get(column) or column
-
-
 def name_of(column: str) -> str:
-    """The same for HTML."""
+    """A column's title for HTML."""
     return escape(title_of(column))
 
 
@@ -107,6 +93,11 @@ def _level(x: Axis, y: Axis, value: float | None, name: str) -> str:
     return line + _text(x.end_px, at - 4, f"{name} {value:.2f}", anchor="end")
 
 
+def figure(value: float | None, digits: int = 2) -> str:
+    """A number as people read it; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
 # ------------------------------------------------------------------------------------------------- the drawings
 
 
@@ -156,6 +147,42 @@ def scatter(found: Mapping[str, Any]) -> str:
             _text(602, 56 + 20 * index, name_of(column)),
         ]
     return _svg(740, 370, "Identity against prompt-following, by method", parts)
+
+
+def strip(judge: str, named: Mapping[str, float | None], dots: Mapping[str, Sequence[float]]) -> str:
+    """All similarities by one judge on one axis, a row of dots per column, with named values of its scale."""
+    values = [value for value in named.values() if value is not None] + [v for each in dots.values() for v in each]
+    low = min([0.0, *values]) - 0.03
+    high = max([1.0, *values])
+
+    def at(value: float) -> float:
+        return 170 + (value - low) / (high - low) * 810
+
+    height = 26 * len(dots) + 20 * len(named) + 16
+    lines = []
+    for index, (name, value) in enumerate(named.items()):
+        y = 26 * len(dots) + 20 * (index + 1) + 4
+        if value is None:
+            lines.append(f'<text x="170" y="{y}" font-size="13" fill="currentColor">{name}: not measured</text>')
+            continue
+        x = at(value)
+        anchor, shift = ("end", -6) if x > 700 else ("start", 6)
+        lines.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{y}" stroke="currentColor" '
+            f'stroke-dasharray="4 3" opacity=".6"/>'
+            f'<text x="{x + shift:.1f}" y="{y}" font-size="13" text-anchor="{anchor}" fill="currentColor">{name} '
+            f"{value:.2f}</text>"
+        )
+    for index, (column, each) in enumerate(dots.items()):
+        y = 26 * index + 16
+        lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{name_of(column)}</text>')
+        colour = colour_of(column)
+        lines += [f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{colour}" fill-opacity=".65"/>' for value in each]
+    said = "; ".join(f"{name} {figure(value)}" for name, value in named.items())
+    return (
+        f'<svg viewBox="0 0 1000 {height}" role="img" aria-label="Similarities by '
+        f'{escape(judge)}. {escape(said)}">{"".join(lines)}</svg>'
+    )
 
 
 def convergence(found: Mapping[str, Any]) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.schema import ALL_METHODS, PhotoSet, Sampling, Score, Subject, is_imported
+from pipelines.core.records import ALL_METHODS, TITLES, PhotoSet, Sampling, Score, Subject, is_imported, title_of
 from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
-from pipelines.evaluation.scale import IdentitySummary, Scale, summary
+from pipelines.evaluation.scale import IdentitySummary, Scale, imputed, summary
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap
 from pipelines.faces.calibration import Calibration
-from pipelines.reports.figures import NAMES, name_of
+from pipelines.reports.figures import figure
 
 WORST = 8
 
@@ -63,7 +63,7 @@ class Findings:
     @property
     def drawn_here(self) -> tuple[str, ...]:
         """The columns that answered the same prompts and seeds."""
-        return tuple(column for column in self.columns if column in NAMES or is_imported(column))
+        return tuple(column for column in self.columns if column in TITLES or is_imported(column))
 
     def of(self, column: str) -> list[ScoredRender]:
         return [cell for cell in self.cells if cell.column == column]
@@ -88,7 +88,7 @@ class Findings:
         """
         alone = {sampling for name, sampling in self.refused if name in (column, "none")}
         cells = [[each for each in self.counted(name) if each.sampling not in alone] for name in (column, "none")]
-        one, base = ([_zero(score) for each in side if (score := each.score(judge)) is not None] for side in cells)
+        one, base = ([imputed(score) for each in side if (score := each.score(judge)) is not None] for side in cells)
         asked, basis = ([each.sampling for each in side] for side in cells)
         if column == "none" or not one or len(one) != len(base) or asked != basis:
             return None
@@ -104,11 +104,7 @@ class Findings:
         return max(known, key=lambda column: known[column]) if known else None
 
 
-def _zero(score: Score) -> float:
-    return 0.0 if score.similarity is None else score.similarity
-
-
-def _rounded(value: float | None, digits: int = 4) -> float | None:
+def rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
@@ -119,14 +115,14 @@ def verdict(findings: Findings) -> str:
         return "No method could be compared."
     found, mark, gain = findings.identity(best, judge), findings.marks[judge], findings.against_base(best, judge)
     mean = found.mean_zero_imputed if found else None
-    scale = f"Real photos of this person reach {_figure(mark.ceiling)}"
+    scale = f"Real photos of this person reach {figure(mark.ceiling)}"
     scale += f", 99.9% of different people stay below {mark.impostor:.2f}." if mark.impostor is not None else "."
     if gain is None or not (gain.significant and gain.difference > 0):
         return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
-    return f"{name_of(best)} comes closest to the person: mean similarity {_figure(mean)} by {judge}. {scale}"
+    return f"{title_of(best)} comes closest to the person: mean similarity {figure(mean)} by {judge}. {scale}"
 
 
-def _rows(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, ScoredRender]]]:
+def rows_of(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, ScoredRender]]]:
     """Cells of one sampling side by side, in the order in which they were asked for; none that were made elsewhere."""
     rows: dict[Sampling, dict[str, ScoredRender]] = {}
     for cell in (each for each in cells if each.sampling.prompt):
@@ -134,17 +130,17 @@ def _rows(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, Score
     return list(rows.items())
 
 
-def _absent(findings: Findings, column: str, asked: Sampling) -> str:
+def absent(findings: Findings, column: str, asked: Sampling) -> str:
     return "refused" if (column, asked) in findings.refused else "not drawn"
 
 
-def _spoken(findings: Findings, asked: Sampling) -> str:
+def spoken(findings: Findings, asked: Sampling) -> str:
     """The prompt as a person reads it."""
     said = asked.prompt.replace("{subject}", f"the {findings.class_word}")
     return said if asked.source is None else f"{said} (a variation, {asked.change:.0%} drawn anew)"
 
 
-def _said(score: Score | None) -> str:
+def caption(score: Score | None) -> str:
     if score is None:
         return "not scored"
     if score.similarity is None:
@@ -172,12 +168,12 @@ def drawings(findings: Findings) -> dict[str, Any]:
         methods[column] = {
             "identity": _span([v or 0.0 for v in values], [cell.sampling.prompt for cell in cells]),
             "following": _span([value for _, value in asked], [prompt for prompt, _ in asked]),
-            "similarities": [_rounded(value) for value in values],
+            "similarities": [rounded(value) for value in values],
         }
     return {
         "judge": judge,
-        "ceiling": _rounded(mark.ceiling),
-        "threshold": _rounded(mark.threshold),
+        "ceiling": rounded(mark.ceiling),
+        "threshold": rounded(mark.threshold),
         "different": known.different if known else None,
         "same": known.same if known else None,
         "methods": methods,
@@ -209,7 +205,3 @@ def worst(findings: Findings) -> list[ScoredRender]:
     cells = [cell for column in findings.columns if column != "none" for cell in findings.counted(column)]
     scored = [(score.similarity, cell) for cell in cells if (score := cell.score(judge)) is not None]
     return [cell for _, cell in sorted(scored, key=lambda each: -9.0 if each[0] is None else each[0])][:WORST]
-
-
-def _figure(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

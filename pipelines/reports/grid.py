@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core.workspace import Run
-from pipelines.reports.figures import COLOURS, title_of
-from pipelines.reports.findings import Findings, _absent, _rows, _said, _spoken
+from pipelines.core.records import title_of
+from pipelines.core.run import Run
+from pipelines.reports.figures import COLOURS
+from pipelines.reports.findings import Findings, absent, caption, rows_of, spoken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
     from PIL import Image, ImageDraw, ImageFont
 
     judges = list(findings.marks)
-    rows = _rows(findings.cells)
+    rows = rows_of(findings.cells)
     columns = [*findings.drawn_here, "photo"]
     label_px, head_px = 190, 34
     score_px = 6 + 15 * max(1, len(judges))
@@ -41,7 +42,7 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
         draw.text((x, 9), head, fill=COLOURS.get(column, "black"), font=title)
     for number, (asked, cells) in enumerate(rows):
         y = head_px + number * (TILE_PX + score_px + GAP_PX)
-        lines = [f"seed {asked.seed}", *_wrapped(_spoken(findings, asked), 28)]
+        lines = [f"seed {asked.seed}", *_wrapped(spoken(findings, asked), 28)]
         draw.multiline_text((GAP_PX, y), "\n".join(lines[:10]), fill="black", font=text, spacing=3)
         for index, column in enumerate(columns):
             x = label_px + index * (TILE_PX + GAP_PX)
@@ -53,7 +54,7 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
                 continue
             if cell is None:
                 draw.rectangle((x, y, x + TILE_PX - 1, y + TILE_PX - 1), outline="#bbbbbb")
-                draw.text((x + 8, y + 8), _absent(findings, column, asked), fill="#666666", font=text)
+                draw.text((x + 8, y + 8), absent(findings, column, asked), fill="#666666", font=text)
                 continue
             with Image.open(run.folder / cell.path) as drawn:
                 tile = drawn.convert("RGB")
@@ -65,7 +66,7 @@ def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
                     )
                 picture.paste(tile, (x, y))
             for line, judge in enumerate(judges):
-                said = f"{judge} {_said(cell.score(judge))}"
+                said = f"{judge} {caption(cell.score(judge))}"
                 draw.text((x, y + TILE_PX + 3 + 15 * line), said, fill="black", font=text)
     return picture
 

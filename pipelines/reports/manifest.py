@@ -1,7 +1,7 @@
 """Report: what was found, written down; and after everything else the manifest, from which a run can be repeated.
 
-In: a run, the album of its photos, `Findings` and how they came about. Out: report.json, report.html, cells.csv and the like
-in the run's folder, manifest.json last. The manifest holds no embedding, and no path but a local base's.
+In: a run, the album of its photos, `Findings` and how they came about. Out: report.json, report.html, cells.csv and the
+like in the run's folder, manifest.json last. It holds no embedding, and no path but a local base's.
 Try it: `for event in report(run, album, findings, origin, control=Control()): print(event)`.
 """
 
@@ -13,16 +13,17 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core import workspace
+from pipelines.bases.registry import base_sha256
 from pipelines.core.control import Control
-from pipelines.core.fingerprints import base_sha256, file_sha256, threads, versions
-from pipelines.core.schema import Event, Sampling, is_imported, sampling_fields
-from pipelines.core.workspace import Run
+from pipelines.core.device import threads, versions
+from pipelines.core.files import file_sha256, jsonable, read_json, timestamp, write_json
+from pipelines.core.records import Event, Sampling, is_imported, sampling_fields
+from pipelines.core.run import Run
 from pipelines.training.teach import subject_of
 
 if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
     from pipelines.faces.face import Judge
     from pipelines.photos.album import Album
     from pipelines.reports.findings import Findings
@@ -57,7 +58,7 @@ def report(
     learned_from = dict(zip((photo.name for photo in album.photos.train), train, strict=True))
     written = write_report(findings, run, held_out, learned_from)
     seconds = round(control.clock.seconds, 3)
-    workspace.write_json(run.manifest, manifest(run, findings, origin) | {"wall_s": seconds, "report": written})
+    write_json(run.manifest, manifest(run, findings, origin) | {"wall_s": seconds, "report": written})
 
 
 def forget_report(run: Run) -> None:
@@ -68,7 +69,7 @@ def forget_report(run: Run) -> None:
 
 def is_written(run: Run, key: str) -> bool:
     """True when the run has a whole report with this key, without errors, and all its pictures. Light: no torch."""
-    saved = workspace.read_json(run.manifest)
+    saved = read_json(run.manifest)
     if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
         return False
     files = [run.report, *(run.folder / path for path in saved.get("renders", {}))]
@@ -77,7 +78,7 @@ def is_written(run: Run, key: str) -> bool:
 
 def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
     """What is needed to repeat a run, and what came out."""
-    from pipelines.core.runtime import peak_memory_mb
+    from pipelines.core.device import peak_memory_mb
 
     row, photos = origin.row, findings.photo_set
     against = {
@@ -88,9 +89,9 @@ def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
         "schema": SCHEMA,
         "kind": origin.kind,
         "key": origin.key,
-        "consent": workspace.read_json(run.consent),
+        "consent": read_json(run.consent),
         "started": origin.started,
-        "finished": workspace.timestamp(),
+        "finished": timestamp(),
         "wall_s": round(findings.wall_s, 3),
         "peak_mem_mb": round(peak_memory_mb(), 1),
         "versions": versions(),
@@ -129,7 +130,7 @@ def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
         "renders": {cell.path: file_sha256(run.folder / cell.path) for cell in findings.cells},
         "judges": {
             judge.name: {"weights_sha256": judge.weights_sha256, "licence": judge.licence,
-                         "marks": workspace.plain(findings.marks[judge.name])}
+                         "marks": jsonable(findings.marks[judge.name])}
             for judge in origin.judges
         },
         "against_untrained_base": against,

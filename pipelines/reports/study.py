@@ -1,6 +1,6 @@
 """A study's results: one page, one JSON, one CSV of every picture, one LaTeX table.
 
-In: finished cells (their report.json and cells.csv). Out: figures with 95% intervals by a bootstrap over people,
+In: finished runs (their report.json and cells.csv). Out: figures with 95% intervals by a bootstrap over people,
 training seeds and prompts, paired differences with Holm's correction. Nothing here shows a face.
 """
 
@@ -10,21 +10,20 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.core import workspace
-from pipelines.core.schema import COLUMNS, UserError
-from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm
+from pipelines.core.files import read_json, timestamp, write_json, write_text
+from pipelines.core.records import COLUMNS, UserError, title_of
+from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm, known_mean
 from pipelines.reports import figures as drawn
-from pipelines.reports.figures import NAMES
-from pipelines.reports.page import STYLE
+from pipelines.reports.figures import figure
+from pipelines.reports.page import templates
 
 COST = ("train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "steps")
 WORST = 8
@@ -67,16 +66,14 @@ def write_study(
         "schema": 1,
         "command": command,
         "machine": machine,
-        "finished": workspace.timestamp(),
+        "finished": timestamp(),
         "failed": failed,
         "budgets": {each.budget: figures(each) for each in tables},
     }
-    workspace.write_text(out / "cells.csv", _every_picture(finished))
-    workspace.write_text(
-        out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items())
-    )
-    workspace.write_text(out / "report.html", to_html(saved))
-    workspace.write_json(out / "report.json", saved)
+    write_text(out / "cells.csv", _every_picture(finished))
+    write_text(out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items()))
+    write_text(out / "report.html", to_html(saved))
+    write_json(out / "report.json", saved)
     return saved
 
 
@@ -129,7 +126,7 @@ def table(group: Sequence[FinishedRun]) -> Table:
         usable={column: array(column, "usable") for column in columns},
         following={column: array(column, "following") for column in columns},
         reports=reports,
-        drawings=tuple(workspace.read_json(cell.folder / "figures.json") or {} for cell in ordered),
+        drawings=tuple(read_json(cell.folder / "figures.json") or {} for cell in ordered),
         lines=tuple(
             {"person": cell.person, "training_seed": cell.seed, **line}
             for cell, own in zip(ordered, rows, strict=True)
@@ -283,9 +280,9 @@ def _share(values: np.ndarray) -> dict[str, float] | None:
     return _interval(cluster_bootstrap(values[:, :, asked])) if asked.any() else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(float(np.mean(known)), 4) if known else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    mean = known_mean(values)
+    return None if mean is None else round(mean, 4)
 
 
 def _every_picture(finished: Sequence[FinishedRun]) -> str:
@@ -312,23 +309,19 @@ def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
         size = figures["artifact_bytes"]
         rows.append(
             (
-                NAMES.get(column, column),
+                title_of(column),
                 _with_interval(figures["identity"][judge]),
-                _number(figures["identity"][judge]["normalised"]),
+                figure(figures["identity"][judge]["normalised"]),
                 _with_interval(figures["usable"]),
                 _with_interval(figures["following"]),
-                _number(figures["diversity"]),
-                _number(figures["copies"], 1),
-                _number(figures["drift"]),
-                _number(figures["train_s"], 0),
-                _number(None if size is None else size / 1e6),
+                figure(figures["diversity"]),
+                figure(figures["copies"], 1),
+                figure(figures["drift"]),
+                figure(figures["train_s"], 0),
+                figure(None if size is None else size / 1e6),
             )
         )
     return rows
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _with_interval(value: dict[str, float] | None) -> str:
@@ -351,66 +344,38 @@ def to_markdown(found: dict[str, Any], judge: str) -> str:
 
 
 def to_html(saved: dict[str, Any]) -> str:
-    """One page that needs nothing else, like a run's own report."""
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-        f"<title>Likeness study</title><style>{STYLE}</style></head><body>",
-        "<h1>Three ways to teach a face, compared</h1>",
-        f'<p class="soft"><code>{escape(saved["command"])}</code><br>{escape(saved["machine"])}, '
-        f"{escape(saved['finished'])}</p>",
-    ]
-    if saved["failed"]:
-        items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in saved["failed"].items())
-        parts.append(f"<h2>What did not work</h2><ul>{items}</ul>")
-    for budget, found in saved["budgets"].items():
-        parts.append(
-            f"<h2>Budget: {escape(budget)}</h2><p>{len(found['people'])} people, {len(found['training_seeds'])} "
-            f"training seeds, {found['prompts']} prompts, {found['render_seeds']} pictures of each. Intervals are 95%, "
-            "by a bootstrap over people, training seeds and prompts; a picture without a face counts as 0.</p>"
+    """One page that needs nothing else, like a run's own report: templates/study.html."""
+    from markupsafe import Markup
+
+    return (
+        templates()
+        .get_template("study.html")
+        .render(
+            saved=saved,
+            failed=[f"{name}: {why}" for name, why in saved["failed"].items()],
+            heads=HEADS,
+            rows=_rows,
+            pairs=_pair_lines,
+            worst=_worst_rows,
+            drawings=lambda found: Markup(drawn.sections(found)),
         )
-        for judge, marks in found["judges"].items():
-            parts += [_html_table(found, judge, marks), _html_pairs(found["pairs"][judge])]
-        parts.append(drawn.sections(found["figures"]))
-        parts.append(_worst(found["worst"]))
-    return "\n".join([*parts, "</body></html>"]) + "\n"
-
-
-def _html_table(found: dict[str, Any], judge: str, marks: dict[str, float | None]) -> str:
-    heads = "".join(f'<th scope="col">{name}</th>' for name in HEADS)
-    rows = "".join(
-        f"<tr><td>{escape(row[0])}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in _rows(found, judge)
-    )
-    scale = f"real photos reach {_number(marks['ceiling'])}, looks-like-you starts at {_number(marks['threshold'])}"
-    return (
-        f'<div class="scroll"><table><caption>Judge: {escape(judge)}; {scale}.</caption><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _worst(worst: Sequence[dict[str, Any]]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(NAMES.get(each['method'], each['method']))}</td><td>{escape(str(each['person']))}</td>"
-        f"<td>{escape(str(each['training_seed']))}</td><td>{escape(each['prompt'])}</td><td>{escape(str(each['seed']))}"
-        f"</td><td>{'no face' if each['value'] is None else format(each['value'], '.2f')}</td></tr>"
+def _worst_rows(worst: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            title_of(each["method"]),
+            *(str(each[key]) for key in ("person", "training_seed", "prompt", "seed")),
+            "no face" if each["value"] is None else figure(each["value"]),
+        )
         for each in worst
-    )
-    heads = "".join(
-        f'<th scope="col">{head}</th>' for head in ("Method", "Person", "Run", "Prompt", "Seed", "Similarity")
-    )
-    return (
-        f'<h2>The worst {len(worst)}</h2><div class="scroll"><table><caption>Their pictures lie in the runs; this page '
-        f"shows nobody.</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    ]
 
 
-def _html_pairs(pairs: Sequence[dict[str, Any]]) -> str:
-    items = []
-    for pair in pairs:
-        one, other = (escape(NAMES.get(pair[key], pair[key])) for key in ("of", "minus"))
-        span = f"{pair['mean']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
-        items.append(f"<li>{one} minus {other}: {span}, p = {pair['p_holm']:.4f} after Holm</li>")
-    return f'<ul class="soft">{"".join(items)}</ul>'
+def _pair_lines(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"{title_of(pair['of'])} minus {title_of(pair['minus'])}: {pair['mean']:+.3f} ({pair['low']:+.3f} to "
+        f"{pair['high']:+.3f}), p = {pair['p_holm']:.4f} after Holm"
+        for pair in pairs
+    ]

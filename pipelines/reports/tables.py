@@ -1,6 +1,7 @@
-"""report.json and cells.csv: what a comparison found, for programs and spreadsheets.
+"""What a comparison found as tables: report.json for programs, cells.csv for spreadsheets, rows for the page.
 
-In: `Findings`. Out: a JSON-able dict (the shape that other programs rely on) and CSV text, one row per render.
+In: `Findings`. Out: a JSON-able dict (the shape that other programs rely on), CSV text with one row per render, and
+rows of text with one row per method.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import io
 from dataclasses import asdict, fields
 from typing import Any
 
-from pipelines.core.schema import ALL_METHODS
-from pipelines.evaluation.facts import Facts, Worth, is_counted, usable
+from pipelines.core.records import ALL_METHODS, title_of
+from pipelines.evaluation.facts import COPY, Facts, Worth, is_counted, usable
 from pipelines.evaluation.scale import IdentitySummary
-from pipelines.reports.findings import Findings, _rounded
+from pipelines.reports.figures import figure
+from pipelines.reports.findings import Findings, rounded
 
 SCHEMA = 1
 
@@ -28,7 +30,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "base": findings.base,
-        "wall_s": _rounded(findings.wall_s, 3),
+        "wall_s": rounded(findings.wall_s, 3),
         "photos": {
             "train": [photo.name for photo in photos.train],
             "held_out": [photo.name for photo in photos.held_out],
@@ -36,9 +38,9 @@ def to_json(findings: Findings) -> dict[str, Any]:
         },
         "judges": {
             name: {
-                "ceiling": _rounded(mark.ceiling),
-                "impostor": _rounded(mark.impostor),
-                "threshold": _rounded(mark.threshold),
+                "ceiling": rounded(mark.ceiling),
+                "impostor": rounded(mark.impostor),
+                "threshold": rounded(mark.threshold),
             }
             for name, mark in findings.marks.items()
         },
@@ -53,8 +55,8 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
     drawn = findings.counted(column)
     return {
         "steps": subject.steps if subject else None,
-        "train_s": _rounded(subject.train_s, 3) if subject else None,
-        "peak_mem_mb": _rounded(subject.peak_mem_mb, 1) if subject else None,
+        "train_s": rounded(subject.train_s, 3) if subject else None,
+        "peak_mem_mb": rounded(subject.peak_mem_mb, 1) if subject else None,
         "artifact_bytes": subject.artifact_bytes if subject else None,
         "trainable_params": subject.trainable_params if subject else None,
         "renders": len(drawn) if column not in ALL_METHODS or subject else None,
@@ -68,16 +70,16 @@ def _method_json(findings: Findings, column: str) -> dict[str, Any]:
 def _worth_json(found: Worth | None) -> dict[str, float | int | None]:
     names = [each.name for each in fields(Worth)]
     values = asdict(found) if found else dict.fromkeys(names)
-    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
+    return {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _identity_json(found: IdentitySummary | None) -> dict[str, float | None]:
     if found is None:
         return {"mean": None, "best": None, "normalised": None}
     return {
-        "mean": _rounded(found.mean_zero_imputed),
-        "best": _rounded(found.best),
-        "normalised": _rounded(found.normalised),
+        "mean": rounded(found.mean_zero_imputed),
+        "best": rounded(found.best),
+        "normalised": rounded(found.normalised),
     }
 
 
@@ -115,3 +117,53 @@ def _closer(seen: Facts) -> list[str]:
 def _cell_text(text: str) -> str:
     """A spreadsheet runs a cell that begins like a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+METHOD_HEADS = ("Method", "Mean", "Best", "Normalised", "Against the base", "Faces", "Seconds", "MB", "Parameters")
+
+
+def method_rows(findings: Findings, judge: str) -> list[tuple[str, ...]]:
+    """One row per column under METHOD_HEADS, as people read them."""
+    rows: list[tuple[str, ...]] = []
+    for column in findings.columns:
+        found, subject = findings.identity(column, judge), findings.subjects.get(column)
+        gain = findings.against_base(column, judge)
+        rows.append(
+            (
+                title_of(column),
+                figure(found.mean_zero_imputed if found else None),
+                figure(found.best if found else None),
+                figure(found.normalised if found else None),
+                f"{gain.difference:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})" if gain else "–",
+                f"{found.faces_found} of {found.renders}" if found else "–",
+                figure(subject.train_s if subject else None, 0),
+                figure(subject.artifact_bytes / 1e6 if subject else None),
+                f"{subject.trainable_params:,}" if subject else "–",
+            )
+        )
+    return rows
+
+
+WORTH = (
+    ("usable", "Usable", "one prominent face that looks like the person, as asked, in good quality"),
+    ("following", "As asked", "share of the asked attributes that the picture shows"),
+    ("clip_t", "CLIP-T", "cosine of picture and prompt, the person's token replaced by the class word"),
+    ("diversity", "Variety", "1 - structural similarity of two pictures' faces"),
+    ("copy_score", "Copy score", f"highest structural similarity with a training photo; from {COPY} on it is a copy"),
+    ("copies", "Copies", "pictures that repeat a training photo"),
+    ("memorisation_gap", "Memorised", "similarity to the training photos minus to the held-out ones"),
+    ("drift", "Drift", "how much more a class-only prompt looks like the person than the untrained base's"),
+    ("preserved", "Base kept", "structural similarity of a class-only prompt with the untrained base's same seed"),
+)
+
+
+def worth_rows(findings: Findings) -> list[tuple[str, ...]]:
+    """One row per column: its title, then the figures of WORTH; [] where nobody looked closer."""
+    if not findings.worth:
+        return []
+    rows = []
+    for column in findings.columns:
+        found = _worth_json(findings.worth.get(column))
+        values = (found[name] for name, _, _ in WORTH)
+        rows.append((title_of(column), *(f"{v}" if isinstance(v, int) else figure(v) for v in values)))
+    return rows

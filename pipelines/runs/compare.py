@@ -16,14 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pipelines.bases.registry import BASES, BaseRow, default_base, find_base
-from pipelines.core import workspace
 from pipelines.core.control import Clock, Control, Stopped
-from pipelines.core.fingerprints import sha
-from pipelines.core.schema import Event, PhotoSet, Render, Sampling, Subject, UserError, is_imported, place_of
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, Run
+from pipelines.core.files import jsonable, read_json, require_space, sha, write_json
+from pipelines.core.records import (
+    Event,
+    PhotoSet,
+    Render,
+    Sampling,
+    Subject,
+    UserError,
+    is_imported,
+    place_of,
+    title_of,
+)
+from pipelines.core.run import (
+    STRENGTHS_FILE,
+    WATCH_FILE,
+    Run,
+    imported_columns,
+    load_photo_set,
+    new_run,
+    record_consent,
+    run_at,
+)
 from pipelines.evaluation.judge import Judged, judge, look_closer
 from pipelines.generation.draw import brought, draw, refusals, renders_of
-from pipelines.reports.figures import title_of
 from pipelines.reports.manifest import Origin, forget_report, is_written, report
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.runs.prepare import Job, Resident, album_of, join_in, load
@@ -31,7 +48,7 @@ from pipelines.training.teach import subject_of, subjects_of, teach
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
     from pipelines.photos.album import Album
     from pipelines.reports.findings import Findings
     from pipelines.training.loop import Watch
@@ -72,7 +89,7 @@ def compare(
     row = find_base(choices.get("base") or default_base())
     run, paths = _photos_and_run(photos, out)
     if not run.consent.exists():
-        workspace.record_consent(run, means="Python API", statement=CONSENT)
+        record_consent(run, means="Python API", statement=CONSENT)
     methods, prompts = choices.get("methods"), choices.get("prompts", ())
     renders, seed = choices.get("renders", RENDERS), choices.get("seed", 0)
     spec = JobSpec(
@@ -88,8 +105,8 @@ def compare(
         device=choices.get("device"),
     )
     spec.check()
-    workspace.require_space(run.folder, spec.disk_bytes(), purpose="This comparison")
-    workspace.write_json(run.spec, spec)
+    require_space(run.folder, spec.disk_bytes(), purpose="This comparison")
+    write_json(run.spec, spec)
     yield from perform(run, spec, control=control)
 
 
@@ -99,7 +116,7 @@ def _photos_and_run(photos: Path | str | Sequence[Path | str] | Run, out: Path |
     if isinstance(photos, Run):
         return photos, []
     paths = photo_files(Path(photos)) if isinstance(photos, str | Path) else [Path(each) for each in photos]
-    return workspace.run_at(Path(out)) if out is not None else workspace.new_run(), paths
+    return run_at(Path(out)) if out is not None else new_run(), paths
 
 
 def perform(
@@ -111,7 +128,7 @@ def perform(
     """
     spec.check()
     control = control or Control()
-    control.clock = Clock(run.job_folder / "clock.json", sha(workspace.plain(spec)))
+    control.clock = Clock(run.job_folder / "clock.json", sha(jsonable(spec)))
     job = Job(run, spec, control, resident or Resident())
     kinds = {"compare": _compare, "train": _train, "generate": _generate, "finish": _finish}
     try:
@@ -125,7 +142,7 @@ def perform(
 
 def is_complete(run: Run, spec: JobSpec) -> bool:
     """True when this very comparison is finished in `run`. Light: no torch."""
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     return photos is not None and is_written(run, _key_of(run, spec, photos))
 
 
@@ -179,7 +196,7 @@ def _train(job: Job) -> Iterator[Event]:
 
 def _generate(job: Job) -> Iterator[Event]:
     run, spec, control = job.run, job.spec, job.control
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     columns = tuple(sorted(set(spec.methods), key=place_of))
     _need_subjects(run, columns)
     device, family = yield from load(job)
@@ -191,7 +208,7 @@ def _generate(job: Job) -> Iterator[Event]:
     elif everything:
         terms, album = replace(job.terms, earlier=everything), album_of(photos)
         judged = yield from judge(run, album, drawn, family, terms=terms, control=control)
-        if (workspace.read_json(run.manifest) or {}).get("kind") != "compare":
+        if (read_json(run.manifest) or {}).get("kind") != "compare":
             present = tuple(sorted({render.method for render in everything}, key=place_of))
             asked = tuple(dict.fromkeys(render.sampling for render in everything))
             shown = _Shown(present, everything, subjects_of(run), asked, device)
@@ -256,7 +273,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
         ScoredRender(each.method, each.sampling, run.relative(each.path), judged.scores.get(each.path, ()))
         for each in shown.renders
     ]
-    watched = {name: workspace.read_json(run.method(name) / WATCH_FILE) for name in shown.subjects}
+    watched = {name: read_json(run.method(name) / WATCH_FILE) for name in shown.subjects}
     findings = Findings(
         base=_base_name(row),
         title=row.title,
@@ -277,7 +294,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
         heat=closer.heat,
         curves={name: seen for name, seen in watched.items() if seen},
         clip=closer.clip,
-        strengths=workspace.read_json(run.method("lora") / STRENGTHS_FILE) if "lora" in shown.subjects else None,
+        strengths=read_json(run.method("lora") / STRENGTHS_FILE) if "lora" in shown.subjects else None,
         calibration=judged.judges[0].calibration,
         command=_command(spec, row),
     )
@@ -308,15 +325,15 @@ def _need_subjects(run: Run, columns: Sequence[str]) -> None:
 
 def _imported(run: Run, row: BaseRow) -> tuple[str, ...]:
     """Imported columns that fit this base; those of another base wait until it is chosen again."""
-    cards = {name: subject_of(run, name) for name in workspace.imported(run)}
+    cards = {name: subject_of(run, name) for name in imported_columns(run)}
     return tuple(name for name, card in cards.items() if card is not None and card.base == row.name)
 
 
 def _key_of(run: Run, spec: JobSpec, photos: PhotoSet) -> str:
     """What determines a report: the job, the photos, and the files that were imported."""
-    cards = [workspace.read_json(run.method(name) / "subject.json") or {} for name in workspace.imported(run)]
+    cards = [read_json(run.method(name) / "subject.json") or {} for name in imported_columns(run)]
     imported = [[sorted(card.get(each, "") for card in cards) for each in ("id", "phrase")]] if cards else []
-    return sha(workspace.plain(spec), photos.digest, *imported)
+    return sha(jsonable(spec), photos.digest, *imported)
 
 
 def _base_name(row: BaseRow) -> str:

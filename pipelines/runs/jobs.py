@@ -23,7 +23,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +30,20 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import workspace
-from pipelines.core.schema import ALL_METHODS, Event, UserError
-from pipelines.core.workspace import Lock, Run
+from pipelines.core.files import (
+    FULL,
+    REPOSITORY,
+    Lock,
+    read_json,
+    read_lines,
+    repair_lines,
+    require_space,
+    timestamp,
+    write_json,
+)
+from pipelines.core.process import birth, lives, oom_kills
+from pipelines.core.records import ALL_METHODS, Event, UserError
+from pipelines.core.run import Run, all_runs, sweep_forgotten
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.runs.ledger import WAITING, WORKING, Entry, Ledger
 from pipelines.training import world
@@ -121,9 +131,9 @@ def start(run: Run, spec: JobSpec | None = None) -> None:
             pid = _supervisor().spawn(run)
         except OSError as error:
             reason = "No worker process could be started on this machine. Close other programs, then try again."
-            save_status(run, replace(read_status(run), state="failed", reason=reason, ended=workspace.timestamp()))
+            save_status(run, replace(read_status(run), state="failed", reason=reason, ended=timestamp()))
             raise UserError(reason) from error
-        workspace.write_json(run.worker, me(job, pid))
+        write_json(run.worker, me(job, pid))
 
 
 def enqueue(
@@ -164,13 +174,13 @@ def _accepted(
     with Lock(run.job_folder / ".starting") as starting:
         if not starting.acquire() or status(run).busy:
             raise UserError("This run is already being worked on. Wait until it is done, or stop it.")
-        workspace.require_space(run.folder, spec.disk_bytes(), purpose="This job")
+        require_space(run.folder, spec.disk_bytes(), purpose="This job")
         job = secrets.token_hex(8)
         for flag in (run.stop_flag, *(run.leave_flag(method) for method in ALL_METHODS)):
             flag.unlink(missing_ok=True)
-        workspace.write_json(run.spec, spec)
-        first = workspace.repair_lines(run.events)
-        now = workspace.timestamp()
+        write_json(run.spec, spec)
+        first = repair_lines(run.events)
+        now = timestamp()
         phase = "Waiting for its turn" if in_line else "Waiting to start"
         accepted = JobStatus(
             "queued", spec.kind, job=job, first_event=first, started=now, phase=phase, owner=owner, in_line=in_line,
@@ -237,13 +247,13 @@ def status(run: Run) -> JobStatus:
     if _out_of_memory(run):
         return replace(found, state="failed", reason=KILLED)
     full = shutil.disk_usage(run.folder).free < FULL_BYTES  # a worker can't say so where nothing can be written
-    return replace(found, state="interrupted", reason=workspace.FULL if full else INTERRUPTED)
+    return replace(found, state="interrupted", reason=FULL if full else INTERRUPTED)
 
 
 def events(run: Run, after: int = 0) -> list[Event]:
     """The run's events without the first `after`. Ask again with `after` + how many came."""
     damaged = {"kind": "note", "text": "A line of this record was damaged when the machine stopped"}
-    return [Event(**entry) for entry in workspace.read_lines(run.events, after=after, damaged=damaged)]
+    return [Event(**entry) for entry in read_lines(run.events, after=after, damaged=damaged)]
 
 
 def follow(run: Run, *, every_s: float = 0.1) -> Iterator[Event]:
@@ -273,10 +283,10 @@ def stop(run: Run, *, patience_s: float = 10.0) -> None:
     if found.waits and (
         line.withdraw(found.job, "cancelled") or all(entry.job != found.job for entry in line.unfinished())
     ):  # or the line lost it: then nobody will ever take it
-        now = workspace.timestamp()
+        now = timestamp()
         save_status(run, replace(found, state="cancelled", reason=WITHDRAWN, phase=None, ended=now))
         return
-    workspace.write_json(run.stop_flag, {"job": found.job, "asked": workspace.timestamp()})
+    write_json(run.stop_flag, {"job": found.job, "asked": timestamp()})
     threading.Thread(target=_insist, args=(run, found.job, patience_s), daemon=True).start()
 
 
@@ -285,19 +295,19 @@ def give_up(run: Run, reason: str) -> None:
     found = status(run)
     if found.waits:
         Ledger(run.folder.parent).withdraw(found.job, "failed")
-        save_status(run, replace(found, state="failed", reason=reason, phase=None, ended=workspace.timestamp()))
+        save_status(run, replace(found, state="failed", reason=reason, phase=None, ended=timestamp()))
 
 
 def leave(run: Run, method: str) -> None:
     """Ask a training to go on without one of its methods. What that one learned so far is kept."""
     found = status(run)
     if found.busy and method in load_spec(run).methods:
-        workspace.write_json(run.leave_flag(method), {"job": found.job, "asked": workspace.timestamp()})
+        write_json(run.leave_flag(method), {"job": found.job, "asked": timestamp()})
 
 
 def load_spec(run: Run) -> JobSpec:
     """What the run's last job was asked to do. Raises UserError when there was none."""
-    saved = workspace.read_json(run.spec)
+    saved = read_json(run.spec)
     if saved is None:
         raise UserError("Nothing was started in this run yet. Choose what to train first.")
     return spec_from_json(saved)
@@ -318,8 +328,8 @@ def _insist(run: Run, job: str, patience_s: float) -> None:
             if time.monotonic() - since > (120.0 if reacted else max(patience_s, 3 * found.pace_s)):
                 break
             time.sleep(0.1)
-        worker = workspace.read_json(run.worker) or {}
-        if worker.get("job") == job and _lives(worker.get("pid"), worker.get("born")):
+        worker = read_json(run.worker) or {}
+        if worker.get("job") == job and lives(worker.get("pid"), worker.get("born")):
             with contextlib.suppress(OSError):
                 os.kill(int(worker["pid"]), number)
 
@@ -329,7 +339,7 @@ def stop_asked(run: Run, job: str) -> bool:
     if not run.stop_flag.exists():
         return False
     with contextlib.suppress(UserError):
-        return bool((workspace.read_json(run.stop_flag) or {}).get("job") == job)
+        return bool((read_json(run.stop_flag) or {}).get("job") == job)
     return True
 
 
@@ -339,14 +349,14 @@ def leave_asked(run: Run, method: str) -> bool:
 
 
 def read_status(run: Run) -> JobStatus:
-    saved = workspace.read_json(run.status)
+    saved = read_json(run.status)
     if not isinstance(saved, dict) or "state" not in saved:
         return JobStatus("none")
     return JobStatus(**{each.name: saved[each.name] for each in fields(JobStatus) if each.name in saved})
 
 
 def save_status(run: Run, value: JobStatus) -> None:
-    workspace.write_json(run.status, value)
+    write_json(run.status, value)
 
 
 def me(job: str, pid: int | None = None) -> dict[str, Any]:
@@ -355,57 +365,24 @@ def me(job: str, pid: int | None = None) -> dict[str, Any]:
     return {"job": job, "pid": pid, "born": birth(pid), "oom_kills": oom_kills()}
 
 
-def oom_kills() -> int | None:
-    """How many processes Linux ended since it started because memory ran out, in containers too; None elsewhere."""
-    with contextlib.suppress(OSError, ValueError):
-        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-        return int(counters["oom_kill"]) if "oom_kill" in counters else None
-    return None
-
-
 def _out_of_memory(run: Run) -> bool:
     """Whether Linux ended a process for want of memory since this run's worker began."""
-    worker = workspace.read_json(run.worker) or {}
+    worker = read_json(run.worker) or {}
     before, now = worker.get("oom_kills"), oom_kills()
     same_boot = str(worker.get("born")).partition(":")[0] == str(birth(os.getpid())).partition(":")[0]
     return same_boot and isinstance(before, int) and now is not None and now > before
 
 
 def _worker_lives(run: Run, found: JobStatus) -> bool:
-    worker = workspace.read_json(run.worker) or {}
+    worker = read_json(run.worker) or {}
     if worker.get("job") == found.job:
-        return _lives(worker.get("pid"), worker.get("born"))
+        return lives(worker.get("pid"), worker.get("born"))
     with contextlib.suppress(OSError):  # its process is being started this moment
         return time.time() - run.status.stat().st_mtime < START_GRACE_S
     return False
 
 
-# ------------------------------------------------------------------------------------------------- processes
-
-
-def birth(pid: int) -> str | None:
-    """When a process began, as text that no other process of this number will share. None: there is none (any more).
-
-    On Linux the boot's id and the kernel's own clock ticks, which no clock correction moves.
-    """
-    if sys.platform == "linux":
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # Z: dead, but its parent has not looked yet
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
-    except psutil.Error:
-        return None
-
-
-def _lives(pid: Any, born: Any) -> bool:
-    return isinstance(pid, int) and isinstance(born, str) and birth(pid) == born
+# ------------------------------------------------------------------------------------------------- the line
 
 
 def watch(root: Path) -> None:
@@ -417,9 +394,9 @@ def recover(root: Path) -> None:
     """After a restart, or where the line is lost: the line anew from the runs' folders. Jobs that waited wait again;
     those whose worker is gone are interrupted. Removals that were interrupted are finished.
     """
-    workspace.sweep(root)
+    sweep_forgotten(root)
     found, looked = [], time.time()
-    for run in workspace.runs(root):
+    for run in all_runs(root):
         for slot in (run, run.drawing):
             with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
                 now = status(slot)
@@ -437,7 +414,7 @@ def recover(root: Path) -> None:
 
 def _worker(run: Run, job: str) -> str | None:
     """The process that took a job, as the line names it."""
-    found = workspace.read_json(run.worker) or {}
+    found = read_json(run.worker) or {}
     return f"{found.get('pid')}@{found.get('born')}" if found.get("job") == job else None
 
 
@@ -519,7 +496,7 @@ class _Supervisor(threading.Thread):
             if line.withdraw(waiting[0].job, "failed"):
                 save_status(
                     first,
-                    replace(read_status(first), state="failed", reason=OURS, phase=None, ended=workspace.timestamp()),
+                    replace(read_status(first), state="failed", reason=OURS, phase=None, ended=timestamp()),
                 )
             post.broken = 0
             return
@@ -548,7 +525,7 @@ def _take_back(root: Path, line: Ledger) -> None:
 def _holds(entry: Entry) -> bool:
     """Whether the process that took this job lives."""
     pid, _, born = (entry.worker or "").partition("@")
-    return pid.isdigit() and _lives(int(pid), born)
+    return pid.isdigit() and lives(int(pid), born)
 
 
 _only = threading.Lock()
@@ -565,7 +542,7 @@ def _supervisor() -> _Supervisor:
 
 
 def _spawn(command: list[str], log_file: Path) -> subprocess.Popen[bytes]:
-    package_parent = str(Path(__file__).resolve().parents[2])
+    package_parent = str(REPOSITORY)
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), PARENT_ENV: str(os.getpid())}
     with log_file.open("ab") as log:

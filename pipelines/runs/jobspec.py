@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets, safety
-from pipelines.core.schema import (
+from pipelines.core.records import (
     ALL_METHODS,
     ATTENTIONS,
     CHECKPOINTING,

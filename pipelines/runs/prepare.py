@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.core import presets, workspace
+from pipelines.core import presets
 from pipelines.core.control import Control
-from pipelines.core.fingerprints import file_sha256, sha
-from pipelines.core.schema import Event, PhotoSet, Recipe, UserError
-from pipelines.core.workspace import Run
+from pipelines.core.files import file_sha256, read_json, sha, timestamp, write_json
+from pipelines.core.records import Event, PhotoSet, Recipe, UserError
+from pipelines.core.run import Run, load_photo_set, save_photo_set
 from pipelines.evaluation.judge import Terms
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.teach import leave_out_too_large
@@ -28,7 +28,7 @@ from pipelines.training.world import World, join
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
     from pipelines.photos.album import Album
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Job:
     control: Control
     resident: Resident
     world: World = field(default_factory=World)  # the processes that teach together
-    started: str = field(default_factory=workspace.timestamp)  # UTC
+    started: str = field(default_factory=timestamp)  # UTC
     problems: list[str] = field(default_factory=list)  # of single methods; the others went on
     left: list[str] = field(default_factory=list)  # about methods that a person stopped; the others went on
     notes: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Job:
         """By method, those that can't fit into the GPU's memory left out once `load` has looked."""
         spec = self.spec
         made = {
-            name: presets.recipe(self.row.name, name, spec.quality, class_word=spec.class_word, seed=spec.seed)
+            name: presets.recipe(self.row, name, spec.quality, class_word=spec.class_word, seed=spec.seed)
             for name in spec.methods
         }
         return {name: recipe.replaced(**spec.settings.get(name, {})) for name, recipe in made.items()}
@@ -108,7 +108,7 @@ def join_in(job: Job) -> Generator[Event, None, Album]:
         job.world.wait()
         return album_of(photos)
     job.world.wait()
-    known = workspace.load_photo_set(job.run)
+    known = load_photo_set(job.run)
     assert known is not None, "the first process stored them"
     return album_of(known)
 
@@ -127,7 +127,7 @@ def take_in(run: Run, spec: JobSpec, row: BaseRow) -> Generator[Event, None, Pho
     """
     from pipelines.photos import intake
 
-    known = workspace.load_photo_set(run)
+    known = load_photo_set(run)
     if not spec.photos:
         if known is None:
             raise UserError("There are no photos in this run. Add 5 to 15 photos of one person.")
@@ -135,7 +135,7 @@ def take_in(run: Run, spec: JobSpec, row: BaseRow) -> Generator[Event, None, Pho
     paths = [Path(each) for each in spec.photos]
     source = _source(paths, spec.split, spec.keep)
     record = run.folder / "source.json"
-    if known is not None and (source is None or (workspace.read_json(record) or {}).get("sha256") == source):
+    if known is not None and (source is None or (read_json(record) or {}).get("sha256") == source):
         return known
     yield Event("phase", text=f"Looking at {len(paths)} photos")
 
@@ -153,8 +153,8 @@ def take_in(run: Run, spec: JobSpec, row: BaseRow) -> Generator[Event, None, Pho
         )
 
     found = yield from _told_live(look)
-    workspace.save_photo_set(run, found)
-    workspace.write_json(record, {"sha256": source})
+    save_photo_set(run, found)
+    write_json(record, {"sha256": source})
     for name, reason in sorted(found.rejected.items()):
         yield Event("note", text=f"{name}: {reason}")
     for photo in found.photos:
@@ -172,7 +172,7 @@ def load(job: Job) -> Generator[Event, None, tuple[Device, Family]]:
     heavy is imported, and UserError when the base can't be loaded.
     """
     job.control.check(job.world.any)
-    from pipelines.core.runtime import pick_device, uncollected
+    from pipelines.core.device import pick_device, uncollected
 
     with uncollected():
         from pipelines.bases.family import load_family

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.core import presets, workspace
-from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
-from pipelines.core.workspace import Run
+from pipelines.core import presets
+from pipelines.core.files import REPOSITORY, jsonable, read_json, write_json
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
+from pipelines.core.run import Run, forget, is_run, record_consent, run_at
 from pipelines.runs import jobs
 from pipelines.runs.compare import CONSENT, is_complete
 from pipelines.runs.jobspec import JobSpec, Setting
@@ -257,9 +258,9 @@ def _spec(
 
 def run_cell(folder: Path, spec: JobSpec) -> jobs.JobStatus:
     """One cell to its end in a worker process of its own, on whichever machine this is called."""
-    run = workspace.run_at(folder)
+    run = run_at(folder)
     if not run.consent.exists():
-        workspace.record_consent(run, means="study", statement=CONSENT)
+        record_consent(run, means="study", statement=CONSENT)
     jobs.start(run, spec)
     for _ in jobs.follow(run):
         pass
@@ -279,7 +280,7 @@ class RayEngine:
         except ImportError as error:
             raise UserError("Ray is not installed. Add it with: pip install -r requirements-ray.txt") from error
         self._ray = ray
-        repository = str(Path(__file__).resolve().parents[2])
+        repository = str(REPOSITORY)
         threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
         kept = ("LIKENESS_FACE_MODELS", "HF_HUB_OFFLINE", "HF_HOME")
         variables = {name: os.environ[name] for name in kept if name in os.environ}
@@ -399,20 +400,20 @@ class Study:
         if all(budget.seconds is None for budget in self.matrix.budgets):
             return {}
         file = self.out / "timing.json"
-        known = workspace.read_json(file)
-        wanted = {"jobs": at_once, "recipes": workspace.plain(self.matrix.recipes), "methods": self.matrix.methods}
+        known = read_json(file)
+        wanted = {"jobs": at_once, "recipes": jsonable(self.matrix.recipes), "methods": self.matrix.methods}
         if isinstance(known, dict) and known.get("of") == wanted:
             return {name: {m: float(value) for m, value in each.items()} for name, each in known["pace"].items()}
         self.tell("Measuring how long a step of each method takes here")
         pace = {variant.name: self._time(variant, at_once) for variant in self.matrix.recipes}
-        workspace.write_json(file, {"of": wanted, "pace": pace, "steps": [TIMED_FROM, TIMED_STEPS]})
+        write_json(file, {"of": wanted, "pace": pace, "steps": [TIMED_FROM, TIMED_STEPS]})
         return pace
 
     def _time(self, variant: Variant, at_once: int) -> dict[str, float]:
         budget = next(budget for budget in self.matrix.budgets if budget.seconds is not None)
         spec = _spec(self.matrix, self.people[0], budget, variant, 0, dict.fromkeys(self.matrix.methods, 1.0))
         watched = {
-            name: presets.recipe(spec.base, name, spec.quality, class_word=spec.class_word)
+            name: presets.recipe(find_base(spec.base), name, spec.quality, class_word=spec.class_word)
             .replaced(**spec.settings[name])
             .watch_every
             for name in spec.methods
@@ -427,7 +428,7 @@ class Study:
         for folder in folders:
             run = Run(folder)
             jobs.hold(run, lambda _, run=run: jobs.released(run))  # type: ignore[misc]
-            workspace.forget(run)
+            forget(run)
         return {name: statistics.mean(times[name] for times in each) for name in spec.methods}
 
 
@@ -457,4 +458,4 @@ def _per_step(events: Sequence[Event], watched: dict[str, int]) -> dict[str, flo
 
 
 def _finished(cell: Cell) -> bool:
-    return workspace.is_run(cell.folder) and is_complete(Run(cell.folder), cell.spec)
+    return is_run(cell.folder) and is_complete(Run(cell.folder), cell.spec)

@@ -21,10 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import workspace
 from pipelines.core.control import Control
-from pipelines.core.schema import Event, OutOfMemory, UserError
-from pipelines.core.workspace import Lock, Run
+from pipelines.core.files import (
+    FULL,
+    Lock,
+    append_line,
+    is_full,
+    jsonable,
+    repair_lines,
+    sweep_partials,
+    timestamp,
+    write_json,
+)
+from pipelines.core.records import Event, OutOfMemory, UserError
+from pipelines.core.run import Run, data_root, is_run
 from pipelines.runs.compare import perform
 from pipelines.runs.jobs import (
     LONG,
@@ -111,8 +121,8 @@ def work(run: Run) -> int:
             time.sleep(0.1)
         found = read_status(run)
         if not found.busy:  # started by hand, not by `start`
-            first = workspace.repair_lines(run.events)
-            found = JobStatus("queued", job=secrets.token_hex(8), first_event=first, started=workspace.timestamp())
+            first = repair_lines(run.events)
+            found = JobStatus("queued", job=secrets.token_hex(8), first_event=first, started=timestamp())
         ended = _Ended()
         ended.listen()
         one = _Worker(run, found, ended)
@@ -127,7 +137,7 @@ def work(run: Run) -> int:
 
 def _wait_for_turn(one: _Worker, held: contextlib.ExitStack) -> None:
     """Jobs below one data root take turns: two at once would starve each other. The lock dies with its holder."""
-    root = workspace.data_root()
+    root = data_root()
     if one.run.folder.parent != root:
         return  # started by hand in a folder of their own choice
     turn = held.enter_context(Lock(root / TURN))
@@ -233,7 +243,7 @@ class _Desk:
         run = Run(self.root / entry.run, entry.slot)
         found = read_status(run)
         lock = Lock(run.lock)
-        if not workspace.is_run(run.folder) or found.job != entry.job or not found.waits:
+        if not is_run(run.folder) or found.job != entry.job or not found.waits:
             self.line.put(entry.job, "cancelled")  # deleted or replaced meanwhile
             return
         if not lock.acquire():  # its last worker is still saving
@@ -280,8 +290,8 @@ class _Worker:
     def begin(self) -> bool:
         """Whether it could begin."""
         try:
-            workspace.write_json(self.run.worker, me(self.status.job))
-            workspace.sweep_partials(self.run.folder)
+            write_json(self.run.worker, me(self.status.job))
+            sweep_partials(self.run.folder)
             spec = load_spec(self.run)
             self.save(kind=spec.kind, phase="Starting", state="running" if self._resident else self.status.state)
             if self._device and spec.device is None:
@@ -314,7 +324,7 @@ class _Worker:
     def _end(self) -> None:
         last = self._last
         if last is not None and last.kind == "done":
-            self.save(state="done", phase=None, left_s=None, ended=workspace.timestamp())
+            self.save(state="done", phase=None, left_s=None, ended=timestamp())
         elif self._control.paused() and not self.asked():
             self.save(state="queued", phase="Waiting for the next slice of the GPU")
         elif self.asked.ended() and not self.asked.by_person and self._resident and _parent_lives():
@@ -324,16 +334,16 @@ class _Worker:
             reason = "The app was closed. Start again; it continues where it was."
             if world.launched() and not _orphaned():
                 reason = "Another of its processes ended. Start again; it continues where it was."
-            self.save(state="interrupted", reason=reason, phase=None, left_s=None, ended=workspace.timestamp())
+            self.save(state="interrupted", reason=reason, phase=None, left_s=None, ended=timestamp())
         else:
             said = last.text if last is not None and last.kind == "stopped" else None
-            self.save(state="cancelled", reason=said, phase=None, left_s=None, ended=workspace.timestamp())
+            self.save(state="cancelled", reason=said, phase=None, left_s=None, ended=timestamp())
 
     def tell(self, event: Event) -> None:
         """Write one event, and every half second how things stand."""
         now = time.monotonic()
         pace, self._event_at = now - self._event_at, now
-        workspace.append_line(self.run.events, short(event))
+        append_line(self.run.events, short(event))
         changes: dict[str, Any] = {}
         changes["pace_s"] = round(max(self.status.pace_s, pace), 3)
         if event.kind == "step":
@@ -354,7 +364,7 @@ class _Worker:
             self.status = replace(self.status, **changes)
 
     def save(self, **changes: Any) -> None:
-        from pipelines.core.runtime import peak_memory_mb
+        from pipelines.core.device import peak_memory_mb
 
         self._written = time.monotonic()
         wall = round(self._written - self._since, 3)
@@ -365,17 +375,17 @@ class _Worker:
     def _fail(self, error: Exception) -> None:
         sentence = explain(error)
         self.code = 1
-        self.spoiled |= sentence in (OURS, workspace.FULL) or _out_of_memory(error)
+        self.spoiled |= sentence in (OURS, FULL) or _out_of_memory(error)
         with contextlib.suppress(OSError):
             with self.run.log.open("a", encoding="utf-8") as log:
-                log.write(f"{workspace.timestamp()} job {self.status.job} failed\n")
+                log.write(f"{timestamp()} job {self.status.job} failed\n")
                 log.write("".join(traceback.format_exception(error)))
             self.run.log.chmod(0o600)
         # on a full disk the event may not fit; the status is tried as well
         with contextlib.suppress(OSError, UserError):
-            workspace.append_line(self.run.events, short(Event("failed", text=sentence)))
+            append_line(self.run.events, short(Event("failed", text=sentence)))
         try:
-            self.save(state="failed", reason=sentence, phase=None, left_s=None, ended=workspace.timestamp())
+            self.save(state="failed", reason=sentence, phase=None, left_s=None, ended=timestamp())
         except (OSError, UserError):
             self.spoiled = True  # once this process is gone, everybody sees that the job is too
 
@@ -384,8 +394,8 @@ def explain(error: BaseException) -> str:
     """One sentence for a person about any error. No traceback, no content of a photo."""
     if isinstance(error, UserError):
         return str(error)
-    if workspace.is_full(error) or "No space left on device" in str(error):
-        return workspace.FULL
+    if is_full(error) or "No space left on device" in str(error):
+        return FULL
     return MEMORY if _out_of_memory(error) else OURS
 
 
@@ -398,9 +408,7 @@ def _out_of_memory(error: BaseException) -> bool:
 def short(event: Event) -> dict[str, Any]:
     """An event without what it leaves at its default: thousands of them are kept."""
     empty = Event(event.kind)
-    return {
-        name: value for name, value in workspace.plain(event).items() if name == "kind" or value != getattr(empty, name)
-    }
+    return {name: value for name, value in jsonable(event).items() if name == "kind" or value != getattr(empty, name)}
 
 
 def _orphaned() -> bool:

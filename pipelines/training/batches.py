@@ -17,9 +17,9 @@ from pipelines.bases.family import Family, Moments
 from pipelines.bases.objective import Schedule
 from pipelines.bases.sampling import Row, sample_latents
 from pipelines.bases.text import Conditioning
-from pipelines.core.fingerprints import sha
-from pipelines.core.runtime import derived_seed, noise
-from pipelines.core.schema import Recipe
+from pipelines.core.device import derived_seed, noise
+from pipelines.core.files import sha
+from pipelines.core.records import Recipe
 from pipelines.core.slices import Slice
 from pipelines.methods.base import Learner
 from pipelines.training.checkpoints import load_tensors, save_tensors

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipelines.core.workspace import write_file
+from pipelines.core.files import write_file
 
 # What Prodigy learns about its own rate, kept beside the groups' settings.
 GROUP_STATE = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")

@@ -15,10 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipelines.bases.memory import CONTEXT_GB, MemoryNeeds, MemoryPlan, memory_plan
 from pipelines.bases.registry import BaseRow, Footprint
 from pipelines.core.presets import PRESETS
-from pipelines.core.runtime import CONTEXT_GB, MemoryNeeds, MemoryPlan, memory_plan
-from pipelines.core.schema import COMPOSED, Recipe
+from pipelines.core.records import COMPOSED, Recipe
 
 SPEED = "gflops"  # among the paces of this machine
 REFERENCE = PRESETS / "paces.json"

@@ -27,12 +27,12 @@ import torch
 from safetensors import SafetensorError
 
 from pipelines.bases.family import Family, Modules, checkpointed, load_family, running
+from pipelines.bases.memory import memory_plan
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample_latents
-from pipelines.core.fingerprints import sha
-from pipelines.core.runtime import Device, derived_seed, free_memory_gb, memory_plan, noise, peak_memory_mb
-from pipelines.core.safety import check_prompt
-from pipelines.core.schema import (
+from pipelines.core.device import Device, derived_seed, free_memory_gb, noise, peak_memory_mb
+from pipelines.core.files import sha, write_file
+from pipelines.core.records import (
     CHECKPOINTING,
     OPTIMIZERS,
     Event,
@@ -41,9 +41,11 @@ from pipelines.core.schema import (
     Subject,
     UserError,
     recipe_fields,
+    title_of,
 )
+from pipelines.core.run import STRENGTHS_FILE, WATCH_FILE
+from pipelines.core.safety import check_prompt
 from pipelines.core.slices import Slice
-from pipelines.core.workspace import STRENGTHS_FILE, WATCH_FILE, write_file
 from pipelines.methods import drafts
 from pipelines.methods import method as find_method
 from pipelines.methods.base import Artifact, Learner, Method, digest, load_into, trained
@@ -543,12 +545,7 @@ def _choose_strength(
 
 
 def _title(recipe: Recipe) -> str:
-    return {
-        "textual_inversion": "Textual inversion",
-        "dreambooth": "DreamBooth",
-        "lora": "LoRA",
-        "pivotal": "Pivotal tuning",
-    }.get(recipe.method, recipe.method)
+    return title_of(recipe.method)
 
 
 def _check(recipe: Recipe, data: TrainingData) -> None:

@@ -1,7 +1,7 @@
 """Teach: every method learns the same face from the same photos, side by side or one after another.
 
-In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the run what
-each method learned; `Taught` says how it went. A method that can't be taught is named and the others go on.
+In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the
+run what each method learned; `Taught` says how it went. A method that can't be taught is named, the others go on.
 Try it: `for event in teach(run, album, {"lora": recipe}, family, control=Control()): print(event)`.
 """
 
@@ -13,9 +13,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.core.control import SAVE_EVERY_S, Control, Stopped
-from pipelines.core.schema import ALL_METHODS, COMPOSED, Event, OutOfMemory, Recipe, Subject, UserError
+from pipelines.core.records import (
+    ALL_METHODS,
+    COMPOSED,
+    Event,
+    OutOfMemory,
+    Recipe,
+    Subject,
+    UserError,
+    title_of,
+)
+from pipelines.core.run import Run
 from pipelines.core.slices import Slice
-from pipelines.core.workspace import Run
 from pipelines.training import estimates
 from pipelines.training.world import World, join
 
@@ -24,17 +33,10 @@ if TYPE_CHECKING:
 
     from pipelines.bases.family import Family
     from pipelines.bases.registry import BaseRow
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
     from pipelines.photos.album import Album
     from pipelines.training.batches import TrainingData
     from pipelines.training.loop import Watch
-
-TITLES = {
-    "textual_inversion": "Textual inversion",
-    "dreambooth": "DreamBooth",
-    "lora": "LoRA",
-    "pivotal": "Pivotal tuning",
-}
 
 
 @dataclass
@@ -67,7 +69,7 @@ def leave_out_too_large(
 
     Raises UserError when that is all of them, and where several processes teach together.
     """
-    from pipelines.core.runtime import free_memory_gb
+    from pipelines.core.device import free_memory_gb
 
     free_gb, too_large = free_memory_gb(device), dict[str, str]()
     for name, recipe in recipes.items():
@@ -75,7 +77,7 @@ def leave_out_too_large(
         done = card is not None and card.complete and card.recipe == recipe
         if done or (why := estimates.too_large(row, recipe, free_gb, device.dtype)) is None:
             continue
-        too_large[name] = f"{_title(name)} was not trained: {why}"
+        too_large[name] = f"{title_of(name)} was not trained: {why}"
         if join(device.kind).size > 1:  # the others would wait for this one
             raise UserError(too_large[name])
         yield Event("failed", name, text=too_large[name])
@@ -112,19 +114,19 @@ def teach(
         )
     learners = {
         name: train(
-            recipe, data, run.method(name), photo_digest=album.photos.digest, family=family, identity=identity, watch=watch,
-            world=world, stop=partial(control.stopped, name), pause=_Slice(control),
+            recipe, data, run.method(name), photo_digest=album.photos.digest, family=family, identity=identity,
+            watch=watch, world=world, stop=partial(control.stopped, name), pause=_Slice(control),
         )
         for name, recipe in recipes.items()
     }  # fmt: skip
-    yield Event("phase", text=f"Learning the face: {', '.join(_title(name) for name in learners)}")
+    yield Event("phase", text=f"Learning the face: {', '.join(title_of(name) for name in learners)}")
     taught = Taught()
     stopped = False
     for event in in_turn(learners, taught, family.row, control, world):
         if event.kind == "start" and event.method and event.data.get("memory"):
             taught.memory[event.method] = str(event.data["memory"])
         if event.kind == "stopped" and event.method and control.left(event.method) and not control.stopped():
-            taught.left.append(f"{_title(event.method)} was stopped at step {event.step} of {event.steps}")
+            taught.left.append(f"{title_of(event.method)} was stopped at step {event.step} of {event.steps}")
         else:
             stopped |= event.kind in ("stopped", "paused")
         if world.first:
@@ -194,7 +196,7 @@ def in_turn(
             if world.size > 1:  # the others wait for this one's numbers: end all, and the launcher sees to it
                 raise
             del share[name]
-            sentence = f"{_title(name)} was not trained: {problem}"
+            sentence = f"{title_of(name)} was not trained: {problem}"
             taught.problems.append(sentence)
             data = {"out_of_memory": True} if isinstance(problem, OutOfMemory) else {}
             yield Event("failed", name, text=sentence, data=data)
@@ -213,7 +215,3 @@ class _Slice(Slice):
 
     def keep(self) -> None:
         self._control.keep()
-
-
-def _title(method: str) -> str:
-    return TITLES.get(method, method)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from pipelines.bases import family as family_module
 from pipelines.bases.family import compiled_blocks, load_family, running
 from pipelines.bases.registry import BASES, completed, completions, find_base, phrases_of, unknown_words, vocabulary
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
-from pipelines.core.runtime import (
+from pipelines.core.device import (
     COMPILE_FROM_TFLOP,
     Device,
     derived_seed,
@@ -27,7 +27,7 @@ from pipelines.core.runtime import (
     pick_device,
     tune,
 )
-from pipelines.core.schema import METHODS, UserError
+from pipelines.core.records import METHODS, UserError
 from pipelines.methods import method
 from pipelines.methods.base import trained
 from tests.tiny import add_checker, tiny_family, tiny_folder, tiny_recipe, tiny_run
@@ -411,7 +411,7 @@ def test_a_base_that_draws_no_squares_keeps_its_shape(tmp_path):
 
 def test_attention_is_a_choice_that_every_copy_keeps(monkeypatch):
     from pipelines.bases import family as families
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
 
     cuda = Device("cuda", "bfloat16", "pretended")
     unet = copy.deepcopy(tiny_family("sd15").new_unet(trainable=False))
@@ -550,7 +550,7 @@ def test_which_shipped_recipes_are_compiled_on_a_card(monkeypatch):
     from pipelines.core import presets
 
     def work(base, method, quality):
-        recipe = presets.recipe(base, method, quality, class_word="man")
+        recipe = presets.recipe(find_base(base), method, quality, class_word="man")
         return recipe.steps * recipe.batch * (BASES[base].forward_tflop or 0.0)
 
     long = {

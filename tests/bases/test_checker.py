@@ -15,13 +15,13 @@ from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
 from pipelines.bases.family import load_family
 from pipelines.bases.registry import BASES, find_base
-from pipelines.core import workspace
-from pipelines.core.runtime import Device
-from pipelines.core.schema import COLUMNS, PhotoSet, Sampling, UserError
+from pipelines.core.device import Device
+from pipelines.core.records import COLUMNS, PhotoSet, Sampling, UserError
+from pipelines.core.run import run_at
 from pipelines.generation.draw import REFUSED
 from pipelines.generation.generator import Generator
-from pipelines.reports.findings import Findings, ScoredRender, _absent
-from pipelines.reports.page import _refusals
+from pipelines.reports.findings import Findings, ScoredRender, absent
+from pipelines.reports.page import refusals
 from pipelines.reports.tables import to_json
 from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
@@ -101,7 +101,7 @@ def test_it_refuses_what_the_stock_pipeline_refuses():
 
 def test_a_job_says_which_pictures_were_refused_and_does_not_draw_them_again(tmp_path, monkeypatch):
     base = filtered_base(tmp_path / "base", True)
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     spec = JobSpec("generate", str(base), "man", ("none",), "draft", samplings=LOOKS, device="cpu")
     events = list(perform(run, spec))
     refused = [event for event in events if event.kind == "refused"]
@@ -218,15 +218,14 @@ def test_the_embedded_base_needs_none():
 
 
 def test_the_report_counts_them_and_averages_over_the_others():
-    from pipelines.core.schema import Score
+    from pipelines.core.records import Score
+    from pipelines.evaluation.scale import Scale
 
     def cell(column, sampling, value):
         return ScoredRender(column, sampling, f"renders/{column}/{sampling.seed}.png", (Score("", "dlib", value),))
 
     looks = tuple(Sampling("portrait of {subject}", seed=seed) for seed in range(4))
     cells = [cell("none", each, 0.1) for each in looks] + [cell("lora", each, 0.5) for each in looks[1:]]
-
-    from pipelines.evaluation.scale import Scale
 
     marks = Scale("dlib", 0.2, 0.1, 0.8, 0.9, 0.8, 0.95, 0.3, 4)
     findings = Findings(
@@ -239,7 +238,6 @@ def test_the_report_counts_them_and_averages_over_the_others():
     assert rows["lora"]["identity"]["dlib"]["mean"] == 0.5, "a refused picture is no zero"
     gain = findings.against_base("lora", "dlib")
     assert gain is not None and gain.difference == pytest.approx(0.4)
-    page = _refusals(findings)
-    assert "LoRA 1" in page and "count in no figure" in page
-    assert _absent(findings, "lora", looks[0]) == "refused"
+    assert refusals(findings) == "LoRA 1"
+    assert absent(findings, "lora", looks[0]) == "refused"
     assert set(findings.columns) <= set(COLUMNS)

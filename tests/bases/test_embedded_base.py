@@ -124,8 +124,8 @@ def test_older_tools_find_the_names_and_files_they_expect():
 
 def test_a_variation_stays_as_near_to_its_source_as_asked(tmp_path):
     from pipelines.bases.registry import find_base
-    from pipelines.core.runtime import Device
-    from pipelines.core.schema import Sampling
+    from pipelines.core.device import Device
+    from pipelines.core.records import Sampling
     from pipelines.generation.generator import Generator, save_render
 
     generator = Generator(find_base("portrait-128"), Device("cpu", "float32", "exact in tests"))

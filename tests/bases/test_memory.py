@@ -16,10 +16,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
 from pipelines.bases.family import load_family
+from pipelines.bases.memory import MemoryNeeds, memory_plan
 from pipelines.bases.registry import BASES, Footprint, find_base
-from pipelines.core import presets, runtime
-from pipelines.core.runtime import MemoryNeeds, memory_plan
-from pipelines.core.schema import Sampling, UserError
+from pipelines.core import presets
+from pipelines.core.device import Device, free_memory_gb, gpu_dtype
+from pipelines.core.records import Sampling, UserError
 from pipelines.generation.generator import Generator
 from pipelines.methods import method as find_method
 from pipelines.training import estimates, loop
@@ -31,7 +32,7 @@ NEEDS = MemoryNeeds(4.0, 2.0, 10.0, 1.0, 2.0, denoiser_gb=3.0, vae_gb=0.3)
 
 
 def plan_of(base, method, free_gb, *, quality="good", wish="auto", **changes):
-    recipe = presets.recipe(base, method, quality, class_word="man").replaced(**changes)
+    recipe = presets.recipe(find_base(base), method, quality, class_word="man").replaced(**changes)
     return memory_plan(memory_needs(BASES[base], recipe), free_gb, wish)
 
 
@@ -88,7 +89,7 @@ def test_a_large_gpu_pays_for_nothing(base):
 
 
 def test_what_costs_memory_costs_it_in_the_plan():
-    row, recipe = BASES["sd15"], presets.recipe("sd15", "lora", "good", class_word="man")
+    row, recipe = BASES["sd15"], presets.recipe(find_base("sd15"), "lora", "good", class_word="man")
 
     def peak(**changes):
         needs = memory_needs(row, recipe.replaced(**changes))
@@ -103,7 +104,7 @@ def test_what_costs_memory_costs_it_in_the_plan():
 
 
 def test_the_estimate_says_it_before_anything_starts():
-    recipes = {m: presets.recipe("sdxl", m, "good", class_word="man") for m in BASES["sdxl"].usual}
+    recipes = {m: presets.recipe(find_base("sdxl"), m, "good", class_word="man") for m in BASES["sdxl"].usual}
     found = estimate(BASES["sdxl"], recipes, {}, free_gb=12.0)
     assert "Gradient checkpointing is on" in found.memory and 0 < found.memory_mb < 12_000
     roomy = estimate(BASES["sdxl"], recipes, {}, free_gb=141.0)
@@ -113,7 +114,7 @@ def test_the_estimate_says_it_before_anything_starts():
 
 def test_a_method_that_cannot_fit_is_told_and_does_not_count():
     row = BASES["sdxl"]
-    recipes = {m: presets.recipe("sdxl", m, "good", class_word="man") for m in row.methods}
+    recipes = {m: presets.recipe(find_base("sdxl"), m, "good", class_word="man") for m in row.methods}
     small = estimate(row, {m: recipe for m, recipe in recipes.items() if m != "dreambooth"}, {}, free_gb=12.0)
     found = estimate(row, recipes, {}, free_gb=12.0)
     assert found.memory_mb == small.memory_mb and found.memory.endswith(small.memory)
@@ -125,7 +126,7 @@ def test_a_method_that_cannot_fit_is_told_and_does_not_count():
         assert too_large(row, large, free) is None
     assert too_large(row, large.replaced(optimizer="adamw8bit"), 40.0) is None
     for base, method in (("sd15", "dreambooth"), ("portrait-128", "dreambooth")):
-        recipe = presets.recipe(base, method, "good", class_word="man")
+        recipe = presets.recipe(find_base(base), method, "good", class_word="man")
         assert (too_large(BASES[base], recipe, 8.0) is None) == (base == "portrait-128")
         assert too_large(BASES[base], recipe, 24.0) is None
 
@@ -139,21 +140,21 @@ def test_free_memory_without_torch_is_what_the_driver_says(said, free, monkeypat
 
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: subprocess.CompletedProcess(args, 0, said))
-    assert runtime.free_memory_gb() == (pytest.approx(free) if free is not None else None)
+    assert free_memory_gb() == (pytest.approx(free) if free is not None else None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert runtime.free_memory_gb() is None
-    assert runtime.free_memory_gb(runtime.Device("cpu", "float32", "test")) is None
+    assert free_memory_gb() is None
+    assert free_memory_gb(Device("cpu", "float32", "test")) is None
 
 
 def test_a_card_without_bfloat16_needs_twice_as_much_for_what_does_not_learn():
     for base, method in (("sd15", "lora"), ("sdxl", "textual_inversion"), ("z-image", "lora")):
-        recipe = presets.recipe(base, method, "good", class_word="man").replaced(text_learning_rate=0.0)
+        recipe = presets.recipe(find_base(base), method, "good", class_word="man").replaced(text_learning_rate=0.0)
         half, whole = (memory_needs(BASES[base], recipe, dtype) for dtype in ("bfloat16", "float32"))
         assert whole.denoiser_gb == 2 * half.denoiser_gb and whole.activations_gb == 2 * half.activations_gb
         assert whole.resident_gb - half.resident_gb >= half.denoiser_gb - 1e-9
         size = BASES[base].footprint
         assert roomy_gb(size, "float32", text_learns=True) > roomy_gb(size, "bfloat16", text_learns=True)
-    recipes = {"lora": presets.recipe("sd15", "lora", "good", class_word="man")}
+    recipes = {"lora": presets.recipe(find_base("sd15"), "lora", "good", class_word="man")}
     peaks = [
         estimate(BASES["sd15"], recipes, {}, free_gb=40.0, dtype=dtype).memory_mb for dtype in ("bfloat16", "float32")
     ]
@@ -167,7 +168,7 @@ def test_the_format_without_torch_is_what_the_driver_says(said, dtype, monkeypat
 
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: subprocess.CompletedProcess(args, 0, said))
-    assert runtime.gpu_dtype() == dtype
+    assert gpu_dtype() == dtype
 
 
 # -- what lies on a card together ------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ NETWORKS = ("UNet2DConditionModel", "CLIPTextModel", "CLIPTextModelWithProjectio
 CARD = "cpu:0"  # its name; "cpu" is where parked networks wait
 
 
-class Card(runtime.Device):
+class Card(Device):
     """A GPU as far as the code knows. The arithmetic happens on the CPU; what is moved where is noted."""
 
     @property
@@ -248,7 +249,7 @@ def card(monkeypatch):
     """(a ledger, a function that loads the tiny base of a kind onto a card with so many GB free)."""
     monkeypatch.setattr(estimates, "CHECKER_M", 0)  # tiny bases have none
     monkeypatch.setattr(estimates, "CONTEXT_GB", 0.0)
-    monkeypatch.setattr(runtime, "CONTEXT_GB", 0.0)
+    monkeypatch.setattr("pipelines.bases.memory.CONTEXT_GB", 0.0)
     ledger = Ledger(monkeypatch)
 
     def load(kind, free_gb):

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.bases.family import FAMILIES, load_family
+from pipelines.bases.memory import memory_plan
 from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.registry import BASES, FAMILY_METHODS, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
+from pipelines.core.device import Device, noise
 from pipelines.core.presets import recipe as preset_recipe
 from pipelines.core.presets import style_problem, styles
-from pipelines.core.runtime import Device, memory_plan, noise
-from pipelines.core.schema import Sampling, UserError
+from pipelines.core.records import Sampling, UserError
 from pipelines.core.slices import Slice
 from pipelines.generation.generator import Generator
 from pipelines.methods import imports, lora_files, lora_names, method
@@ -95,7 +96,7 @@ def test_the_transformer_alone_is_no_base(tmp_path):
 def test_methods_it_does_not_offer_are_sentences(name, tmp_path):
     said = f"Z-Image does not offer {name}. Choose one of: lora"
     with pytest.raises(UserError, match=said):
-        preset_recipe("z-image", name, "draft", class_word="man")
+        preset_recipe(find_base("z-image"), name, "draft", class_word="man")
     with pytest.raises(UserError, match=said):
         JobSpec(base="z-image", methods=(name,)).check()
     with pytest.raises(UserError, match="is not offered for z_image. Choose one of: lora"):
@@ -116,7 +117,7 @@ def test_recipes_estimates_and_styles_hold_for_it():
     row = BASES["z-image"]
     steps = []
     for quality in ("draft", "good", "best"):
-        recipe = preset_recipe("z-image", "lora", quality, class_word="man")
+        recipe = preset_recipe(find_base("z-image"), "lora", quality, class_word="man")
         assert (recipe.rank, recipe.alpha, recipe.learning_rate) == (32, 32.0, 1e-4)
         assert recipe.snr_gamma is None and recipe.text_learning_rate == 0
         steps.append(recipe.steps)
@@ -186,7 +187,7 @@ def test_parts_of_what_is_told_stay_together():
 
 def test_memory_is_planned_as_for_every_base():
     """Counted, chosen from what is free, and said; a person's own choice of checkpointing is kept to."""
-    row, recipe = BASES["z-image"], preset_recipe("z-image", "lora", "good", class_word="man")
+    row, recipe = BASES["z-image"], preset_recipe(find_base("z-image"), "lora", "good", class_word="man")
     needs = memory_needs(row, recipe)
     small, large, off = (memory_plan(needs, *asked) for asked in ((48.0,), (400.0,), (48.0, "off")))
     assert small.checkpointing and "is on: without it" in small.reason and small.peak_gb < 48

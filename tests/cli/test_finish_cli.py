@@ -14,10 +14,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.__main__ import main
-from pipelines.core import workspace
 from pipelines.core.control import Control
-from pipelines.core.schema import Finish, PhotoSet, UserError
-from pipelines.core.workspace import Run
+from pipelines.core.files import jsonable
+from pipelines.core.records import Finish, PhotoSet, UserError
+from pipelines.core.run import Run, forget, load_photo_set, save_photo_set
 from pipelines.finishing import mark, refine, stage
 from pipelines.runs import jobspec
 from pipelines.runs.compare import perform
@@ -61,7 +61,7 @@ def run(tmp_path) -> Run:
 def watchers(monkeypatch):
     """Judges of ours in the place of the machine's: the first never minds, the second sees green."""
     judges = (Watcher("judge 1", never_minds), Watcher("judge 2", greenness))
-    monkeypatch.setattr(stage, "judges", lambda: judges)
+    monkeypatch.setattr("pipelines.faces.judges.resident_judges", lambda: judges)
     return judges
 
 
@@ -87,11 +87,11 @@ def test_a_render_becomes_a_marked_file_under_its_target(tmp_path, capsys):
 
 
 def test_whom_it_has_to_stay_like_comes_from_the_run(tmp_path, run, capsys):
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     assert photos is not None
     Image.open(SAMPLE[7]).convert("RGB").save(run.photos / "held.png")
     held = replace(photos.held_out[0], path=str(run.photos / "held.png"))
-    workspace.save_photo_set(run, PhotoSet(photos.train, photos.validation, (held,)))
+    save_photo_set(run, PhotoSet(photos.train, photos.validation, (held,)))
     out = tmp_path / "a.webp"
     picture = run.folder / "renders/lora/seed1.png"
     assert main(["finish", str(picture), "--run", str(run.folder), "--steps", "none", "--out", str(out), "--json"]) == 0
@@ -195,7 +195,7 @@ def test_the_worker_does_it_without_a_base_model(run, watchers, monkeypatch):
 
     monkeypatch.setattr("pipelines.bases.family.load_family", load)
     spec = jobspec.JobSpec("finish", methods=("none",), finish=ORDER)
-    assert jobspec.spec_from_json(workspace.plain(spec)) == spec
+    assert jobspec.spec_from_json(jsonable(spec)) == spec
     assert spec.disk_bytes() < 100e6
     events = list(perform(run, spec))
     assert [event.kind for event in events] == ["phase", "finished", "done"]
@@ -226,5 +226,5 @@ def test_an_order_that_makes_no_sense_never_becomes_a_job(changes):
 
 def test_forgetting_a_run_takes_the_finished_pictures_along(run, watchers):
     list(stage.finish_pictures(run, ORDER))
-    receipt = workspace.forget(run.folder)
+    receipt = forget(run.folder)
     assert any(each["file"].startswith("finished/") for each in receipt["removed"]) and not run.folder.exists()

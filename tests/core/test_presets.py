@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.bases.registry import BASES, FAMILY_METHODS, find_base
 from pipelines.core import presets
-from pipelines.core.schema import COMPOSED, QUALITIES, Style, UserError
+from pipelines.core.records import COMPOSED, QUALITIES, Style, UserError
 from tests.tiny import tiny_folder
 
 
@@ -34,9 +34,11 @@ def test_a_style_a_base_cannot_express_names_the_words():
 @pytest.mark.parametrize("base", list(BASES))
 def test_every_base_and_method_has_three_recipes(base):
     for method in BASES[base].offered:
-        steps = [presets.recipe(base, method, quality, class_word="man", seed=3).steps for quality in QUALITIES]
+        steps = [
+            presets.recipe(find_base(base), method, quality, class_word="man", seed=3).steps for quality in QUALITIES
+        ]
         assert steps == sorted(steps) and steps[0] < steps[2]
-        recipe = presets.recipe(base, method, "draft", class_word="man", seed=3)
+        recipe = presets.recipe(find_base(base), method, "draft", class_word="man", seed=3)
         assert (recipe.base, recipe.method, recipe.class_word, recipe.seed) == (base, method, "man", 3)
 
 
@@ -77,7 +79,7 @@ def test_recipe_files_are_all_used():
 def test_wrong_choices_are_sentences(arguments, said):
     base, method, quality, word = arguments
     with pytest.raises(UserError, match=said):
-        presets.recipe(base, method, quality, class_word=word)
+        presets.recipe(find_base(base), method, quality, class_word=word)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from functools import partial
 
 import pytest
 
-from pipelines.core import presets, safety, workspace
+from pipelines.core import presets, safety
+from pipelines.core.files import write_json
+from pipelines.core.records import Sampling, UserError
+from pipelines.core.run import run_at
 from pipelines.core.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
-from pipelines.core.schema import Sampling, UserError
 from pipelines.runs import jobs
 from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
@@ -190,7 +192,7 @@ def test_the_python_api_refuses(tmp_path):
     with refused:
         next(compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
     with refused:
-        next(perform(workspace.run_at(tmp_path / "other"), job()))
+        next(perform(run_at(tmp_path / "other"), job()))
     from PIL import Image
 
     save_render(Image.new("RGB", (8, 8)), Sampling(BAD), tmp_path / "a.png", method="none", base="x")
@@ -199,7 +201,7 @@ def test_the_python_api_refuses(tmp_path):
 
 @pytest.mark.parametrize("kind", ["generate", "compare"])
 def test_a_job_is_refused_before_it_is_one(kind, tmp_path):
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     for door in (jobs.start, partial(jobs.enqueue, owner="somebody")):
         with refused:
             door(run, job(kind=kind))
@@ -210,8 +212,8 @@ def test_a_job_is_refused_before_it_is_one(kind, tmp_path):
 
 def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
     """spec.json is all that a worker reads."""
-    run = workspace.run_at(tmp_path / "run")
-    workspace.write_json(run.spec, job())
+    run = run_at(tmp_path / "run")
+    write_json(run.spec, job())
     with refused:
         next(perform(run, jobs.load_spec(run)))
 
@@ -219,8 +221,8 @@ def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
 def test_the_command_line_refuses(tmp_path, capsys):
     from pipelines.__main__ import main
 
-    run = workspace.run_at(tmp_path / "run")
-    workspace.write_json(run.spec, job("portrait of {subject}"))
+    run = run_at(tmp_path / "run")
+    write_json(run.spec, job("portrait of {subject}"))
     assert main(["generate", str(run.folder), "--prompt", BAD, "--methods", "none"]) != 0
     said = capsys.readouterr()
     assert REFUSED in said.err and "nude" not in said.err + said.out

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.evaluation.clip import CLIP_ENV, ClipText, rank
 from pipelines.runs.compare import compare
 from tests.tiny import make_tokenizer, tiny_folder

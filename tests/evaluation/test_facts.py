@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import Sampling, Score
+from pipelines.core.records import Sampling, Score
 from pipelines.evaluation.facts import (
     COPY,
     LOOKS_LIKE,

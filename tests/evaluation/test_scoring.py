@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
 from pipelines.evaluation import references, statistics
 from pipelines.evaluation.scale import Scale, in_words, measure_scale, normalised, summary
 from pipelines.faces import calibration
@@ -256,6 +256,15 @@ def test_bootstrap_counts_missing_faces_as_zero_and_refuses_other_shapes():
     for a, b in (([1.0], [1.0, 2.0]), ([], [])):
         with pytest.raises(ValueError, match="one shape"):
             statistics.paired_bootstrap(a, b)
+
+
+def test_one_level_drawn_all_at_once_gives_the_numbers_of_one_draw_after_another():
+    for shape in ((1, 1, 12, 3), (12, 1, 1, 1), (1, 12, 1, 1)):
+        values = np.random.default_rng(0).random(shape)
+        rng, cells = np.random.default_rng(0), values.mean(3)
+        means = [cells.ravel()[rng.integers(12, size=12)].mean() for _ in range(200)]
+        found = statistics.cluster_bootstrap(values, resamples=200)
+        assert (found.low, found.high) == tuple(np.quantile(means, [0.025, 0.975]))
 
 
 # ------------------------------------------------------------------------------------------------- real photos

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.core.schema import METHODS, Photo, PhotoSet
+from pipelines.core.records import METHODS, Photo, PhotoSet
 from pipelines.evaluation import validation
 from pipelines.evaluation.references import Reference
 from pipelines.photos.album import Album

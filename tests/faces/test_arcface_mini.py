@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import arcface_mini, dlib_faces
 from pipelines.faces.face import Seen
 from pipelines.faces.judges import judge_named

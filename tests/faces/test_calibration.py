@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import calibration
 from pipelines.faces.judges import judge_named
 from tools import calibrate_judge as tool

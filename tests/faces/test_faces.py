@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces import arcface_mini
 from pipelines.faces.arcface import download_pack, find_pack
 from pipelines.faces.dlib_faces import DlibJudge, detect_faces, dlib_embed

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.faces.face import Face
 from pipelines.finishing import deliver, mark
 from pipelines.finishing.deliver import Size

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pipelines.core.schema import UserError  # noqa: E402
+from pipelines.core.records import UserError  # noqa: E402
 from pipelines.finishing import enlarge  # noqa: E402
 from pipelines.finishing.enlarge import FlawMap, find_upscaler, flaw_map, load_upscaler, overlay  # noqa: E402
 from pipelines.finishing.nets import Critic, Enlarger, Shape  # noqa: E402

@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.__main__ import main
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.finishing import credentials, mark, watermark
 from pipelines.photos.decode import decode
 
@@ -431,3 +431,16 @@ def test_other_texts_are_no_hint(tmp_path, portrait):
         chunks.add_text(name, text)
     found = mark.verify(saved(portrait, tmp_path / "x.png", pnginfo=chunks))
     assert not found.found and found.settings_of == "" and "does not show that it is a photo" in found.sentence
+
+
+# ------------------------------------------------------------------------------------------------- grain
+
+
+@pytest.mark.parametrize("sigma", [0, 15, 40, 80, 1000])
+@pytest.mark.parametrize("quality", [75, 90, 92, 94, 95, 100])
+def test_a_jpeg_with_any_grain_is_written(sigma, quality):
+    grain = np.random.default_rng(0).normal(128, sigma, (512, 512, 3))
+    data = mark.encode(np.clip(grain, 0, 255).astype(np.uint8), "JPEG", quality=quality)
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        assert opened.size == (512, 512) and opened.info["progressive"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.evaluation.references import Reference
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import Seen

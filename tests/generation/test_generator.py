@@ -13,9 +13,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.bases import sampling as sampler
-from pipelines.core import workspace
-from pipelines.core.runtime import noise
-from pipelines.core.schema import METHODS, Sampling, UserError
+from pipelines.core.device import noise
+from pipelines.core.files import jsonable
+from pipelines.core.records import METHODS, Sampling, UserError
 from pipelines.generation.draw import render_name
 from pipelines.generation.generator import SCHEDULERS, Generator, check, read_settings, save_render
 from pipelines.runs.jobspec import JobSpec, spec_from_json
@@ -348,7 +348,7 @@ def test_pictures_from_noise_keep_the_names_and_settings_they_had_before_there_w
     assert render_name(plain) == "seed0-12cd13abf0.png"
     assert render_name(dialled) == "seed123-a45a0ec49f.png"
     spec = JobSpec(kind="generate", samplings=(plain,))
-    written = json.dumps([workspace.plain(spec)], sort_keys=True)
+    written = json.dumps([jsonable(spec)], sort_keys=True)
     key = "2ed4b5e1e9f36989c882f4bc5c5cd1d6d0269b07c9470709fce5c8a66714a443"
     assert hashlib.sha256(written.encode()).hexdigest() == key
     save_render(Image.new("RGB", (8, 8)), plain, tmp_path / "a.png", method="none", base="portrait-128")
@@ -373,4 +373,4 @@ def test_the_settings_of_a_variation_travel(tmp_path):
     save_render(Image.new("RGB", (8, 8)), sampling, tmp_path / "a.png", method="lora", base="portrait-128")
     assert read_settings(tmp_path / "a.png") == sampling
     spec = JobSpec(kind="generate", samplings=(sampling, Sampling(PROMPT)))
-    assert spec_from_json(json.loads(json.dumps(workspace.plain(spec)))) == spec
+    assert spec_from_json(json.loads(json.dumps(jsonable(spec)))) == spec

@@ -10,11 +10,12 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from pipelines import __main__ as cli
 from pipelines.bases.family import Family, load_family
 from pipelines.bases.registry import BASES
-from pipelines.core.runtime import Device
-from pipelines.core.schema import Sampling, UserError, sampling_fields
+from pipelines.cli.generate import samplings_of
+from pipelines.cli.parser import parser
+from pipelines.core.device import Device
+from pipelines.core.records import Sampling, UserError, sampling_fields
 from pipelines.evaluation.facts import is_counted
 from pipelines.generation.generator import Generator, read_settings, save_render
 from pipelines.methods import drafts, lora_files, lora_names
@@ -154,10 +155,8 @@ def test_a_draft_takes_four_calls_and_says_so(there, asked, tmp_path):
     list(train(recipe, tiny_data(there.name), folder, photo_digest="d", family=family))
     asked.clear()
     generator = Generator(there, family=family)
-    options = cli.parser().parse_args(
-        ["generate", "run", "--prompt", "portrait of {subject}", "--draft", "--number", "2"]
-    )
-    plan = cli._samplings(options, there.name)
+    options = parser().parse_args(["generate", "run", "--prompt", "portrait of {subject}", "--draft", "--number", "2"])
+    plan = samplings_of(options, there.name)
     usual = replace(plan[0], draft=False)
     pictures = list(generator.render([*plan, usual], folder, class_word="man"))
     assert asked == [True] * 4 + [False] * 4, "two drafts at once, and no guidance doubles them"
@@ -169,19 +168,19 @@ def test_a_draft_takes_four_calls_and_says_so(there, asked, tmp_path):
 
 
 def test_one_can_say_how_a_draft_is_drawn(there):
-    options = cli.parser().parse_args(
+    options = parser().parse_args(
         ["generate", "r", "--draft", "--steps", "6", "--guidance", "1.5", "--scheduler", "tcd"]
     )
-    (found,) = cli._samplings(options, there.name)
+    (found,) = samplings_of(options, there.name)
     assert (found.steps, found.guidance, found.scheduler, found.draft) == (6, 1.5, "tcd", True)
     assert "draft" not in sampling_fields(Sampling("portrait of {subject}")), "old pictures keep their names"
 
 
 def test_without_it_a_draft_is_a_sentence(hub):
     row, _ = hub
-    options = cli.parser().parse_args(["generate", "run", "--draft"])
+    options = parser().parse_args(["generate", "run", "--draft"])
     with pytest.raises(UserError, match="is not on this machine.*hf download"):
-        cli._samplings(options, row.name)
+        samplings_of(options, row.name)
     generator = Generator(row, family=load_family(row, EXACT))
     with pytest.raises(UserError, match="is not on this machine.*hf download"):
         list(generator.render([Sampling("portrait of man", draft=True)], None, class_word="man"))

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.bases.registry import find_base
-from pipelines.core import workspace
-from pipelines.core.schema import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of
+from pipelines.core.files import read_lines, write_text
+from pipelines.core.records import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of
+from pipelines.core.run import imported_columns
 from pipelines.methods import imports, lora_files, lora_names, method
 from pipelines.reports import archive
 from pipelines.reports.tables import to_json
@@ -332,10 +333,10 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
     said = archive.readme(run, [*pictures, run.method("imported-theirs") / "lora.safetensors"])
     assert "renders/imported-theirs/: 1 picture" in said
     score = {"render": run.relative(pictures[1]), "judge": "x", "similarity": 0.5}
-    workspace.write_text(run.scores, "".join(json.dumps(score | {"render": run.relative(p)}) + "\n" for p in pictures))
+    write_text(run.scores, "".join(json.dumps(score | {"render": run.relative(p)}) + "\n" for p in pictures))
     imports.remove(run, "imported-theirs")
-    assert workspace.imported(run) == () and not run.renders("imported-theirs").exists()
-    assert [line["render"] for line in workspace.read_lines(run.scores)] == [run.relative(pictures[0])]
+    assert imported_columns(run) == () and not run.renders("imported-theirs").exists()
+    assert [line["render"] for line in read_lines(run.scores)] == [run.relative(pictures[0])]
     for name in ("imported-theirs", "lora", "../photos", "imported-../.."):
         with pytest.raises(UserError):
             imports.remove(run, name)
@@ -344,7 +345,7 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
 
 
 def test_no_imported_column_wins(tmp_path):
-    from pipelines.core.schema import PhotoSet, Score
+    from pipelines.core.records import PhotoSet, Score
     from pipelines.evaluation.scale import Scale
     from pipelines.reports.findings import Findings, ScoredRender, verdict
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from pipelines.bases.family import FAMILIES, load_family, moved
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample
-from pipelines.core.runtime import Device, noise
-from pipelines.core.schema import ALL_METHODS as METHODS
-from pipelines.core.schema import UserError
+from pipelines.core.device import Device, noise
+from pipelines.core.records import ALL_METHODS as METHODS
+from pipelines.core.records import UserError
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, tokens
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe

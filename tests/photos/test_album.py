@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import REASONS, Photo, UserError
+from pipelines.core.records import REASONS, Photo, UserError
 from pipelines.faces.face import Face, Seen
 from pipelines.photos import album as album_module
 from pipelines.photos import framing

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from pipelines.__main__ import main
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, UserError
+from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS, UserError
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.face import Face
 from pipelines.photos import checks, gather, intake

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.photos import decode, gather
 from tests.photos.pictures import close, flag, jpeg, png_header, scene
 

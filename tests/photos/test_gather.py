@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.photos import gather
 from tests.photos.pictures import jpeg
 

@@ -19,10 +19,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.bases.registry import BASES, find_base
-from pipelines.core import workspace
 from pipelines.core.control import Control
-from pipelines.core.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
-from pipelines.core.workspace import Run
+from pipelines.core.files import jsonable, read_json, read_lines
+from pipelines.core.records import METHODS, Event, PhotoSet, Sampling, Score, UserError
+from pipelines.core.run import Run, load_photo_set, run_at
 from pipelines.evaluation.facts import Worth
 from pipelines.evaluation.scale import Scale
 from pipelines.generation.draw import render_name
@@ -113,11 +113,11 @@ def test_what_lies_in_a_run(finished):
         assert grid.width > 5 * TILE_PX and grid.height > 2 * TILE_PX
     rows = list(csv.DictReader(io.StringIO(run.cells.read_text())))
     assert len(rows) == 8 and all((run.folder / row["file"]).is_file() for row in rows)
-    scores = workspace.read_lines(run.scores)
+    scores = read_lines(run.scores)
     assert len(scores) == 16 and all(score["similarity"] is not None or score["reason"] for score in scores)
-    marks = workspace.read_json(run.marks)["dlib"]
+    marks = read_json(run.marks)["dlib"]
     assert marks["ceiling"] is not None and marks["impostor"] > 0 and marks["floor"] is not None
-    manifest = workspace.read_json(run.manifest)
+    manifest = read_json(run.manifest)
     newest = max(p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file() and p.name != "clock.json")
     assert run.manifest.stat().st_mtime_ns == newest, "the manifest is written last"
     assert manifest["versions"]["torch"] and manifest["device"]["reason"] and manifest["peak_mem_mb"] > 0
@@ -131,7 +131,7 @@ def test_what_lies_in_a_run(finished):
     assert (run.method("lora") / "pytorch_lora_weights.safetensors").is_file()
     assert (run.method("textual_inversion") / "learned_embeds.safetensors").is_file()
     assert (run.method("dreambooth") / "model_index.json").is_file()
-    assert workspace.read_json(run.consent)["means"] == "Python API"
+    assert read_json(run.consent)["means"] == "Python API"
 
 
 @needs_people
@@ -153,7 +153,7 @@ def test_pictures_are_looked_at_closely_once(finished, monkeypatch):
     run, _ = finished
     before = json.loads(run.report.read_text())["methods"]
     manifest = run.manifest.read_text()
-    saved = workspace.read_json(run.folder / "closer.json")
+    saved = read_json(run.folder / "closer.json")
     assert len(saved["pictures"]) == 8
     spec = jobs.load_spec(run) if run.spec.exists() else None
     assert spec is not None
@@ -178,7 +178,7 @@ def test_no_embedding_is_written_anywhere(finished):
         return 0
 
     for path in [*run.folder.glob("*.json"), *run.folder.glob("*.jsonl")]:
-        values = workspace.read_lines(path) if path.suffix == ".jsonl" else [workspace.read_json(path)]
+        values = read_lines(path) if path.suffix == ".jsonl" else [read_json(path)]
         assert longest(values) < 16, path.name
 
 
@@ -224,7 +224,7 @@ def test_pictures_of_an_earlier_training_are_kept_apart(finished, tmp_path, monk
     assert len(list(run.renders("none").glob("*.png"))) == 3  # the untrained base is what it was
     rows = json.loads(run.report.read_text())["methods"]
     assert rows["none"]["renders"] == 3 and rows["lora"]["renders"] == 1 and rows["lora"]["steps"] == 3
-    scored = {line["render"] for line in workspace.read_lines(run.scores)}
+    scored = {line["render"] for line in read_lines(run.scores)}
     assert f"renders/lora/{render_name(asked)}" in scored
 
 
@@ -234,21 +234,21 @@ def test_variations_are_scored_and_count_for_no_column(finished, tmp_path, monke
     run = Run(shutil.copytree(finished[0].folder, tmp_path / "run"))
     base = str(tiny_folder("portrait"))
     source = sorted(run.renders("lora").glob("*.png"))[0]
-    before = workspace.read_json(run.marks)
+    before = read_json(run.marks)
     run.manifest.unlink()  # so that the report is written anew
     asked = Sampling("portrait of {subject}", seed=5, steps=4, source=run.relative(source), change=0.5)
     spec = JobSpec("generate", base, "man", ("none", "lora"), samplings=(asked,))
     counts = {name: json.loads(run.report.read_text())["methods"][name]["renders"] for name in ("none", "lora")}
     assert list(perform(run, spec))[-1].kind == "done"
     drawn = run.renders("none") / render_name(asked)
-    scored = {line["render"] for line in workspace.read_lines(run.scores)}
+    scored = {line["render"] for line in read_lines(run.scores)}
     assert {f"renders/{column}/{render_name(asked)}" for column in ("none", "lora")} <= scored
-    after = workspace.read_json(run.marks)
+    after = read_json(run.marks)
     assert {judge: found["floor"] for judge, found in after.items()} == {j: f["floor"] for j, f in before.items()}
     rows = json.loads(run.report.read_text())["methods"]
     assert {name: rows[name]["renders"] for name in counts} == counts
     saved = [each for each in json.loads(run.manifest.read_text())["samplings"] if "source" in each]
-    assert saved == [workspace.plain(asked)] and saved[0]["change"] == 0.5
+    assert saved == [jsonable(asked)] and saved[0]["change"] == 0.5
     # it is not drawn twice; it is drawn again when its source was
     first = drawn.stat().st_mtime_ns
     assert list(perform(run, spec))[-1].kind == "done" and drawn.stat().st_mtime_ns == first
@@ -279,7 +279,7 @@ def test_a_method_that_fails_leaves_its_row_empty_and_the_job_failed(photos, tmp
 
 def test_photos_are_needed(tmp_path):
     with pytest.raises(UserError, match="no photos in this run"):
-        list(perform(workspace.run_at(tmp_path / "run"), JobSpec(base=str(tiny_folder("portrait")))))
+        list(perform(run_at(tmp_path / "run"), JobSpec(base=str(tiny_folder("portrait")))))
     with pytest.raises(UserError, match="not trained in this run yet"):
         spec = JobSpec("generate", str(tiny_folder("portrait")), methods=("lora",), samplings=(Sampling("x"),))
         list(perform(make_run(tmp_path / "other"), spec))
@@ -314,7 +314,7 @@ def test_pictures_made_elsewhere_are_one_more_column_and_frauds_are_caught(tmp_p
     frauds = {name: tmp_path / name for name in ("copier", "sleeper", "noise")}
     for folder in frauds.values():
         folder.mkdir()
-    for number, photo in enumerate(workspace.load_photo_set(run).train):
+    for number, photo in enumerate(load_photo_set(run).train):
         Image.open(photo.path).convert("RGB").resize((200, 200)).save(frauds["copier"] / f"{number}.jpg", quality=70)
     for render in run.renders("none").glob("*.png"):
         shutil.copy(render, frauds["sleeper"])
@@ -361,7 +361,7 @@ def test_a_run_is_repeated_to_the_bit_from_its_manifest(tmp_path, monkeypatch):
     assert told["different"]["scores"]["lora dlib mean"][1] == 0.5
     with pytest.raises(UserError, match="no manifest"):
         replay.prepare(tmp_path / "nowhere" / "manifest.json", tmp_path / "x")
-    Path(workspace.load_photo_set(old).train[0].path).unlink()
+    Path(load_photo_set(old).train[0].path).unlink()
     with pytest.raises(UserError, match="no longer in the run"):
         replay.prepare(old.manifest, tmp_path / "third")
 
@@ -407,7 +407,7 @@ def test_a_spreadsheet_runs_nothing_that_was_typed(tmp_path):
 
 
 def test_a_page_shows_names_as_text(tmp_path):
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     run.renders("none").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(run.renders("none") / "0.png")
     evil = "<img src=x onerror=alert(1)>.jpg"
@@ -468,9 +468,8 @@ def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl,
 
 def test_a_gpu_too_small_for_it_is_told_before_anything_is_loaded(tiny_sdxl, tmp_path, monkeypatch):
     from pipelines.bases import family
-    from pipelines.core import runtime
 
-    monkeypatch.setattr(runtime, "free_memory_gb", lambda device=None: 24.0)
+    monkeypatch.setattr("pipelines.core.device.free_memory_gb", lambda device=None: 24.0)
     loaded = []
     load = family.load_family
     monkeypatch.setattr(family, "load_family", lambda *args, **options: loaded.append(1) or load(*args, **options))

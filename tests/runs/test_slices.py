@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from pipelines.bases import sampling as sampler
-from pipelines.core import workspace
-from pipelines.core.schema import Event, Finish, Sampling
-from pipelines.core.workspace import Run
+from pipelines.core.files import read_json, read_lines
+from pipelines.core.records import Event, Finish, Sampling
+from pipelines.core.run import Run, run_at, save_photo_set
 from pipelines.evaluation import facts, references
 from pipelines.finishing import stage
 from pipelines.photos import intake
@@ -46,10 +46,8 @@ def taken_in(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The sample person's photos, taken in once for all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKENESS_FACE_MODELS", str(tmp_path_factory.mktemp("no-packs")))
-        run = workspace.run_at(tmp_path_factory.mktemp("photos") / "run")
-        workspace.save_photo_set(
-            run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE])
-        )
+        run = run_at(tmp_path_factory.mktemp("photos") / "run")
+        save_photo_set(run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE]))
     return run
 
 
@@ -101,22 +99,22 @@ def in_slices(run: Run, spec: JobSpec, *, over: Callable[[], bool] = lambda: Tru
 def outcome(run: Run) -> dict[str, object]:
     """Everything a comparison gives, but for times."""
     learned = {name: load_subject(run.method(name)) for name in ("lora", "dreambooth")}
-    looks = {name: workspace.read_json(run.method(name) / "watch.json") for name in learned}
+    looks = {name: read_json(run.method(name) / "watch.json") for name in learned}
     for seen in looks.values():
         for look in seen["looks"]:
             del look["seconds"]
-    report = workspace.read_json(run.report)["methods"]
+    report = read_json(run.report)["methods"]
     for row in report.values():
         for figure in ("train_s", "peak_mem_mb"):
             row.pop(figure)
     return {
         "learned": {name: (card.sha256, card.steps, card.complete) for name, card in learned.items()},
         "looks": looks,
-        "strengths": workspace.read_json(run.method("lora") / "strengths.json"),
+        "strengths": read_json(run.method("lora") / "strengths.json"),
         "pictures": {run.relative(path): path.read_bytes() for path in sorted(run.folder.glob("renders/*/*.png"))},
-        "scores": workspace.read_lines(run.scores),
-        "marks": workspace.read_json(run.marks),
-        "closer": workspace.read_json(run.folder / "closer.json"),
+        "scores": read_lines(run.scores),
+        "marks": read_json(run.marks),
+        "closer": read_json(run.folder / "closer.json"),
         "report": report,
     }
 
@@ -143,7 +141,7 @@ def test_a_comparison_in_the_smallest_slices_is_equal_to_one_in_one_go(root, tak
     one, other = outcome(whole), outcome(sliced)
     for name in one:
         assert one[name] == other[name], name
-    assert any(line["similarity"] is not None for line in workspace.read_lines(sliced.scores))
+    assert any(line["similarity"] is not None for line in read_lines(sliced.scores))
     left = [path.name for name in ("lora", "dreambooth") for path in sliced.method(name).iterdir()]
     assert not [name for name in left if name.startswith(("checkpoint", "class_images", "."))]
 

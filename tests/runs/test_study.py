@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import Event, UserError
+from pipelines.core.records import Event, UserError
+from pipelines.core.run import Run, load_photo_set
 from pipelines.evaluation.statistics import cluster_bootstrap, holm
 from pipelines.reports.study import table, write_study
 from pipelines.runs import jobs, study
@@ -68,7 +68,7 @@ def test_a_study_does_every_cell_and_none_twice(done):
     assert not doing.failed and said[0] == "4 cells, 0 of them done already"
     assert {(c.person.name, c.seed) for c in finished} == {(p, s) for p in "ab" for s in (0, 1)}
     first, second = (c for c in finished if c.person.name == "a")
-    photos = [workspace.load_photo_set(workspace.Run(c.folder)) for c in (first, second)]
+    photos = [load_photo_set(Run(c.folder)) for c in (first, second)]
     assert photos[0].digest == photos[1].digest, "every training seed learns from the same photos"
     recipes = [json.loads((c.folder / "methods/lora/subject.json").read_text())["recipe"] for c in (first, second)]
     assert [r["seed"] for r in recipes] == [0, 1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.core.schema import Photo, UserError
+from pipelines.core.records import Photo, UserError
 from pipelines.methods import method
 from pipelines.photos.framing import HEAD_ACROSS, HEAD_DOWN, crops, heads
 from pipelines.training.batches import Batches, loss_masks
@@ -66,7 +66,7 @@ def test_a_mask_has_mean_one_and_follows_its_photo_into_the_mirror():
 
 
 def _seed(each, step):
-    from pipelines.core.runtime import derived_seed
+    from pipelines.core.device import derived_seed
 
     return derived_seed(each._recipe.seed, step, 1)
 

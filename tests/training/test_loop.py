@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.bases.objective import NoiseSchedule
-from pipelines.core.schema import ALL_METHODS, METHODS, UserError
+from pipelines.core.records import ALL_METHODS, METHODS, UserError
 from pipelines.methods import method
 from pipelines.methods.lora import LoRALearner
 from pipelines.training import loop
@@ -544,7 +544,7 @@ def test_checkpoints_and_subjects_of_earlier_versions_still_fit(tmp_path):
     import hashlib
     import json
 
-    from pipelines.core.schema import recipe_fields
+    from pipelines.core.records import recipe_fields
 
     recipe, data, family = tiny_recipe("sd15", "lora"), tiny_data("sd15"), tiny_family("sd15")
     before = {

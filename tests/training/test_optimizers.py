@@ -9,8 +9,8 @@ from collections import defaultdict
 import pytest
 import torch
 
-from pipelines.core.runtime import Device
-from pipelines.core.schema import OPTIMIZERS, UserError
+from pipelines.core.device import Device
+from pipelines.core.records import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
 from pipelines.training import optimizers
 from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors

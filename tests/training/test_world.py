@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.core.schema import METHODS, UserError
+from pipelines.core.records import METHODS, UserError
 from pipelines.runs import jobs
 from pipelines.training import world
 from pipelines.training.loop import load_subject, train

@@ -556,7 +556,7 @@ def test_limits_are_set_by_the_environment(monkeypatch):
 
 
 def test_a_run_has_a_limit_on_disk(tmp_path, monkeypatch):
-    from pipelines.core.schema import UserError
+    from pipelines.core.records import UserError
     from ui.web.limits import require_room
 
     (tmp_path / "a.bin").write_bytes(bytes(3_000_000))

@@ -161,7 +161,7 @@ def test_every_endpoint_wants_a_key_and_checks_what_it_is_told(client, key):
 
 def test_what_can_not_be_drawn_is_refused():
     from pipelines.bases.registry import BASES
-    from pipelines.core.schema import UserError
+    from pipelines.core.records import UserError
     from ui.programs.api import _plan
 
     row = BASES["portrait-128"]

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from pipelines.bases.registry import BASES
-from pipelines.core import presets, workspace
-from pipelines.core.schema import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
-from pipelines.core.workspace import Lock
+from pipelines.core import presets
+from pipelines.core.files import Lock, append_line, jsonable, write_json
+from pipelines.core.records import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
+from pipelines.core.run import Run
 from pipelines.photos.captions import COLOURS
 from pipelines.runs import jobs
 
@@ -58,7 +59,7 @@ def base(tmp_path, monkeypatch):
 
 @pytest.fixture
 def services(base):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     return Services()
 
@@ -83,7 +84,7 @@ def middle_face(image: np.ndarray) -> list:
     return [Face((x - 20, y - 20, x + 20, y + 22), eyes, eyes, np.array([x, y + 10]), 1.0)]
 
 
-def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
+def take_in(run: Run, count: int = 8) -> PhotoSet:
     """A photo set in a run, as intake leaves it - without a face in sight."""
     from ui.run import photobox
 
@@ -101,20 +102,20 @@ def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
     return found
 
 
-def teach(run: workspace.Run, base_name: str, digest: str, method: str = "lora") -> None:
+def teach(run: Run, base_name: str, digest: str, method: str = "lora") -> None:
     """A subject.json such as training writes."""
     folder = run.method(method)
     folder.mkdir(parents=True)
     (folder / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
     (folder / "checkpoint.safetensors").write_bytes(b"private")
-    workspace.write_json(
+    write_json(
         folder / "subject.json",
         {"id": f"{method}-1", "method": method, "base": base_name, "complete": True, "steps": 100, "train_s": 50.0,
          "artifact_bytes": 7, "trainable_params": 1234, "photo_digest": digest, "recipe": {"batch": 8}},
     )  # fmt: skip
 
 
-def draw(run: workspace.Run, column: str, seed: int, base_name: str, subject: str | None) -> Path:
+def draw(run: Run, column: str, seed: int, base_name: str, subject: str | None) -> Path:
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
@@ -292,15 +293,15 @@ def test_a_record_that_was_tampered_with_leads_nowhere(services, tmp_path):
     capability, session = services.sessions.create()
     file = services.sessions.folder / f"{session.key}.json"
     for run in ("..", "../elsewhere", str(tmp_path), "sessions", "", None, 7):
-        workspace.write_json(file, {"run": run})
+        write_json(file, {"run": run})
         assert services.sessions.find(capability) is None
     (services.sessions.root / "link").symlink_to(session.run.folder)
-    workspace.write_json(file, {"run": "link"})
+    write_json(file, {"run": "link"})
     assert services.sessions.find(capability) is None
 
 
 def test_choices_survive_a_restart_and_forgetting_removes_them(services):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     capability, session = services.sessions.create()
     services.sessions.choose(session, class_word="woman", consent_at="2026-01-01T00:00:00Z")
@@ -617,6 +618,7 @@ def test_the_page_needs_no_torch():
 def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch):
     from pipelines.photos import checks
     from ui.run import photobox
+    from ui.upload import html as upload_html
 
     monkeypatch.setattr(checks, "detect_faces", lambda image: middle_face(image) if image[0, 0, 0] != 90 else [])
     _, session = services.sessions.create()
@@ -638,7 +640,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
                        ("bomb.png", "megapixels"), ("lawn.png", "no face")):  # fmt: skip
         assert verdicts[name].file is None and word in verdicts[name].text, name
     assert photobox.load(session.run) == box, "a reload shows the same"
-    html = services.photo_cards(session.run, box)
+    html = upload_html.photo_cards(services.photo_cards(session.run, box))
     assert html.count(">left out<") == 5 and html.index("bomb.png") < html.index("ok.png")
     assert not any(one.can_be_kept for one in box.staged), "a file without a face can't be used whatever one says"
     assert len(list((session.run.folder / photobox.STAGED).iterdir())) == 1, "and is not kept"
@@ -652,6 +654,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
 def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatch):
     from pipelines.photos import checks, intake
     from ui.run import photobox
+    from ui.upload import html as upload_html
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
     monkeypatch.setattr(intake, "_recogniser", lambda: None)
@@ -659,10 +662,14 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
     run, small = session.run, replace(ROW, min_eye_distance_px=30.0)
     *_, box = photobox.add(run, [photo_file(tmp_path, f"me{k}.png", k) for k in range(6)], small)
     assert box.good == 0 and all(one.can_be_kept and "too small" in one.text for one in box.staged)
-    assert services.photo_cards(run, box).count(">Use it anyway<") == 6
+    assert upload_html.photo_cards(services.photo_cards(run, box)).count(">Use it anyway<") == 6
     for one in box.staged:
         box = photobox.change(run, one.key, "keep", small)
-    assert box.good == 6 and box.photo_set is not None and services.photo_cards(run, box).count("as you asked") == 6
+    assert (
+        box.good == 6
+        and box.photo_set is not None
+        and upload_html.photo_cards(services.photo_cards(run, box)).count("as you asked") == 6
+    )
     box = photobox.judge_again(run, ROW)  # another base, for which the faces are large enough
     assert [one.verdict for one in box.staged] == ["good"] * 6
 
@@ -678,7 +685,7 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
     assert told["me1.png"] == ("portrait of {subject}, navy background", True, 1.1)
     assert len(told) == 6 and box.photo_set.digest != digest, "other captions are another training"
     assert photobox.load(run) == box
-    html = services.crop_cards(run, box)
+    html = upload_html.crop_cards(services.crop_cards(run, box))
     assert html.count("<img") == 6 and "navy background" in html and "1.10×" in html
     with pytest.raises(UserError, match="does not know: spaceship"):
         photobox.change(run, second.key, "caption", ROW, "a spaceship")
@@ -790,12 +797,12 @@ def test_each_closed_tab_says_why(services, base):
     view = services.view(capability)
     assert view.generate_blocked is None and view.columns == ("none", "dreambooth")
     assert "Generate pictures first" in view.score_blocked
-    steps = view.steps_html()
-    assert steps.count('class="open"') == 3 and "8 good photos" in steps
+    assert [is_open for _, _, is_open in view.steps()] == [True, True, True, False]
+    assert "8 good photos" in view.steps()[0][1]
 
 
 def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_path):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     missing = replace(BASES["portrait-128"], path=str(tmp_path / "nothing"))
     monkeypatch.setitem(BASES, "portrait-128", missing)
@@ -807,6 +814,8 @@ def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_pa
 
 
 def test_progress_is_read_from_the_job_files(services, base):
+    from ui.run.progress import progress_of
+
     capability, session = services.sessions.create()
     take_in(session.run)
     run = session.run
@@ -822,8 +831,8 @@ def test_progress_is_read_from_the_job_files(services, base):
     preview = photo_file(run.method("lora"), "preview_00004.png")
     events += [Event("preview", "lora", 4, 4, path=str(preview)), Event("done", "lora", 4, 4, seconds=4)]
     for event in events:
-        workspace.append_line(run.events, event)
-    progress = services.progress(run)
+        append_line(run.events, event)
+    progress = progress_of(run, services.events(run))
     assert progress.losses["lora"] == ((1, 1.0), (2, 0.5), (3, 9.0), (4, 8.0)), "a continued curve has no step twice"
     lane = services.view(capability).lane("lora")
     assert (lane.state, lane.step, lane.steps) == ("done", 4, 4) and "media/" in lane.preview
@@ -832,17 +841,19 @@ def test_progress_is_read_from_the_job_files(services, base):
              Event("watch", "lora", 3, 4, data={"identity": 0.3}), Event("start", "lora", 2, 4),
              Event("preview", "lora", 2, 4, path=str(early)), Event("watch", "lora", 3, 4, data={"identity": 0.25}),
              *events]  # fmt: skip
-    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in looks[:6]))
+    run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in looks[:6]))
     services._events.clear()
-    assert services.progress(run).likeness["lora"] == ((1, 0.1), (3, 0.25)), "what is taught again is seen again"
-    workspace.append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
+    assert progress_of(run, services.events(run)).likeness["lora"] == ((1, 0.1), (3, 0.25)), (
+        "what is taught again is seen again"
+    )
+    append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
     lane = services.view(capability).lane("lora")
     assert lane.likeness == ((1, 0.1), (3, 0.25)) and len(lane.strip) == 1 and "media/" in lane.strip[0]
-    from ui import views
+    from ui.train import html as train_html
 
-    html = views.lane(lane)
+    html = train_html.lane(lane)
     assert "best 0.25" in html and html.count("<circle") == 2 and html.count("An earlier preview of LoRA") == 1
-    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in events))
+    run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in events))
     services._events.clear()
     from ui.train.train import loss_frame
 
@@ -851,15 +862,17 @@ def test_progress_is_read_from_the_job_files(services, base):
     long = loss_frame([(i, 1.0) for i in range(1, 5000)])
     assert len(long) <= 2 * 162 and long.step.max() == 4999
     assert services.view(capability).lane("dreambooth") is None and progress.seconds_left is None
-    workspace.append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
-    workspace.append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
-    assert services.progress(run).seconds_left == 42.0, "methods that take turns wait for each other"
-    workspace.append_line(run.events, Event("start", "lora", 0, 2))
-    assert services.progress(run).losses["lora"] == (), "a new training starts a new curve"
+    append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
+    append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
+    assert progress_of(run, services.events(run)).seconds_left == 42.0, "methods that take turns wait for each other"
+    append_line(run.events, Event("start", "lora", 0, 2))
+    assert progress_of(run, services.events(run)).losses["lora"] == (), "a new training starts a new curve"
 
 
 def test_pictures_scores_and_table(services, base):
-    from ui import views
+    from ui.generate import html as generate_html
+    from ui.run.package import pack
+    from ui.score import html as score_html
 
     capability, session = services.sessions.create()
     found = take_in(session.run)
@@ -877,7 +890,7 @@ def test_pictures_scores_and_table(services, base):
                 "similarity": value,
                 "reason": None if value else "no face found",
             }
-            workspace.append_line(run.scores, line)
+            append_line(run.scores, line)
     figures = {
         "impostor": 0.25,
         "floor": 0.1,
@@ -886,7 +899,7 @@ def test_pictures_scores_and_table(services, base):
         "ceiling_low": 0.6,
         "ceiling_high": 0.8,
     }
-    workspace.write_json(run.marks, {"dlib": figures, "buffalo_sc": figures | {"threshold": 0.4}})
+    write_json(run.marks, {"dlib": figures, "buffalo_sc": figures | {"threshold": 0.4}})
     view = services.view(capability)
     assert view.judges == ("buffalo_sc", "dlib"), "ArcFace speaks first"
     assert len(view.pictures) == 3, "pictures of another training are mixed with nothing"
@@ -894,15 +907,15 @@ def test_pictures_scores_and_table(services, base):
     assert rows["lora"].faces_found == 1 and rows["lora"].renders == 2
     assert rows["lora"].mean == pytest.approx(0.25), "a picture without a face costs"
     assert rows["lora"].best == 0.5 and rows["lora"].normalised == pytest.approx((0.25 - 0.1) / 0.6)
-    strip = views.strip(view.axis("buffalo_sc"))
+    strip = score_html.strip(view.axis("buffalo_sc"))
     assert strip.count("lk-dot") == 2 and strip.count('class="lk-mark"') == 4 and "0.60 – 0.80" in strip
-    gallery = views.gallery(view.pictures)
+    gallery = generate_html.gallery(view.pictures)
     assert gallery.index("0.50") < gallery.index("0.10") < gallery.index("no face found")
-    grid = views.side_by_side(view.latest_shots, view.drawn_columns)
+    grid = generate_html.side_by_side(view.latest_shots, view.drawn_columns)
     assert grid.count("<img") == 3 and grid.count("not drawn") == 1 and "0.50 ★" in grid
     services.sessions.choose(session, judge="dlib")
     assert services.view(capability).judge() == "dlib"
-    (zipped, *_) = services.package(run)
+    (zipped, *_) = pack(run, services.media)
     import zipfile
 
     names = zipfile.ZipFile(run.folder / "likeness.zip").namelist()
@@ -912,33 +925,38 @@ def test_pictures_scores_and_table(services, base):
 
 
 def test_the_best_of_many_are_kept_with_the_reason():
-    from ui import views
+    from ui.generate import html as generate_html
+    from ui.run import cards
 
     def shot(method, seed, similarity, verdict=None, reason=None):
-        return views.Shot(method, seed, f"/media/{seed}", "p {subject}", similarity, reason, verdict, scored=True)
+        return cards.Shot(method, seed, f"/media/{seed}", "p {subject}", similarity, reason, verdict, scored=True)
 
     shots = [shot("lora", 1, 0.3, "borderline"), shot("none", 2, 0.9, "looks like you"),
              shot("lora", 3, None, "no face", "no face found"), shot("dreambooth", 4, 0.6, "looks like you"),
              shot("lora", 5, 0.7, "someone else"), shot("lora", 6, 0.5, "looks like you")]  # fmt: skip
-    told = {each.seed: (kept, why) for each, kept, why in views.best_of(shots, 2)}
+    told = {each.seed: (kept, why) for each, kept, why in generate_html.best_of(shots, 2)}
     assert [seed for seed, (kept, _) in told.items() if kept] == [4, 6] and len(told) == 6
     assert "number 1 of 6" in told[4][1] and "less alike than the last one kept (0.50)" in told[1][1]
     assert "nobody in particular" in told[2][1] and "no face found" in told[3][1] and "somebody else" in told[5][1]
-    assert views.gallery(shots, 2).count("lk-dropped") == 4 and "lk-dropped" not in views.gallery(shots)
-    assert [kept for _, kept, _ in views.best_of(shots[1:3], 5)] == [False, False], "nothing fits, nothing is kept"
+    assert generate_html.gallery(shots, 2).count("lk-dropped") == 4 and "lk-dropped" not in generate_html.gallery(shots)
+    assert [kept for _, kept, _ in generate_html.best_of(shots[1:3], 5)] == [False, False], (
+        "nothing fits, nothing is kept"
+    )
 
 
 def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
+    from ui.run.start import start_generation, start_training
+
     capability, session = services.sessions.create()
     take_in(session.run)
     session = services.sessions.choose(session, class_word="man", consent_at="now")
     asked = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **who: asked.append((run, spec)))
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     from ui.generate.generate import samplings
 
     plan = samplings(services.view(capability).row, **DIALS)
-    services.start_generation(session, columns=("none", "lora"), samplings=plan)
+    start_generation(services, session, columns=("none", "lora"), samplings=plan)
     (run, train), (_, generate) = asked
     assert (
         run == session.run
@@ -951,7 +969,7 @@ def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
 
 
 def test_estimates_are_measured_or_not_given(services, base):
-    from ui import views
+    from ui.words import phrases
 
     capability, session = services.sessions.create()
     found = take_in(session.run)
@@ -959,19 +977,23 @@ def test_estimates_are_measured_or_not_given(services, base):
     assert "nothing was timed on this machine yet" in view.estimate("draft", ["lora"])
     assert "Choose at least one" in view.estimate("draft", ["nonsense"])
     teach(session.run, view.row.name, found.digest)
-    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
+    steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
     told = services.view(capability).estimate("draft", ["lora"])
-    assert f"about {views.duration(views.rounded(steps / 2))}" in told and "as measured on this machine" in told
+    assert f"about {phrases.duration(phrases.rounded(steps / 2))}" in told and "as measured on this machine" in told
 
 
 def test_what_people_typed_is_escaped():
-    from ui import views
+    from ui.generate import html as generate_html
+    from ui.page import html as page_html
+    from ui.run import cards
+    from ui.train import html as train_html
+    from ui.upload import html as upload_html
 
     evil = '<script>alert("x")</script>'
-    html = views.photo_cards([views.PhotoCard(evil, None, "leave_out", evil, "", evil)])
-    html += views.gallery([views.Shot("lora", 1, 'x" onerror="alert(1)', evil, None, evil, True)])
-    html += views.note(evil) + views.stepper([(evil, evil, True)]) + views.downloads([(evil, evil)])
-    html += views.lane(views.Lane("lora", evil, note=evil, preview=evil, strip=(evil,)))
+    html = upload_html.photo_cards([cards.PhotoCard(evil, None, "leave_out", evil, "", evil)])
+    html += generate_html.gallery([cards.Shot("lora", 1, 'x" onerror="alert(1)', evil, None, evil, True)])
+    html += page_html.note(evil) + page_html.stepper([(evil, evil, True)]) + page_html.downloads([(evil, evil)])
+    html += train_html.lane(cards.Lane("lora", evil, note=evil, preview=evil, strip=(evil,)))
     assert "<script" not in html and ' onerror="' not in html
 
 
@@ -1004,6 +1026,7 @@ def test_columns_and_methods_have_names_and_colours():
 
 def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(services, base, monkeypatch):
     from ui.generate.generate import samplings
+    from ui.run.start import start_generation, start_training
 
     capability, session = services.sessions.create()
     found = take_in(session.run)
@@ -1012,28 +1035,28 @@ def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(servi
     told = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **how: told.append(how["estimate_s"]))
     plan = samplings(row, **DIALS)
-    services.start_generation(session, columns=("none",), samplings=plan)
+    start_generation(services, session, columns=("none",), samplings=plan)
     teach(session.run, row.name, found.digest)
     services.view(capability)  # notes that a step took half a second
-    services.start_training(session, methods=("lora",), quality="draft")
-    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps / 2
+    start_training(services, session, methods=("lora",), quality="draft")
+    whole = presets.recipe(row, "lora", "draft", class_word="man").steps / 2
     assert told == [None, pytest.approx(whole)]
 
     # a training that was stopped: what it had taken is done
     spec = jobs.JobSpec("train", row.name, "man", ("lora",), "draft")
-    workspace.write_json(session.run.spec, spec)
-    workspace.write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
+    write_json(session.run.spec, spec)
+    write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
     session = services.sessions.find(capability)
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     assert told[2] == pytest.approx(whole - 20.0)
 
     # pictures: as long as the last ones took, a step
     done = replace(spec, kind="generate", methods=("none", "lora"), samplings=plan)
     session.run.drawing.job_folder.mkdir()
-    workspace.write_json(session.run.drawing.spec, done)
-    workspace.write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
+    write_json(session.run.drawing.spec, done)
+    write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
     services.view(capability)
-    services.start_generation(session, columns=("none",), samplings=plan)
+    start_generation(services, session, columns=("none",), samplings=plan)
     assert told[3] == pytest.approx(4.0)
 
 

@@ -15,17 +15,20 @@ import pytest
 from gradio.context import LocalContext
 
 from pipelines.bases.registry import BASES
-from pipelines.core.schema import CLASS_WORDS, LOW_CEILING, REASONS
+from pipelines.core.records import CLASS_WORDS, LOW_CEILING, REASONS
 from pipelines.evaluation import votes
 from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
 from pipelines.finishing import deliver
 from pipelines.photos import checks
 from pipelines.training import estimates
-from ui import views
+from ui.generate import html as generate_html
 from ui.page import errors
-from ui.run import photobox
+from ui.run import cards, photobox
+from ui.score import html as score_html
+from ui.train import html as train_html
 from ui.train import train
-from ui.words import retold, words
+from ui.upload import html as upload_html
+from ui.words import phrases, retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (*sorted((ROOT / "ui").rglob("*.py")), ROOT / "app.py")
@@ -50,10 +53,10 @@ TABLES = {
     "dial.info": {dial.info for dial in (*train.DIALS, *train.COMMON)} - {""},
     "LEAVE[method]": set(train.LEAVE.values()),
     # what `tell` says of things that have a fixed set of names
-    "word": {word for _, word in views.VERDICTS.values()}
-    | {*views.PHOTO_ACTS.values(), *dict(views.SHOT_ACTS).values(), *CLASS_WORDS},
-    "part": {*views.PARTS, *views.PINNED.values()},
-    "head": {*views.TABLE_HEADS, "Friends' picks"},
+    "word": {word for _, word in upload_html.VERDICTS.values()}
+    | {*upload_html.PHOTO_ACTS.values(), *dict(generate_html.SHOT_ACTS).values(), *CLASS_WORDS},
+    "part": {*upload_html.PARTS, *upload_html.PINNED.values()},
+    "head": {*score_html.TABLE_HEADS, "Friends' picks"},
     "data.state": {"waiting", "training", "done", "stopped", "failed"},
     "shot.verdict": VERDICTS,
     "best.verdict or ''": VERDICTS,
@@ -67,8 +70,8 @@ TABLES = {
     "title": {errors.CHECK, errors.NOT_DONE},
     "CHECK": {errors.CHECK},
     "size.name": {size.name for size in deliver.sizes().values()},
-    "MARKS[mark.name]": set(views.MARKS.values()),
-    "views.MARKS[key]": set(views.MARKS.values()),
+    "MARKS[mark.name]": set(score_html.MARKS.values()),
+    "score_html.MARKS[key]": set(score_html.MARKS.values()),
     "NAMING[code]": set(photobox.NAMING.values()),
     "template": set(retold.SENTENCES),
     "sentence(error)": {errors.OURS, errors.DISK_FULL, errors.MEMORY, votes.GONE},
@@ -211,12 +214,22 @@ def test_what_is_worked_out_is_told_in_the_language_of_the_browser_that_asks():
 
 def test_an_answer_is_told_whole(tmp_path):
     """No English word is left in what a photo, a lane and a step say, where all of it is known words."""
-    card = views.PhotoCard("a.jpg", "/a", "overruled", "", "training", "k", True, "held_out")
-    lane = views.Lane("lora", "training", 3, 9, 5.0, 60.0, 0.2, None, "", ((1, 0.1), (2, 0.3)))
-    english = [views.photo_cards([card]), views.lane(lane), views.waiting(2, 30.0), views.waiting(1, None)]
+    card = cards.PhotoCard("a.jpg", "/a", "overruled", "", "training", "k", True, "held_out")
+    lane = cards.Lane("lora", "training", 3, 9, 5.0, 60.0, 0.2, None, "", ((1, 0.1), (2, 0.3)))
+    english = [
+        upload_html.photo_cards([card]),
+        train_html.lane(lane),
+        phrases.waiting(2, 30.0),
+        phrases.waiting(1, None),
+    ]
     for language in LANGUAGES:
         with words.speaking(language):
-            other = [views.photo_cards([card]), views.lane(lane), views.waiting(2, 30.0), views.waiting(1, None)]
+            other = [
+                upload_html.photo_cards([card]),
+                train_html.lane(lane),
+                phrases.waiting(2, 30.0),
+                phrases.waiting(1, None),
+            ]
         for before, after in zip(english, other, strict=True):
             shown = set(re.findall(r"[a-z]{4,}", re.sub(r"<[^>]*>", " ", before)))
             assert shown and not shown & set(re.findall(r"[a-z]{4,}", re.sub(r"<[^>]*>", " ", after))), (before, after)
@@ -286,7 +299,7 @@ def test_the_vote_page_speaks_it(tmp_path, language):
 
 
 def test_a_round_is_asked_in_the_voters_language(monkeypatch, tmp_path):
-    from pipelines.core.workspace import Run
+    from pipelines.core.run import Run
     from ui.web import ballot
 
     monkeypatch.setattr(ballot, "picture", lambda path: "data:,")

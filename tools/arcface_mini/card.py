@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
 from pipelines.faces import arcface_mini, calibration
 
 TEXT = """---

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
 
 # figure -> (what it is, bar as text, whether the value meets it)
 BARS = {

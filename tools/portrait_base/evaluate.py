@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.core.schema import Sampling
+from pipelines.core.records import Sampling
 from pipelines.evaluation.facts import holds
 from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
 from pipelines.faces.face import align_by_eyes

@@ -21,16 +21,20 @@ import gradio as gr
 
 from pipelines.bases.registry import BASES, BaseRow, completed, completions, unknown_words
 from pipelines.core import presets, safety
-from pipelines.core.schema import Sampling, Style, UserError, place_of
+from pipelines.core.records import Sampling, Style, UserError, place_of
 from pipelines.runs.jobspec import COMPARED_STYLES
-from ui import views
+from ui.generate import html as generate_html
 from ui.generate import imports
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import photobox, pictures
+from ui.run.cards import JobCard, LookCard, Shot
 from ui.run.pictures import Drawing
-from ui.run.state import Services, View
-from ui.views import JobCard, LookCard, Shot
+from ui.run.services import Services
+from ui.run.start import start_generation
+from ui.run.view import View
+from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import say, tell
 
@@ -195,9 +199,9 @@ class GenerateTab:
     def show(self, view: View) -> Updates:
         busy, closed = view.drawing.busy, view.generate_blocked
         ready, picked = closed is None and not busy, view.picked
-        methods = [(views.named(c), c) for c in view.columns]
+        methods = [(phrases.named(c), c) for c in view.columns]
         return {
-            self.blocked: gr.update(value=views.note(closed or "", "warn"), visible=closed is not None),
+            self.blocked: gr.update(value=page_html.note(closed or "", "warn"), visible=closed is not None),
             self.start: gr.update(interactive=ready),
             self.best: gr.update(interactive=ready),
             self.sweep: gr.update(interactive=ready),
@@ -205,10 +209,12 @@ class GenerateTab:
             self.stop: gr.update(visible=busy),
             self.status: gr.update(value=_status(view)),
             self.history_box: gr.update(visible=len(view.history) > 0),
-            self.history: gr.update(value=views.history([_job_card(view, job) for job in reversed(view.history)])),
+            self.history: gr.update(
+                value=generate_html.history([_job_card(view, job) for job in reversed(view.history)])
+            ),
             self.vary_box: gr.update(visible=picked is not None),
-            self.vary_picture: gr.update(value=views.picked(picked) if picked else ""),
-            self.grid: gr.update(value=views.side_by_side(view.latest_shots, view.drawn_columns)),
+            self.vary_picture: gr.update(value=generate_html.picked(picked) if picked else ""),
+            self.grid: gr.update(value=generate_html.side_by_side(view.latest_shots, view.drawn_columns)),
             self.compare_box: gr.update(visible=bool(_pair(view))),
             self.ranked_box: gr.update(visible=bool(view.shots)),
             self.ranked: gr.update(value=_gallery(view)),
@@ -225,9 +231,9 @@ class GenerateTab:
         portrait = not SIZES.get(view.row.family)
         style = presets.styles().get(cards[0].id)
         return {
-            self.style: gr.update(value=views.look_cards(cards, cards[0].id), selected=cards[0].id),
+            self.style: gr.update(value=generate_html.look_cards(cards, cards[0].id), selected=cards[0].id),
             self.undrawable: gr.update(value=marked),
-            self.columns: gr.update(choices=[(views.named(c), c) for c in view.columns], value=list(view.columns)),
+            self.columns: gr.update(choices=[(phrases.named(c), c) for c in view.columns], value=list(view.columns)),
             self.size_row: gr.update(visible=not portrait),
             self.keep: gr.update(value=view.choices.keep),
             self.only: gr.update(value=view.choices.only_favourites),
@@ -243,14 +249,14 @@ class GenerateTab:
     def news(self, view: View) -> Updates:
         """A newly trained method is ticked at once; the comparison goes on to what was drawn last."""
         return {
-            self.columns: gr.update(choices=[(views.named(c), c) for c in view.columns], value=list(view.columns)),
+            self.columns: gr.update(choices=[(phrases.named(c), c) for c in view.columns], value=list(view.columns)),
             **self._methods(view),
             # not while pictures are being drawn and scored: whoever compares meanwhile keeps what they look at
             **({} if view.drawing.busy else self.compare(view, _pair(view))),
         }
 
     def _methods(self, view: View) -> Updates:
-        choices = [(views.named(c), c) for c in view.columns]
+        choices = [(phrases.named(c), c) for c in view.columns]
         last = view.columns[-1]
         varied = view.picked.method if view.picked and view.picked.method in view.columns else last
         return {
@@ -262,7 +268,7 @@ class GenerateTab:
         """What is said about a prompt while it is written."""
         return {
             self.unknown: gr.update(value=unknown_note(row, prompt)),
-            self.chips: gr.update(value=views.chips(completions(row, prompt[:PROMPT_LIMIT], SUGGESTIONS))),
+            self.chips: gr.update(value=generate_html.chips(completions(row, prompt[:PROMPT_LIMIT], SUGGESTIONS))),
         }
 
     def fill(self, row: BaseRow, style: Style) -> Updates:
@@ -303,7 +309,7 @@ class GenerateTab:
         return {
             self.left: gr.update(choices=choices, value=pair[0].id),
             self.right: gr.update(choices=choices, value=pair[1].id),
-            self.compared: gr.update(value=views.before_after(*pair)),
+            self.compared: gr.update(value=generate_html.before_after(*pair)),
         }
 
     @property
@@ -563,7 +569,7 @@ class Actions:
 
     def _draw(self, kept: object, view: View, columns: Sequence[str], plan: tuple[Sampling, ...]) -> Updates:
         session = self.services.sessions.need(kept)
-        self.services.start_generation(session, columns=tuple(columns), samplings=plan)
+        start_generation(self.services, session, columns=tuple(columns), samplings=plan)
         self.services.sessions.choose(session, shown=None)
         return {**self.show(kept), self.tab.seed: plan[0].seed}
 
@@ -618,7 +624,7 @@ class Actions:
 
     def over(self, kept: object, left: object, right: object) -> str:
         view = self.services.view(kept)
-        return views.before_after(pictures.find(view.pictures, left), pictures.find(view.pictures, right))
+        return generate_html.before_after(pictures.find(view.pictures, left), pictures.find(view.pictures, right))
 
     def keep_best(self, kept: object, keep: object) -> str:
         session = self.services.sessions.need(kept)
@@ -812,11 +818,11 @@ def words(label: str, value: object) -> str:
 def unknown_note(row: BaseRow, prompt: str) -> str:
     """What is said about a prompt that can't be drawn: why, or which words this base never learned."""
     if refusal := safety.problem(prompt[:PROMPT_LIMIT]):
-        return views.note(refusal, "bad")
+        return page_html.note(refusal, "bad")
     missing = unknown_words(row, prompt[:PROMPT_LIMIT])
     if not missing:
         return ""
-    return views.note(tell("{base} does not know: {words}.", base=called(row), words=", ".join(missing)), "bad")
+    return page_html.note(tell("{base} does not know: {words}.", base=called(row), words=", ".join(missing)), "bad")
 
 
 def called(row: BaseRow) -> str:
@@ -885,7 +891,7 @@ def _pair_with(view: View, shot: Shot) -> tuple[Shot, Shot] | None:
 def _pair(view: View) -> tuple[Shot, Shot] | None:
     """What lies under the slider at first: of the pictures shown the first that two methods drew, else of all."""
     for shots in (view.latest_shots, view.pictures):
-        for row in views.rows_of(shots):
+        for row in generate_html.rows_of(shots):
             there = [row[column] for column in sorted(row, key=place_of)]
             if len(there) > 1:
                 return there[0], there[-1]
@@ -895,25 +901,25 @@ def _pair(view: View) -> tuple[Shot, Shot] | None:
 
 
 def _called(shot: Shot, beside: Shot) -> str:
-    return views.named(shot.method) if shot.sampling == beside.sampling else tell("The picture it came from")
+    return phrases.named(shot.method) if shot.sampling == beside.sampling else tell("The picture it came from")
 
 
 def _gallery(view: View) -> str:
-    return views.gallery(view.shots, view.choices.keep, only_favourites=view.choices.only_favourites)
+    return generate_html.gallery(view.shots, view.choices.keep, only_favourites=view.choices.only_favourites)
 
 
 def _job_card(view: View, job: Drawing) -> JobCard:
     """A job in the list: what was asked for, by which methods, how many."""
     prompts = {shot.prompt for shot in job.shots}
     style = presets.styles().get(style_of(view.row, job.shots[0].prompt))
-    title = style.name if style else views.look(job.shots[0].prompt)
+    title = style.name if style else phrases.look(job.shots[0].prompt)
     if len(prompts) > 1:
         title = tell("{look}, and {count} more", look=title, count=len(prompts) - 1)
     if any(sampling.source for sampling in job.samplings):
         title = tell("Variations: {look}", look=title)
     elif len({(sampling.steps, sampling.guidance) for sampling in job.samplings}) > len(prompts):
         title = tell("Sweep: {look}", look=title)
-    detail = f"{views.pictures(len(job.shots))}: {', '.join(views.named(method) for method in job.methods)}"
+    detail = f"{phrases.pictures(len(job.shots))}: {', '.join(phrases.named(method) for method in job.methods)}"
     shown = view.shown_job is not None and view.shown_job.number == job.number
     return JobCard(job.number, title, detail, job.when_s, job.shots[-1].link, shown)
 
@@ -936,7 +942,7 @@ def style_choices(row: BaseRow) -> tuple[list[tuple[str, str]], str]:
     marked = (
         f'<ul class="lk-note lk-list">{"".join(cannot)}</ul>'
         if cannot
-        else views.note(tell("This base can draw all of them."))
+        else page_html.note(tell("This base can draw all of them."))
     )
     return [*can, (tell("Own words"), OWN)], marked
 
@@ -944,18 +950,18 @@ def style_choices(row: BaseRow) -> tuple[list[tuple[str, str]], str]:
 def _status(view: View) -> str:
     drawing = view.drawing
     if drawing.problem:
-        return views.note(drawing.problem, "bad")
+        return page_html.note(drawing.problem, "bad")
     if drawing.busy:
-        return views.note(
-            f"{views.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or tell('Starting ...')} "
+        return page_html.note(
+            f"{phrases.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or tell('Starting ...')} "
             f"{view.drawn_text} {view.safe_to_leave}"
         )
     if drawing.refused:
         refused = tell(
             "Taken for sexual content by the image filter and not saved: {pictures}. Try another prompt or seed.",
-            pictures=views.pictures(drawing.refused),
+            pictures=phrases.pictures(drawing.refused),
         )
-        return views.note(refused, "warn")
+        return page_html.note(refused, "warn")
     if not view.shots and view.generate_blocked is None:
-        return views.note(tell("Pick a style and press Generate."))
+        return page_html.note(tell("Pick a style and press Generate."))
     return ""

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar, cast
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from ui.words.words import tell
 
 log = logging.getLogger("likeness.ui")

@@ -18,7 +18,7 @@ import gradio as gr
 from gradio.blocks import BlockFunction, BlocksConfig
 from gradio.state_holder import SessionState
 
-from pipelines.core import workspace
+from pipelines.core.files import is_full
 from ui.page.errors import CHECK, CONFUSED, DISK_FULL
 from ui.words.words import tell
 
@@ -67,7 +67,7 @@ class Page(gr.Blocks):
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:
-            said = DISK_FULL if workspace.is_full(error.__cause__ or error) else CONFUSED
+            said = DISK_FULL if is_full(error.__cause__ or error) else CONFUSED
             if isinstance(error, gr.Error) and "file type" in str(error.message):
                 said = html.escape(str(error.message)[:300])  # somebody chose a file of another kind
             raise gr.Error(said, title=tell(CHECK), duration=15, print_exception=False) from None

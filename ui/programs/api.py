@@ -19,16 +19,21 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 import gradio as gr
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core import presets, workspace
-from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.core import presets
+from pipelines.core.files import timestamp
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Sampling, Style, UserError, check_variation
+from pipelines.core.run import record_consent
 from pipelines.finishing import refine, stage
 from ui.generate.finish import order_of
 from ui.generate.generate import MAX_NUMBER, MAX_SEED, samplings, whole
 from ui.page import errors
 from ui.page.wiring import refused_while_busy
 from ui.run import photobox
+from ui.run.package import pack
+from ui.run.services import Services
 from ui.run.sessions import Session
-from ui.run.state import Services, View
+from ui.run.start import start_finishing, start_generation, start_training
+from ui.run.view import View
 from ui.train.train import COMMON, DIALS, checked, chosen_optimizer
 from ui.upload.upload import CONSENT
 from ui.web.guard import cookie
@@ -283,8 +288,13 @@ def build(services: Services) -> None:
                 checked(
                     f"{method} {name}", value, dial, whole=name not in ("learning_rate", "prior_weight", "face_weight")
                 )
-        services.start_training(
-            session, methods=chosen, quality=quality, settings=wanted, go_on=go_on is True and bool(view.older)
+        start_training(
+            services,
+            session,
+            methods=chosen,
+            quality=quality,
+            settings=wanted,
+            go_on=go_on is True and bool(view.older),
         )
         return _status(services.view(key))
 
@@ -328,7 +338,7 @@ def build(services: Services) -> None:
             plan = tuple(replace(each, source=source, change=change) for each in plan)
             for each in plan:
                 check_variation(each)
-        services.start_generation(session, columns=chosen, samplings=plan)
+        start_generation(services, session, columns=chosen, samplings=plan)
         return _status(services.view(key))
 
     @spoken
@@ -369,7 +379,7 @@ def build(services: Services) -> None:
             tuple(dict.fromkeys(files)), steps=wanted, background=background, size=size, max_kb=max_kb,
             format_name=format,
         )  # fmt: skip
-        services.start_finishing(session, order)
+        start_finishing(services, session, order)
         return _status(services.view(key))
 
     @spoken
@@ -383,7 +393,7 @@ def build(services: Services) -> None:
         """Links to everything learned and drawn, as one ZIP, and to the report."""
         session = admitted(key, request)
         refused_while_busy(services, session)
-        return [Link(text=text, link=link) for text, link in services.package(session.run)]
+        return [Link(text=text, link=link) for text, link in pack(session.run, services.media)]
 
     @spoken
     def stop(key: str, request: gr.Request) -> Status:
@@ -433,10 +443,10 @@ def _take_in(services: Services, session: Session, paths: list[Path], *, class_w
     refused_while_busy(services, session)
     if session.choices.sample:  # own photos replace the sample person
         photobox.clear(session.run)
-    consent_at = session.choices.consent_at or workspace.timestamp()
+    consent_at = session.choices.consent_at or timestamp()
     changes = {"base": base} if base else {}
     session = services.sessions.choose(session, class_word=class_word, sample=False, consent_at=consent_at, **changes)
-    workspace.record_consent(session.run, means="API", statement=CONSENT)
+    record_consent(session.run, means="API", statement=CONSENT)
     row = services.bases[session.choices.base or services.default_base]
     for _ in photobox.add(session.run, paths, row):
         pass

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core import workspace
-from pipelines.core.fingerprints import file_sha256
-from pipelines.core.schema import REASONS, Photo, PhotoSet, SetReport, UserError
+from pipelines.core.files import Lock, file_sha256, read_json, require_space, write_json
+from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError
+from pipelines.core.run import Run, load_photo_set, save_photo_set, set_report
 from ui.words.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
@@ -83,20 +83,20 @@ class Box:
         return max(0, MIN_PHOTOS - (len(self.photo_set.photos) if self.photo_set else self.good))
 
 
-def load(run: workspace.Run) -> Box:
+def load(run: Run) -> Box:
     """What is stored; an empty Box when nothing is. Raises UserError when the list is damaged."""
-    saved = workspace.read_json(run.folder / RECORD)
+    saved = read_json(run.folder / RECORD)
     if saved is None:
         return Box()
     try:
         staged = tuple(Staged(**{**one, "reasons": tuple(one.get("reasons", ()))}) for one in saved["staged"])
-        photo_set = workspace.load_photo_set(run) if saved["split"] else None
-        return Box(staged, photo_set, saved["problem"], workspace.set_report(saved.get("report")))
+        photo_set = load_photo_set(run) if saved["split"] else None
+        return Box(staged, photo_set, saved["problem"], set_report(saved.get("report")))
     except (KeyError, TypeError) as error:
         raise UserError("The list of photos of this run is damaged. Delete your data and start again.") from error
 
 
-def add(run: workspace.Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
+def add(run: Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
     """Read uploads one by one, then judge and split. Yields the box after each photo; the last one is stored.
 
     `row` is the chosen base: its smallest face and its framing count.
@@ -110,17 +110,15 @@ def add(run: workspace.Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[B
 
 
 @contextlib.contextmanager
-def taking(run: workspace.Run) -> Iterator[None]:
+def taking(run: Run) -> Iterator[None]:
     """Nobody else changes this run's photos meanwhile. Raises UserError when somebody does."""
-    with workspace.Lock(run.folder / ".photos") as lock:
+    with Lock(run.folder / ".photos") as lock:
         if not lock.acquire():
             raise UserError("Photos of this run are being taken in already. Wait until that is done, then try again.")
         yield
 
 
-def _unpack_and_add(
-    run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path
-) -> Iterator[Box]:
+def _unpack_and_add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path) -> Iterator[Box]:
     from pipelines.photos import gather
 
     try:
@@ -134,13 +132,13 @@ def _unpack_and_add(
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
+def _add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
     if box.stored + len(uploads) > MAX_PHOTOS:
         raise UserError(
             f"At most {MAX_PHOTOS} photos are used; there are {box.stored} already and {len(uploads)} more were added. "
             f"Add at most {MAX_PHOTOS - box.stored}."
         )
-    workspace.require_space(run.folder, FREE_SPACE_NEEDED, purpose="A run")
+    require_space(run.folder, FREE_SPACE_NEEDED, purpose="A run")
     folder = run.folder / STAGED
     folder.mkdir(mode=0o700, exist_ok=True)
     taken = {one.name for one in box.staged if one.file}
@@ -155,13 +153,13 @@ def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow) ->
     yield _settle(run, tuple(staged), row)
 
 
-def remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
+def remove(run: Run, key: object, row: BaseRow) -> Box:
     """Take the photo with this key out again and split the rest anew. A browser sends the key: it is only compared."""
     with taking(run):
         return _remove(run, key, row)
 
 
-def _remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
+def _remove(run: Run, key: object, row: BaseRow) -> Box:
     box = load(run)
     gone = next((one for one in box.staged if one.key == key), None)
     if gone is None:
@@ -173,14 +171,14 @@ def _remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
     return _settle(run, tuple(one for one in box.staged if one is not gone), row)
 
 
-def judge_again(run: workspace.Run, row: BaseRow) -> Box:
+def judge_again(run: Run, row: BaseRow) -> Box:
     """The same photos for another base."""
     with taking(run):
         box = load(run)
         return _settle(run, box.staged, row) if box.staged else box
 
 
-def clear(run: workspace.Run) -> Box:
+def clear(run: Run) -> Box:
     """Take all photos out."""
     from pipelines.photos import intake
 
@@ -190,7 +188,7 @@ def clear(run: workspace.Run) -> Box:
     return _save(run, Box())
 
 
-def change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object = None) -> Box:
+def change(run: Run, key: object, action: object, row: BaseRow, value: object = None) -> Box:
     """Overrule us about one photo.
 
     "keep" or "leave" what we leave out; pin it to a part ("trained", "held_out") or "unpin" it; frame it "closer" or
@@ -200,7 +198,7 @@ def change(run: workspace.Run, key: object, action: object, row: BaseRow, value:
         return _change(run, key, action, row, value)
 
 
-def _change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object) -> Box:
+def _change(run: Run, key: object, action: object, row: BaseRow, value: object) -> Box:
     from pipelines.photos import captions, framing
 
     box = load(run)
@@ -233,7 +231,7 @@ def _stage(path: Path, name: str, folder: Path) -> Staged:
     return Staged(name, intake.store_copy(pixels, folder / f"{number:03d}").name)
 
 
-def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
+def _settle(run: Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
     """Judge what is staged, each photo and the set; split it where it is enough, and store the result."""
     from pipelines.photos import intake
 
@@ -281,17 +279,17 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box
     return _save(run, Box(staged, photo_set, problem, report))
 
 
-def note_learned(run: workspace.Run, methods: Sequence[str]) -> None:
+def note_learned(run: Run, methods: Sequence[str]) -> None:
     """Remember, before a training starts, which photos it will show these methods. Nothing is ever taken off the list:
     whether a training got anywhere is not known here.
     """
     box = load(run)
     now = _learned_from(run, box)
     seen = {method: sorted(_seen(run, method) | now) for method in methods}
-    workspace.write_json(run.folder / LEARNED, {"schema": 1, "methods": _methods_seen(run) | seen})
+    write_json(run.folder / LEARNED, {"schema": 1, "methods": _methods_seen(run) | seen})
 
 
-def can_go_on(run: workspace.Run, box: Box, method: str) -> bool:
+def can_go_on(run: Run, box: Box, method: str) -> bool:
     """Whether what a method learned may be learned on: every photo it ever saw is still learned from, so none judges -
     not even as a copy under another name.
     """
@@ -299,7 +297,7 @@ def can_go_on(run: workspace.Run, box: Box, method: str) -> bool:
     return bool(seen) and seen <= _learned_from(run, box)
 
 
-def _learned_from(run: workspace.Run, box: Box) -> frozenset[str]:
+def _learned_from(run: Run, box: Box) -> frozenset[str]:
     """Digests of the photos that a training would see now."""
     if box.photo_set is None:
         return frozenset()
@@ -307,19 +305,19 @@ def _learned_from(run: workspace.Run, box: Box) -> frozenset[str]:
     return frozenset(file_sha256(run.folder / STAGED / one.file) for one in box.staged if one.file and one.name in used)
 
 
-def _methods_seen(run: workspace.Run) -> dict[str, list[str]]:
-    saved = workspace.read_json(run.folder / LEARNED)
+def _methods_seen(run: Run) -> dict[str, list[str]]:
+    saved = read_json(run.folder / LEARNED)
     methods = saved.get("methods") if isinstance(saved, dict) else None
     return methods if isinstance(methods, dict) else {}
 
 
-def _seen(run: workspace.Run, method: str | None = None) -> frozenset[str]:
+def _seen(run: Run, method: str | None = None) -> frozenset[str]:
     """Digests of the photos that a method (None: any) was shown in this run."""
     found = _methods_seen(run)
     return frozenset(str(sha) for name, shas in found.items() if method in (None, name) for sha in shas)
 
 
-def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
+def _save_crops(run: Run, photo_set: PhotoSet, row: BaseRow) -> None:
     """What the base will see of each photo, and the words it will be told, for the person to look at."""
     from PIL import Image
 
@@ -335,16 +333,16 @@ def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
         Image.fromarray(frame).save(path)
         path.chmod(0o600)
     told = captions.training_captions(every, frames)
-    workspace.write_json(
+    write_json(
         run.folder / CROPS / "captions.json", {photo.name: text for photo, text in zip(every, told, strict=True)}
     )
 
 
-def crops(run: workspace.Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
+def crops(run: Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
     """(photo, its crop, its caption, whether it is learned from) of every photo in the set."""
     if box.photo_set is None:
         return []
-    told = workspace.read_json(run.folder / CROPS / "captions.json") or {}
+    told = read_json(run.folder / CROPS / "captions.json") or {}
     staged = {one.name: one for one in box.staged if one.used}
     learned = {photo.name for photo in box.photo_set.train}
     return [
@@ -359,20 +357,20 @@ def crops(run: workspace.Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
     ]
 
 
-def _save(run: workspace.Run, box: Box) -> Box:
+def _save(run: Run, box: Box) -> Box:
     if box.photo_set is None:
         run.photo_set.unlink(missing_ok=True)
         shutil.rmtree(run.photos, ignore_errors=True)
         shutil.rmtree(run.folder / CROPS, ignore_errors=True)
     else:
-        workspace.save_photo_set(run, box.photo_set)
+        save_photo_set(run, box.photo_set)
     record = {
         "staged": list(box.staged),
         "split": box.photo_set is not None,
         "problem": box.problem,
         "report": box.report,
     }
-    workspace.write_json(run.folder / RECORD, record)
+    write_json(run.folder / RECORD, record)
     return box
 
 

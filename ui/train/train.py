@@ -10,12 +10,16 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
-from ui import views
+from pipelines.core.records import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
 from ui.page.wiring import Show, Updates
-from ui.run.state import Services, Settings, View
+from ui.run.services import Services
+from ui.run.start import Settings, start_training
+from ui.run.view import View
+from ui.train import html as train_html
+from ui.words import phrases
 from ui.words.words import say, tell
 
 PIVOTAL = "pivotal"
@@ -135,7 +139,7 @@ class TrainTab:
             frame = loss_frame(curve)
             drawn = len(curve) > 1
             said = loss_in_words(method, frame) if drawn else ""
-            updates[self.lanes[method]] = gr.update(value=views.lane(lane) + said if lane else "")
+            updates[self.lanes[method]] = gr.update(value=train_html.lane(lane) + said if lane else "")
             updates[self.plots[method]] = gr.update(
                 value=frame, visible=drawn, **(_named_lines(method) if drawn else {})
             )
@@ -170,7 +174,7 @@ class TrainTab:
             while len(self.asked) > REMEMBERED:
                 self.asked.pop(next(iter(self.asked)), None)
         # the box to go on is shown only where something can
-        return view.estimate(asked.quality, asked.methods, asked.settings, go_on=asked.go_on)
+        return page_html.note(view.estimate(asked.quality, asked.methods, asked.settings, go_on=asked.go_on))
 
     def fill(self, view: View, quality: str, settings: Settings) -> Updates:
         """The dials as the recipes have them, with what the person changed."""
@@ -309,7 +313,8 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
             raise UserError("Choose at least one method to train.")
         settings = requested(view, quality, chosen, dials)
         tab.estimated(view, Asked(quality, chosen, settings, go_on is True))
-        services.start_training(
+        start_training(
+            services,
             session,
             methods=tuple(chosen),
             quality=quality,
@@ -474,16 +479,16 @@ def _start_text(view: View) -> str:
 def _status(view: View) -> str:
     progress = view.progress
     if progress.busy:
-        now = views.waiting(progress.ahead, progress.starts_in_s) or progress.text or tell("Starting ...")
-        return views.note(f"{now} {view.safe_to_leave}")
+        now = phrases.waiting(progress.ahead, progress.starts_in_s) or progress.text or tell("Starting ...")
+        return page_html.note(f"{now} {view.safe_to_leave}")
     if view.train_blocked:
-        return views.note(view.train_blocked, "warn")
+        return page_html.note(view.train_blocked, "warn")
     if progress.problem:
-        return views.note(progress.problem, "bad")
+        return page_html.note(progress.problem, "bad")
     if progress.state == "cancelled":
-        return views.note(tell("Stopped. What was learned so far is kept; training continues from there."))
+        return page_html.note(tell("Stopped. What was learned so far is kept; training continues from there."))
     if view.stale and view.older:
-        return views.note(
+        return page_html.note(
             tell(
                 "The photos or the base have changed since training. Please go on learning from where it was, so that "
                 "the pictures fit."
@@ -491,12 +496,12 @@ def _status(view: View) -> str:
             "warn",
         )
     if view.stale:
-        return views.note(
+        return page_html.note(
             tell("The photos or the base have changed since training. Please train again, so that the pictures fit."),
             "warn",
         )
     if view.trained:
-        return views.note(
+        return page_html.note(
             tell("Trained. Draw pictures in the Generate tab; the Score tab shows which are most alike."), "ok"
         )
     return ""

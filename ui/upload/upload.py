@@ -9,13 +9,17 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core import workspace
-from pipelines.core.schema import CLASS_WORDS, UserError
-from ui import views
+from pipelines.core.files import timestamp
+from pipelines.core.records import CLASS_WORDS, UserError
+from pipelines.core.run import record_consent
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates, refused_while_busy
 from ui.run import photobox
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
+from ui.upload import html as upload_html
+from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import say, tell
 
@@ -62,8 +66,8 @@ class UploadTab:
         """Everything on this tab that follows from the run's state."""
         return {
             self.status: gr.update(value=_status(view)),
-            self.cards: gr.update(value=view.photo_cards()),
-            self.crops: gr.update(value=view.crop_cards()),
+            self.cards: gr.update(value=upload_html.photo_cards(view.photo_cards())),
+            self.crops: gr.update(value=upload_html.crop_cards(view.crop_cards())),
             self.about: gr.update(value=about(view.row, view.base_problem)),
             self.consent: gr.update(interactive=not view.choices.sample),
             self.delete: gr.update(interactive=view.session is not None),
@@ -173,8 +177,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             yield {**afresh, capability: kept, tab.drop: None, tab.camera: None, tab.receipt: ""}
             for box in photobox.add(session.run, paths, services.view(kept).row):
                 yield {
-                    tab.cards: services.photo_cards(session.run, box),
-                    tab.status: views.note(tell("{count} read so far.", count=box.stored)),
+                    tab.cards: upload_html.photo_cards(services.photo_cards(session.run, box)),
+                    tab.status: page_html.note(tell("{count} read so far.", count=box.stored)),
                 }
         finally:
             for path in paths:
@@ -190,10 +194,10 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             raise UserError("The sample person is not in this copy. Use photos of your own.")
         photobox.clear(session.run)
         session = services.sessions.choose(session, sample=True, consent_at=None, class_word=_sample_class_word())
-        workspace.record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
-        yield {capability: kept, tab.status: views.note(tell("Taking in the sample person ...")), tab.receipt: ""}
+        record_consent(session.run, means="app", statement=SAMPLE_SENTENCE)
+        yield {capability: kept, tab.status: page_html.note(tell("Taking in the sample person ...")), tab.receipt: ""}
         for box in photobox.add(session.run, pictures, services.view(kept).row):
-            yield {tab.cards: services.photo_cards(session.run, box)}
+            yield {tab.cards: upload_html.photo_cards(services.photo_cards(session.run, box))}
         yield show(kept, restore=True)
 
     @told
@@ -223,8 +227,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         if moved or (consent_at is not None and not agreed):
             refused_while_busy(services, session)  # what is being learned from stays as it is
         if agreed and consent_at is None and not session.choices.sample:
-            consent_at = workspace.timestamp()
-            workspace.record_consent(session.run, means="app", statement=CONSENT)
+            consent_at = timestamp()
+            record_consent(session.run, means="app", statement=CONSENT)
         if not agreed and not session.choices.sample:
             consent_at = None
             session.run.consent.unlink(missing_ok=True)
@@ -241,7 +245,7 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
         else:
             services.stop_and_wait(session.run)
             receipt = services.sessions.forget(session)
-            size = views.amount(float(str(receipt["bytes"])))
+            size = phrases.amount(float(str(receipt["bytes"])))
             gone = tell(
                 "Deleted {count} files, {size}, at {when}.", count=receipt["files"], size=size,
                 when=receipt["forgotten"],
@@ -250,8 +254,8 @@ def wire(tab: UploadTab, services: Services, capability: gr.BrowserState, show: 
             sentence = f"{gone} {checked} {retell(str(receipt['note']))}"
         cleared = show(None, restore=True)
         return {
-            **cleared, capability: None, tab.receipt: views.note(sentence, "ok"), tab.really: gr.update(visible=False),
-            tab.delete: gr.update(visible=True),
+            **cleared, capability: None, tab.receipt: page_html.note(sentence, "ok"),
+            tab.really: gr.update(visible=False), tab.delete: gr.update(visible=True),
         }  # fmt: skip
 
     everything = show.outputs | {tab.drop, tab.camera, tab.receipt, tab.really, tab.delete, capability}
@@ -276,7 +280,7 @@ def about(row: Any, problem: str | None) -> str:
     """What the chosen base is, said at once."""
     licence = tell("Licence: {licence}.", licence=retell(row.licence))
     said = f"{retell(tell(row.about))} {licence}"  # what a base of one's own is is made of parts
-    return (views.note(problem, "bad") if problem else "") + views.note(said)
+    return (page_html.note(problem, "bad") if problem else "") + page_html.note(said)
 
 
 def _status(view: View) -> str:
@@ -290,14 +294,14 @@ def _status(view: View) -> str:
             )
             + "</p>"
         )
-    panel = views.photo_report(box.report)
+    panel = upload_html.photo_report(box.report)
     if box.problem:
-        return views.note(box.problem, "bad") + panel
+        return page_html.note(box.problem, "bad") + panel
     if box.photo_set is None:
         more = tell("Add one more photo.")
         if box.missing != 1:
             more = tell("Add {count} more photos.", count=box.missing)
-        return views.note(f"{tell('{count} can be used so far.', count=box.good)} {more}") + panel
+        return page_html.note(f"{tell('{count} can be used so far.', count=box.good)} {more}") + panel
     parts = box.photo_set
     words = [tell("{count} to learn from", count=len(parts.train))]
     words += [tell("{count} to watch progress", count=len(parts.validation))] if parts.validation else []
@@ -305,8 +309,8 @@ def _status(view: View) -> str:
     used = tell("{count} photos are used: {parts}.", count=len(parts.photos), parts=", ".join(words))
     weak = tell("With so few photos a verdict is weak: 8 or more are better.") if parts.weak else ""
     return (
-        (views.note(tell(SAMPLE_SENTENCE)) if view.choices.sample else "")
-        + views.note(f"{used} {weak}".rstrip(), "ok")
+        (page_html.note(tell(SAMPLE_SENTENCE)) if view.choices.sample else "")
+        + page_html.note(f"{used} {weak}".rstrip(), "ok")
         + panel
     )
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 ONE_ADDRESS = 8  # a household or an office behind one address gets this many visitors' worth
 EVENT_KEPT_S = 300.0  # an event whose page never asked for its answer counts this long

@@ -144,7 +144,7 @@ SENTENCES = (
     "The picture is too narrow for this size: its backdrop was continued above.",
     "{width} x {height} pixels: more would not have fitted into {size} kB.",
     "At this quality the watermark can't be read any more; the other marks are in the file.",
-    # a training's memory (pipelines.core.runtime)
+    # a training's memory (pipelines.bases.memory)
     "Gradient checkpointing is off: memory is enough without",
     "Gradient checkpointing is on: without it {size} GB would be needed",
     "{size} GB are needed and {free} GB are free",
@@ -159,7 +159,7 @@ SENTENCES = (
     "{style} is written for {bases}.",
     "Stable Diffusion 1.5 or SDXL",
     "{base} does not know: {words}.",
-    # a deletion (pipelines.core.workspace)
+    # a deletion (pipelines.core.run)
     "the folder and every listed file were looked for afterwards and are not there",
     "Backups and the disk's own unused blocks are outside this program's reach.",
     # drawings of a comparison (pipelines.reports.figures)

@@ -13,9 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import Event, UserError
-from pipelines.core.workspace import Lock, forget, new_run, open_run, run_at
+from pipelines.core.files import Lock, append_line, read_json, read_lines, repair_lines, require_space, write_json
+from pipelines.core.records import Event, UserError
+from pipelines.core.run import (
+    Run,
+    all_runs,
+    data_root,
+    forget,
+    load_photo_set,
+    new_run,
+    open_run,
+    record_consent,
+    run_at,
+    save_photo_set,
+)
 from tests.runs import make_run
 
 
@@ -26,31 +37,31 @@ def test_json_round_trip_of_records_and_numbers_json_does_not_know(tmp_path):
         "path": tmp_path,
         "t": (1, 2),
     }
-    workspace.write_json(tmp_path / "a" / "b.json", value)
-    read = workspace.read_json(tmp_path / "a" / "b.json")
+    write_json(tmp_path / "a" / "b.json", value)
+    read = read_json(tmp_path / "a" / "b.json")
     assert read["event"]["loss"] is None and read["event"]["seconds"] == 1.5
     assert read["n"] == 0.5 and read["path"] == str(tmp_path) and read["t"] == [1, 2]
-    assert workspace.read_json(tmp_path / "missing.json") is None
+    assert read_json(tmp_path / "missing.json") is None
     with pytest.raises(TypeError):
-        workspace.write_json(tmp_path / "c.json", {"object": object()})
+        write_json(tmp_path / "c.json", {"object": object()})
 
 
 def test_a_damaged_file_is_a_sentence(tmp_path):
     (tmp_path / "status.json").write_text('{"state": ')
     with pytest.raises(UserError, match="can't be read"):
-        workspace.read_json(tmp_path / "status.json")
+        read_json(tmp_path / "status.json")
 
 
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_piece(tmp_path, monkeypatch):
     path = tmp_path / "status.json"
-    workspace.write_json(path, {"state": "running"})
+    write_json(path, {"state": "running"})
 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="disk is full"):
-        workspace.write_json(path, {"state": "done"})
+        write_json(path, {"state": "done"})
     assert json.loads(path.read_text()) == {"state": "running"}
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
@@ -58,31 +69,31 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_piece(tmp_path, monkeypatc
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_appending_on_a_full_disk_is_a_sentence():
     with pytest.raises(UserError, match="disk is full"):
-        workspace.append_line(Path("/dev/full"), {"kind": "step"})
+        append_line(Path("/dev/full"), {"kind": "step"})
 
 
 def test_too_little_space_is_said_before_work_starts(tmp_path):
     with pytest.raises(UserError, match=r"disk is nearly full.*Free some space"):
-        workspace.require_space(tmp_path / "not" / "there" / "yet", 10**18)
-    workspace.require_space(tmp_path, 1)
+        require_space(tmp_path / "not" / "there" / "yet", 10**18)
+    require_space(tmp_path, 1)
 
 
 def test_readers_never_see_half_a_line_and_writers_repair_it(tmp_path):
     path = tmp_path / "events.jsonl"
     for number in range(3):
-        workspace.append_line(path, {"n": number})
+        append_line(path, {"n": number})
     with path.open("ab") as file:
         file.write(b'{"n": 3, "text": "torn')
-    assert [line["n"] for line in workspace.read_lines(path)] == [0, 1, 2]
-    assert workspace.repair_lines(path) == 3
-    workspace.append_line(path, {"n": 3})
-    assert [line["n"] for line in workspace.read_lines(path, after=2)] == [2, 3]
-    assert workspace.read_lines(tmp_path / "none.jsonl") == []
+    assert [line["n"] for line in read_lines(path)] == [0, 1, 2]
+    assert repair_lines(path) == 3
+    append_line(path, {"n": 3})
+    assert [line["n"] for line in read_lines(path, after=2)] == [2, 3]
+    assert read_lines(tmp_path / "none.jsonl") == []
 
 
 def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from pipelines.core.workspace import Lock\n"
+        "import sys, time; from pathlib import Path; from pipelines.core.files import Lock\n"
         "lock = Lock(Path(sys.argv[1])); assert lock.acquire(); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
@@ -99,14 +110,14 @@ def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
 
 def test_runs_are_private_unguessable_and_listed(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "home"))
-    assert workspace.data_root() == tmp_path / "home"
+    assert data_root() == tmp_path / "home"
     first, second = new_run(), new_run()
     assert first.folder.parent == tmp_path / "home"
     assert len(first.id) == 32 and first.id != second.id
     if os.name == "posix":
         assert stat.S_IMODE(first.folder.stat().st_mode) == 0o700
     (tmp_path / "home" / "sessions").mkdir()
-    assert {run.id for run in workspace.runs()} == {first.id, second.id}
+    assert {run.id for run in all_runs()} == {first.id, second.id}
 
 
 def test_a_run_is_made_only_where_nothing_else_lies(tmp_path):
@@ -131,15 +142,15 @@ def test_names_inside_a_run_can_not_leave_it(tmp_path):
 
 def test_the_photo_set_moves_with_its_run(tmp_path):
     run = make_run(tmp_path / "run", photos=6)
-    saved = workspace.load_photo_set(run)
+    saved = load_photo_set(run)
     assert saved is not None and saved.weak and len(saved.train) == 4
     run.folder.rename(tmp_path / "elsewhere")
-    moved = workspace.load_photo_set(workspace.Run(tmp_path / "elsewhere"))
+    moved = load_photo_set(Run(tmp_path / "elsewhere"))
     assert moved is not None and moved.digest == saved.digest
     assert all(Path(photo.path).is_file() for photo in moved.photos)
     (tmp_path / "elsewhere" / "photos.json").write_text('{"train": 3}')
     with pytest.raises(UserError, match="damaged"):
-        workspace.load_photo_set(workspace.Run(tmp_path / "elsewhere"))
+        load_photo_set(Run(tmp_path / "elsewhere"))
 
 
 def test_a_photo_set_stored_before_photos_had_reasons_still_says_which_photo_shows_a_group(tmp_path):
@@ -151,11 +162,11 @@ def test_a_photo_set_stored_before_photos_had_reasons_still_says_which_photo_sho
     group = "the face is dark; several faces; the one that agrees with the other photos is used"
     saved["held_out"][0]["notes"] = [group]
     run.photo_set.write_text(json.dumps(saved))
-    read = workspace.load_photo_set(run)
+    read = load_photo_set(run)
     assert read is not None and read.held_out[0].reasons == ("several_faces",)
     assert all(photo.reasons == () for photo in (*read.train, *read.validation))
-    workspace.save_photo_set(run, read)
-    assert workspace.load_photo_set(run) == read
+    save_photo_set(run, read)
+    assert load_photo_set(run) == read
 
 
 def test_forget_removes_everything_and_proves_it(tmp_path):
@@ -219,8 +230,8 @@ def test_forget_names_copies_it_can_not_reach(tmp_path):
 
 def test_consent_is_noted_with_time_and_means(tmp_path):
     run = run_at(tmp_path / "run")
-    workspace.record_consent(run, means="command line: train", statement="yes")
-    saved = workspace.read_json(run.consent)
+    record_consent(run, means="command line: train", statement="yes")
+    saved = read_json(run.consent)
     assert saved["means"] == "command line: train" and saved["when"].endswith("Z")
 
 

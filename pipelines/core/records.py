@@ -16,6 +16,13 @@ METHODS: tuple[str, ...] = ("textual_inversion", "dreambooth", "lora")
 COMPOSED: dict[str, tuple[str, ...]] = {"pivotal": ("textual_inversion", "lora")}
 ALL_METHODS: tuple[str, ...] = (*METHODS, *COMPOSED)
 COLUMNS: tuple[str, ...] = ("none", *ALL_METHODS)  # "none" is the untrained base
+TITLES = {  # of columns, as people read them
+    "none": "Untrained base",
+    "textual_inversion": "Textual inversion",
+    "dreambooth": "DreamBooth",
+    "lora": "LoRA",
+    "pivotal": "Pivotal tuning",
+}
 IMPORTED = "imported-"  # begins the column of a LoRA or embedding that was not trained here
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 CHECKPOINTING = ("auto", "on", "off")
@@ -50,6 +57,13 @@ LOW_CEILING = (
     "The photos agree less with each other than 95% of people's do: different ages, glasses or strong filters make one "
     "face hard to learn. The pictures can't be more alike than the photos are."
 )
+
+
+def title_of(column: str) -> str:
+    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
+    if is_imported(column):
+        return f"{column.removeprefix(IMPORTED)} (imported)"
+    return TITLES.get(column, column)
 
 
 def is_imported(column: str) -> bool:

@@ -1,7 +1,7 @@
-"""Where everything lies on disk: runs and their files, written so that nobody ever meets half of one.
+"""The folder of a run: where everything that was made of one person lies, and how it is removed.
 
-In: a root folder (`LIKENESS_HOME`, else `./runs`). Out: `Run` objects with named paths, JSON that appears whole or not
-at all, and `forget`, which removes a run and proves it. Try it: `run = new_run(); print(forget(run.folder))`.
+In: a root folder (`LIKENESS_HOME`, else `./runs`). Out: `Run` objects with named paths, and `forget`, which removes a
+run and proves it. Try it: `run = new_run(); print(forget(run.folder))`.
 This is the only module that knows paths inside a run. Light: no numpy, no torch.
 """
 
@@ -9,41 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-import math
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
-from pipelines.core.schema import (
+from pipelines.core.files import Lock, read_json, require_space, timestamp, told_when_full, write_json
+from pipelines.core.records import (
     COLUMNS,
     IMPORTED,
     Photo,
     PhotoCheck,
     PhotoSet,
-    Sampling,
     SetReport,
     UserError,
     is_imported,
-    sampling_fields,
 )
 
-T = TypeVar("T")
 MARKER = "run.json"  # a folder without it is none of ours and is never removed
 MARKER_SCHEMA = 1
 DRAWING = "drawing"
 FORGOTTEN = ".likeness-forgotten-"  # prefix of a run on its way out
-FULL = "The disk is full, so this could not be saved. Free some space or delete a run, then try again."
-PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.part")  # what is being written, by which process
-STALE_S = 600.0
-_FULL_CODES = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"  # what choosing leaves beside a method's subject.json
 
 
 def data_root() -> Path:
@@ -54,273 +47,6 @@ def data_root() -> Path:
 def credentials_folder() -> Path:
     """Where the certificate lies that this copy signs its pictures with (see `credentials`). Not created here."""
     return data_root() / ".credentials"
-
-
-# ------------------------------------------------------------------------------------------------- plain files
-
-
-WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"  # what choosing leaves beside a method's subject.json
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether an error means that the disk (or a quota) is full."""
-    return isinstance(error, OSError) and error.errno in _FULL_CODES
-
-
-@contextlib.contextmanager
-def told_when_full() -> Iterator[None]:
-    """Turn "no space left on device" into a sentence. What was there before stays as it was."""
-    try:
-        yield
-    except OSError as error:
-        if is_full(error):
-            raise UserError(FULL) from error
-        raise
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: records become objects, paths strings; NaN and infinities, which JSON lacks, null."""
-    if isinstance(value, Sampling):
-        return {name: plain(each) for name, each in sampling_fields(value).items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        every = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-        # what came later is left out where it says nothing, so that keys of earlier versions stay what they were
-        return {f.name: plain(each) for f, each in every.items() if not (f.metadata.get("later") and each == f.default)}
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "item"):  # a number of numpy or torch
-        return plain(value.item())
-    raise TypeError(f"{type(value).__name__} can't be written as JSON")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: a temporary file beside it, fsync, rename. `UserError` when the disk is full."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """The same for bytes."""
-    with told_when_full():
-        write_file(path, lambda partial: partial.write_bytes(data))
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path` and put it in place in one move: nobody meets half a file, and
-    after a power cut there is the old one or the new one. Raises what `write` does, and OSError on a full disk.
-    """
-    with _beside(path) as partial:
-        write(partial)
-        settle(partial)
-        os.replace(partial, path)
-        settle(path.parent)
-
-
-def write_folder(path: Path, write: Callable[[Path], T]) -> T:
-    """The same for a folder that `write` makes; an older one is replaced. Returns what `write` does."""
-    with _beside(path) as partial:
-        made = write(partial)
-        for where, _, names in os.walk(partial):
-            for name in names:
-                settle(Path(where, name))
-            settle(Path(where))
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
-        settle(path.parent)
-    return made
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A name for what is being written, which `sweep_partials` knows; what is left there afterwards goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        yield partial
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    """A file or a folder, where there is one and it can be."""
-    with contextlib.suppress(OSError):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def settle(path: Path) -> None:
-    """Have the disk hold a file, or a folder's list of names, before anything goes on."""
-    if os.name == "nt" and path.is_dir():  # no handle on a folder there
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sweep_partials(folder: Path) -> int:
-    """Remove what killed writers left half written anywhere below `folder`; returns how many went."""
-    gone = 0
-    for path in folder.rglob(".*.part"):
-        found = PARTIAL.fullmatch(path.name)
-        with contextlib.suppress(OSError):
-            # the number of a writer that is gone may be somebody else's by now: no write stands still for so long
-            if found and (not _is_process(int(found[1])) or time.time() - path.stat().st_mtime > STALE_S):
-                _remove(path)
-                gone += 1
-    return gone
-
-
-def _is_process(pid: int) -> bool:
-    if os.name == "nt":  # a signal would end it there
-        import psutil
-
-        return bool(psutil.pid_exists(pid))
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a record (dataclasses, dicts, lists, numbers) as JSON, atomically."""
-    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None when the file is not there. `UserError` when it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} in {path.parent.name} can't be read. Delete that run and start again.") from error
-
-
-def append_line(path: Path, value: Any) -> None:
-    """Append one record as one line of JSON, in a single write. One process at a time writes to a file."""
-    line = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-    with told_when_full(), path.open("ab", buffering=0) as file:
-        data = line.encode()
-        before = file.seek(0, os.SEEK_END)
-        try:
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(before)  # half a line would spoil the next one
-            raise
-
-
-def read_lines(path: Path, *, after: int = 0, damaged: Any = None) -> list[Any]:
-    """The records of a file of JSON lines, without the first `after`; a line still being written is left out.
-
-    A line that a power cut damaged is left out too, or reads as `damaged`, for whoever counts lines.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    lines = data.split(b"\n")[:-1]  # the last piece is empty, or a line without its end
-    records = (_record(line, damaged) for line in lines[after:])
-    return [record for record in records if record is not None]
-
-
-def _record(line: bytes, damaged: Any) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return damaged
-
-
-def repair_lines(path: Path) -> int:
-    """Cut off a line that a killed writer left unfinished; returns how many whole lines there are."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return 0
-    whole = data.rfind(b"\n") + 1
-    if whole != len(data):
-        with path.open("rb+") as file:
-            file.truncate(whole)
-    return data[:whole].count(b"\n")
-
-
-def require_space(folder: Path, needed_bytes: int, *, purpose: str = "This") -> None:
-    """Raise `UserError` before work starts that the disk could not hold. `folder` need not exist yet."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < needed_bytes:
-        raise UserError(
-            f"The disk is nearly full. {purpose} needs about {_megabytes(needed_bytes)} MB and {_megabytes(free)} MB "
-            "are free. Free some space or delete a run, then try again."
-        )
-
-
-def _megabytes(count: int) -> str:
-    return f"{max(1, math.ceil(count / 1e6)):,}"
-
-
-class Lock:
-    """A lock on a file that the system releases when its holder dies, however it dies."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: BinaryIO | None = None
-
-    def acquire(self) -> bool:
-        """Take it if it is free. Returns whether it is ours now."""
-        if self._file is not None:
-            return True
-        with told_when_full():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("ab")
-        try:
-            _lock_file(file)
-        except OSError:
-            file.close()
-            return False
-        self._file = file
-        return True
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()  # closing releases it
-            self._file = None
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _lock_file(file: BinaryIO) -> None:
-    """Raises OSError when somebody else holds it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-# ------------------------------------------------------------------------------------------------- runs
 
 
 @dataclass(frozen=True)
@@ -477,15 +203,15 @@ class Run:
         return Path(path).resolve().relative_to(self.folder.resolve()).as_posix()
 
 
-def imported(run: Run) -> tuple[str, ...]:
+def imported_columns(run: Run) -> tuple[str, ...]:
     """The columns of a run that were not trained here but imported, by name."""
     cards = sorted((run.folder / "methods").glob(f"{IMPORTED}*/subject.json"))
     return tuple(card.parent.name for card in cards if is_imported(card.parent.name))
 
 
-def columns(run: Run) -> tuple[str, ...]:
+def columns_of(run: Run) -> tuple[str, ...]:
     """Every column a run can have, in the order of its report."""
-    return (*COLUMNS, *imported(run))
+    return (*COLUMNS, *imported_columns(run))
 
 
 def _plain_name(name: str) -> str:
@@ -500,7 +226,7 @@ def new_run(root: Path | None = None) -> Run:
     require_space(parent, 20_000_000, purpose="A new run")
     with told_when_full():
         parent.mkdir(parents=True, exist_ok=True)
-    sweep(parent, older_than_s=60.0)
+    sweep_forgotten(parent, older_than_s=60.0)
     return _make(parent / secrets.token_hex(16))
 
 
@@ -538,7 +264,7 @@ def is_run(folder: Path) -> bool:
     return isinstance(marker, dict) and marker.get("likeness_run") == MARKER_SCHEMA
 
 
-def runs(root: Path | None = None) -> list[Run]:
+def all_runs(root: Path | None = None) -> list[Run]:
     """Every run directly below `root`, newest first."""
     parent = root or data_root()
     if not parent.is_dir():
@@ -556,11 +282,6 @@ def _make(folder: Path) -> Run:
             raise UserError(f"No folder can be made at {folder}: permission denied. Choose another place.") from error
     write_json(folder / MARKER, {"likeness_run": MARKER_SCHEMA, "id": secrets.token_hex(8), "created": timestamp()})
     return Run(folder.resolve())
-
-
-def timestamp() -> str:
-    """Now, in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def record_consent(run: Run, *, means: str, statement: str) -> None:
@@ -653,8 +374,9 @@ def load_photo_set(run: Run) -> PhotoSet | None:
 def forget(run_folder: Path | Run) -> dict[str, Any]:
     """Remove a run with everything in it and return a receipt that says what was removed and checks that it is gone.
 
-    The folder is renamed first, so that a crash half way leaves something `sweep` recognises. Raises UserError for a
-    folder that is no run of ours, for a link, while a worker is busy in it, and when something could not be removed.
+    The folder is renamed first, so that a crash half way leaves something `sweep_forgotten` recognises. Raises
+    UserError for a folder that is no run of ours, for a link, while a worker is busy in it, and when something could
+    not be removed.
     What a file system or a backup keeps of deleted files is beyond it; the receipt says so.
     """
     given = run_folder.folder if isinstance(run_folder, Run) else Path(run_folder).expanduser()
@@ -711,7 +433,7 @@ def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
                 yield path.relative_to(folder).as_posix(), found.st_size, found.st_nlink
 
 
-def sweep(root: Path, *, older_than_s: float = 0.0) -> int:
+def sweep_forgotten(root: Path, *, older_than_s: float = 0.0) -> int:
     """Finish removals that a crash interrupted; returns how many folders went. Where others may be removing this very
     moment, `older_than_s` leaves theirs alone.
     """
