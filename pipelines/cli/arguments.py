@@ -66,6 +66,18 @@ def setting(text: str) -> tuple[str, str, Any]:
         return method, name, value
 
 
+def check_out(path: Path, *, source: Path | None = None, overwrite: bool = False) -> None:
+    """Refuse a file that can't be written, before the work, and without `overwrite` the picture itself."""
+    from pipelines.core.files import check_target
+
+    try:
+        check_target(path)
+        if not overwrite and source is not None and path.exists() and path.samefile(source):
+            raise UserError(f"{path.name} is the picture itself. Give another name, or --overwrite.")
+    except UserError as problem:
+        raise WrongUse(str(problem)) from problem
+
+
 def run_of(folder: Path) -> Run:
     from pipelines.core.run import open_run
 

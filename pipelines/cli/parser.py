@@ -246,6 +246,14 @@ def _finishing(command: Command) -> None:
         help="whose held-out photos say whom it has to stay like\n(default: the picture itself)",
     )
     finish.add_argument(
+        "--face",
+        metavar="N",
+        type=whole,
+        help="of several faces the one that is meant, 1 at the left; with --run the\n"
+        "one that is nearest to its photos is found",
+    )
+    finish.add_argument("--overwrite", action="store_true", help="let --out be IMAGE itself")
+    finish.add_argument(
         "--steps",
         type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none")),
         metavar="NAMES",

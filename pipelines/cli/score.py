@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def check(asked: argparse.Namespace) -> int:
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.photos.gather import photo_files, unpack
+    from pipelines.photos.gather import Gathered, gather, unpack
     from pipelines.photos.intake import check
 
     try:
@@ -36,11 +36,14 @@ def check(asked: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="likeness-") as unpacked:
         for number, path in enumerate(asked.photos):
             if path.is_dir():
-                files += photo_files(path)
+                there = gather(path)
             elif path.suffix.lower() == ".zip":
-                files += unpack(path, Path(unpacked) / str(number))
+                there = unpack(path, Path(unpacked) / str(number))
             else:
-                files.append(path)
+                there = Gathered((path,), {})
+            files += there.photos
+            for sentence in there.told:
+                say(sentence)
         found, report = check(
             files,
             min_eye_distance_px=row.min_eye_distance_px,

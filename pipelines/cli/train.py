@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import run_of, use_face_models
+from pipelines.cli.arguments import check_out, run_of, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say
 from pipelines.cli.progress import work
 from pipelines.core.records import UserError
@@ -68,6 +68,7 @@ def _study(asked: argparse.Namespace) -> int:
         raise WrongUse("A study needs --out FOLDER: it is continued from there.")
     if asked.jobs < 1:
         raise WrongUse("--jobs is a number from 1.")
+    check_out(asked.out / "report.html")
     use_face_models(asked)
     matrix = study.read_matrix(asked.matrix)
     people = study.read_people(asked.photos, asked.people or matrix.people)
@@ -177,7 +178,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core.run import is_run, new_run, record_consent, run_at
-    from pipelines.photos.gather import photo_files
+    from pipelines.photos.gather import gather
     from pipelines.runs.jobspec import JobSpec
 
     use_face_models(asked)
@@ -208,8 +209,10 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             run_at(asked.out)  # says what is wrong with it
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
-    files = photo_files(asked.photos)
+    there = gather(asked.photos)
+    for sentence in there.told:
+        say(sentence)
     run = run_at(asked.out) if asked.out is not None else new_run()
     if not run.consent.exists():
         record_consent(run, means=f"command line: {kind}", statement=CONSENT)
-    return run, replace(spec, photos=tuple(str(path.resolve()) for path in files))
+    return run, replace(spec, photos=tuple(str(path.resolve()) for path in there.photos))

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -27,8 +28,22 @@ from pipelines.core.records import Sampling, UserError, sampling_fields
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]  # holds presets/ and models/
 FULL = "The disk is full, so this could not be saved. Free some space or delete a run, then try again."
-PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.part")  # what is being written, by which process
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(\d+)\.[0-9a-f]{8}\.part")  # what is being written, by which process
 STALE_S = 600.0
+_REFUSALS = {
+    errno.EACCES: "this program may not write or read there",
+    errno.EPERM: "this program may not write or read there",
+    errno.EROFS: "the disk is read-only",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EISDIR: "it is a folder and not a file",
+    errno.ENOTDIR: "what should be a folder on the way to it is a file",
+    errno.EEXIST: "a file is there, where a folder is needed",
+    errno.ELOOP: "links lead in a circle there",
+    errno.EIO: "the disk failed",
+    errno.EFBIG: "the file is too large for this disk",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
+}
 _FULL_CODES = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 
@@ -37,15 +52,40 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL_CODES
 
 
+def refusal(error: BaseException) -> str | None:
+    """What the machine refused, as one sentence with the name of the file but not its folder; None for other errors."""
+    if is_full(error):
+        return FULL
+    if not isinstance(error, OSError) or (why := _REFUSALS.get(error.errno or 0)) is None:
+        return None
+    name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    if partial := PARTIAL.fullmatch(name):
+        name = partial[1]
+    return f"{name[:80] or 'A file'} can't be used: {why}. Choose another place or name, or change that."
+
+
 @contextlib.contextmanager
 def told_when_full() -> Iterator[None]:
-    """Turn "no space left on device" into a sentence. What was there before stays as it was."""
+    """Turn a full disk, and whatever else the machine refuses, into a sentence. What was there before stays."""
     try:
         yield
     except OSError as error:
-        if is_full(error):
-            raise UserError(FULL) from error
+        if sentence := refusal(error):
+            raise UserError(sentence) from error
         raise
+
+
+def check_target(path: Path) -> None:
+    """Raises UserError where no file can be written at `path`, so that nobody learns it after the work. What lies there
+    stays; missing folders above it are made.
+    """
+    with told_when_full():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        with _beside(path) as partial:
+            partial.touch()
 
 
 def jsonable(value: Any) -> Any:
@@ -112,7 +152,8 @@ def write_folder(path: Path, write: Callable[[Path], T]) -> T:
 def _beside(path: Path) -> Iterator[Path]:
     """A name for what is being written, which `sweep_partials` knows; what is left there afterwards goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    stem = os.fsencode(path.name)[:150].decode(errors="ignore")  # the name itself may be the longest that is allowed
+    partial = path.with_name(f".{stem}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         yield partial
     finally:
@@ -143,7 +184,7 @@ def sweep_partials(folder: Path) -> int:
         found = PARTIAL.fullmatch(path.name)
         with contextlib.suppress(OSError):
             # the number of a writer that is gone may be somebody else's by now: no write stands still for so long
-            if found and (not process.exists(int(found[1])) or time.time() - path.stat().st_mtime > STALE_S):
+            if found and (not process.exists(int(found[2])) or time.time() - path.stat().st_mtime > STALE_S):
                 _remove(path)
                 gone += 1
     return gone
@@ -151,7 +192,18 @@ def sweep_partials(folder: Path) -> int:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a record (dataclasses, dicts, lists, numbers) as JSON, atomically."""
-    write_text(path, json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(value, indent=1) + "\n")
+
+
+def _json(value: Any, **options: Any) -> str:
+    """JSON that UTF-8 can hold: bytes of a file name that are no UTF-8, which Python keeps as lone surrogates, are
+    written as escapes and read back as they were.
+    """
+    text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, **options)
+    return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_json(path: Path) -> Any:
@@ -166,7 +218,7 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, value: Any) -> None:
     """Append one record as one line of JSON, in a single write. One process at a time writes to a file."""
-    line = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    line = _json(value, separators=(",", ":")) + "\n"
     with told_when_full(), path.open("ab", buffering=0) as file:
         data = line.encode()
         before = file.seek(0, os.SEEK_END)
@@ -290,3 +342,25 @@ def sha(*parts: object) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- names
+
+
+def printable(name: str) -> str:
+    """A file name as it may be shown and stored anywhere: characters that steer a terminal or turn the reading
+    direction are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
+    """
+    return "".join(each if _is_harmless(each) else _escaped(each) for each in name)
+
+
+JOINERS = "\u200c\u200d"  # between letters of some scripts and inside emoji
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"  # spaces
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.files import settle
+from pipelines.core.files import printable, settle
 from pipelines.core.records import Photo, PhotoCheck, PhotoSet, SetReport, UserError
 from pipelines.faces.face import Face, align_by_eyes
 from pipelines.photos import checks
 from pipelines.photos.checks import Examined, Recogniser, examine
-from pipelines.photos.decode import decode, reason
+from pipelines.photos.decode import Unreadable, decode, kind_of_file, reason
 from pipelines.photos.split import near_duplicates, perceptual_hash, split
 
 # Larger pictures are stored as JPEG (quality 95, full colour): a 12-megapixel PNG takes 20 MB.
@@ -69,12 +69,12 @@ def intake(
     Raises `UserError`, and stores nothing, when fewer than `min_photos` different pictures remain.
     """
     paths = [Path(path) for path in paths]
+    keep, held_out, trained = ([printable(name) for name in names] for names in (keep, held_out, trained))
     if not paths:
         raise UserError("No photos were given. Add 5 to 15 photos of one person.")
-    if len(paths) > max_photos:
-        raise UserError(
-            f"{len(paths)} photos were given and at most {max_photos} are used. Remove {len(paths) - max_photos}."
-        )
+    given = sum(not isinstance(kind_of_file(path), str) for path in paths)  # raw files and films are named, not counted
+    if given > max_photos:
+        raise UserError(f"{given} photos were given and at most {max_photos} are used. Remove {given - max_photos}.")
     incoming: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,8 +212,9 @@ def _read_all(
     times: dict[str, int] = {}
     ordered = sorted(paths, key=lambda path: (path.name, str(path)))
     for path in ordered:
-        times[path.name] = times.get(path.name, 0) + 1
-        names.append(path.name if times[path.name] == 1 else f"{path.name} ({times[path.name]})")
+        name = printable(path.name)
+        times[name] = times.get(name, 0) + 1
+        names.append(name if times[name] == 1 else f"{name} ({times[name]})")
     # decoding, shrinking and storing let other threads run; a 12-megapixel photo takes about 150 MB meanwhile
     with ThreadPoolExecutor(_readers()) as pool:
         waiting = [
@@ -221,12 +222,12 @@ def _read_all(
             for number, (path, name) in enumerate(zip(ordered, names), start=1)
         ]
         try:
-            for done, (path, name, taken) in enumerate(zip(ordered, names, waiting), start=1):
+            for done, (name, taken) in enumerate(zip(names, waiting), start=1):
                 try:
                     read.append(taken.result())
-                except UserError as problem:
+                except Unreadable as problem:
                     read.append(None)
-                    problems[name] = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
+                    problems[name] = problem.why
                 if progress is not None:
                     progress(done, len(paths), name)
         finally:

@@ -26,7 +26,11 @@ EMPTY_S = 120.0  # an upload that has not got a byte for so long never will
 
 
 def prepare_environment() -> None:
-    """No telemetry, no history, and a private folder for uploads that goes when the app ends."""
+    """No telemetry, no history, a private folder for uploads that goes when the app ends, and a Pillow that opens only
+    photos.
+    """
+    from pipelines.photos.decode import restrict_pillow
+
     os.umask(0o077)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ["GRADIO_RUN_HISTORY"] = "False"
@@ -36,6 +40,7 @@ def prepare_environment() -> None:
     Path(os.environ["GRADIO_TEMP_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     skip_stub_files()
     share_heaps()
+    restrict_pillow()
 
 
 def share_heaps() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core.files import Lock, file_sha256, read_json, require_space, write_json
+from pipelines.core.files import Lock, file_sha256, printable, read_json, require_space, write_json
 from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError
 from pipelines.core.run import Run, load_photo_set, save_photo_set, set_report
 from ui.words.words import tell
@@ -119,20 +119,21 @@ def taking(run: Run) -> Iterator[None]:
 
 
 def _unpack_and_add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path) -> Iterator[Box]:
-    from pipelines.photos import gather
+    from pipelines.photos.gather import Gathered, unpack
 
     try:
-        uploads = [
-            photo
+        there = [
+            unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else Gathered((path,), {})
             for number, path in enumerate(uploads)
-            for photo in (gather.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
         ]
-        yield from _add(run, box, uploads, row)
+        refused = {name: why for each in there for name, why in each.left_out.items()}
+        yield from _add(run, box, [photo for each in there for photo in each.photos], row, refused)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
+def _add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow, refused: dict[str, str]) -> Iterator[Box]:
+    """`refused`: {file name: sentence} of what was in an archive and can't be used."""
     if box.stored + len(uploads) > MAX_PHOTOS:
         raise UserError(
             f"At most {MAX_PHOTOS} photos are used; there are {box.stored} already and {len(uploads)} more were added. "
@@ -143,8 +144,11 @@ def _add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow) -> Iterator[
     folder.mkdir(mode=0o700, exist_ok=True)
     taken = {one.name for one in box.staged if one.file}
     # A refused file that is sent again gets a new verdict in the place of the old one.
-    again = {display_name(path.name) for path in uploads}
+    again = {display_name(name) for name in (*refused, *(path.name for path in uploads))}
     staged = [one for one in box.staged if one.file or one.name not in again]
+    for name, why in refused.items():
+        taken.add(name := unique(display_name(name), taken))
+        staged.append(Staged(name, None, why, "leave_out", ("unreadable",)))
     for path in uploads:
         name = unique(display_name(path.name), taken)
         taken.add(name)
@@ -224,9 +228,8 @@ def _stage(path: Path, name: str, folder: Path) -> Staged:
 
     try:
         pixels = decode.decode(path)
-    except UserError as problem:
-        text = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
-        return Staged(name, None, text, "leave_out", ("unreadable",))
+    except decode.Unreadable as problem:
+        return Staged(name, None, problem.why, "leave_out", ("unreadable",))
     number = 1 + max((int(p.stem) for p in folder.iterdir() if p.stem.isdigit()), default=-1)
     return Staged(name, intake.store_copy(pixels, folder / f"{number:03d}").name)
 
@@ -432,7 +435,7 @@ def part_of(box: Box, name: str) -> str:
 
 def display_name(name: str) -> str:
     """A file name fit for messages: no path, no control characters, at most 80 characters."""
-    clean = re.sub(r"[\x00-\x1f\x7f/\\]+", "_", name).strip() or "photo"
+    clean = printable(re.sub(r"[\x00-\x1f\x7f/\\]+", "_", name).strip()) or "photo"
     return clean if len(clean) <= 80 else clean[:60] + "…" + clean[-19:]
 
 
