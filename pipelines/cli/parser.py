@@ -16,7 +16,7 @@ from pipelines.cli import score as looking
 from pipelines.cli import train as teaching
 from pipelines.cli.arguments import DREAMBOOTH_LORA, names, real, setting, whole
 from pipelines.cli.output import WRONG_USE
-from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, COMPOSED, QUALITIES, REASONS
+from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, METHODS, QUALITIES, REASONS
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -70,7 +70,7 @@ def _teaching(command: Command) -> None:
             type=names(ALL_METHODS),
             metavar="NAMES",
             help=f"comma-separated, of {', '.join(ALL_METHODS)}\n(default: all that"
-            f" the base offers but {', '.join(COMPOSED)}, which is made of others)",
+            f" the base offers but {', '.join(sorted(set(ALL_METHODS) - set(METHODS)))}, which is made of others)",
         )
         _base_arguments(made)
         made.add_argument("--quality", choices=QUALITIES, default="good", help="how long to train (good)")

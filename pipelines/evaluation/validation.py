@@ -11,13 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.core import presets
-from pipelines.core.records import UserError
+from pipelines.core.records import Look, UserError, Watch
 from pipelines.evaluation.facts import followed
 from pipelines.evaluation.references import Reference, reference
 from pipelines.faces.face import Judge
 from pipelines.faces.judges import available_judges, judge_named
 from pipelines.photos.album import Album
-from pipelines.training.loop import Look, Watch
 
 PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets that are reported
 

@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.core import files
 from pipelines.core.records import UserError
-from pipelines.runs.worker import OURS, explain
+from pipelines.runs.jobs import OURS
+from pipelines.runs.worker import explain
 
 
 def refused(path: Path) -> str:

@@ -27,7 +27,7 @@ from pipelines.runs.jobspec import JobSpec, spec_from_json
 from pipelines.runs.status import START_GRACE_S
 from pipelines.runs.supervisor import OURS
 from pipelines.runs.worker import MEMORY, explain, short
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 

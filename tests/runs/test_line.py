@@ -23,7 +23,7 @@ from pipelines.runs.jobs import enqueue, events, hold, place, status, stop
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import FILE, Ledger
 from pipelines.runs.status import me, read_status
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 
@@ -213,7 +213,7 @@ def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root
         yield
 
     monkeypatch.setattr(jobs, "watch", lambda root: None)
-    monkeypatch.setattr(loop, "_run", no_memory)
+    monkeypatch.setattr(loop._Training, "run", no_memory)
     big, next_one = make_run(root / "big"), make_run(root / "next")
     enqueue(big, train_spec(tiny_folder(BASE)), owner="a")
     enqueue(next_one, train_spec(tiny_folder(BASE)), owner="b")
