@@ -241,9 +241,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[tuple[str, st
     def counting(kind: type) -> None:
         plain = kind.look
 
-        def look(judge, image):
+        def look(judge, image, *known):
             looks[judge.name, hashlib.sha256(image.tobytes()).hexdigest()] += 1
-            return plain(judge, image)
+            return plain(judge, image, *known)
 
         patch.setattr(kind, "look", look)
 
