@@ -353,7 +353,7 @@ def remove(run: Run, column: str) -> None:
     Raises UserError when there is no such column.
     """
     if not is_imported(column) or column not in imported_columns(run):
-        raise UserError("There is no such imported column in this run. Reload the page.")
+        raise UserError(f"There is no imported column {column} in this run.")
     for folder in (run.method(column), run.renders(column)):
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():

@@ -219,7 +219,7 @@ def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
 
 
 def test_the_command_line_refuses(tmp_path, capsys):
-    from pipelines.cli.main import main
+    from pipelines.cli.entry import main
 
     run = run_at(tmp_path / "run")
     write_json(run.spec, job("portrait of {subject}"))
