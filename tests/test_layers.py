@@ -149,7 +149,6 @@ ROOMS_TOO_FULL = {
     "ui/run",
 }
 MODULES_TOO_LONG = {
-    "pipelines.core.records",
     "pipelines.methods.lora_names",
     "pipelines.runs.jobs",
     "ui.generate.generate",

@@ -21,7 +21,8 @@ import gradio as gr
 
 from pipelines.bases.registry import BASES, BaseRow, unknown_words
 from pipelines.core import presets, safety
-from pipelines.core.records import Sampling, Style, UserError, limits, place_of, with_subject
+from pipelines.core.decode import limits
+from pipelines.core.records import Sampling, Style, UserError, place_of, with_subject
 from pipelines.runs.jobspec import COMPARED_STYLES
 from ui.generate import html as generate_html
 from ui.generate import imports
