@@ -131,7 +131,8 @@ def write_base(kind: str, folder: Path, device: Device, *, tiny: bool) -> BaseRo
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from pipelines.bases.family import moved, quiet
+    from pipelines.bases.family import moved
+    from pipelines.core.device import quiet
 
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder / "tokenizer")
@@ -207,7 +208,8 @@ def ours(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
+    from pipelines.core.control import Control
     from pipelines.training.batches import TrainingData
     from pipelines.training.loop import train
 
@@ -227,8 +229,7 @@ def ours(
         family = load_family(row, device)
         # one step more than is timed, whose arithmetic is counted
         events = train(
-            recipe, data, Path(folder), photo_digest="random", device=device, family=family,
-            stop=lambda: reached > last,
+            recipe, data, Path(folder), family=family, control=Control(stop=lambda: reached > last),
         )  # fmt: skip
         begun = time.perf_counter()
         first = since = until = 0.0

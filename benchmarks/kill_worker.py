@@ -118,7 +118,7 @@ def last_step(run: Run) -> int:
 
 
 def artefact(run: Run, method: str) -> str:
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     subject = load_subject(run.method(method))
     assert subject.complete, "the training said that it was done"

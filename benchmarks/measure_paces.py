@@ -27,7 +27,7 @@ from pipelines.photos.gather import photo_files
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training import estimates
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -305,7 +305,7 @@ def stock_pipeline(base: Path, row: Row) -> Any:
     import diffusers
     import torch
 
-    from pipelines.bases.family import quiet
+    from pipelines.core.device import quiet
 
     loader = diffusers.StableDiffusionPipeline.from_pretrained
     with quiet():

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.bases.family import DIFFUSION_SCHEDULERS, Family, Modules
+from pipelines.bases.architectures import DIFFUSION_SCHEDULERS
+from pipelines.bases.family import Family, Modules
 from pipelines.bases.text import Conditioning
 from pipelines.core.device import derived_seed, noise
 from pipelines.core.records import UserError

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import DREAMBOOTH_LORA, run_of, use_face_models
+from pipelines.cli.arguments import DREAMBOOTH_LORA, check_out, checked, run_of, subject_prompts, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say
 from pipelines.cli.progress import Bar, work
 from pipelines.core.records import ALL_METHODS, Sampling, UserError
@@ -42,6 +42,7 @@ def generate(asked: argparse.Namespace) -> int:
         device=asked.device,
         download_judge=asked.download_judge,
     )
+    checked(spec)
     first = work(run, spec)
     made = [event for event in jobs.events(run, first) if event.kind == "render" and event.path]
     scores: dict[str, dict[str, float | None]] = {}
@@ -68,7 +69,7 @@ def samplings_of(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
     row = find_base(base)
     known = presets.styles()
-    looks = [Sampling(prompt, guidance=row.guidance) for prompt in asked.prompt]
+    looks = [Sampling(prompt, guidance=row.guidance) for prompt in subject_prompts(asked.prompt)]
     for name in asked.style:
         if name not in known:
             raise WrongUse(f"There is no style {name}. Choose of: {', '.join(known)}.")
@@ -101,11 +102,11 @@ def samplings_of(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 
 def extract(asked: argparse.Namespace) -> int:
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
     from pipelines.core.device import pick_device
     from pipelines.methods import extract
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     run = run_of(asked.folder)
     folder = run.method("dreambooth")
@@ -113,6 +114,7 @@ def extract(asked: argparse.Namespace) -> int:
     out = asked.out or folder / DREAMBOOTH_LORA
     if out.suffix != ".safetensors":
         raise WrongUse(f"{out.name} does not end in .safetensors. Name the file so.")
+    check_out(out)
     rank = 32 if asked.rank is None and asked.error is None else asked.rank
     family = load_family(find_base(subject.base), pick_device(asked.device))
 
@@ -211,6 +213,7 @@ def finish(asked: argparse.Namespace) -> int:
     kinds = [name for name, ends in mark.FORMATS.items() if asked.out.suffix.lower() in ends]
     if not kinds:
         raise WrongUse(f"{asked.out.name} names no format. End it in .jpg, .png, .webp or .avif.")
+    check_out(asked.out, source=asked.image, overwrite=asked.overwrite)
     run = run_of(asked.of_run) if asked.of_run else None
     order = Finish(
         ("renders/picture.png",),
@@ -229,7 +232,15 @@ def finish(asked: argparse.Namespace) -> int:
         raise WrongUse(str(problem)) from problem
     image = decode(asked.image)
     judges = available_judges(on_problem=say)
-    baseline = stage.baseline_of(run, image, judges) if run else refine.baseline_itself(judges, image)
+    try:
+        baseline = stage.baseline_of(run, image, judges, number=asked.face)
+    except refine.SeveralFaces as several:
+        raise WrongUse(
+            f"{several.count} faces in {asked.image.name} are prominent, and nothing says which person is meant. Give "
+            f"--face 1 to {several.count}, counted from the left, or --run with the person's run."
+        ) from several
+    if asked.face is not None and baseline.of == refine.HELD_OUT:
+        say("--face is not used: the photos of the run say who is meant.")
     bar = Bar()
     drawn = inscription.read(asked.image)
     base = drawn.base if drawn else ""

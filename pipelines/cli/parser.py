@@ -16,7 +16,7 @@ from pipelines.cli import score as looking
 from pipelines.cli import train as teaching
 from pipelines.cli.arguments import DREAMBOOTH_LORA, names, real, setting, whole
 from pipelines.cli.output import WRONG_USE
-from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, COMPOSED, QUALITIES, REASONS
+from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, METHODS, QUALITIES, REASONS
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -70,7 +70,7 @@ def _teaching(command: Command) -> None:
             type=names(ALL_METHODS),
             metavar="NAMES",
             help=f"comma-separated, of {', '.join(ALL_METHODS)}\n(default: all that"
-            f" the base offers but {', '.join(COMPOSED)}, which is made of others)",
+            f" the base offers but {', '.join(sorted(set(ALL_METHODS) - set(METHODS)))}, which is made of others)",
         )
         _base_arguments(made)
         made.add_argument("--quality", choices=QUALITIES, default="good", help="how long to train (good)")
@@ -245,6 +245,14 @@ def _finishing(command: Command) -> None:
         type=Path,
         help="whose held-out photos say whom it has to stay like\n(default: the picture itself)",
     )
+    finish.add_argument(
+        "--face",
+        metavar="N",
+        type=whole,
+        help="of several faces the one that is meant, 1 at the left; with --run the\n"
+        "one that is nearest to its photos is found",
+    )
+    finish.add_argument("--overwrite", action="store_true", help="let --out be IMAGE itself")
     finish.add_argument(
         "--steps",
         type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none")),

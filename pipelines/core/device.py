@@ -230,6 +230,26 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {name}"
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While open, diffusers and transformers show no progress bars and log errors only."""
+    import diffusers
+    import transformers
+
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(logger.is_progress_bar_enabled(), logger.get_verbosity()) for logger in loggers]
+    for logger in loggers:
+        logger.disable_progress_bar()
+        logger.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for logger, (shown, verbosity) in zip(loggers, before, strict=True):
+            logger.set_verbosity(verbosity)
+            if shown:
+                logger.enable_progress_bar()
+
+
 def threads() -> int:
     """Sums over several threads are rounded in another order: part of what has to be the same for the same bits."""
     import torch

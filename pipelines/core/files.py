@@ -28,8 +28,22 @@ from pipelines.core.records import Sampling, UserError, sampling_fields
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]  # holds presets/ and models/
 FULL = "The disk is full, so this could not be saved. Free some space or delete a run, then try again."
-PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.part")  # what is being written, by which process
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(\d+)\.[0-9a-f]{8}\.part")  # what is being written, by which process
 STALE_S = 600.0
+_REFUSALS = {
+    errno.EACCES: "this program may not write or read there",
+    errno.EPERM: "this program may not write or read there",
+    errno.EROFS: "the disk is read-only",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EISDIR: "it is a folder and not a file",
+    errno.ENOTDIR: "what should be a folder on the way to it is a file",
+    errno.EEXIST: "a file is there, where a folder is needed",
+    errno.ELOOP: "links lead in a circle there",
+    errno.EIO: "the disk failed",
+    errno.EFBIG: "the file is too large for this disk",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
+}
 _FULL_CODES = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 
@@ -38,15 +52,40 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL_CODES
 
 
+def refusal(error: BaseException) -> str | None:
+    """What the machine refused, as one sentence with the name of the file but not its folder; None for other errors."""
+    if is_full(error):
+        return FULL
+    if not isinstance(error, OSError) or (why := _REFUSALS.get(error.errno or 0)) is None:
+        return None
+    name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    if partial := PARTIAL.fullmatch(name):
+        name = partial[1]
+    return f"{name[:80] or 'A file'} can't be used: {why}. Choose another place or name, or change that."
+
+
 @contextlib.contextmanager
 def told_when_full() -> Iterator[None]:
-    """Turn "no space left on device" into a sentence. What was there before stays as it was."""
+    """Turn a full disk, and whatever else the machine refuses, into a sentence. What was there before stays."""
     try:
         yield
     except OSError as error:
-        if is_full(error):
-            raise UserError(FULL) from error
+        if sentence := refusal(error):
+            raise UserError(sentence) from error
         raise
+
+
+def check_target(path: Path) -> None:
+    """Raises UserError where no file can be written at `path`, so that nobody learns it after the work. What lies there
+    stays; missing folders above it are made.
+    """
+    with told_when_full():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        with _beside(path) as partial:
+            partial.touch()
 
 
 def jsonable(value: Any) -> Any:
@@ -75,7 +114,12 @@ def jsonable(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a temporary file beside it, fsync, rename. `UserError` when the disk is full."""
-    write_bytes(path, text.encode())
+    write_bytes(path, _encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    r"""UTF-8. A byte of a file's name that is no UTF-8 becomes JSON's escape of it (\udce9), which reads as before."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -113,7 +157,8 @@ def write_folder(path: Path, write: Callable[[Path], T]) -> T:
 def _beside(path: Path) -> Iterator[Path]:
     """A name for what is being written, which `sweep_partials` knows; what is left there afterwards goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    stem = os.fsencode(path.name)[:150].decode(errors="ignore")  # the name itself may be the longest that is allowed
+    partial = path.with_name(f".{stem}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         yield partial
     finally:
@@ -144,7 +189,7 @@ def sweep_partials(folder: Path) -> int:
         found = PARTIAL.fullmatch(path.name)
         with contextlib.suppress(OSError):
             # the number of a writer that is gone may be somebody else's by now: no write stands still for so long
-            if found and (not process.exists(int(found[1])) or time.time() - path.stat().st_mtime > STALE_S):
+            if found and (not process.exists(int(found[2])) or time.time() - path.stat().st_mtime > STALE_S):
                 _remove(path)
                 gone += 1
     return gone
@@ -180,7 +225,7 @@ def append_line(path: Path, value: Any) -> None:
     """Append one record as one line of JSON, in a single write. One process at a time writes to a file."""
     line = _json(value, separators=(",", ":")) + "\n"
     with told_when_full(), path.open("ab", buffering=0) as file:
-        data = line.encode()
+        data = _encoded(line)
         before = file.seek(0, os.SEEK_END)
         try:
             if file.write(data) != len(data):

@@ -12,12 +12,11 @@ import numpy as np
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.records import PhotoSet, UserError
+from pipelines.core.records import Look, PhotoSet, UserError, Watch
 from pipelines.evaluation.facts import followed
 from pipelines.evaluation.references import Reference, reference
 from pipelines.faces.face import Judge
 from pipelines.faces.judges import available_judges, judge_named
-from pipelines.training.loop import Look, Watch
 
 PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets that are reported
 

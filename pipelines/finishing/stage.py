@@ -100,7 +100,6 @@ def finish(
     """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
     the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
     """
-    from pipelines.faces.dlib_faces import detect_faces
     from pipelines.finishing import deliver, refine
 
     size = size or size_of(order.size)
@@ -109,9 +108,8 @@ def finish(
         image, steps, baseline=baseline, size_px=max(refine.SIZE_PX, _side_px(size)), on_step=on_step,
         tools=tools or refine.Tools(),
     )  # fmt: skip
-    found = detect_faces(refined.image)
     delivered = deliver.deliver(
-        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
+        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=refined.face,
         shrink=True, base=Path(base).name,
     )  # fmt: skip
     return Finished(refined, delivered, _seen(delivered, baseline), size.id, (*refined.notes, *delivered.notes))
@@ -132,11 +130,7 @@ def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
     with Image.open(io.BytesIO(delivered.data)) as opened:
         picture = opened.convert("RGBA")
         pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
-    out: dict[str, float | None] = {}
-    for one in baseline.references:
-        vector = one.judge.look(pixels).vector
-        out[one.judge.name] = None if vector is None else round(one.similarity(vector), 4)
-    return out
+    return baseline.look(pixels)[0]
 
 
 def told(finished: Finished) -> dict[str, Any]:
@@ -182,15 +176,17 @@ def told(finished: Finished) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- in a run
 
 
-def baseline_of(run: Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
-    """The person of the run; where the run has no photos to compare with, the picture itself."""
+def baseline_of(run: Run | None, image: np.ndarray, judging: Sequence[Judge], *, number: int | None = None) -> Baseline:
+    """The person of the run; without a run, or photos in it to compare with, the picture itself (see
+    `refine.baseline_itself` for `number` and what is raised).
+    """
     from pipelines.finishing import refine
 
-    photos: PhotoSet | None = load_photo_set(run)
+    photos: PhotoSet | None = load_photo_set(run) if run else None
     if photos is not None and photos.held_out:
         with contextlib.suppress(UserError):  # no judge sees a face in them
             return refine.baseline_of(judging, photos)
-    return refine.baseline_itself(judging, image)
+    return refine.baseline_itself(judging, image, number=number)
 
 
 def finish_pictures(

@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
+from pipelines.bases.family import PARKED, Family, Modules, moved
 from pipelines.bases.registry import BaseRow
-from pipelines.core.device import derived_seed
+from pipelines.core.device import derived_seed, quiet
 from pipelines.core.files import write_file
 from pipelines.core.records import Recipe, UserError
 from pipelines.methods import lora_files

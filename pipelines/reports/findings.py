@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.records import ALL_METHODS, TITLES, PhotoSet, Sampling, Score, Subject, is_imported, title_of
+from pipelines.core.records import ALL_METHODS, COLUMNS, PhotoSet, Sampling, Score, Subject, is_imported, title_of
 from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
 from pipelines.evaluation.scale import IdentitySummary, Scale, imputed, summary
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap
@@ -63,7 +63,7 @@ class Findings:
     @property
     def drawn_here(self) -> tuple[str, ...]:
         """The columns that answered the same prompts and seeds."""
-        return tuple(column for column in self.columns if column in TITLES or is_imported(column))
+        return tuple(column for column in self.columns if column in COLUMNS or is_imported(column))
 
     def of(self, column: str) -> list[ScoredRender]:
         return [cell for cell in self.cells if cell.column == column]

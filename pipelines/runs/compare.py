@@ -49,8 +49,8 @@ from pipelines.training.teach import subject_of, subjects_of, teach
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
     from pipelines.core.device import Device
+    from pipelines.core.records import Watch
     from pipelines.reports.findings import Findings
-    from pipelines.training.loop import Watch
 
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
 

@@ -167,7 +167,7 @@ def load(job: Job) -> Generator[Event, None, tuple[Device, Family]]:
     from pipelines.core.device import pick_device, uncollected
 
     with uncollected():
-        from pipelines.bases.family import load_family
+        from pipelines.bases.loading import load_family
 
     yield Event("phase", text=f"Loading {job.row.title}")
     wanted = job.spec.device

@@ -26,24 +26,22 @@ from pipelines.core.files import (
     FULL,
     Lock,
     append_line,
-    is_full,
     jsonable,
+    refusal,
     repair_lines,
     sweep_partials,
     timestamp,
     write_json,
 )
+from pipelines.core.process import birth
 from pipelines.core.records import Event, OutOfMemory, UserError
 from pipelines.core.run import Run, data_root, is_run
 from pipelines.runs.compare import perform
-from pipelines.runs.jobs import (
-    LONG,
-    OURS,
-    PARENT_ENV,
-    SHORT,
-    STOPPING,
+from pipelines.runs.jobs import LONG, SHORT, STOPPING
+from pipelines.runs.ledger import Ledger
+from pipelines.runs.prepare import Resident
+from pipelines.runs.status import (
     JobStatus,
-    birth,
     leave_asked,
     load_spec,
     me,
@@ -51,9 +49,8 @@ from pipelines.runs.jobs import (
     save_status,
     status,
     stop_asked,
-)  # fmt: skip
-from pipelines.runs.ledger import Ledger
-from pipelines.runs.prepare import Resident
+)
+from pipelines.runs.supervisor import OURS, PARENT_ENV
 from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
@@ -394,8 +391,10 @@ def explain(error: BaseException) -> str:
     """One sentence for a person about any error. No traceback, no content of a photo."""
     if isinstance(error, UserError):
         return str(error)
-    if is_full(error) or "No space left on device" in str(error):
+    if "No space left on device" in str(error):
         return FULL
+    if sentence := refusal(error):
+        return sentence
     return MEMORY if _out_of_memory(error) else OURS
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
+from pipelines.bases.memory import too_large as why_too_large
 from pipelines.core.control import SAVE_EVERY_S, Control, Stopped
 from pipelines.core.records import (
     ALL_METHODS,
-    COMPOSED,
+    METHOD_ROWS,
     Event,
     OutOfMemory,
     PhotoSet,
@@ -25,8 +25,7 @@ from pipelines.core.records import (
     title_of,
 )
 from pipelines.core.run import Run
-from pipelines.core.slices import Slice
-from pipelines.training import estimates
+from pipelines.training.subjects import SUBJECT, load_subject
 from pipelines.training.world import World, join
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from pipelines.bases.family import Family
     from pipelines.bases.registry import BaseRow
     from pipelines.core.device import Device
+    from pipelines.core.records import Watch
     from pipelines.training.batches import TrainingData
-    from pipelines.training.loop import Watch
 
 
 @dataclass
@@ -51,10 +50,8 @@ class Taught:
 
 def subject_of(run: Run, method: str) -> Subject | None:
     """The card of a method or imported column of the run; None when there is none. UserError when it is damaged."""
-    from pipelines.training.loop import load_subject
-
     folder = run.method(method)
-    return load_subject(folder) if (folder / "subject.json").is_file() else None
+    return load_subject(folder) if (folder / SUBJECT).is_file() else None
 
 
 def subjects_of(run: Run) -> dict[str, Subject]:
@@ -75,7 +72,7 @@ def leave_out_too_large(
     for name, recipe in recipes.items():
         card = subject_of(run, name)
         done = card is not None and card.complete and card.recipe == recipe
-        if done or (why := estimates.too_large(row, recipe, free_gb, device.dtype)) is None:
+        if done or (why := why_too_large(row, recipe, free_gb, device.dtype)) is None:
             continue
         too_large[name] = f"{title_of(name)} was not trained: {why}"
         if join(device.kind).size > 1:  # the others would wait for this one
@@ -105,7 +102,7 @@ def teach(
     world = join(family.device.kind)
     control.check(world.any)
     yield Event("phase", text="Preparing the photos")
-    data, identity = training_data(photos, recipes, family.row)
+    data = training_data(photos, recipes, family.row)
     wanted = any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values())
     watch = find_watch() if wanted else None
     if wanted and watch is None:
@@ -113,12 +110,9 @@ def teach(
             "note", text="Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
         )
     learners = {
-        name: train(
-            recipe, data, run.method(name), photo_digest=photos.digest, family=family, identity=identity, watch=watch,
-            world=world, stop=partial(control.stopped, name), pause=_Slice(control),
-        )
+        name: train(recipe, data, run.method(name), family=family, watch=watch, control=control)
         for name, recipe in recipes.items()
-    }  # fmt: skip
+    }
     yield Event("phase", text=f"Learning the face: {', '.join(title_of(name) for name in learners)}")
     taught = Taught()
     stopped = False
@@ -143,10 +137,8 @@ def teach(
     return taught
 
 
-def training_data(
-    photos: PhotoSet, recipes: Mapping[str, Recipe], row: BaseRow
-) -> tuple[TrainingData, np.ndarray | None]:
-    """What all methods learn from, and dlib's descriptors (n, 128) of the photos where a recipe starts from them."""
+def training_data(photos: PhotoSet, recipes: Mapping[str, Recipe], row: BaseRow) -> TrainingData:
+    """What all methods learn from; with dlib's descriptors of the photos where a recipe starts from them."""
     import numpy as np
 
     from pipelines.photos.captions import training_captions
@@ -154,7 +146,7 @@ def training_data(
     from pipelines.photos.framing import crops, frames, heads
     from pipelines.training.batches import TrainingData
 
-    words = [each for each in recipes.values() if "textual_inversion" in COMPOSED.get(each.method, (each.method,))]
+    words = [each for each in recipes.values() if "words" in METHOD_ROWS[each.method].learns]
     descriptors: list[np.ndarray] = []
 
     def described(path):  # type: ignore[no-untyped-def]
@@ -164,13 +156,14 @@ def training_data(
 
     faces_count = any(recipe.init == "zero_shot" for recipe in words)
     pictures = tuple(crops(photos.train, row, read=described if faces_count else decode))
-    data = TrainingData(
+    return TrainingData(
         pictures,
         training_captions(photos.train, pictures),
         frames(photos.validation, row),
         tuple(heads(photos.train, row)) if any(each.weighs_faces for each in recipes.values()) else (),
+        photos.digest,
+        np.stack(descriptors) if descriptors else None,
     )
-    return data, np.stack(descriptors) if descriptors else None
 
 
 def _descriptor(image: np.ndarray) -> list[np.ndarray]:
@@ -215,14 +208,3 @@ def in_turn(
         if event.steps:
             share[name] = event.step / event.steps
         yield event
-
-
-class _Slice(Slice):
-    def __init__(self, control: Control) -> None:
-        self._control = control
-
-    def __call__(self) -> bool:
-        return self._control.paused()
-
-    def keep(self) -> None:
-        self._control.keep()

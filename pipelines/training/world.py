@@ -106,6 +106,17 @@ def join(device: str | None = None) -> World:
     return World(state.process_index, state.num_processes, state.local_process_index)
 
 
+def current() -> World:
+    """The world that this process has joined; alone where it has not."""
+    if not launched():
+        return World()
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return World()
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
+
+
 def line_command(root: Path, device: str = "") -> list[str]:
     """How the worker of a data root's line is started."""
     on = ["--device", device] if device else []

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
-from pipelines.bases.family import load_family
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES, find_base
 from pipelines.core.device import Device
 from pipelines.core.records import COLUMNS, PhotoSet, Sampling, UserError
@@ -130,7 +130,7 @@ def test_a_job_says_which_pictures_were_refused_and_does_not_draw_them_again(tmp
 def test_a_refused_preview_is_not_shown(tmp_path):
     family = load_family(find_base(str(filtered_base(tmp_path / "base", True))), EXACT)
     recipe = tiny_recipe("sd15", "lora", base=family.row.name, preview_every_s=1e-9, steps=2)
-    events = list(train(recipe, tiny_data("sd15"), tmp_path / "out", photo_digest="digest", family=family))
+    events = list(train(recipe, tiny_data("sd15"), tmp_path / "out", family=family))
     assert events[-1].kind == "done"
     said = [event for event in events if event.kind == "note" and "refused a preview" in (event.text or "")]
     assert len(said) == 2 and {event.method for event in said} == {"lora"}
@@ -144,7 +144,7 @@ def test_a_dreambooth_export_keeps_the_filter_for_stock_pipelines(tmp_path, vari
     family = load_family(find_base(str(filtered_base(tmp_path / "base", True, variant))), EXACT)
     recipe = tiny_recipe("sd15", "dreambooth", base=family.row.name, steps=1)
     out = tmp_path / "out"
-    assert list(train(recipe, tiny_data("sd15"), out, photo_digest="digest", family=family))[-1].kind == "done"
+    assert list(train(recipe, tiny_data("sd15"), out, family=family))[-1].kind == "done"
     index = json.loads((out / "model_index.json").read_text())
     assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
     assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"] and index["requires_safety_checker"]

@@ -15,17 +15,19 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.bases.family import load_family
-from pipelines.bases.memory import MemoryNeeds, memory_plan
+from pipelines.bases import memory
+from pipelines.bases.loading import load_family
+from pipelines.bases.memory import MemoryNeeds, memory_needs, memory_plan, roomy_gb, too_large
 from pipelines.bases.registry import BASES, Footprint, find_base
 from pipelines.core import presets
 from pipelines.core.device import Device, free_memory_gb, gpu_dtype
-from pipelines.core.records import Sampling, UserError
+from pipelines.core.records import Look, Sampling, UserError, Watch
 from pipelines.generation.generator import Generator
 from pipelines.methods import method as find_method
-from pipelines.training import estimates, loop
-from pipelines.training.estimates import estimate, memory_needs, roomy_gb, too_large
-from pipelines.training.loop import Look, Watch, train
+from pipelines.training import loop
+from pipelines.training.estimates import estimate
+from pipelines.training.loop import train
+from pipelines.training.subjects import load_subject
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 NEEDS = MemoryNeeds(4.0, 2.0, 10.0, 1.0, 2.0, denoiser_gb=3.0, vae_gb=0.3)
@@ -247,9 +249,8 @@ class Ledger:
 @pytest.fixture
 def card(monkeypatch):
     """(a ledger, a function that loads the tiny base of a kind onto a card with so many GB free)."""
-    monkeypatch.setattr(estimates, "CHECKER_M", 0)  # tiny bases have none
-    monkeypatch.setattr(estimates, "CONTEXT_GB", 0.0)
-    monkeypatch.setattr("pipelines.bases.memory.CONTEXT_GB", 0.0)
+    monkeypatch.setattr(memory, "CHECKER_M", 0)  # tiny bases have none
+    monkeypatch.setattr(memory, "CONTEXT_GB", 0.0)
     ledger = Ledger(monkeypatch)
 
     def load(kind, free_gb):
@@ -285,7 +286,7 @@ def whole_training(family, method, out):
     )  # fmt: skip
     watch = Watch("nobody", ("portrait of {subject}",), lambda frames: Look(1.0, 1.0, None, 1.0))
     apart = []
-    for event in train(recipe, tiny_data("sdxl", validation=1), out, photo_digest="d", family=family, watch=watch):
+    for event in train(recipe, tiny_data("sdxl", validation=1), out, family=family, watch=watch):
         apart += [family.parked] if event.kind == "step" else []
     assert event.kind == "done", event
     return memory_needs(family.row, recipe, "float32"), apart
@@ -307,7 +308,7 @@ def test_no_more_lies_on_a_card_than_was_planned(card, method, tmp_path):
         assert ledger.most_denoisers == 1, "one at a time, read back too"
         assert ledger.decoded_beside == (0 if offload else 1)
         folder = tmp_path / name
-        learned.append(loop.load_subject(folder).sha256)
+        learned.append(load_subject(folder).sha256)
         ledger.forget()
         asked = [Sampling("portrait of {subject}", steps=2, strength=strength) for strength in (1.0, 0.5)]
         for column in (None, folder, None):
@@ -327,7 +328,7 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
     ledger, load = card
     family, data = load("sdxl", 1e-6), tiny_data("sdxl")
     recipe = tiny_recipe("sdxl", "dreambooth", steps=3)
-    list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
+    list(train(recipe, data, tmp_path / "whole", family=family))
 
     def full(*_args, **_options):
         raise torch.cuda.OutOfMemoryError
@@ -335,19 +336,19 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(type(find_method("dreambooth")), "apply", full)
         with pytest.raises(UserError, match="The GPU's memory is not enough for DreamBooth") as told:
-            list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+            list(train(recipe, data, tmp_path / "part", family=family))
         assert ledger.denoisers() == 0 and not ledger.optimizers, "nothing is left, though the error is"
         del told
-    told = list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+    told = list(train(recipe, data, tmp_path / "part", family=family))
     assert told[0].step == 3 and told[-1].kind == "done" and not any(event.kind == "step" for event in told)
-    whole, part = (loop.load_subject(tmp_path / each) for each in ("whole", "part"))
+    whole, part = (load_subject(tmp_path / each) for each in ("whole", "part"))
     assert whole.sha256 == part.sha256 and not (tmp_path / "part" / "checkpoint.safetensors").exists()
 
 
 def test_the_plan_counts_as_many_pictures_as_are_drawn_together():
     from pipelines.generation.draw import LARGE_BASE_BATCH
 
-    assert max(LARGE_BASE_BATCH, len(presets.prompts("validation"))) <= estimates.DRAWN_TOGETHER
+    assert max(LARGE_BASE_BATCH, len(presets.prompts("validation"))) <= memory.DRAWN_TOGETHER
 
 
 def test_an_imported_lora_is_merged_off_a_small_card_and_drawn_in_the_cards_format(card, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.core.control import Control
 from pipelines.core.files import jsonable
 from pipelines.core.records import Finish, PhotoSet, UserError
@@ -130,6 +130,63 @@ def test_wrong_use_writes_nothing(tmp_path, capsys, changes):
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and "Traceback" not in said.err
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["raw.png"]
+
+
+def two_people(path: Path, *, left_px: int, right_px: int) -> Path:
+    """Two portraits of these sizes beside each other; the left one has a blue cast."""
+    page = np.full((max(left_px, right_px), left_px + right_px, 3), 128, np.uint8)
+    one, other = (
+        np.asarray(Image.open(SAMPLE[n]).convert("RGB").resize((s, s))) for n, s in ((3, left_px), (7, right_px))
+    )
+    page[:left_px, :left_px] = (one * np.array([0.5, 0.6, 1.0])).astype(np.uint8)
+    page[:right_px, left_px:] = other
+    Image.fromarray(page).save(path)
+    return path
+
+
+def blueness(path: Path) -> float:
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    middle = pixels[pixels.shape[0] // 4 : -pixels.shape[0] // 4, pixels.shape[1] // 4 : -pixels.shape[1] // 4]
+    return float(middle[..., 2].mean() - middle[..., 0].mean())
+
+
+def test_of_two_prominent_faces_the_one_that_is_meant_has_to_be_named(tmp_path, capsys):
+    picture, out = two_people(tmp_path / "two.png", left_px=320, right_px=300), tmp_path / "a.png"
+    told = ["finish", str(picture), "--steps", "none", "--max-kb", "900", "--out", str(out)]
+    assert main(told) == 2
+    assert "2 faces in two.png are prominent" in capsys.readouterr().err and not out.exists()
+    assert main([*told, "--face", "3"]) == 1 and "There is no face 3" in capsys.readouterr().err
+    assert main([*told, "--face", "1"]) == 0 and blueness(out) > 10
+    assert main([*told, "--face", "2"]) == 0 and blueness(out) < 0
+
+
+def test_a_small_face_behind_is_no_question(tmp_path):
+    picture, out = two_people(tmp_path / "two.png", left_px=400, right_px=160), tmp_path / "a.png"
+    assert main(["finish", str(picture), "--steps", "none", "--max-kb", "900", "--out", str(out)]) == 0
+    assert blueness(out) > 10
+
+
+def test_out_that_is_the_picture_needs_overwrite(tmp_path, capsys):
+    picture = draw(tmp_path / "raw.png")
+    before = picture.read_bytes()
+    (tmp_path / "link.png").symlink_to(picture)
+    for out in (picture, tmp_path / "link.png", tmp_path / "x" / ".." / "raw.png"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        assert main(["finish", str(picture), "--steps", "none", "--out", str(out)]) == 2
+        assert "is the picture itself" in capsys.readouterr().err and picture.read_bytes() == before
+    assert main(["finish", str(picture), "--steps", "none", "--out", str(picture), "--overwrite"]) == 0
+    assert picture.read_bytes() != before and mark.verify(picture).found
+
+
+@pytest.mark.parametrize("kind", ["folder", "below a file", "long"])
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch, kind):
+    picture = draw(tmp_path / "raw.png")
+    (tmp_path / "folder.jpg").mkdir()
+    monkeypatch.setattr(stage, "finish", lambda *args, **keys: pytest.fail("the work has begun"))
+    out = {"folder": "folder.jpg", "below a file": "raw.png/a.jpg", "long": "x" * 300 + ".jpg"}[kind]
+    assert main(["finish", str(picture), "--out", str(tmp_path / out)]) == 2
+    said = capsys.readouterr().err
+    assert "can't be used" in said and "fault" not in said and "Traceback" not in said
 
 
 # ------------------------------------------------------------------------------------------------- in a run

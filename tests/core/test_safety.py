@@ -219,7 +219,7 @@ def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
 
 
 def test_the_command_line_refuses(tmp_path, capsys):
-    from pipelines.__main__ import main
+    from pipelines.cli.main import main
 
     run = run_at(tmp_path / "run")
     write_json(run.spec, job("portrait of {subject}"))
@@ -287,4 +287,4 @@ def test_captions_of_training_photos_are_refused(tmp_path):
     data = tiny_data("portrait")
     data = replace(data, captions=(*data.captions[:-1], "photo of naked {subject}"))
     with refused:
-        next(train(tiny_recipe("portrait", "lora"), data, tmp_path, photo_digest="digest"))
+        next(train(tiny_recipe("portrait", "lora"), data, tmp_path))

@@ -14,7 +14,6 @@ from PIL import Image
 from pipelines.core.records import Sampling, Score
 from pipelines.evaluation.facts import (
     COPY,
-    LOOKS_LIKE,
     asked_for,
     facts_from_json,
     facts_of,
@@ -26,6 +25,7 @@ from pipelines.evaluation.facts import (
     usable,
     worth_of,
 )
+from pipelines.faces.calibration import LOOKS_LIKE
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import align_by_eyes
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.core.records import METHODS, Photo, PhotoSet
+from pipelines.core.records import METHODS, Look, Photo, PhotoSet, Watch
 from pipelines.evaluation import validation
 from pipelines.evaluation.references import Reference
-from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject, train
+from pipelines.training.loop import train
+from pipelines.training.subjects import load_subject
+from pipelines.training.watch import STRENGTHS
 from tests.tiny import tiny_data, tiny_family, tiny_recipe
 
 PROMPTS = ("portrait of {subject}", "portrait of {subject}, grey background")
@@ -38,7 +40,7 @@ class Scripted:
 def run(name, out, script, **changes):
     recipe = tiny_recipe("portrait", name, checkpoint_every=2, **changes)
     family, data = tiny_family("portrait"), tiny_data("portrait")
-    return list(train(recipe, data, out, photo_digest="d", family=family, watch=script.watch))
+    return list(train(recipe, data, out, family=family, watch=script.watch))
 
 
 def weights(folder):
@@ -81,7 +83,7 @@ def test_a_resumed_run_remembers_its_looks(name, tmp_path):
     recipe = tiny_recipe("portrait", name, checkpoint_every=2, **changes)
     script = Scripted(0.5, 0.1, 0.2)
     killed = train(
-        recipe, tiny_data("portrait"), tmp_path / "killed", photo_digest="d", family=tiny_family("portrait"),
+        recipe, tiny_data("portrait"), tmp_path / "killed", family=tiny_family("portrait"),
         watch=script.watch,
     )  # fmt: skip
     for event in killed:
@@ -147,7 +149,7 @@ def test_the_adapters_of_pivotal_tuning_are_scaled_and_its_words_are_not(tmp_pat
 
 def test_without_a_watch_the_settings_are_ignored(tmp_path):
     recipe = tiny_recipe("portrait", "lora", steps=3, watch_every=1, patience=1, choose_strength=True)
-    events = list(train(recipe, tiny_data("portrait"), tmp_path, photo_digest="d", family=tiny_family("portrait")))
+    events = list(train(recipe, tiny_data("portrait"), tmp_path, family=tiny_family("portrait")))
     assert not [event for event in events if event.kind == "watch"] and load_subject(tmp_path).steps == 3
     assert not (tmp_path / "watch.json").exists() and not (tmp_path / "strengths.json").exists()
 

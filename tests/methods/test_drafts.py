@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from pipelines.bases.family import Family, load_family
+from pipelines.bases.family import Family
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES
 from pipelines.cli.generate import samplings_of
 from pipelines.cli.parser import parser
@@ -20,7 +21,9 @@ from pipelines.evaluation.facts import is_counted
 from pipelines.generation.generator import Generator, read_settings, save_render
 from pipelines.methods import drafts, lora_files, lora_names
 from pipelines.methods import method as find_method
-from pipelines.training.loop import PREVIEW_STEPS, load_subject, train
+from pipelines.training.loop import train
+from pipelines.training.previews import PREVIEW_STEPS
+from pipelines.training.subjects import load_subject
 from tests.tiny import add_checker, tiny_data, tiny_folder, tiny_recipe, tiny_subject
 
 EXACT = Device("cpu", "float32", "exact in tests")
@@ -152,7 +155,7 @@ def test_on_top_is_what_merging_gives(there, what, tmp_path):
 def test_a_draft_takes_four_calls_and_says_so(there, asked, tmp_path):
     family, folder = load_family(there, EXACT), tmp_path / "lora"
     recipe = tiny_recipe(there.name, "lora", steps=2).replaced(base=there.name)
-    list(train(recipe, tiny_data(there.name), folder, photo_digest="d", family=family))
+    list(train(recipe, tiny_data(there.name), folder, family=family))
     asked.clear()
     generator = Generator(there, family=family)
     options = parser().parse_args(["generate", "run", "--prompt", "portrait of {subject}", "--draft", "--number", "2"])
@@ -193,7 +196,7 @@ def test_previews_are_drafts_and_what_is_kept_is_not(hub, asked, is_there, tmp_p
         distilled_file(snapshot(cache, *row.draft_lora) / drafts.FILE, row)
     recipe = tiny_recipe(row.name, "lora").replaced(base=row.name, steps=3, preview_every_s=1e-9)
     family = load_family(row, EXACT)
-    events = list(train(recipe, tiny_data(row.name), tmp_path / "run", photo_digest="d", family=family))
+    events = list(train(recipe, tiny_data(row.name), tmp_path / "run", family=family))
     assert [event.kind for event in events].count("preview") == 3 and events[-1].kind == "done"
     previews = 2  # while it learns; the third is the one that is kept
     answers = PREVIEW_STEPS * 2 + 3  # the live picture and the reloaded one; three times the same noise
@@ -207,6 +210,6 @@ def test_previews_leave_no_trace(there, tmp_path):
     learned = []
     for name, every_s in (("shown", 1e-9), ("not", 0.0)):
         recipe = tiny_recipe(there.name, "lora").replaced(base=there.name, steps=3, preview_every_s=every_s)
-        list(train(recipe, tiny_data(there.name), tmp_path / name, photo_digest="d", family=family))
+        list(train(recipe, tiny_data(there.name), tmp_path / name, family=family))
         learned.append(load_subject(tmp_path / name).sha256)
     assert learned[0] == learned[1]

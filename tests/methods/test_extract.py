@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipelines.bases.family import Modules, load_family
+from pipelines.bases.family import Modules
+from pipelines.bases.loading import load_family
 from pipelines.core.device import Device
 from pipelines.core.records import Subject, UserError
 from pipelines.methods import extract, lora_files, method

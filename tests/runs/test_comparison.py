@@ -451,7 +451,7 @@ def quick_sdxl(*methods):
 def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     run = make_run(tmp_path / "run")
     told = list(perform(run, quick_sdxl("dreambooth")))
@@ -467,12 +467,12 @@ def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl,
 
 
 def test_a_gpu_too_small_for_it_is_told_before_anything_is_loaded(tiny_sdxl, tmp_path, monkeypatch):
-    from pipelines.bases import family
+    from pipelines.bases import loading
 
     monkeypatch.setattr("pipelines.core.device.free_memory_gb", lambda device=None: 24.0)
     loaded = []
-    load = family.load_family
-    monkeypatch.setattr(family, "load_family", lambda *args, **options: loaded.append(1) or load(*args, **options))
+    load = loading.load_family
+    monkeypatch.setattr(loading, "load_family", lambda *args, **options: loaded.append(1) or load(*args, **options))
     run = make_run(tmp_path / "run")
     said = r"DreamBooth was not trained: it needs about 46 GB of the GPU's memory on Stable Diffusion XL, and 24.0 GB"
     with pytest.raises(UserError, match=said):

@@ -15,12 +15,15 @@ import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.core.records import METHODS, Sampling
+from pipelines.bases import loading
+from pipelines.core.records import METHODS, Look, Sampling, Watch
 from pipelines.core.run import load_photo_set, run_at
 from pipelines.generation.generator import Generator
 from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.loop import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
+from pipelines.training.loop import train
+from pipelines.training.previews import PREVIEW_STEPS
+from pipelines.training.watch import WATCH_STEPS
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 
@@ -43,13 +46,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counter[str], Cou
             calls[part] += 1
             rows[part] += len(args[0])
 
-    load = family_module._load
+    load = loading._load
 
     def loaded(*args, **options):
         calls["load"] += 1
         return load(*args, **options)
 
-    monkeypatch.setattr(family_module, "_load", loaded)
+    monkeypatch.setattr(loading, "_load", loaded)
     handle = register_module_forward_pre_hook(before)
     try:
         yield calls, rows
@@ -62,7 +65,7 @@ def trained(monkeypatch, tmp_path: Path, method: str, *, photos=PHOTOS, validati
     family, data = tiny_family("portrait"), tiny_data("portrait", photos=photos, validation=validation)
     recipe = tiny_recipe("portrait", method, **changes)
     with counted(monkeypatch) as (calls, rows):
-        told = list(train(recipe, data, tmp_path / method, photo_digest="d", family=family, watch=watch))
+        told = list(train(recipe, data, tmp_path / method, family=family, watch=watch))
     assert told[-1].kind == "done"
     return calls, rows
 

@@ -17,7 +17,7 @@ from pipelines.core.run import FORGOTTEN, sweep_forgotten
 from pipelines.runs import jobs
 from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.loop import CHECKPOINT
+from pipelines.training.checkpoints import CHECKPOINT
 from tests.runs import make_run, quick
 from tests.tiny import tiny_folder
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.bases import sampling as sampler
 from pipelines.core.files import read_json, read_lines
-from pipelines.core.records import Event, Finish, Sampling
+from pipelines.core.records import Event, Finish, Look, Sampling, Watch
 from pipelines.core.run import Run, run_at, save_photo_set
 from pipelines.evaluation import facts, references
 from pipelines.finishing import stage
@@ -24,9 +24,10 @@ from pipelines.runs.jobs import enqueue, read_status, status
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.prepare import Resident
-from pipelines.training import loop
+from pipelines.training import previews
 from pipelines.training.batches import Batches
-from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject
+from pipelines.training.subjects import load_subject
+from pipelines.training.watch import STRENGTHS
 from tests.runs import quick
 from tests.tiny import tiny_folder
 
@@ -169,7 +170,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         return denoise(self, unet, *args)
 
     proving: list[bool] = []
-    prove = loop._verify
+    prove = previews.verify
 
     def verify(*args):
         done["artefact"] += 1
@@ -180,7 +181,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
             proving.clear()
 
     monkeypatch.setattr(sampler.Family, "predict", denoising)
-    monkeypatch.setattr(loop, "_verify", verify)
+    monkeypatch.setattr(previews, "verify", verify)
     objective = sampler.Family.objective
 
     def judged(*args, **keywords):  # a step's own, or a validation loss: no picture is drawn

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.bases.registry import completions, find_base, unknown_words
+from pipelines.bases.registry import find_base, unknown_words
 from pipelines.core import inscription, presets
 from pipelines.core.files import append_line, write_json
 from pipelines.core.records import Event, Sampling, UserError
@@ -25,6 +25,7 @@ from pipelines.core.run import Run
 from pipelines.generation.draw import render_name
 from pipelines.runs import jobs
 from tests.ui.test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
+from ui.generate.completion import completions
 
 PROMPT = "portrait of {subject}, grey background"
 SAMPLING = Sampling(PROMPT, steps=4, guidance=2.0)

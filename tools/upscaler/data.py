@@ -106,7 +106,7 @@ def load(path: Path) -> Portraits:
 
 def draw(out: Path, *, count: int = SAMPLES + HELD_OUT_SAMPLES, steps: int = 12) -> None:
     """`count` pictures of nobody by the untrained embedded base (about a second each), for the judge of flaws."""
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
     from pipelines.bases.sampling import Row, sample
     from tools.portrait_base.evaluate import asked_prompts

@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 from pipelines.core.records import Finish, UserError
-from pipelines.finishing import deliver, mark, refine, stage
+from pipelines.finishing import deliver, enlarge, mark, refine, stage
 from pipelines.finishing.matte import BACKGROUNDS
 from ui.generate import html as generate_html
 from ui.generate.generate import ON_SLIDE
@@ -82,7 +82,7 @@ class FinishSection:
 
 
 def build(services: Services) -> FinishSection:
-    restorers, upscalers = refine.restorers(), refine.upscalers()
+    restorers, upscalers = enlarge.restorers(), enlarge.upscalers()
     with gr.Column(visible=False, elem_id="lk-finish") as box:
         gr.HTML(ABOUT)
         with gr.Row(equal_height=False):
@@ -195,9 +195,9 @@ def order_of(
     for label, text in (("background", background), ("size", size), ("format", format_name), ("upscaler", upscaler)):
         if not isinstance(text, str) or len(text) > 60:
             raise UserError(f"There is no such {label}. Choose one from the list.")
-    if upscaler and upscaler not in refine.upscalers():
-        raise UserError(f"There is no such upscaler here. Choose one of: {', '.join(refine.upscalers())}.")
-    there = refine.restorers()
+    if upscaler and upscaler not in enlarge.upscalers():
+        raise UserError(f"There is no such upscaler here. Choose one of: {', '.join(enlarge.upscalers())}.")
+    there = enlarge.restorers()
     restorer = restorer or (there[0] if there else "")
     if restorer and restorer not in there:
         raise UserError("There is no such face restorer here.")
@@ -228,7 +228,7 @@ def shot_of(view: View) -> Shot | None:
 
 
 def _offered() -> list[tuple[str, str]]:
-    there = [name for name in refine.STEPS if name != "background" and (name != "restore" or refine.restorers())]
+    there = [name for name in refine.STEPS if name != "background" and (name != "restore" or enlarge.restorers())]
     return [(retell(refine.STEPS[name].name), name) for name in there]
 
 

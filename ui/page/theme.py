@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.records import TITLES, title_of
+from pipelines.core.records import COLUMNS, title_of
 from pipelines.reports.figures import OTHER_COLOUR
 
 
@@ -35,7 +35,7 @@ METHOD_COLOURS = _Columns(
     },
     lambda _column: OTHER_COLOUR,
 )
-METHOD_NAMES = _Columns(TITLES, title_of)
+METHOD_NAMES = _Columns({column: title_of(column) for column in COLUMNS}, title_of)
 
 
 def theme() -> Any:

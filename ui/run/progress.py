@@ -128,7 +128,7 @@ def progress_of(run: Run, events: list[Event]) -> Progress:
     previews: dict[str, list[str]] = {}
     for event in training:
         method = event.method
-        if method not in ALL_METHODS:
+        if method is None or method not in ALL_METHODS:
             continue
         if event.kind == "step":
             latest[method] = event

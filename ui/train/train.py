@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.records import ALL_METHODS, COMPOSED, OPTIMIZERS, QUALITIES, Recipe, UserError
+from pipelines.core.records import ALL_METHODS, METHODS, OPTIMIZERS, QUALITIES, Recipe, UserError
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
@@ -147,8 +147,8 @@ class TrainTab:
 
     def restore(self, view: View) -> Updates:
         usual = _usual(view)
-        methods, more = ([m for m in usual.methods if (m in COMPOSED) == made] for made in (False, True))
-        composed = [m for m in view.row.offered if m in COMPOSED]
+        methods, more = ([m for m in usual.methods if (m in METHODS) == plain] for plain in (True, False))
+        composed = [m for m in view.row.offered if m not in METHODS]
         return {
             self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=methods),
             self.quality: gr.update(choices=[(tell(QUALITY_MEANS[q]), q) for q in QUALITIES], value=usual.quality),
