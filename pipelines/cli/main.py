@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        from pipelines.runs.jobs import OURS
+        from pipelines.runs.supervisor import OURS
         from pipelines.runs.worker import explain
 
         sentence = explain(error)
