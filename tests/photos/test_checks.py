@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from pipelines.cli.main import main
+from pipelines.cli.entry import main
 from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS, UserError
 from pipelines.faces.calibration import Calibration, Comparisons
 from pipelines.faces.face import Face
