@@ -189,8 +189,8 @@ def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
 def baseline_itself(judges: Sequence[Judge], image: np.ndarray, *, number: int | None = None) -> Baseline:
     """Where no run is known: the raw picture. It says that a face did not change, not whose face it is.
 
-    Of several prominent faces `number` says which is meant, from 1 at the left. Raises `SeveralFacesError` without it, and
-    UserError for a number that the picture does not have.
+    Of several prominent faces `number` says which is meant, from 1 at the left. Raises `SeveralFacesError` without it,
+    and UserError for a number that the picture does not have.
     """
     every = [judge.look_at_each(image) for judge in judges]
     boxes = next(([one.box for one in seen if one.box is not None] for seen in every if seen), [])
