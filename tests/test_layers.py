@@ -171,7 +171,6 @@ TOO_MANY_PARAMETERS = {
     "pipelines.methods.lora_files.write",
     "pipelines.photos.checks.check_set",
     "pipelines.photos.intake.intake",
-    "pipelines.runs.study._spec",
     "ui.generate.events.Actions.vary",
     "ui.generate.finish.order_of",
     "ui.generate.values.samplings",
