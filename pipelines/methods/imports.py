@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pipelines.bases.registry import BaseRow
 from pipelines.core.files import (
     file_sha256,
+    read_json,
     read_lines,
     require_space,
     told_when_full,
@@ -29,14 +30,13 @@ from pipelines.core.files import (
 from pipelines.core.records import IMPORTED, Recipe, Subject, UserError, is_imported
 from pipelines.core.run import Run, imported_columns
 from pipelines.methods import lora_names
+from pipelines.methods.base import Method
 from pipelines.methods.lora_names import Entry, Header, Layout
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from pipelines.bases.family import Family, Modules
-    from pipelines.methods.base import Learner
     from pipelines.methods.lora_files import Layers
 
 LORA_MB, EMBEDDING_MB = 1000.0, 20.0
@@ -400,16 +400,11 @@ def _of(column: str, line: dict[str, object]) -> bool:
 # ------------------------------------------------------------------------------------------------- putting it on
 
 
-class _Imported:
+class _Imported(Method):
     """What both have in common: they can be applied and nothing else."""
-
-    name = "imported"
 
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         raise UserError("What stands for the person in an imported file is noted on its card.")
-
-    def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> Learner:
-        raise UserError("An imported file is compared as it is. Choose a method to train.")
 
 
 class ImportedLoRA(_Imported):
