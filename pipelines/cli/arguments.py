@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.output import WrongUse
-from pipelines.core.records import UserError, is_imported
+from pipelines.cli.output import WrongUse, say
+from pipelines.core.records import UserError, is_imported, with_subject
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run
+    from pipelines.runs.jobspec import JobSpec
 
 
 DREAMBOOTH_LORA = "likeness_dreambooth_lora.safetensors"
@@ -96,3 +97,26 @@ def use_face_models(asked: argparse.Namespace) -> None:
         if not folder.is_dir():
             raise WrongUse(f"{folder} is not a folder. Name the folder that holds models/<pack>/*.onnx.")
         os.environ["LIKENESS_FACE_MODELS"] = str(folder.resolve())
+
+
+def subject_prompts(prompts: Sequence[str]) -> list[str]:
+    """Prompts with `{subject}` in them; says so where it was put in front. Raises WrongUse for a misspelt one."""
+    made = []
+    for prompt in prompts:
+        try:
+            placed, said = with_subject(prompt)
+        except UserError as problem:
+            raise WrongUse(str(problem)) from problem
+        if said:
+            say(said)
+        made.append(placed)
+    return made
+
+
+def checked(spec: JobSpec) -> JobSpec:
+    """The job, or WrongUse: what can't be done is said before anything is loaded or written."""
+    try:
+        spec.check()
+    except UserError as problem:
+        raise WrongUse(str(problem)) from problem
+    return spec

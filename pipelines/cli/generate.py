@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import DREAMBOOTH_LORA, check_out, run_of, use_face_models
+from pipelines.cli.arguments import DREAMBOOTH_LORA, check_out, checked, run_of, subject_prompts, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say
 from pipelines.cli.progress import Bar, work
 from pipelines.core.records import ALL_METHODS, Sampling, UserError
@@ -42,6 +42,7 @@ def generate(asked: argparse.Namespace) -> int:
         device=asked.device,
         download_judge=asked.download_judge,
     )
+    checked(spec)
     first = work(run, spec)
     made = [event for event in jobs.events(run, first) if event.kind == "render" and event.path]
     scores: dict[str, dict[str, float | None]] = {}
@@ -68,7 +69,7 @@ def samplings_of(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
     row = find_base(base)
     known = presets.styles()
-    looks = [Sampling(prompt, guidance=row.guidance) for prompt in asked.prompt]
+    looks = [Sampling(prompt, guidance=row.guidance) for prompt in subject_prompts(asked.prompt)]
     for name in asked.style:
         if name not in known:
             raise WrongUse(f"There is no style {name}. Choose of: {', '.join(known)}.")

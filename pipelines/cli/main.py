@@ -15,11 +15,11 @@ from pipelines.core.records import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Every problem ends as one sentence on stderr."""
-    from pipelines.photos.decode import restrict_pillow
-
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     asked = parser().parse_args(arguments)
     try:
+        from pipelines.photos.decode import restrict_pillow  # after the parser: --help needs no numpy
+
         restrict_pillow()
         return int(asked.run(asked))
     except UserError as problem:

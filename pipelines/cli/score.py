@@ -136,7 +136,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     sample = [path for path in sorted((presets.PRESETS / "sample_person").glob("*.png")) if path.name not in own]
     knowing, notes = lookalike.known(judges, photos, sample=sample, base=sorted(run.pictures("none")))
     for sentence in notes:
-        say(sentence)
+        say(str(sentence))
     images: dict[str, Any] = {}
     for path, name in zip(asked.images, short_names(asked.images), strict=True):
         answer = lookalike.look_at_any(decode(path), knowing)

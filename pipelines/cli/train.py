@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import check_out, run_of, use_face_models
+from pipelines.cli.arguments import check_out, run_of, subject_prompts, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say
 from pipelines.cli.progress import work
 from pipelines.core.records import UserError
@@ -22,19 +22,11 @@ CONSENT = "By running this command the user states that the person shown agrees 
 
 
 def compare(asked: argparse.Namespace) -> int:
-    from pipelines.bases.registry import find_base
     from pipelines.core.files import read_json
-    from pipelines.runs import jobspec
 
     if asked.matrix is not None:
         return _study(asked)
     run, spec = _prepare(asked, kind="compare")
-    if asked.prompt:
-        samplings = jobspec.samplings_of(find_base(spec.base), asked.prompt, renders=asked.renders, seed=asked.seed)
-        spec = replace(spec, samplings=samplings)
-    if asked.images:
-        spec = replace(spec, images=_made_elsewhere(asked.images))
-        spec.check()
     work(run, spec)
     report = read_json(run.report)
     if asked.json:
@@ -179,7 +171,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core.run import is_run, new_run, record_consent, run_at
     from pipelines.photos.gather import gather
-    from pipelines.runs.jobspec import JobSpec
+    from pipelines.runs.jobspec import JobSpec, samplings_of
 
     use_face_models(asked)
     if not asked.photos.is_dir():
@@ -203,7 +195,10 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             processes=asked.processes,
             attention=asked.attention,
             download_judge=getattr(asked, "download_judge", False),
+            images=_made_elsewhere(getattr(asked, "images", ())),
         )
+        if prompts := subject_prompts(getattr(asked, "prompt", ())):
+            spec = replace(spec, samplings=samplings_of(row, prompts, renders=asked.renders, seed=asked.seed))
         spec.check()
         if asked.out is not None and asked.out.exists() and not is_run(asked.out):
             run_at(asked.out)  # says what is wrong with it

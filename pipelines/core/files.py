@@ -114,7 +114,12 @@ def jsonable(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a temporary file beside it, fsync, rename. `UserError` when the disk is full."""
-    write_bytes(path, text.encode())
+    write_bytes(path, _encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    r"""UTF-8. A byte of a file's name that is no UTF-8 becomes JSON's escape of it (\udce9), which reads as before."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -220,7 +225,7 @@ def append_line(path: Path, value: Any) -> None:
     """Append one record as one line of JSON, in a single write. One process at a time writes to a file."""
     line = _json(value, separators=(",", ":")) + "\n"
     with told_when_full(), path.open("ab", buffering=0) as file:
-        data = line.encode()
+        data = _encoded(line)
         before = file.seek(0, os.SEEK_END)
         try:
             if file.write(data) != len(data):

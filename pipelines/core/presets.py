@@ -8,13 +8,13 @@ Try it:
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from pipelines.core import safety
 from pipelines.core.files import REPOSITORY
-from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError, decode
 
 PRESETS = REPOSITORY / "presets"
 FAMILY_TITLES = {
@@ -146,32 +146,8 @@ def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
 
 
 def _record(kind: type[Record], saved: dict[str, Any], file: Path) -> Record:
-    """A record from JSON: unknown or missing fields and wrong types are errors, lists become tuples."""
-    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    """A record from JSON; unknown settings are errors here."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(saved) - set(known)):
         raise UserError(f"The preset {file.name} has unknown settings: {', '.join(unknown)}. Correct or remove them.")
-    values: dict[str, Any] = {}
-    for name, field in known.items():
-        if name not in saved:
-            if field.default is MISSING and field.default_factory is MISSING:
-                raise UserError(f"The preset {file.name} does not say its {name}. Add it.")
-            continue
-        value = saved[name]
-        if not _fits(value, str(field.type)):
-            raise UserError(f"In the preset {file.name}, {name} can't be {json.dumps(value)}: it is {field.type}.")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return cast(Record, kind(**values))
-
-
-def _fits(value: object, annotation: str) -> bool:
-    """Whether a JSON value is of an annotated type of records.py ("int", "float | None", "tuple[str, ...]", ...)."""
-    kinds = annotation.replace("tuple[str, ...]", "list").split(" | ")
-    if value is None:
-        return "None" in kinds
-    if isinstance(value, bool):
-        return "bool" in kinds
-    if isinstance(value, list):
-        return "list" in kinds and all(isinstance(item, str) for item in value)
-    if isinstance(value, int):
-        return "int" in kinds or "float" in kinds
-    return (isinstance(value, float) and "float" in kinds) or (isinstance(value, str) and "str" in kinds)
+    return decode(kind, saved, where=f"In the preset {file.name}, ", labels={name: name for name in known})

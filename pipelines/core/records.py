@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 if TYPE_CHECKING:
     import numpy as np
 
+T = TypeVar("T")
 UNTRAINED = "none"  # the column of the untrained base
 IMPORTED = "imported-"  # begins the column of a LoRA or embedding that was not trained here
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
@@ -131,6 +135,35 @@ class OutOfMemory(UserError):
 
 
 @dataclass(frozen=True)
+class Within:
+    """The limits of a number, both included. `decode` and `check_record` hold every record to them."""
+
+    low: float
+    high: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return handler(source) | {"ge": self.low, "le": self.high}
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The texts that a field can be."""
+
+    values: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.literal_schema(list(self.values))
+
+
+MOST = 2**53  # what JSON and sliders carry without rounding
+Seed = Annotated[int, Within(0, MOST)]
+Share = Annotated[float, Within(0, 1)]
+Pixels = Annotated[int, Within(64, 4096)]
+
+
+@dataclass(frozen=True)
 class Photo:
     """One accepted photo. Coordinates are pixels of the upright picture."""
 
@@ -209,40 +242,50 @@ class Recipe:
     base: str  # a registry name or a path
     method: str  # one of ALL_METHODS
     class_word: str = "person"
-    steps: int = 300
-    batch: int = 8
-    learning_rate: float = 1e-4
-    text_learning_rate: float = 0.0  # > 0: the text encoder learns too (DreamBooth, LoRA)
-    warmup_steps: int = 20
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
-    ema: float = 0.0  # 0 = off
-    snr_gamma: float | None = 5.0  # min-SNR weighting; None = uniform
-    noise_from: float = 0.0  # only noise levels from this share of the schedule up; words decide nothing below it
-    vectors: int = 4  # textual inversion: learned vectors per text encoder, 1..8
+    steps: Annotated[int, Within(1, 100_000)] = 300
+    batch: Annotated[int, Within(1, 256)] = 8
+    learning_rate: Share = 1e-4
+    text_learning_rate: Share = 0.0  # > 0: the text encoder learns too (DreamBooth, LoRA)
+    warmup_steps: Annotated[int, Within(0, 100_000)] = 20
+    weight_decay: Annotated[float, Within(0, 10)] = 1e-2
+    clip_norm: Annotated[float, Within(0, 1000)] = 1.0
+    ema: Annotated[float, Within(0, 0.999999)] = 0.0  # 0 = off
+    snr_gamma: Annotated[float, Within(0, 1000)] | None = 5.0  # min-SNR weighting; None = uniform
+    noise_from: Annotated[float, Within(0, 0.99)] = (
+        0.0  # only noise levels from this share of the schedule up; words decide nothing below it
+    )
+    vectors: Annotated[int, Within(1, 8)] = 4  # textual inversion: learned vectors per text encoder, 1..8
     init: str = "class_word"  # textual inversion: "class_word" | "zero_shot" (bases that carry a projector)
-    rank: int = 16  # LoRA
-    alpha: float = 16.0
+    rank: Annotated[int, Within(1, 256)] = 16  # LoRA
+    alpha: Annotated[float, Within(0, 1024)] = 16.0
     targets: str = "attention"  # LoRA: "attention" | "attention+feed_forward" | "all" (with convolutions)
-    prior_weight: float = 0.0  # DreamBooth: weight of generated class images, 0 = off
-    prior_images: int = 32
+    prior_weight: Annotated[float, Within(0, 10)] = 0.0  # DreamBooth: weight of generated class images, 0 = off
+    prior_images: Annotated[int, Within(1, 1000)] = 32
     mirror: bool = False  # mirrored copies of the photos
-    caption_dropout: float = 0.1
-    seed: int = 0
-    watch_every: int = 0  # look at validation pictures every so many steps and keep the best checkpoint; 0 = the last
-    patience: int = 0  # stop once so many looks brought nothing better; 0 = never
+    caption_dropout: Share = 0.1
+    seed: Seed = 0
+    watch_every: Annotated[int, Within(0, 100_000)] = (
+        0  # look at validation pictures every so many steps and keep the best checkpoint; 0 = the last
+    )
+    patience: Annotated[int, Within(0, 1000)] = 0  # stop once so many looks brought nothing better; 0 = never
     start_from: str = ""  # sha256 of what this method learned before, in the same folder; "" = from the base
     choose_strength: bool = False  # LoRA: scale the learned change to what looks best on validation prompts
-    checkpoint_every: int = 50
-    preview_every_s: float = 10.0
-    vector_learning_rate: float = 5e-4  # pivotal: of the word vectors; `learning_rate` is the LoRA's
-    freeze_vectors_after: float = 1.0  # pivotal: the vectors stay as they are after this share of the steps; 1 = never
+    checkpoint_every: Annotated[int, Within(1, 100_000)] = 50
+    preview_every_s: Annotated[float, Within(0, 86_400)] = 10.0
+    vector_learning_rate: Share = 5e-4  # pivotal: of the word vectors; `learning_rate` is the LoRA's
+    freeze_vectors_after: Share = 1.0  # pivotal: the vectors stay as they are after this share of the steps; 1 = never
     dora: bool = False  # LoRA: sizes and directions of the weights learn apart (Liu et al. 2024)
     rslora: bool = False  # LoRA: alpha is divided by the root of the rank, not by the rank (Kalajdzievski 2023)
-    face_weight: float = 1.0  # how much the head counts in the loss ...
-    background_weight: float = 1.0  # ... and what is around it; only their ratio matters, equal ones = no mask
-    optimizer: str = "adamw"  # one of OPTIMIZERS; "prodigy" finds its rates itself and ignores the recipe's
-    gradient_checkpointing: str = "auto"  # one of CHECKPOINTING: layers computed twice, for less memory
+    face_weight: Annotated[float, Within(0, 100)] = 1.0  # how much the head counts in the loss ...
+    background_weight: Annotated[float, Within(0, 100)] = (
+        1.0  # ... and what is around it; only their ratio matters, equal ones = no mask
+    )
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = (
+        "adamw"  # one of OPTIMIZERS; "prodigy" finds its rates itself and ignores the recipe's
+    )
+    gradient_checkpointing: Annotated[str, OneOf(CHECKPOINTING)] = (
+        "auto"  # one of CHECKPOINTING: layers computed twice, for less memory
+    )
 
     @property
     def weighs_faces(self) -> bool:
@@ -274,8 +317,8 @@ class Style:
     name: str
     prompt: str
     negative_prompt: str = ""
-    guidance: float = 3.0
-    steps: int = 20
+    guidance: Annotated[float, Within(0, 50)] = 3.0
+    steps: Annotated[int, Within(1, 200)] = 20
     words: tuple[str, ...] = ()
     bases: tuple[str, ...] = ("any",)  # families the style is written for: "portrait", "sd15", "sdxl", "z_image", "any"
     photoreal: bool = True  # recognisers say nothing about cartoons: such styles stay out of the identity mean
@@ -288,21 +331,22 @@ class Sampling:
 
     prompt: str
     negative_prompt: str = ""
-    steps: int = 20
-    guidance: float = 3.0
-    seed: int = 0
-    width_px: int | None = None  # None = the base's own size
-    height_px: int | None = None
+    steps: Annotated[int, Within(1, 200)] = 20
+    guidance: Annotated[float, Within(0, 50)] = 3.0
+    seed: Seed = 0
+    width_px: Pixels | None = None  # None = the base's own size
+    height_px: Pixels | None = None
     scheduler: str = "default"
-    strength: float = 1.0  # LoRA strength
+    strength: Annotated[float, Within(0, 3)] = 1.0  # LoRA strength
     source: str | None = None  # a picture of the same run to vary, relative to the run's folder; None: from noise alone
-    change: float = 1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
+    change: Annotated[float, Within(0.05, 1)] = (
+        1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
+    )
     draft: bool = False  # with the base's distilled LoRA on top, see pipelines.methods.drafts; counts in no figures
 
 
 # What samplings did not have from the beginning.
 _ADDED: dict[str, Any] = {"source": None, "change": 1.0, "draft": False}
-CHANGE_LIMITS = (0.05, 1.0)
 SOURCE_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.png")
 
 
@@ -314,18 +358,29 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
 
 
 def check_variation(sampling: Sampling) -> None:
-    """Raises UserError for a `source` that is no plain path of a PNG inside the run, or a `change` that can't be.
+    """Raises UserError for a `source` that is no plain path of a PNG inside the run, or a `change` without one.
 
     Looks at no disk: whether the picture is there is found out where it is read.
     """
     source, change = sampling.source, sampling.change
-    low, high = CHANGE_LIMITS
-    if isinstance(change, bool) or not isinstance(change, int | float) or not low <= change <= high:
-        raise UserError(f"Change must be a number from {low:g} to {high:g}, not {change}.")
     if source is not None and not (isinstance(source, str) and SOURCE_NAME.fullmatch(source)):
         raise UserError("The picture to vary must be a PNG of this run, such as renders/lora/seed3-0123456789.png.")
     if source is None and change != 1:
         raise UserError("There is no picture to change. Choose one of the run's pictures, or set change to 1.")
+
+
+def with_subject(prompt: str) -> tuple[str, str | None]:
+    """A prompt in which `{subject}` stands, and a sentence where it had to be put in front (else None).
+
+    Raises UserError, naming it, for anything else in braces: `{Subject}` and `{}` would draw somebody else.
+    """
+    for found in re.findall(r"\{[^{}]*\}", prompt):
+        if found != "{subject}":
+            raise UserError(f"The prompt says {found[:60]}. Write {{subject}} where the person belongs.")
+    if "{subject}" in prompt or not prompt.strip():
+        return prompt, None
+    placed = f"{{subject}}, {prompt.strip()}"
+    return placed, f"The prompt has no {{subject}}, so it was put in front: {placed}"
 
 
 @dataclass(frozen=True)
@@ -421,3 +476,132 @@ class Event:
     path: str | None = None  # of a preview, render or artefact
     text: str | None = None  # one sentence for people
     data: dict[str, Any] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------- reading and limits
+
+
+def decode(kind: type[T], saved: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> T:
+    """A record of this kind from what JSON says of it; fields of a later version, which `kind` lacks, are left out.
+
+    Raises UserError, a sentence that names the field, for a field that is missing, of another type or out of its
+    limits. `where` begins the sentence; `labels` says how fields are called there ("Steps" without).
+    """
+    from pydantic import ValidationError
+
+    of: Any = kind
+    adapter = _adapter(of)
+    try:
+        text = json.dumps(_whole(saved), ensure_ascii=False)
+        if _NO_UTF8.search(text) is None:
+            made: T = adapter.validate_json(text)
+            return made
+        made = _restored(adapter.validate_json(text.translate(_TO_PRIVATE)))
+        return made
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        sentence = _sentence(kind, wrong["loc"], wrong["type"], wrong["input"], labels or {})
+    except (TypeError, ValueError, RecursionError):
+        sentence = "This can't be read."
+    raise UserError(where + sentence)
+
+
+def check_record(record: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> None:
+    """Raises UserError like `decode` for a record whose fields are of another type or out of their limits."""
+    decode(type(record), record, where=where, labels=labels)
+
+
+def limits(kind: type, name: str) -> tuple[float, float]:
+    """The limits of a number that a record holds: what a slider may offer."""
+    hint = get_type_hints(kind, include_extras=True)[name]
+    return next((each.low, each.high) for each in _meta(hint) if isinstance(each, Within))
+
+
+@lru_cache(maxsize=32)
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    _configure(kind)
+    return TypeAdapter(kind)
+
+
+def _configure(kind: Any) -> None:
+    """Tell pydantic to convert nothing: a text is no number, and true is none."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        kind.__pydantic_config__ = {"strict": True, "allow_inf_nan": False, "extra": "ignore"}  # type: ignore[attr-defined]
+        for hint in get_type_hints(kind).values():
+            _configure(hint)
+    for part in get_args(kind):
+        _configure(part)
+
+
+def _whole(value: Any) -> Any:
+    """Records as dicts; 20.0 as 20, which fits whole and other numbers alike."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {str(name): _whole(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(each) for each in value]
+    whole = isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) <= MOST
+    return int(value) if whole else value
+
+
+def _figure(value: float) -> str:
+    return f"{value:g}" if value < 1e6 else f"{value:,.0f}"
+
+
+# Bytes of file names that are no UTF-8, as Python reads them, and the private characters that stand for them meanwhile.
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+_TO_PRIVATE = {0xDC80 + byte: 0x10FE80 + byte for byte in range(0x80)}
+_FROM_PRIVATE = {private: lone for lone, private in _TO_PRIVATE.items()}
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_FROM_PRIVATE)
+    if isinstance(value, tuple):
+        return tuple(map(_restored, value))
+    if isinstance(value, dict):
+        return {_restored(name): _restored(each) for name, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: _restored(each) for name, each in vars(value).items()})
+    return value
+
+
+def _meta(hint: Any) -> tuple[Any, ...]:
+    """What `Annotated` says of a field, inside `... | None` too."""
+    own = getattr(hint, "__metadata__", ())
+    return own or tuple(each for part in get_args(hint) for each in getattr(part, "__metadata__", ()))
+
+
+def _sentence(kind: Any, at: tuple[Any, ...], error: str, value: object, labels: Mapping[str, str]) -> str:
+    """What is wrong with the field that lies `at` this place of a record."""
+    hint = kind
+    name = next((str(each) for each in reversed(at) if isinstance(each, str)), "")
+    for each in at:
+        if is_dataclass(hint) and isinstance(each, str):
+            hint = get_type_hints(hint, include_extras=True).get(each, hint)
+        else:
+            hint = next((part for part in reversed(get_args(hint)) if part not in (type(None), Ellipsis)), hint)
+        hint = (
+            next((part for part in get_args(hint) if is_dataclass(part)), hint)
+            if type(None) in get_args(hint)
+            else hint
+        )
+    label = labels.get(name) or name.removesuffix("_px").replace("_", " ").capitalize() or "This"
+    if error == "missing":
+        return f"{label} is not said. Add it."
+    for each in _meta(hint):
+        if isinstance(each, OneOf):
+            return f"{label} is one of {', '.join(each.values)}, not {value}."
+        if isinstance(each, Within):
+            number = "a whole number" if int in (*get_args(hint), *(get_args(get_args(hint)[0]))) else "a number"
+            return f"{label} must be {number} from {_figure(each.low)} to {_figure(each.high)}, not {value}."
+    if not at:
+        return "This can't be read."
+    plain = next((part for part in (hint, *get_args(hint)) if part in _TYPES), None)
+    return f"{label} must be {_TYPES.get(plain, 'of another kind')}, not {str(value)[:80]}."
+
+
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

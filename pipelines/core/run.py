@@ -25,10 +25,9 @@ from pipelines.core.records import (
     COLUMNS,
     IMPORTED,
     Photo,
-    PhotoCheck,
     PhotoSet,
-    SetReport,
     UserError,
+    decode,
     is_imported,
 )
 
@@ -311,13 +310,6 @@ def save_photo_set(run: Run, photo_set: PhotoSet) -> None:
     )
 
 
-def set_report(saved: dict[str, Any] | None) -> SetReport | None:
-    """A set's report as it was saved."""
-    if not saved:
-        return None
-    return SetReport(**{**saved, "angles": tuple((float(yaw), float(pitch)) for yaw, pitch in saved["angles"])})
-
-
 # Photo sets that were stored before photos had `reasons` say in this sentence that a photo shows several faces.
 SEVERAL_FACES_NOTE = "several faces; the one that agrees with the other photos is used"
 
@@ -332,39 +324,13 @@ def load_photo_set(run: Run) -> PhotoSet | None:
     if saved is None:
         return None
 
-    def photo(entry: dict[str, Any]) -> Photo:
-        (left_x, left_y), (right_x, right_y) = entry["eyes"]
-        left, top, right, bottom = entry["face_box"]
-        notes = tuple(str(note) for note in entry.get("notes", ()))
-        return Photo(
-            name=str(entry["name"]),
-            path=str(run.folder / entry["path"]),
-            sha256=str(entry["sha256"]),
-            width_px=int(entry["width_px"]),
-            height_px=int(entry["height_px"]),
-            face_box=(float(left), float(top), float(right), float(bottom)),
-            eyes=((float(left_x), float(left_y)), (float(right_x), float(right_y))),
-            eye_distance_px=float(entry["eye_distance_px"]),
-            notes=notes,
-            reasons=tuple(entry["reasons"]) if "reasons" in entry else _reasons_of(notes),
-            caption=entry.get("caption"),
-            zoom=float(entry.get("zoom", 1.0)),
-        )
-
-    def check(entry: dict[str, Any]) -> PhotoCheck:
-        return PhotoCheck(**{**entry, "reasons": tuple(entry["reasons"])})
+    def part(name: str) -> list[dict[str, Any]]:
+        placed = [{**entry, "path": str(run.folder / entry["path"])} for entry in saved[name]]
+        return [{"reasons": _reasons_of(tuple(entry.get("notes", ()))), **entry} for entry in placed]
 
     try:
-        return PhotoSet(
-            train=tuple(photo(entry) for entry in saved["train"]),
-            validation=tuple(photo(entry) for entry in saved["validation"]),
-            held_out=tuple(photo(entry) for entry in saved["held_out"]),
-            rejected={str(name): str(reason) for name, reason in saved["rejected"].items()},
-            weak=bool(saved["weak"]),
-            checks=tuple(check(entry) for entry in saved.get("checks", ())),
-            report=set_report(saved.get("report")),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        return decode(PhotoSet, {**saved, **{name: part(name) for name in ("train", "validation", "held_out")}})
+    except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError("The list of photos in this run is damaged. Add the photos again.") from error
 
 

@@ -18,6 +18,7 @@ from typing import NoReturn
 import numpy as np
 
 from pipelines.core.records import Photo, PhotoSet, Score, UserError
+from pipelines.core.said import Said
 from pipelines.evaluation import references
 from pipelines.evaluation.references import Reference
 from pipelines.evaluation.scale import Scale, scale_of
@@ -28,12 +29,13 @@ from pipelines.faces.judges import resident_judges
 PERSON, SAMPLE, BASE = "this person", "the sample person", "the untrained base's pictures"
 PERHAPS, NONE, UNKNOWN = "perhaps this person", "none of them", "unknown"
 SENTENCES = {
-    PERSON: "It looks like this person.",
-    PERHAPS: "It may be this person: 1 in 100 strangers gets as near.",
-    SAMPLE: "It looks like the sample person, who does not exist, and not like this person.",
-    BASE: "It looks like a face that the untrained base drew, and not like this person.",
-    NONE: "It looks like none of those it was compared with.",
+    PERSON: Said("It looks like this person."),
+    PERHAPS: Said("It may be this person: 1 in 100 strangers gets as near."),
+    SAMPLE: Said("It looks like the sample person, who does not exist, and not like this person."),
+    BASE: Said("It looks like a face that the untrained base drew, and not like this person."),
+    NONE: Said("It looks like none of those it was compared with."),
 }
+NOT_THIS_PERSON = Said("It does not look like this person.")  # where nobody else was compared with
 THE_PHOTO_ITSELF = 0.995  # two copies of one photo; two photos of one moment stay below
 KNOWN_AT_MOST = 16  # people whose photos are remembered
 
@@ -81,12 +83,18 @@ class Opinion:
         return PERHAPS if self.score.verdict == calibration.BORDERLINE else NONE
 
     @property
+    def said(self) -> Said | None:
+        """The verdict as people read it; None where it is UNKNOWN: `score` says why."""
+        if self.verdict == NONE and len(self.nearest) < 2:
+            return NOT_THIS_PERSON
+        return SENTENCES.get(self.verdict)
+
+    @property
     def sentence(self) -> str:
-        """The verdict as people read it."""
-        if self.verdict == UNKNOWN:
-            return self.score.words or f"{self.score.reason or 'This judge sees no face here'}."
-        alone = self.verdict == NONE and len(self.nearest) < 2
-        return "It does not look like this person." if alone else SENTENCES[self.verdict]
+        """The same in English, the reason where there is no verdict."""
+        if self.said is not None:
+            return str(self.said)
+        return self.score.words or f"{self.score.reason or 'This judge sees no face here'}."
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def known(
     sample: Sequence[Path] = (),
     base: Sequence[Path] = (),
     on_photo: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[Known], list[str]]:
+) -> tuple[list[Known], list[Said | str]]:
     """Look at a person's photos, the sample person's and the base's pictures once: per judge what it remembers, and
     sentences about what could not be used. Of the sample person and the base no more pictures count than the person
     has held-out photos: among more, one is nearer by chance alone.
@@ -131,7 +139,7 @@ def known(
     ]
     seen: dict[str, dict[str, list[np.ndarray | None]]] = {judge.name: {} for judge in judges}
     broken: dict[str, str] = {}
-    notes: list[str] = []
+    notes: list[Said | str] = []
     for number, (part, picture) in enumerate([*pictures, *others], start=1):
         try:
             image = references.pixels(picture)
@@ -151,7 +159,8 @@ def known(
         held_out = of.get("held_out", [])
         own = [vector for vector in held_out if vector is not None]
         if judge.name in broken or not own:
-            notes.append(broken.get(judge.name) or f"{judge.name} finds no face in the held-out photos.")
+            nowhere = Said("{judge} finds no face in the held-out photos.", judge=judge.name)
+            notes.append(broken.get(judge.name) or nowhere)
             continue
         train = [vector for vector in of.get("train", []) if vector is not None]
         who = {PERSON: own} | {name: [v for v in of.get(name, []) if v is not None] for name in (SAMPLE, BASE)}
@@ -163,7 +172,7 @@ def known(
             )
         )
     if not out:
-        raise UserError(" ".join(notes))
+        raise UserError(" ".join(map(str, notes)))
     return out, notes
 
 
@@ -219,7 +228,7 @@ def _opinion(one: Known, seen_by: dict[str, Seen], count: int) -> Opinion:
 # ------------------------------------------------------------------------------------------------- per run
 
 
-_remembered: OrderedDict[tuple[str, str, tuple[str, ...]], tuple[list[Known], list[str]]] = OrderedDict()
+_remembered: OrderedDict[tuple[str, str, tuple[str, ...]], tuple[list[Known], list[Said | str]]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -230,7 +239,7 @@ def known_of(
     sample: Sequence[Path] = (),
     base: Sequence[Path] = (),
     on_photo: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[Known], list[str]]:
+) -> tuple[list[Known], list[Said | str]]:
     """`known` of a run, remembered in this process until the photos or the base's pictures change, or `forget`."""
     named = tuple(str(path) for path in (*sample, *base))
     key = (str(folder.resolve()), photo_set.digest, named)

@@ -21,6 +21,7 @@ from pipelines.core import inscription, presets
 from pipelines.core.files import append_line, read_json, read_lines, repair_lines, timestamp, told_when_full, write_json
 from pipelines.core.records import ALL_METHODS, COLUMNS, Sampling, UserError
 from pipelines.core.run import Run, load_photo_set
+from pipelines.core.said import Said
 
 ROUNDS = 12  # of one vote: two minutes of a friend's time
 VOTER = re.compile(r"[A-Za-z0-9_-]{22}")  # 128 random bits, as secrets.token_urlsafe(16) writes them
@@ -344,39 +345,58 @@ def agreement(
     return Agreement(judge, len(ordered), sum(ordered), rounds, same, chance)
 
 
-def in_words(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -> str:
-    """The outcome in two or three sentences; no more certain than the intervals are."""
+def told(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -> list[Said]:
+    """The outcome in a few sentences, no more certain than the intervals are; none before the first answer. `names` are
+    the columns' titles.
+    """
     if not found.rounds:
-        return "Nobody has voted yet."
-    who = "1 voter" if found.voters == 1 else f"{found.voters} voters"
-    text = f"{who} answered {'1 round' if found.rounds == 1 else f'{found.rounds} rounds'}."
+        return []
+    who = Said("1 voter") if found.voters == 1 else Said("{count} voters", count=found.voters)
+    rounds = Said("1 round") if found.rounds == 1 else Said("{count} rounds", count=found.rounds)
+    said = [Said("{who} answered {rounds}.", who=who, rounds=rounds)]
     if found.none_of_them:
-        text += f" 'None of them' was said in {found.none_of_them} of them."
+        said.append(Said("'None of them' was said in {count} of them.", count=found.none_of_them))
     if found.cant_say:
-        text += f" 'Can't say' was said in {found.cant_say} of them (not counted)."
+        said.append(Said("'Can't say' was said in {count} of them (not counted).", count=found.cant_say))
     known = {column: share for column, share in found.shares.items() if share.share is not None}
     ordered = sorted(known, key=lambda column: -(known[column].share or 0.0))
     if len(ordered) > 1:
         first, second = (known[column] for column in ordered[:2])
         name = names.get(ordered[0], ordered[0])
         if first.wins == second.wins and first.share == second.share:
-            text += " No method is ahead."
+            said.append(Said("No method is ahead."))
         elif (first.low or 0.0) > (second.high or 1.0):
-            text += f" {name} is ahead of the others beyond chance."
+            said.append(Said("{name} is ahead of the others beyond chance.", name=name))
         else:
-            text += f" {name} is ahead, but its interval overlaps the next one's: more votes are needed to be sure."
-    if agreed is not None and agreed.pairs:
-        text += (
-            f" The friends' order of the methods is that of {agreed.judge}."
-            if agreed.agreeing == agreed.pairs
-            else f" Of {agreed.pairs} pairs of methods, friends and {agreed.judge} order {agreed.agreeing} alike."
+            said.append(
+                Said(
+                    "{name} is ahead, but its interval overlaps the next one's: more votes are needed to be sure.",
+                    name=name,
+                )
+            )
+    if agreed is not None and agreed.pairs and agreed.agreeing == agreed.pairs:
+        said.append(Said("The friends' order of the methods is that of {judge}.", judge=agreed.judge))
+    elif agreed is not None and agreed.pairs:
+        said.append(
+            Said(
+                "Of {pairs} pairs of methods, friends and {judge} order {count} alike.",
+                pairs=agreed.pairs,
+                judge=agreed.judge,
+                count=agreed.agreeing,
+            )
         )
     if agreed is not None and agreed.rounds:
-        text += (
-            f" In {agreed.same_pick} of {agreed.rounds} rounds the picture that {agreed.judge} finds most alike was "
-            f"picked (by chance {agreed.by_chance:.1f})."
+        said.append(
+            Said(
+                "In {count} of {rounds} rounds the picture that {judge} finds most alike was picked (by chance "
+                "{chance}).",
+                count=agreed.same_pick,
+                rounds=agreed.rounds,
+                judge=agreed.judge,
+                chance=f"{agreed.by_chance:.1f}",
+            )
         )
-    return text
+    return said
 
 
 def summary(run: Run, judge: str | None, means: Mapping[str, float | None]) -> dict[str, Any] | None:

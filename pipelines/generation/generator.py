@@ -9,7 +9,6 @@ Try it: `Generator(find_base("portrait-128")).render([Sampling("portrait of {sub
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,7 +24,16 @@ from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription
 from pipelines.core.device import Device
 from pipelines.core.files import write_file
-from pipelines.core.records import Render, Sampling, Subject, UserError, check_variation, sampling_fields
+from pipelines.core.records import (
+    Render,
+    Sampling,
+    Subject,
+    UserError,
+    check_record,
+    check_variation,
+    limits,
+    sampling_fields,
+)
 from pipelines.core.safety import check_prompt
 from pipelines.methods import drafts
 from pipelines.methods import method as find_method
@@ -34,14 +42,6 @@ from pipelines.methods.lora_files import Layers
 from pipelines.training.subjects import load_subject
 
 SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
-LIMITS: dict[str, tuple[float, float]] = {
-    "steps": (1, 200),
-    "guidance": (0, 50),
-    "seed": (0, 2**53),  # what JSON and sliders carry without rounding
-    "width_px": (64, 4096),
-    "height_px": (64, 4096),
-    "strength": (0, 3),
-}
 
 
 class Generator:
@@ -165,7 +165,7 @@ def _picture(source: str, sources: Path | None) -> PIL.Image.Image:
         raise UserError("The picture to vary is not one that was drawn here. Choose one of the run's renders.")
     try:
         with PIL.Image.open(path) as image:
-            if max(image.size) > LIMITS["width_px"][1]:
+            if max(image.size) > limits(Sampling, "width_px")[1]:
                 raise UserError("The picture to vary is too large. Choose one of the run's renders.")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
@@ -188,24 +188,8 @@ def check(sampling: Sampling) -> None:
     """Raises UserError, naming the setting, for anything that is not a number in its range or not a known scheduler,
     and for a prompt that is not drawn.
     """
-    for name, (low, high) in LIMITS.items():
-        value = getattr(sampling, name)
-        if value is None and name in ("width_px", "height_px"):
-            continue
-        whole = name not in ("guidance", "strength")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or (whole and int(value) != value)
-            or not low <= value <= high
-        ):
-            kind = "a whole number" if whole else "a number"
-            label = name.removesuffix("_px").capitalize()
-            raise UserError(f"{label} must be {kind} from {low:g} to {high:g}, not {value}.")
+    check_record(sampling)
     check_variation(sampling)
-    if not isinstance(sampling.draft, bool):
-        raise UserError(f"Draft is yes or no, not {sampling.draft}.")
     if sampling.scheduler not in SCHEDULERS:
         raise UserError(f"There is no scheduler {sampling.scheduler}. Choose one of: {', '.join(SCHEDULERS)}.")
     if not sampling.prompt.strip():

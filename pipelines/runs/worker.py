@@ -37,12 +37,10 @@ from pipelines.core.process import birth
 from pipelines.core.records import Event, OutOfMemory, UserError
 from pipelines.core.run import Run, data_root, is_run
 from pipelines.runs.compare import perform
-from pipelines.runs.jobs import (
-    LONG,
-    OURS,
-    PARENT_ENV,
-    SHORT,
-    STOPPING,
+from pipelines.runs.jobs import LONG, SHORT, STOPPING
+from pipelines.runs.ledger import Ledger
+from pipelines.runs.prepare import Resident
+from pipelines.runs.status import (
     JobStatus,
     leave_asked,
     load_spec,
@@ -52,8 +50,7 @@ from pipelines.runs.jobs import (
     status,
     stop_asked,
 )
-from pipelines.runs.ledger import Ledger
-from pipelines.runs.prepare import Resident
+from pipelines.runs.supervisor import OURS, PARENT_ENV
 from pipelines.training import world
 
 STATUS_EVERY_S = 0.5

@@ -79,10 +79,10 @@ def test_wrong_choices_are_sentences(arguments, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": "many"}, "steps can't be"),
+        ({"steps": "many"}, "steps must be a whole number from 1 to 200"),
         ({"colour": 1}, "unknown settings: colour"),
         ({"prompt": "portrait of a man"}, "no {subject}"),
-        ({"guidance": True}, "guidance can't be"),
+        ({"guidance": True}, "guidance must be a number from 0 to 50"),
     ],
 )
 def test_a_wrong_style_file_is_named(tmp_path, change, said):

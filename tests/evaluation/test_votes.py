@@ -57,6 +57,10 @@ def run(tmp_path) -> Run:
     return made
 
 
+def in_english(*counted) -> str:
+    return " ".join(map(str, votes.told(*counted)))
+
+
 def said(voter: str, number: int, pick: str | None, *, answer: str = "", order=METHODS, standing=NOW) -> votes.Answer:
     answer = answer or (votes.PICKED if pick else votes.NONE_OF_THEM)
     files = tuple(f"{column}/{number}.png" for column in order)
@@ -202,17 +206,17 @@ def test_no_votes_and_only_cant_say():
     assert votes.tally([]) == votes.Tally(0, 0, 0, 0, {})
     counted = votes.tally([said("a", 0, None, answer=votes.CANT_SAY)])
     assert counted.shares["lora"] == votes.Share(0, 0, None, None, None, None)
-    assert votes.in_words(votes.tally([]), None, {}) == "Nobody has voted yet."
+    assert votes.told(votes.tally([]), None, {}) == []
     assert votes.interval([]) == (None, None) and votes.interval([(0, 0)]) == (None, None)
 
 
 def test_level_methods_are_not_called_ahead():
     level = votes.tally([said("a", 0, "lora"), said("a", 1, "dreambooth")])
-    assert "No method is ahead" in votes.in_words(level, None, {})
+    assert "No method is ahead" in in_english(level, None, {})
     close = votes.tally([said("a", 0, "lora"), said("a", 1, "lora"), said("a", 2, "dreambooth")])
-    assert "more votes are needed" in votes.in_words(close, None, {"lora": "LoRA"})
+    assert "more votes are needed" in in_english(close, None, {"lora": "LoRA"})
     clear = votes.tally([said(f"v{v}", n, "lora") for v in range(5) for n in range(12)])
-    assert "LoRA is ahead of the others beyond chance" in votes.in_words(clear, None, {"lora": "LoRA"})
+    assert "LoRA is ahead of the others beyond chance" in in_english(clear, None, {"lora": "LoRA"})
 
 
 def test_wilson_is_wilsons():
@@ -256,7 +260,7 @@ def test_friends_and_judge_agree_or_not():
     level = votes.agreement(found, "judge", scores, dict.fromkeys(METHODS, 0.3))
     assert level.pairs == 0, "a judge that finds all alike has no order"
     assert votes.agreement(found, "judge", {}, means).rounds == 0, "no scores, no favourites"
-    words = votes.in_words(votes.tally(found), same, {})
+    words = in_english(votes.tally(found), same, {})
     assert "order of the methods is that of judge" in words and "In 3 of 4 rounds" in words
 
 

@@ -17,12 +17,15 @@ import pytest
 
 from pipelines.core.control import Control
 from pipelines.core.files import FULL, Lock, append_line, read_json, write_json
+from pipelines.core.process import birth
 from pipelines.core.records import METHODS, Event, Sampling, UserError
 from pipelines.core.run import Run, forget
 from pipelines.runs import jobs
 from pipelines.runs.compare import perform
 from pipelines.runs.jobs import JobStatus, follow, hold, start, status, stop
 from pipelines.runs.jobspec import JobSpec, spec_from_json
+from pipelines.runs.status import START_GRACE_S
+from pipelines.runs.supervisor import OURS
 from pipelines.runs.worker import MEMORY, explain, short
 from pipelines.training.subjects import load_subject
 from tests.runs import make_run, train_spec
@@ -212,7 +215,7 @@ def test_a_worker_that_does_not_react_is_ended_by_force(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline().strip() == "deaf"
     write_json(run.status, JobStatus("running", "train", job="j1"))
-    write_json(run.worker, {"job": "j1", "pid": process.pid, "born": jobs.birth(process.pid)})
+    write_json(run.worker, {"job": "j1", "pid": process.pid, "born": birth(process.pid)})
     assert status(run).busy
     stop(run, patience_s=0.2)
     assert process.wait(20) == -signal.SIGKILL
@@ -225,15 +228,15 @@ def test_a_number_that_another_process_has_now_is_not_our_worker(tmp_path):
     write_json(run.status, JobStatus("running", "train", job="j1"))
     write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": "another boot:1"})
     assert status(run).state == "interrupted"
-    write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": jobs.birth(os.getpid())})
+    write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": birth(os.getpid())})
     assert status(run).state == "running"
     # a dead child that nobody has looked after yet still has its number
     child = subprocess.Popen([sys.executable, "-c", "pass"])
-    born = jobs.birth(child.pid)
+    born = birth(child.pid)
     deadline = time.monotonic() + 20
-    while jobs.birth(child.pid) is not None and time.monotonic() < deadline:
+    while birth(child.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert jobs.birth(child.pid) is None
+    assert birth(child.pid) is None
     child.wait()
     write_json(run.worker, {"job": "j1", "pid": child.pid, "born": born})
     assert status(run).state == "interrupted"
@@ -243,7 +246,7 @@ def test_a_job_whose_process_never_came_is_interrupted_after_a_while(tmp_path):
     run = make_run(tmp_path / "run")
     write_json(run.status, JobStatus("queued", "train", job="j2"))
     assert status(run).state == "queued"
-    long_ago = time.time() - 2 * jobs.START_GRACE_S
+    long_ago = time.time() - 2 * START_GRACE_S
     os.utime(run.status, (long_ago, long_ago))
     assert status(run).state == "interrupted"
 
@@ -303,7 +306,7 @@ def test_every_error_becomes_one_sentence():
         (RuntimeError("safetensors: No space left on device (os error 28)"), FULL),
         (MemoryError(), MEMORY),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), MEMORY),
-        (ZeroDivisionError("division by zero"), jobs.OURS),
+        (ZeroDivisionError("division by zero"), OURS),
     ):
         assert explain(error) == said
 

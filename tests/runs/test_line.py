@@ -14,13 +14,15 @@ import pytest
 
 from pipelines.core.control import Control
 from pipelines.core.files import read_json, write_json
+from pipelines.core.process import birth
 from pipelines.core.records import METHODS, Event, Sampling, UserError
 from pipelines.core.run import Run, all_runs, forget
-from pipelines.runs import jobs, worker
+from pipelines.runs import jobs, supervisor, worker
 from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, events, hold, place, status, stop
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import FILE, Ledger
+from pipelines.runs.status import me, read_status
 from pipelines.training.subjects import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
@@ -148,8 +150,8 @@ def test_a_line_that_is_lost_while_jobs_wait_is_made_anew(root, monkeypatch):
         file.unlink()
     assert Ledger(root).unfinished() == []
     started = []
-    monkeypatch.setattr(jobs, "_spawn", lambda command, log: started.append(command))
-    jobs._Supervisor()._man(root, "", jobs._Post())
+    monkeypatch.setattr(supervisor, "_spawn", lambda command, log: started.append(command))
+    supervisor.Supervisor()._man(root, "", supervisor.Post())
     assert [entry.run for entry in Ledger(root).unfinished()] == ["first", "second"] and started
     assert place(runs[1]) == jobs.Place(1, 100.0)  # estimates stand in the folders too
 
@@ -230,17 +232,17 @@ def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root
 def test_a_worker_that_linux_ended_for_want_of_memory_fails_that_job_with_advice(root, monkeypatch):
     monkeypatch.setattr(jobs, "watch", lambda root: None)
     killed = 3
-    monkeypatch.setattr(jobs, "oom_kills", lambda: killed)
+    monkeypatch.setattr("pipelines.runs.status.oom_kills", lambda: killed)
     run = make_run(root / "run")
     enqueue(run, train_spec(tiny_folder(BASE)), owner="a")
     taken = Ledger(root).take(jobs.LONG, f"{2**22 + 1}@nobody")
     assert taken is not None
     write_json(run.status, replace(status(run), state="running"))
-    write_json(run.worker, jobs.me(taken.job) | {"pid": 2**22 + 1})
+    write_json(run.worker, me(taken.job) | {"pid": 2**22 + 1})
     assert status(run).state == "interrupted"  # none since it began
     killed = 4
-    jobs._take_back(root, Ledger(root))
-    found = jobs.read_status(run)
+    supervisor.take_back(root, Ledger(root))
+    found = read_status(run)
     assert found.state == "failed" and "ran out of memory" in str(found.reason) and "smaller batch" in str(found.reason)
     assert Ledger(root).unfinished() == []
     killed = 3
@@ -261,16 +263,16 @@ def test_who_shared_a_worker_that_had_to_be_ended_by_force_goes_on_with_the_next
     enqueue(other.drawing, draw_spec(), owner="b")
     line = Ledger(root)
     for run, kinds in ((hangs, jobs.LONG), (other.drawing, jobs.SHORT)):
-        taken = line.take(kinds, f"{process.pid}@{jobs.birth(process.pid)}")
+        taken = line.take(kinds, f"{process.pid}@{birth(process.pid)}")
         assert taken is not None
         write_json(run.status, replace(status(run), state="running"))
-        write_json(run.worker, jobs.me(taken.job, process.pid))
+        write_json(run.worker, me(taken.job, process.pid))
     assert status(hangs).state == status(other.drawing).state == "running"
     stop(hangs, patience_s=0.1)
     assert process.wait(20) == -signal.SIGKILL
     assert status(hangs).state == "cancelled" and "by force" in str(status(hangs).reason)
-    jobs._take_back(root, line)
-    assert jobs.read_status(hangs).state == "cancelled"
+    supervisor.take_back(root, line)
+    assert read_status(hangs).state == "cancelled"
     assert status(other.drawing).waits
     assert [(entry.run, entry.state) for entry in line.unfinished()] == [("other", "queued")]
 
@@ -307,8 +309,8 @@ def test_one_worker_process_per_device(root, monkeypatch):
             process.terminate()
         for process in started:
             process.wait(60)
-    monkeypatch.setenv(jobs.DEVICES_ENV, "cuda:0, cuda:1,cuda:0,")
-    assert jobs.devices() == ("cuda:0", "cuda:1")
+    monkeypatch.setenv(supervisor.DEVICES_ENV, "cuda:0, cuda:1,cuda:0,")
+    assert supervisor.devices() == ("cuda:0", "cuda:1")
 
 
 def test_pictures_and_training_share_the_time_and_a_flood_of_pictures_does_not_starve_it(root, monkeypatch):

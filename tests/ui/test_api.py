@@ -171,7 +171,7 @@ def test_what_can_not_be_drawn_is_refused():
         ({"style": ["studio-grey"]}, "There is no style"),
         ({"prompt": "", "style": ""}, "either a prompt"),
         ({"prompt": "portrait of {subject}", "style": "studio-grey"}, "either a prompt"),
-        ({"prompt": "portrait of nobody"}, "has no {subject}"),
+        ({"prompt": "portrait of {}"}, "says {}"),
         ({"prompt": "portrait of {subject}, spaceship"}, "does not know: spaceship"),
         ({"prompt": "portrait of {subject}", "number": 25}, "number must be a whole number from 1 to 24"),
         ({"prompt": "portrait of {subject}", "number": True}, "number must be"),

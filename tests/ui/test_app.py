@@ -203,7 +203,7 @@ def test_the_schedulers_on_the_page_are_the_generators():
         ({"seed": -5}, "Seed must be a whole number"),
         ({"prompt": "   "}, "prompt is empty"),
         ({"prompt": None}, "prompt is empty"),
-        ({"prompt": "portrait of a man"}, "no {subject}"),
+        ({"prompt": "portrait of {Subject}"}, "says {Subject}"),
         ({"prompt": "{subject} " * 200}, "at most 500"),
         ({"prompt": "portrait of {subject} in a spaceship"}, "does not know: in, spaceship"),
         ({"scheduler": "../../etc"}, "no such scheduler"),

@@ -108,14 +108,13 @@ def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
 def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     from dataclasses import fields
 
-    from pipelines.core.records import Recipe
-    from pipelines.runs.jobspec import SETTING_LIMITS
+    from pipelines.core.records import Recipe, limits
     from ui.train.train import COMMON, DIALS
 
     known = {each.name for each in fields(Recipe)}
     assert len(DIALS) + len(COMMON) == 14
     for dial in (*DIALS, *COMMON):
-        low, high = SETTING_LIMITS[dial.setting]
+        low, high = limits(Recipe, dial.setting)
         assert dial.setting in known and low <= dial.low < dial.high <= high
     for family in ("portrait-128", "sd15", "sdxl", "z-image"):  # and no recipe lies outside
         for dial in DIALS:

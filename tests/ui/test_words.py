@@ -16,10 +16,11 @@ from gradio.context import LocalContext
 
 from pipelines.bases.registry import BASES
 from pipelines.core.records import CLASS_WORDS, LOW_CEILING, REASONS
-from pipelines.evaluation import votes
+from pipelines.evaluation import lookalike, votes
 from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
 from pipelines.finishing import deliver
 from pipelines.photos import checks
+from pipelines.reports import figures
 from pipelines.training import estimates
 from ui.generate import html as generate_html
 from ui.page import errors
@@ -32,6 +33,8 @@ from ui.words import phrases, retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (*sorted((ROOT / "ui").rglob("*.py")), ROOT / "app.py")
+# Lower rooms whose sentences are told with their values.
+LOWER = [ROOT / "pipelines" / name for name in ("evaluation/lookalike.py", "evaluation/votes.py", "reports/figures.py")]
 LANGUAGES = ("de", "es")
 # Names of products and methods, and words that a language took over as they are.
 SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA", "Megabytes", "no"}}
@@ -74,6 +77,10 @@ TABLES = {
     "score_html.MARKS[key]": set(score_html.MARKS.values()),
     "NAMING[code]": set(photobox.NAMING.values()),
     "template": set(retold.SENTENCES),
+    "name": {lookalike.PERSON, lookalike.SAMPLE, lookalike.BASE},
+    "heading": {heading for heading, _, _ in figures.SECTIONS if heading},
+    "sentence": {sentence for _, _, sentences in figures.SECTIONS for sentence in sentences},
+    "PARTS[part]": set(figures.PARTS.values()),
     "sentence(error)": {errors.OURS, errors.DISK_FULL, errors.MEMORY, votes.GONE},
 }
 
@@ -97,7 +104,7 @@ def said(source: str) -> set[str]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
-        if node.func.id not in ("say", "tell", "translate"):
+        if node.func.id not in ("say", "tell", "translate", "Said"):
             continue
         text = node.args[0]
         if isinstance(text, ast.Constant) and isinstance(text.value, str):
@@ -127,7 +134,12 @@ def refusals(path: Path, *, but: str = "") -> set[str]:
 
 @cache
 def every_text() -> frozenset[str]:
-    found = {text for path in SOURCES if path.name != "words.py" for text in said(path.read_text(encoding="utf-8"))}
+    found = {
+        text
+        for path in (*SOURCES, *LOWER)
+        if path.name != "words.py"
+        for text in said(path.read_text(encoding="utf-8"))
+    }
     # votes.start speaks to whoever starts a vote: an error, and those are English
     found |= refusals(ROOT / "ui" / "web" / "ballot.py")
     found |= refusals(ROOT / "pipelines" / "evaluation" / "votes.py", but="start")

@@ -21,7 +21,7 @@ import gradio as gr
 
 from pipelines.bases.registry import BASES, BaseRow, unknown_words
 from pipelines.core import presets, safety
-from pipelines.core.records import Sampling, Style, UserError, place_of
+from pipelines.core.records import Sampling, Style, UserError, limits, place_of, with_subject
 from pipelines.runs.jobspec import COMPARED_STYLES
 from ui.generate import html as generate_html
 from ui.generate import imports
@@ -374,11 +374,15 @@ def build(services: Services) -> GenerateTab:
                     dice = gr.Button(say("New seed"), size="sm", min_width=100, elem_id="lk-dice")
             with gr.Accordion(say("Advanced"), open=False, elem_id="lk-advanced"):
                 negative = gr.Textbox(label=say("Negative prompt"), lines=2)
-                steps = gr.Slider(1, 60, value=20, step=1, label=say("Steps"))
+                steps = gr.Slider(*limits(Sampling, "steps"), value=20, step=1, label=say("Steps"))
                 guidance = gr.Slider(
-                    0.0, 15.0, value=3.0, step=0.1, label=say("Guidance"), info=say("How closely to follow the prompt.")
+                    *limits(Sampling, "guidance"),
+                    value=3.0,
+                    step=0.1,
+                    label=say("Guidance"),
+                    info=say("How closely to follow the prompt."),
                 )
-                strength = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label=say("LoRA strength"))
+                strength = gr.Slider(*limits(Sampling, "strength"), value=1.0, step=0.05, label=say("LoRA strength"))
                 scheduler = gr.Dropdown(list(SCHEDULERS), value="default", label=say("Scheduler"))
                 with gr.Row(visible=False) as size_row:
                     width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
@@ -714,8 +718,10 @@ def first_seed(keep: object, seed: object) -> object:
 
 def swept(one: Sampling, *, steps: object, guidance: object) -> tuple[Sampling, ...]:
     """`one` at every pair of the steps and guidances that a person wrote. Raises UserError naming what is wrong."""
-    many_steps = [whole("Steps", value, 1, 60) for value in numbers("Steps", steps)]
-    many_guidances = [decimal("Guidance", value, 0.0, 15.0) for value in numbers("Guidance", guidance)]
+    many_steps = [whole("Steps", value, *limits(Sampling, "steps")) for value in numbers("Steps", steps)]
+    many_guidances = [
+        decimal("Guidance", value, *limits(Sampling, "guidance")) for value in numbers("Guidance", guidance)
+    ]
     if len(many_steps) * len(many_guidances) < 2:
         raise UserError("A sweep of one picture compares nothing. Write at least two values of steps or of guidance.")
     return tuple(replace(one, steps=each, guidance=how) for each in many_steps for how in many_guidances)
@@ -756,8 +762,9 @@ def samplings(
     text = words("Prompt", prompt)
     if not text:
         raise UserError("The prompt is empty. Describe the picture, or pick a style.")
-    if "{subject}" not in text:
-        raise UserError("The prompt has no {subject}. Write {subject} where the person belongs.")
+    text, said = with_subject(text)
+    if said:
+        gr.Info(said)
     negative = words("Negative prompt", negative_prompt)
     safety.check_prompt(text, negative)
     if missing := unknown_words(row, text):
@@ -770,8 +777,8 @@ def samplings(
     common = Sampling(
         prompt=text,
         negative_prompt=negative,
-        steps=whole("Steps", steps, 1, 60),
-        guidance=decimal("Guidance", guidance, 0.0, 15.0),
+        steps=whole("Steps", steps, *limits(Sampling, "steps")),
+        guidance=decimal("Guidance", guidance, *limits(Sampling, "guidance")),
         width_px=int(str(width)) or None,
         height_px=int(str(height)) or None,
         scheduler=str(scheduler),
@@ -801,10 +808,10 @@ def decimal(label: str, value: object, low: float, high: float) -> float:
     return float(value)
 
 
-def whole(label: str, value: object, low: int, high: int) -> int:
+def whole(label: str, value: object, low: float, high: float) -> int:
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or int(number) != number or not low <= number <= high:
-        raise UserError(f"{label} must be a whole number from {low} to {high}. Correct it and try again.")
+        raise UserError(f"{label} must be a whole number from {int(low)} to {int(high)}. Correct it and try again.")
     return int(number)
 
 

@@ -318,8 +318,9 @@ def build(services: Services) -> None:
     ) -> Status:
         """Start drawing, the same seeds for every method; returns at once. Poll `status`; `score` lists the pictures.
 
-        prompt: holds {subject} where the person belongs; or style: the id of a style. methods: also "none", the
-        untrained base; empty for it and all that are trained. number: pictures per method, 1 to 24; seed: of the first.
+        prompt: holds {subject} where the person belongs, else {subject} is put in front; or style: the id of a style.
+        methods: also "none", the untrained base; empty for it and all that are trained. number: pictures per method,
+        1 to 24; seed: of the first.
         source: the `file` of a picture to vary, of which the share `change` (0.05 to 1) is drawn anew.
         """
         session = admitted(key, request)

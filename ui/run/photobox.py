@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core.files import Lock, file_sha256, printable, read_json, require_space, write_json
-from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError
-from pipelines.core.run import Run, load_photo_set, save_photo_set, set_report
+from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError, decode
+from pipelines.core.run import Run, load_photo_set, save_photo_set
 from ui.words.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
@@ -91,7 +91,9 @@ def load(run: Run) -> Box:
     try:
         staged = tuple(Staged(**{**one, "reasons": tuple(one.get("reasons", ()))}) for one in saved["staged"])
         photo_set = load_photo_set(run) if saved["split"] else None
-        return Box(staged, photo_set, saved["problem"], set_report(saved.get("report")))
+        return Box(
+            staged, photo_set, saved["problem"], decode(SetReport, saved["report"]) if saved.get("report") else None
+        )
     except (KeyError, TypeError) as error:
         raise UserError("The list of photos of this run is damaged. Delete your data and start again.") from error
 

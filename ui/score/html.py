@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ui.page.theme import METHOD_COLOURS
 from ui.words.retold import retell
-from ui.words.words import tell
+from ui.words.words import in_words, tell
 
 if TYPE_CHECKING:
     from pipelines.evaluation.lookalike import Answer, Opinion
@@ -171,9 +171,13 @@ def looked(answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
             title = tell("Face {number} of {all}, from the left", number=count, all=len(answer.faces))
         first = next((each for each in face.opinions if each.score.similarity is not None), face.opinions[0])
         lines = "".join(f"<li>{_opinion(each, answer, best)}</li>" for each in face.opinions)
-        told = note(f"{title}: {retell(first.sentence)}", "ok" if first.verdict == "this person" else "")
+        told = note(f"{title}: {_sentence(first)}", "ok" if first.verdict == "this person" else "")
         cards.append(f'{told}<ul class="lk-opinions">{lines}</ul>{_nearest(face.opinions)}')
     return f'<div class="lk-answer">{"".join(cards)}</div>'
+
+
+def _sentence(one: Opinion) -> str:
+    return in_words(one.said) if one.said is not None else retell(one.sentence)
 
 
 def _opinion(one: Opinion, answer: Answer, best: Mapping[str, tuple[str, float] | None]) -> str:
@@ -181,7 +185,7 @@ def _opinion(one: Opinion, answer: Answer, best: Mapping[str, tuple[str, float] 
     if score.similarity is None:
         return f"<b>{escape(score.judge)}</b>: {escape(retell(score.reason or 'no face found'))}."
     marks, render = answer.marks[score.judge], best.get(score.judge)
-    said = f"{retell(score.words or number(score.similarity))}. {retell(one.sentence)}"
+    said = f"{retell(score.words or number(score.similarity))}. {_sentence(one)}"
     parts = [f"<b>{escape(score.judge)}</b>: {escape(said)}"]
     if marks.ceiling_low is not None and marks.ceiling_high is not None:
         span = number(marks.ceiling_low)
@@ -213,7 +217,7 @@ def _nearest(opinions: Sequence[Opinion]) -> str:
             leads = found is not None and found is one.nearest[0]
             cells.append(f"<td>{'<b>' if leads else ''}{number(found.similarity if found else None)}"
                          f"{' ★</b>' if leads else ''}</td>")  # fmt: skip
-        title = retell(name)
+        title = tell(name)
         rows.append(f'<tr><th scope="row">{escape(title[0].upper() + title[1:])}</th>{"".join(cells)}</tr>')
     caption = tell(
         "Nearest of {pictures} each; ★ is nearest. Nearest of the three need not be near.",

@@ -23,8 +23,7 @@ from ui.run.view import View
 from ui.score import html as score_html
 from ui.upload.upload import SAMPLE
 from ui.words import phrases
-from ui.words.retold import retell
-from ui.words.words import say, tell
+from ui.words.words import in_words, say, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +96,9 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
                 session.run.folder, view.box.photo_set, sample=sample_pictures(view), base=base_pictures(view)
             )
             answer = lookalike.look_at_any(image, knowing)
-            yield {section.answer: answer_html(view, answer, image) + page_html.notes([retell(note) for note in notes])}
+            yield {
+                section.answer: answer_html(view, answer, image) + page_html.notes([in_words(note) for note in notes])
+            }
         except UserError as problem:
             yield {section.answer: page_html.note(str(problem), "bad")}
 

@@ -18,7 +18,7 @@ from ui.run.services import Services
 from ui.run.view import View
 from ui.score import html as score_html
 from ui.score import look, vote
-from ui.words.retold import retell, retell_html
+from ui.words.retold import retell
 from ui.words.words import say, tell
 
 HOW_TO_READ = say(
@@ -138,7 +138,7 @@ def _table(view: View, judge: str) -> str:
 
 def _figures(view: View) -> str:
     """The report's drawings, and the pictures that look least like the person."""
-    shown = retell_html(drawings.sections(view.drawings)) if view.drawings.get("methods") else ""
+    shown = drawings.sections(view.drawings, tell) if view.drawings.get("methods") else ""
     if view.worst:
         alts = [
             tell("The least alike pictures: {number} of {all}", number=number, all=len(view.worst))

@@ -16,8 +16,7 @@ from ui.run.view import View
 from ui.score import html as score_html
 from ui.web import ballot
 from ui.words import phrases
-from ui.words.retold import retell
-from ui.words.words import say, tell
+from ui.words.words import in_words, say, tell
 
 ABOUT = say(
     '<h2>Ask a friend: a blind vote</h2><p class="lk-note">A recogniser is one opinion, people who know the face are '
@@ -137,4 +136,4 @@ def _outcome(view: View) -> str:
         agreed = votes.agreement(found, judge, votes.similarities(run, judge), means)
     rows: list[tuple[str, Any]] = list(counted.shares.items())
     names = {column: phrases.named(column) for column in counted.shares}
-    return score_html.vote_table(rows) + page_html.note(retell(votes.in_words(counted, agreed, names)))
+    return score_html.vote_table(rows) + page_html.note(" ".join(map(in_words, votes.told(counted, agreed, names))))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ui.page.theme import METHOD_NAMES
-from ui.words.retold import retell
+from pipelines.reports.figures import titled
 from ui.words.words import tell
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ from ui.run.cards import Shot
 
 
 def named(method: str) -> str:
-    return tell("Untrained base") if method == "none" else retell(METHOD_NAMES[method])
+    return titled(method, tell)
 
 
 def called(shot: Shot) -> str:

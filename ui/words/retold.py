@@ -1,6 +1,6 @@
 """What other layers say in English - worked out from numbers, or stored in a run's files - in the reader's language.
 
-In: their text, or HTML that holds it. Out: the same, told in the language of who asks, sentence by sentence. Those
+In: their text. Out: the same, told in the language of who asks, sentence by sentence. Those
 layers know no language, so what they say is found again by its form. A sentence that is not listed here - an error, a
 licence, what the worker noted - stays as it is. Try it: `with speaking("de"): retell("no face found")`.
 """
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from html import escape, unescape
 
 from ui.words.words import ENGLISH, spoken, translate
 
 # What a sentence holds that is told too; other parts are figures, and names that somebody gave.
-HELD = ("who", "rounds", "says", "issuer", "why", "bases")
+HELD = ("who", "says", "issuer", "why", "bases")
 # Of two that fit the first counts.
 SENTENCES = (
     # judges (pipelines.evaluation.references, pipelines.faces)
@@ -26,18 +25,7 @@ SENTENCES = (
     "{value} - higher than {share} of different-person pairs",
     "{count} faces are in the picture; the largest was judged.",
     "The face is {size} px high, too small to judge: below {least} px even real photos score low.",
-    # any picture (pipelines.evaluation.lookalike)
-    "It looks like this person.",
-    "It does not look like this person.",
-    "It may be this person: 1 in 100 strangers gets as near.",
-    "It looks like the sample person, who does not exist, and not like this person.",
-    "It looks like a face that the untrained base drew, and not like this person.",
-    "It looks like none of those it was compared with.",
     "this judge does not see this face",
-    "this person",
-    "the sample person",
-    "the untrained base's pictures",
-    "{judge} finds no face in the held-out photos.",
     # what an AI drew (pipelines.finishing.mark)
     "No mark says that an AI drew this picture.",
     "That does not show that it is a photo.",
@@ -86,20 +74,6 @@ SENTENCES = (
     "{pictures} pictures.",
     "It says: an AI model drew this picture.",
     "No watermark: a picture with sides below {side} pixels has no room for one.",
-    # votes (pipelines.evaluation.votes)
-    "{who} answered {rounds}.",
-    "1 voter",
-    "{count} voters",
-    "1 round",
-    "{count} rounds",
-    "'None of them' was said in {count} of them.",
-    "'Can't say' was said in {count} of them (not counted).",
-    "No method is ahead.",
-    "{name} is ahead of the others beyond chance.",
-    "{name} is ahead, but its interval overlaps the next one's: more votes are needed to be sure.",
-    "The friends' order of the methods is that of {judge}.",
-    "Of {pairs} pairs of methods, friends and {judge} order {count} alike.",
-    "In {count} of {rounds} rounds the picture that {judge} finds most alike was picked (by chance {chance}).",
     # finishing (pipelines.finishing.refine, matting, delivery)
     "White balance and exposure",
     "Denoise",
@@ -162,56 +136,12 @@ SENTENCES = (
     # a deletion (pipelines.core.run)
     "the folder and every listed file were looked for afterwards and are not there",
     "Backups and the disk's own unused blocks are outside this program's reach.",
-    # drawings of a comparison (pipelines.reports.figures)
-    "Untrained base",
-    "{name} (imported)",
-    "Identity against obedience",
-    "Up and right is better; the dashed line joins what nothing else beats in both.",
-    "Faint lines are checkpoints, by another judge on validation prompts.",
-    "share of what was asked that is shown",
-    "similarity by {judge}",
-    "real photos {value}",
-    "Identity against prompt-following, by method",
-    "While it learned",
-    "Validation pictures against the validation photos (solid) and the training photos (dashed).",
-    "The dot is the checkpoint that was kept.",
-    "seconds of the method's own work",
-    "Similarity over training time, by method",
-    "LoRA strengths on validation prompts, judge: {judge}.",
-    "{value} (kept)",
-    "Strength",
-    "Similarity",
-    "As asked",
-    "Product",
-    "Spread",
-    "Below: from the lowest to the highest quantile that was measured, the dot is the middle.",
-    "different people",
-    "one person's photos",
-    "looks like you from {value}",
-    "How the similarities are spread, by method",
-    "Every picture against every photo",
-    "A method that copies is darker under the photos it learned from than under those it never saw.",
-    "learned from",
-    "held out",
-    "other people",
-    "{photo}: no face",
-    "Similarity of pictures with photos by {judge}",
 )
 
 
 def retell(text: str) -> str:
     """`text` in the language of who asks, as far as its sentences are known."""
     return text if spoken() == ENGLISH else _retold(text, spoken())
-
-
-def retell_html(html: str) -> str:
-    """The same for what finished HTML shows and says; its tags stay as they are."""
-
-    def told(found: re.Match[str]) -> str:
-        return f"{found[1]}{escape(retell(unescape(found[2])))}{found[3]}"
-
-    html = re.sub(r"(>)([^<>]+)(<)", told, html)
-    return re.sub(r'( aria-label=")([^"]+)(")', told, html)
 
 
 @lru_cache(maxsize=4096)  # the same few sentences every second
