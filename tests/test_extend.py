@@ -72,7 +72,7 @@ def test_a_base_of_a_known_family_is_one_row(monkeypatch):
     monkeypatch.setitem(BASES, "my-sd", row)
     assert find_base("my-sd") is row and "lora" in row.offered
     generator = Generator(row, family=load_family(row, EXACT))
-    ((_, image),) = generator.render([Sampling("portrait of {subject}", steps=2)], class_word="man")
+    ((_, image),) = generator.render([Sampling("portrait of {subject}", steps=2)], None, class_word="man")
     assert image is not None and image.size == (row.resolution_px, row.resolution_px)
 
 
@@ -91,8 +91,8 @@ def test_a_family_is_one_class_and_its_data(monkeypatch):
     assert isinstance(family, Cautious) and row.guidance == 5.0 and row.own_scheduler is False
     plain = Generator(find_base(str(tiny_folder("sd15"))), family=tiny_family("sd15"))
     asked, half = (Sampling("portrait of {subject}", steps=2, guidance=weight) for weight in (6.0, 3.0))
-    ((_, own),) = Generator(row, family=family).render([asked], class_word="man")
-    ((_, same),) = plain.render([half], class_word="man")
+    ((_, own),) = Generator(row, family=family).render([asked], None, class_word="man")
+    ((_, same),) = plain.render([half], None, class_word="man")
     assert np.array_equal(np.asarray(own), np.asarray(same))
 
 
