@@ -111,10 +111,8 @@ def test_a_method_is_one_row_and_one_class(only_norms, tmp_path):
     list(train(recipe.replaced(checkpoint_every=2), data, tmp_path / "killed", family=family))
     one, other = (load_subject(tmp_path / each) for each in ("whole", "killed"))
     assert one.sha256 == other.sha256, "resumed is equal to never having stopped"
-    drawn = Generator(family.row, family=family).render(
-        [Sampling("portrait of {subject}", steps=2)], tmp_path / "whole"
-    )
-    ((_, image),) = drawn
+    generator, asked = Generator(family.row, family=family), Sampling("portrait of {subject}", steps=2)
+    ((_, image),) = generator.render([asked], tmp_path / "whole", class_word="man")
     assert image is not None
     learned = load_file(str(tmp_path / "whole" / FILE))
     plain = dict(family.shared().unet.named_parameters())
