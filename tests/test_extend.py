@@ -25,14 +25,14 @@ from pipelines.training.subjects import load_subject
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 EXACT = Device("cpu", "float32", "exact in tests")
-FILE = "norms.safetensors"
+FILE = "outputs.safetensors"
 
 
-class OnlyNorms(Method):
-    """Trains the denoiser's normalisation layers and nothing else."""
+class OnlyOutputs(Method):
+    """Trains the denoiser's attention outputs and nothing else."""
 
     def learner(self, family, recipe, *, identity=None):
-        return NormsLearner(family, recipe)
+        return OutputsLearner(family, recipe)
 
     def apply(self, family, folder, recipe, *, strength=1.0):
         unet = family.new_unet(trainable=False)
@@ -40,7 +40,7 @@ class OnlyNorms(Method):
         return Modules(unet, family.text)
 
 
-class NormsLearner(Learner):
+class OutputsLearner(Learner):
     def __init__(self, family, recipe):
         self._recipe = recipe
         self.modules = Modules(family.new_unet(trainable=False).train(), family.text)
@@ -48,7 +48,7 @@ class NormsLearner(Learner):
             tensor.requires_grad_(True)
 
     def tensors(self):
-        return {name: each for name, each in self.modules.unet.named_parameters() if "norm" in name}
+        return {name: each for name, each in self.modules.unet.named_parameters() if ".to_out.0." in name}
 
     def groups(self):
         return [Group(tuple(self.tensors().values()), self._recipe.learning_rate, 0.0)]
@@ -59,11 +59,11 @@ class NormsLearner(Learner):
 
 
 @pytest.fixture
-def only_norms(monkeypatch):
+def only_outputs(monkeypatch):
     monkeypatch.setattr(methods, "_CODE", dict(methods._CODE))
-    methods.add(MethodRow("only_norms", "Only norms", learns=("weights",), usual=False), OnlyNorms())
-    yield "only_norms"
-    del METHOD_ROWS["only_norms"]
+    methods.add(MethodRow("only_outputs", "Only outputs", learns=("weights",), usual=False), OnlyOutputs())
+    yield "only_outputs"
+    del METHOD_ROWS["only_outputs"]
 
 
 def test_a_base_of_a_known_family_is_one_row(monkeypatch):
@@ -96,11 +96,11 @@ def test_a_family_is_one_class_and_its_data(monkeypatch):
     assert np.array_equal(np.asarray(own), np.asarray(same))
 
 
-def test_a_method_is_one_row_and_one_class(only_norms, tmp_path):
-    assert only_norms in ALL_METHODS and only_norms in COLUMNS and only_norms not in METHODS
-    assert title_of(only_norms) == "Only norms" and only_norms in BASES["portrait-128"].offered
-    assert only_norms not in BASES["z-image"].offered, "which can't be taught all weights"
-    recipe, family, data = tiny_recipe("sd15", only_norms), tiny_family("sd15"), tiny_data("sd15")
+def test_a_method_is_one_row_and_one_class(only_outputs, tmp_path):
+    assert only_outputs in ALL_METHODS and only_outputs in COLUMNS and only_outputs not in METHODS
+    assert title_of(only_outputs) == "Only outputs" and only_outputs in BASES["portrait-128"].offered
+    assert only_outputs not in BASES["z-image"].offered, "which can't be taught all weights"
+    recipe, family, data = tiny_recipe("sd15", only_outputs), tiny_family("sd15"), tiny_data("sd15")
     events = list(train(recipe, data, tmp_path / "whole", family=family))
     assert events[-1].kind == "done"
     killed = train(recipe.replaced(checkpoint_every=2), data, tmp_path / "killed", family=family)
