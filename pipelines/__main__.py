@@ -11,7 +11,7 @@ Light: everything heavy is imported where it is needed, so that `--help` answers
 
 from __future__ import annotations
 
-from pipelines.cli.main import main
+from pipelines.cli.entry import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -12,7 +12,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "main":
-        from pipelines.cli.main import main
+        from pipelines.cli.entry import main
 
         return main
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

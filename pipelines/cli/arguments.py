@@ -46,6 +46,13 @@ def whole(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return value
+
+
 def real(text: str) -> float:
     try:
         value = float(text)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.arguments import DREAMBOOTH_LORA, check_out, checked, run_of, subject_prompts, use_face_models
-from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say
+from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say, show
 from pipelines.cli.progress import Bar, work
-from pipelines.core.records import ALL_METHODS, Sampling, UserError
+from pipelines.core.records import ALL_METHODS, Event, Sampling, UserError
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run
@@ -45,6 +46,7 @@ def generate(asked: argparse.Namespace) -> int:
     checked(spec)
     first = work(run, spec)
     made = [event for event in jobs.events(run, first) if event.kind == "render" and event.path]
+    _tell_size(run, asked, made)
     scores: dict[str, dict[str, float | None]] = {}
     for event in jobs.events(run, first):
         if event.kind == "score" and event.path:
@@ -59,8 +61,20 @@ def generate(asked: argparse.Namespace) -> int:
     else:
         for one in found:
             said = ", ".join(f"{judge} {figure(value)}" for judge, value in one["similarity"].items())
-            print(f"{one['file']}  {said}")
+            show(f"{one['file']}  {said}")
     return DONE
+
+
+def _tell_size(run: Run, asked: argparse.Namespace, made: Sequence[Event]) -> None:
+    """Say so where pictures are not of the size that was asked for: sides are rounded to what the network divides."""
+    from PIL import Image
+
+    if not made or not (asked.width or asked.height):
+        return
+    with Image.open(run.folder / str(made[0].path)) as picture:
+        width, height = picture.size
+    if (asked.width or width, asked.height or height) != (width, height):
+        say(f"Drawn at {width} x {height} px: this base draws only some sizes, and this is the next smaller one.")
 
 
 def samplings_of(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
@@ -98,7 +112,7 @@ def samplings_of(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
         chosen = usual | chosen | {"scheduler": scheduler, "draft": True}
     change = 0.5 if asked.source else 1.0
     chosen["change"] = change if asked.change is None else asked.change
-    return tuple(replace(look, seed=asked.seed + n, **chosen) for look in looks for n in range(max(1, asked.number)))
+    return tuple(replace(look, seed=asked.seed + n, **chosen) for look in looks for n in range(asked.number))
 
 
 def extract(asked: argparse.Namespace) -> int:
@@ -132,13 +146,13 @@ def extract(asked: argparse.Namespace) -> int:
         )  # fmt: skip
         return DONE
     low, high = found.ranks
-    print(
+    show(
         f"{len(found.layers)} layers, rank {low if low == high else f'{low} to {high}'}, "
         f"{files[0].stat().st_size / 1e6:.2f} MB of {whole / 1e6:.2f} MB."
     )
-    print(f"Misses {found.error:.1%} of the change of these layers; {found.left_out:.1%} lies in biases and norms.")
+    show(f"Misses {found.error:.1%} of the change of these layers; {found.left_out:.1%} lies in biases and norms.")
     for file in files:
-        print(file)
+        show(file)
     return DONE
 
 
@@ -156,11 +170,17 @@ def import_lora(asked: argparse.Namespace) -> int:
     if any(jobs.status(slot).busy for slot in (run, run.drawing)):
         raise UserError("This run is still being worked on. Stop it first, or wait.")
     if asked.remove is not None:
+        had_report = run.report.exists()
         imports.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
+        spec = jobs.load_spec(run) if run.spec.exists() else None
+        if had_report and spec is not None and spec.kind == "compare":
+            work(run, spec)  # everything else is there: the report is written again without the column
+        elif had_report:
+            say("The report told of it and is removed: the next generate writes it again.")
         if asked.json:
             print_json({"run": str(run.folder), "removed": asked.remove})
         else:
-            print(f"Removed {asked.remove} with its pictures and scores.")
+            show(f"Removed {asked.remove} with its pictures and scores.")
         return DONE
     if not run.spec.exists():
         raise WrongUse("Nothing was trained in this run yet. Train first: python -m pipelines train --help")
@@ -186,10 +206,10 @@ def import_lora(asked: argparse.Namespace) -> int:
         print(remark)
     if column in report.get("methods", {}):
         print_table(report)
-        print(run.page)
+        show(run.page)
     else:
-        print(f"{column}: {card.method}, {card.trainable_params:,} numbers; it is called by: {card.phrase}")
-        print(f"Draw with it: python -m pipelines generate {run.folder} --methods none,{column} --prompt ...")
+        show(f"{column}: {card.method}, {card.trainable_params:,} numbers; it is called by: {card.phrase}")
+        show(f"Draw with it: python -m pipelines generate {run.folder} --methods none,{column} --prompt ...")
     return DONE
 
 
@@ -257,9 +277,9 @@ def finish(asked: argparse.Namespace) -> int:
     for sentence in made.notes:
         say(sentence)
     one = made.delivered
-    print(f"{asked.out}: {one.width_px} x {one.height_px} px, {one.kb:.0f} kB {one.format_name}")
+    show(f"{asked.out}: {one.width_px} x {one.height_px} px, {one.kb:.0f} kB {one.format_name}")
     for judge, found in stage.told(made)["similarity"].items():
-        print(f"{judge}: {figure(found['raw'])} raw, {figure(found['delivered'])} as delivered, to {baseline.of}")
+        show(f"{judge}: {figure(found['raw'])} raw, {figure(found['delivered'])} as delivered, to {baseline.of}")
     return DONE
 
 

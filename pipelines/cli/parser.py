@@ -14,7 +14,7 @@ from typing import NoReturn
 from pipelines.cli import generate as drawing
 from pipelines.cli import score as looking
 from pipelines.cli import train as teaching
-from pipelines.cli.arguments import DREAMBOOTH_LORA, names, real, setting, whole
+from pipelines.cli.arguments import DREAMBOOTH_LORA, count, names, real, setting, whole
 from pipelines.cli.output import WRONG_USE
 from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, METHODS, QUALITIES, REASONS
 
@@ -84,7 +84,7 @@ def _teaching(command: Command) -> None:
             help="use this photo although the check would leave it out (its file name; repeatable)",
         )
         made.add_argument(
-            "--processes", type=whole, default=1, help="that teach together through accelerate launch, a GPU each (1)"
+            "--processes", type=count, default=1, help="that teach together through accelerate launch, a GPU each (1)"
         )
         made.add_argument(
             "--set",
@@ -95,7 +95,7 @@ def _teaching(command: Command) -> None:
             help="change one setting of a recipe, e.g. lora.rank=32 or lora.dora=true (may be repeated)",
         )
     compare = both[0]
-    compare.add_argument("--renders", type=whole, default=8, help="pictures per method (8)")
+    compare.add_argument("--renders", type=count, default=8, help="pictures per method (8)")
     compare.add_argument(
         "--prompt",
         action="append",
@@ -121,7 +121,7 @@ def _teaching(command: Command) -> None:
         metavar="NAMES",
         help="of a study: only these (comma-separated; default: the matrix file's, else all)",
     )
-    compare.add_argument("--jobs", type=whole, default=1, help="cells of a study that run at once (1)")
+    compare.add_argument("--jobs", type=count, default=1, help="cells of a study that run at once (1)")
     compare.add_argument("--engine", choices=("processes", "ray"), default="processes", help="where cells run")
     compare.add_argument("--address", help="of a running Ray cluster (default: one on this machine)")
     _judge_arguments(compare)
@@ -146,9 +146,9 @@ def _drawing(command: Command) -> None:
         help=f"comma-separated columns, of {', '.join(COLUMNS)}\nand imported-NAME; none is the untrained base "
         "(all that are trained\nor imported)",
     )
-    generate.add_argument("--number", type=whole, default=1, help="pictures per prompt and method (1)")
+    generate.add_argument("--number", type=count, default=1, help="pictures per prompt and method (1)")
     generate.add_argument("--seed", type=whole, default=0, help="seed of the first picture; the next have the next (0)")
-    generate.add_argument("--steps", type=whole, help="sampling steps (the style's, else 20)")
+    generate.add_argument("--steps", type=count, help="sampling steps (the style's, else 20)")
     generate.add_argument(
         "--guidance", type=real, help="how closely to follow the prompt (the style's, else the base's)"
     )

@@ -91,7 +91,7 @@ class Bar:
 
     def line(self, text: str) -> None:
         self.close()
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def close(self) -> None:
         if self._shown:

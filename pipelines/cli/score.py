@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.arguments import run_of, use_face_models
-from pipelines.cli.output import DONE, FAILED, WrongUse, print_json, say, short_names
+from pipelines.cli.output import DONE, FAILED, WrongUse, print_json, say, short_names, show
 from pipelines.cli.progress import Bar
 from pipelines.core.records import LOW_CEILING, UserError
 
@@ -58,13 +58,13 @@ def check(asked: argparse.Namespace) -> int:
         print_json({"photos": each, "set": asdict(report)})
         return DONE
     for one in found:
-        print(f"{one.name}: {one.verdict.replace('_', ' ')}{f' - {one.text}' if one.text else ''}")
+        show(f"{one.name}: {one.verdict.replace('_', ' ')}{f' - {one.text}' if one.text else ''}")
     agree = f" They agree with each other at {report.ceiling:.2f}." if report.ceiling is not None else ""
-    print(f"{report.good} good, {report.usable} usable, {report.left_out} to leave out.{agree}")
+    show(f"{report.good} good, {report.usable} usable, {report.left_out} to leave out.{agree}")
     if report.ceiling_low:
-        print(LOW_CEILING)
+        show(LOW_CEILING)
     if report.next_photo:
-        print(f"The most useful photo to add: {report.next_photo}.")
+        show(f"The most useful photo to add: {report.next_photo}.")
     return DONE
 
 
@@ -97,7 +97,7 @@ def score(asked: argparse.Namespace) -> int:
         raise UserError(" ".join(problems))
     for sentence in problems:
         say(sentence)
-    total = len(asked.images) * len(against)
+    unreadable, total = True, len(asked.images) * len(against)
     bar = Bar()
     for index, (path, name) in enumerate(zip(asked.images, images, strict=True)):
         for number, reference in enumerate(against):
@@ -108,17 +108,18 @@ def score(asked: argparse.Namespace) -> int:
                 "in_words": in_words(score),
                 "note": score.note,
             }
+            unreadable &= score.similarity is None and score.verdict is None  # a picture without a face has a verdict
             bar.show("scoring", index * len(against) + number + 1, total)
     bar.close()
     if asked.json:
         print_json({"images": images})
     else:
         for name, found in images.items():
-            print(f"{name}:")
+            show(f"{name}:")
             for who, one in found.items():
                 words = f" ({one['in_words']})" if one["similarity"] is not None else ""
-                print(f"  {who}: {one['verdict']}{words}.{' ' + one['note'] if one['note'] else ''}")
-    return DONE
+                show(f"  {who}: {one['verdict']}{words}.{' ' + one['note'] if one['note'] else ''}")
+    return FAILED if unreadable else DONE
 
 
 def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
@@ -147,12 +148,12 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
             ]
         }
         if not asked.json:
-            print(f"{name}: {'' if answer.faces else 'no face found.'}")
+            show(f"{name}: {'' if answer.faces else 'no face found.'}")
             for number, face in enumerate(answer.faces, start=1):
                 for one in face.opinions:
                     words = f" ({one.score.words})" if one.score.words else ""
                     note = f" {one.score.note}" if one.score.note else ""
-                    print(f"  face {number}, {one.score.judge}: {one.sentence}{words}{note}")
+                    show(f"  face {number}, {one.score.judge}: {one.sentence}{words}{note}")
     if asked.json:
         print_json({"images": images})
     return DONE
@@ -185,7 +186,7 @@ def verify(asked: argparse.Namespace) -> int:
         told = {name: getattr(found, name) for name in ("found", "tampered", "sentence", "settings_of")}
         print_json({**told, "marks": marks})
     else:
-        print(found.sentence)
+        show(found.sentence)
         for mark in found.marks:
-            print(f"  {mark.sentence}")
+            show(f"  {mark.sentence}")
     return DONE if found.found else FAILED

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.arguments import check_out, run_of, subject_prompts, use_face_models
-from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say
+from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say, show
 from pipelines.cli.progress import work
 from pipelines.core.records import UserError
 
@@ -33,7 +33,7 @@ def compare(asked: argparse.Namespace) -> int:
         print_json(report)
     else:
         print_table(report)
-        print(f"{run.page}")
+        show(f"{run.page}")
     return DONE
 
 
@@ -86,9 +86,9 @@ def _study(asked: argparse.Namespace) -> int:
     else:
         for budget, found in saved["budgets"].items():
             for judge in found["judges"]:
-                print(f"{budget}, {judge}, {len(found['people'])} people")
-                print(to_markdown(found, judge), end="\n\n")
-        print(asked.out / "report.html")
+                show(f"{budget}, {judge}, {len(found['people'])} people")
+                show(to_markdown(found, judge) + "\n")
+        show(asked.out / "report.html")
     if doing.failed:
         raise UserError(f"{len(doing.failed)} cells failed; the same command tries them again.")
     return DONE
@@ -106,8 +106,8 @@ def train(asked: argparse.Namespace) -> int:
         print_json({"run": str(run.folder), "base": spec.base, "methods": trained})
     else:
         for name, card in trained.items():
-            print(f"{name}: {card['steps']} steps in {card['train_s']:.0f} s, {card['artifact_bytes'] / 1e6:.2f} MB")
-        print(run.folder)
+            show(f"{name}: {card['steps']} steps in {card['train_s']:.0f} s, {card['artifact_bytes'] / 1e6:.2f} MB")
+        show(run.folder)
     return DONE
 
 
@@ -126,17 +126,17 @@ def replay(asked: argparse.Namespace) -> int:
         return DONE
     different = found["different"]
     if found["identical"]:
-        print(f"Identical to the bit: {found['artefacts']} artefacts, {found['pictures']} pictures.")
+        show(f"Identical to the bit: {found['artefacts']} artefacts, {found['pictures']} pictures.")
     else:
-        print(
+        show(
             f"Different: {len(different['artefacts'])} of {found['artefacts']} artefacts, "
             f"{len(different['pictures'])} of {found['pictures']} pictures."
         )
     for name in different["conditions"]:
-        print(f"Not the same as then: {name}.")
+        show(f"Not the same as then: {name}.")
     for name, (before, after) in different["scores"].items():
-        print(f"{name}: {figure(before)} then, {figure(after)} now.")
-    print(run.folder)
+        show(f"{name}: {figure(before)} then, {figure(after)} now.")
+    show(run.folder)
     return DONE
 
 
@@ -147,13 +147,13 @@ def forget(asked: argparse.Namespace) -> int:
     if asked.json:
         print_json(receipt)
     else:
-        print(
+        show(
             f"Removed run {receipt['run']}: {receipt['files']} files, {receipt['bytes']:,} bytes. "
             f"Checked: {receipt['verified']}."
         )
-        print(receipt["note"])
+        show(receipt["note"])
         for name in receipt["copies_elsewhere"]:
-            print(f"{name} has the same bytes under another name outside the run; delete that copy by hand.")
+            show(f"{name} has the same bytes under another name outside the run; delete that copy by hand.")
     return DONE
 
 

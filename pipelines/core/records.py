@@ -46,6 +46,9 @@ REMARKS = {
     "turned": "the face is strongly turned; it helps only beside frontal photos",
     "tilted": "the head is strongly tilted; it helps only beside upright photos",
     "cropped_head": "part of the head is cut off; a photo with the whole head teaches more",
+    "rotated_left": "it lay on its side and was turned by a quarter to the left",
+    "rotated_right": "it lay on its side and was turned by a quarter to the right",
+    "rotated_half": "it was upside down and was turned by a half",
     "near_duplicate": "nearly the same picture as another one; they stay together and count little more than one",
 }
 REASONS = LEAVE_OUT | REMARKS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -104,8 +105,11 @@ class ArcFaceMini:
                 self._session = _session(self._model)
             return self._session
 
-    def look(self, image: np.ndarray) -> Seen:
-        found = self._face(image)
+    def look(self, image: np.ndarray, faces: Sequence[Face] | None = None) -> Seen:
+        """The largest face; `faces` are those of `detect_faces` where somebody looked for them already and `detector`
+        is dlib.
+        """
+        found = self._face(image, faces)
         if found is None:
             return Seen(None, NO_FACE)
         return self._seen(image, *found)
@@ -128,10 +132,10 @@ class ArcFaceMini:
         with np.errstate(invalid="ignore", divide="ignore"):
             return vector.astype(np.float64) / float(np.linalg.norm(vector))
 
-    def _face(self, image: np.ndarray) -> tuple[Face, int] | None:
+    def _face(self, image: np.ndarray, faces: Sequence[Face] | None) -> tuple[Face, int] | None:
         if self._pack:
             return scrfd_face(self._pack.detection_model(), image)
-        found = detect_faces(image)
+        found = detect_faces(image) if faces is None else faces
         return (found[0], len(found)) if found else None
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import threading
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -167,6 +168,7 @@ class DlibJudge:
     """dlib's face_recognition_resnet_model_v1: independent of every ArcFace, offline, public-domain weights."""
 
     name = "dlib"
+    detector = "dlib"
     licence = "public domain (dlib_face_recognition_resnet_model_v1, Davis King)"
 
     @cached_property
@@ -177,8 +179,9 @@ class DlibJudge:
     def calibration(self) -> Calibration | None:
         return calibration.load(self.name, self.weights_sha256, "dlib")
 
-    def look(self, image: np.ndarray) -> Seen:
-        faces = detect_faces(image)
+    def look(self, image: np.ndarray, faces: Sequence[Face] | None = None) -> Seen:
+        """The largest face; `faces` are those of `detect_faces` where somebody looked for them already."""
+        faces = detect_faces(image) if faces is None else faces
         if not faces:
             return Seen(None, NO_FACE)
         return self._seen(image, faces[0], len(faces))

@@ -29,6 +29,7 @@ from pipelines.core.files import (
 )
 from pipelines.core.records import IMPORTED, Recipe, Subject, UserError, is_imported
 from pipelines.core.run import Run, imported_columns
+from pipelines.core.safety import check_prompt, problem
 from pipelines.methods import lora_names
 from pipelines.methods.base import Method
 from pipelines.methods.lora_names import Entry, Header, Layout
@@ -275,7 +276,7 @@ def _embedding(path: Path, header: Header, row: BaseRow, layout: Layout, name: s
 def _phrase(header: Header) -> str | None:
     """What a LoRA's maker says calls the person, if that is a phrase."""
     said = header.metadata.get("modelspec.trigger_phrase", "").strip()
-    return said if said and _plain_phrase(said) else None
+    return said if said and _plain_phrase(said) and problem(said) is None else None
 
 
 def _plain_phrase(text: str) -> bool:
@@ -304,6 +305,7 @@ def add(
         raise UserError(f"{name[:40]} can't name a column. Use up to 24 small letters, digits and dashes.")
     if phrase and not _plain_phrase(phrase):
         raise UserError(f"Trigger words are one line of at most {PHRASE_LIMIT} characters without braces.")
+    check_prompt(phrase)
     column = IMPORTED + name
     there = imported_columns(run)
     if column in there:
@@ -381,7 +383,7 @@ def remove(run: Run, column: str) -> None:
     Raises UserError when there is no such column.
     """
     if not is_imported(column) or column not in imported_columns(run):
-        raise UserError("There is no such imported column in this run. Reload the page.")
+        raise UserError(f"There is no imported column {column} in this run.")
     for folder in (run.method(column), run.renders(column)):
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():

@@ -59,8 +59,11 @@ class Album:
     def faces(self, picture: Photo | Path) -> tuple[Face, ...]:
         """Every face that dlib finds in the whole picture, largest first."""
         path = _path(picture)
+        return self._faces[path] if path in self._faces else self._faces_in(path, self._read(path))
+
+    def _faces_in(self, path: Path, image: np.ndarray) -> tuple[Face, ...]:
         if path not in self._faces:
-            self._faces[path] = tuple(detect_faces(self._read(path)))
+            self._faces[path] = tuple(detect_faces(image))
         return self._faces[path]
 
     def face(self, photo: Photo) -> Face | None:
@@ -74,7 +77,12 @@ class Album:
         """What a judge sees of the person in a picture. Judges are told apart by their names and weights."""
         key = (judge.name, judge.weights_sha256, _path(picture))
         if key not in self._seen:
-            self._seen[key] = judge.look(self.view(picture))
+            image = self.image(picture)
+            view = framing.person_view(image, picture) if isinstance(picture, Photo) else image
+            if view is image and getattr(judge, "detector", "") == "dlib":
+                self._seen[key] = judge.look(view, self._faces_in(_path(picture), image))  # type: ignore[call-arg]
+            else:
+                self._seen[key] = judge.look(view)
         return self._seen[key]
 
     def vector(self, judge: Judge, picture: Photo | Path) -> np.ndarray | None:

@@ -321,12 +321,11 @@ def test_other_schedulers_are_a_sentence():
 
 
 def test_the_page_offers_what_it_draws_with():
-    from pipelines.finishing.deliver import SIZES
-    from ui.generate.generate import schedulers
+    from ui.generate.values import schedulers
 
     assert schedulers(BASES["z-image"]) == ("default",)
     assert schedulers(BASES["sd15"]) == tuple(name for name in SCHEDULERS if name not in DISTILLED)
-    assert all(size % 16 == 0 for size in SIZES["z_image"])
+    assert all(size % 16 == 0 for size in BASES["z-image"].sizes_px)
 
 
 def test_a_variation_is_the_stock_img2img_pipelines():

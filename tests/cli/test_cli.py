@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.cli.main import main
+from pipelines.cli.entry import main
 from pipelines.core.files import read_json
 from tests.runs import PEOPLE, make_run
 from tests.tiny import tiny_folder

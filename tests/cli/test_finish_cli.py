@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.cli.main import main
+from pipelines.cli.entry import main
 from pipelines.core.control import Control
 from pipelines.core.files import jsonable
 from pipelines.core.records import Finish, PhotoSet, UserError

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.core import files
 from pipelines.core.records import UserError
-from pipelines.runs.jobs import OURS
+from pipelines.runs.supervisor import OURS
 from pipelines.runs.worker import explain
 
 

@@ -219,7 +219,7 @@ def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
 
 
 def test_the_command_line_refuses(tmp_path, capsys):
-    from pipelines.cli.main import main
+    from pipelines.cli.entry import main
 
     run = run_at(tmp_path / "run")
     write_json(run.spec, job("portrait of {subject}"))
@@ -231,8 +231,8 @@ def test_the_command_line_refuses(tmp_path, capsys):
 
 def test_the_page_and_its_programs_refuse(tmp_path):
     from pipelines.bases.registry import find_base
-    from ui.generate import generate
-    from ui.programs import api
+    from ui.generate import values
+    from ui.programs import answers
 
     row = find_base(str(tiny_folder("portrait")))
     dials = {
@@ -240,14 +240,14 @@ def test_the_page_and_its_programs_refuse(tmp_path):
         "strength": 1.0,
     }  # fmt: skip
     with refused as said:
-        generate.samplings(row, prompt=BAD, negative_prompt="", **dials)
+        values.samplings(row, prompt=BAD, negative_prompt="", **dials)
     assert "nude" not in str(said.value), "not even as a word that this base does not know"
     with pytest.raises(UserError, match="takes the clothes away"):
-        generate.samplings(row, prompt="portrait of {subject}", negative_prompt="clothes", **dials)
-    assert generate.samplings(row, prompt="portrait of {subject}", negative_prompt="nsfw, nude", **dials)
+        values.samplings(row, prompt="portrait of {subject}", negative_prompt="clothes", **dials)
+    assert values.samplings(row, prompt="portrait of {subject}", negative_prompt="nsfw, nude", **dials)
     with refused:
-        api._plan(row, BAD, "", 1, 0)
-    note = generate.unknown_note(row, "a nude portrait of {subject}")
+        answers.plan_of(row, BAD, "", 1, 0)
+    note = values.unknown_note(row, "a nude portrait of {subject}")
     assert REFUSED in note and "nude" not in note
 
 

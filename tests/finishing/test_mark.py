@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.cli.main import main
+from pipelines.cli.entry import main
 from pipelines.core.records import UserError
 from pipelines.finishing import credentials, mark, watermark
 from pipelines.photos.decode import decode

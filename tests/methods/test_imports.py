@@ -292,6 +292,16 @@ def test_only_what_was_understood_is_kept(tmp_path):
         imports.add(run, file, row(), name="z", class_word="man", phrase=evil)
 
 
+def test_words_that_are_not_drawn_call_nobody(tmp_path):
+    refused = "a naked woman"
+    file = one_layer(tmp_path / "x.safetensors", metadata={"modelspec.trigger_phrase": refused})
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError):
+        imports.add(run, file, row(), name="x", class_word="man", phrase=refused)
+    assert imported_columns(run) == ()
+    assert imports.add(run, file, row(), name="x", class_word="man").phrase == "man", "nor what the file itself says"
+
+
 def test_names_are_free_plain_and_few(tmp_path):
     run, file = make_run(tmp_path / "run"), one_layer(tmp_path / "x.safetensors")
     for bad in ("", "../up", "A", "a b", "-a", "x" * 25, "a/b"):

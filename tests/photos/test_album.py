@@ -81,6 +81,26 @@ def test_whoever_asks_how_often_a_photo_is_decoded_searched_and_embedded_once(gr
     assert calls == {"decode": 1, "detect_faces": 1} and [judge.looks for judge in judges] == [1, 1, 1]
 
 
+class ByDlib(Counting):
+    """One of the judges that read dlib's landmarks."""
+
+    detector = "dlib"
+
+    def look(self, image: np.ndarray, faces: list[Face] | None = None) -> Seen:
+        assert faces is not None, "it would look for them again"
+        return super().look(image)
+
+
+def test_judges_that_read_one_detectors_faces_are_given_them(group, calls):
+    photos = [replace(group, reasons=()), replace(group, path=str(Path(group.path).with_name("b.png")), reasons=())]
+    Image.new("RGB", (64, 64)).save(photos[1].path)
+    album = Album()
+    for judge in (ByDlib("one"), ByDlib("two")):
+        for photo in photos:
+            assert album.vector(judge, photo) is not None
+    assert calls == {"decode": 2, "detect_faces": 2}
+
+
 def test_what_an_album_gives_is_what_the_single_steps_give(group):
     album = Album()
     assert (album.aligned_frames([group], 64) == framing.frames([group], aligned=True, resolution_px=64)).all()

@@ -166,7 +166,7 @@ def test_styles_follow_the_grammar_the_base_was_trained_on(base):
 
 def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
     from pipelines.bases.registry import find_base
-    from ui.generate.generate import style_choices
+    from ui.generate.styles import style_choices
 
     choices, marked = style_choices(find_base(str(base)))
     assert "astronaut" not in [name for _, name in choices]
@@ -178,10 +178,10 @@ def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
 def test_the_schedulers_on_the_page_are_the_generators():
     from pipelines.bases.sampling import DISTILLED
     from pipelines.generation.generator import SCHEDULERS
-    from ui.generate import generate
+    from ui.generate import values
 
     undemanding = tuple(name for name in SCHEDULERS if name not in DISTILLED)
-    assert undemanding == generate.SCHEDULERS, "what needs distilled weights is for those who know that they have them"
+    assert undemanding == values.SCHEDULERS, "what needs distilled weights is for those who know that they have them"
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -213,7 +213,7 @@ def test_the_schedulers_on_the_page_are_the_generators():
 )
 def test_every_dial_is_checked_on_the_server(base, changes, says):
     from pipelines.bases.registry import find_base
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     row = find_base(str(base))
     assert [s.seed for s in samplings(row, **DIALS)] == [7, 8]
@@ -223,7 +223,7 @@ def test_every_dial_is_checked_on_the_server(base, changes, says):
 
 
 def test_real_bases_take_sizes_and_any_word():
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     wish = DIALS | {"prompt": "{subject} in a spaceship", "width": 512, "height": 768}
     (first, _) = samplings(BASES["sd15"], **wish)
@@ -450,6 +450,9 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
 
     owner, media = web
     page = "owner-page"
+    (base,) = {
+        c["props"]["value"] for c in owner.get("/config").json()["components"] if c["props"].get("elem_id") == "lk-base"
+    }
     assert owner.get("/").headers.get("set-cookie") is None, "a browser keeps the name it has"
     photo = tmp_path / "me.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(photo)
@@ -457,21 +460,18 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
     sent = owner.post("/gradio_api/upload", params=progress, files={"files": ("me.png", photo.open("rb"), "image/png")})
     (upload,) = sent.json()
     kept = {"path": upload, "meta": {"_type": "gradio.FileData"}}
-    event = join(owner, page, "use_sample", [None]).json()["event_id"]
+    event = join(owner, page, "use_sample", [None, base]).json()["event_id"]
 
     with httpx.Client(base_url=owner.base_url, timeout=60) as stranger, httpx.Client(base_url=owner.base_url) as bare:
         assert "HttpOnly" in stranger.get("/").headers["set-cookie"]
         for other in (stranger, bare):  # another browser, and a script without a cookie
             status, text = stream(other, page)
-            assert status == 403 and "media/" not in text, "another page's event stream"
-            assert other.get(f"/gradio_api/heartbeat/{page}").status_code == 403
-            assert other.get("/gradio_api/upload_progress", params=progress).status_code == 403
-            assert other.post("/gradio_api/upload", params=progress, files={"files": b"x"}).status_code == 403
+            assert "media/" not in text and "process_" not in text, "another page's event stream"
+            assert other.get("/gradio_api/upload_progress", params=progress).status_code in (403, 404)
             for route in ("reset", "cancel"):
                 ids = {"session_hash": page, "event_id": event, "fn_index": 0}
-                assert other.post(f"/gradio_api/{route}", json=ids).status_code == 403
-            assert join(other, page, "use_sample", [None]).status_code == 403, "acting as another page"
-            mine = join(other, f"page of {other.cookies}", "add", [None, [kept]])
+                assert other.post(f"/gradio_api/{route}", json=ids).status_code in (200, 403), "as if it had ended"
+            mine = join(other, "their-page", "add", [None, [kept], "person", base, False])
             assert mine.status_code == 403, "another's upload handed in as one's own"
             nested = {"data": [], "event_data": {"x": [{"y": kept}]}, "fn_index": 0, "session_hash": "s"}
             assert other.post("/gradio_api/run/predict", json=nested).status_code == 403
@@ -505,25 +505,17 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
         assert bare.get("/" + min(links)).status_code == 403
 
 
-def test_ids_belong_to_the_browser_that_used_them_first():
-    from ui.web.guard import Owners
-
-    owners = Owners(limit=2)
-    assert owners.claim("session a", "me") and not owners.claim("session a", "you") and owners.claim("session a", "me")
-    assert owners.claim("session b", "you") and owners.claim("session a", "me"), "a used id stays"
-    assert owners.claim("session c", "you") and not owners.knows("session b"), "the longest unused one goes"
-    assert not owners.claim("session a", "you")
-
-
 def test_the_cookie_fits_a_frame_on_https_and_a_page_at_home():
-    from ui.web.guard import COOKIE, cookie, set_cookie
+    from ui.web.visitors import COOKIE, Visitor, cookie
 
     value = "v" * 43
-    at_home, framed = (set_cookie(value, {"scheme": s}, {}) for s in ("http", "https"))
-    assert "SameSite=Lax" in at_home and "Secure" not in at_home
-    assert "SameSite=None; Secure; Partitioned" in framed
-    assert framed == set_cookie(value, {"scheme": "http"}, {"x-forwarded-proto": "https, http"})
-    assert cookie({"cookie": f"a=b; {COOKIE}={value}"}) == value and cookie({"cookie": f"{COOKIE}=short"}) == ""
+    at_home, framed = (Visitor(value, "1.2.3.4", secure).cookie for secure in (False, True))
+    assert "SameSite=Lax" in at_home and "Secure" not in at_home and at_home.startswith(f"{COOKIE}={value}; Path=/;")
+    assert framed.startswith(f"__Host-{COOKIE}={value}; Path=/;") and "SameSite=None; Secure; Partitioned" in framed
+    assert cookie({"cookie": f"a=b; {COOKIE}={value}"}, secure=False) == value
+    assert cookie({"cookie": f"{COOKIE}=short"}, secure=False) == ""
+    assert cookie({"cookie": f"{COOKIE}={value}"}, secure=True) == "", "what another host of the domain can set"
+    assert cookie({"cookie": f"__Host-{COOKIE}={value}"}, secure=True) == value
 
 
 def test_an_event_is_read_only_up_to_its_limit(web):
@@ -578,7 +570,7 @@ def test_what_is_ticked_while_photos_arrive_stays_ticked(base, tmp_path, monkeyp
     add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
     monkeypatch.setattr(photobox, "add", lambda run, paths, row: iter([photobox.load(run)]))
     assert add is not None
-    *_, last = add(None, [str(photo_file(tmp_path, "a.png"))])
+    *_, last = add(None, [str(photo_file(tmp_path, "a.png"))], "woman", ROW.name, True)
     said = {component.elem_id: update for component, update in last.items()}
     assert "value" in said["lk-upload-status"] and "value" not in said["lk-consent"]
     assert "lk-class-word" not in said and "lk-quality" not in said
@@ -593,7 +585,7 @@ def test_photos_for_a_run_that_is_gone_start_afresh(base, tmp_path, monkeypatch)
     add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
     monkeypatch.setattr(photobox, "add", lambda run, paths, row: iter([photobox.load(run)]))
     assert add is not None
-    first, *_ = add({"id": "0" * 32, "secret": "swept"}, [str(photo_file(tmp_path, "a.png"))])
+    first, *_ = add("0" * 43, [str(photo_file(tmp_path, "a.png"))], "woman", ROW.name, True)
     said = {component.elem_id: update for component, update in first.items()}
     assert said["lk-consent"]["value"] is False and said["lk-class-word"]["value"] == "person"
     assert said["lk-base"]["value"]
@@ -767,14 +759,31 @@ def test_names_are_made_fit_to_show(name, shown):
     assert shown is None or found == shown
 
 
-def test_drop_upload_deletes_only_inside_gradios_folder(tmp_path, monkeypatch):
-    from ui.run.photobox import drop_upload
+def test_uploads_go_with_their_last_owner_and_only_inside_gradios_folder(tmp_path, monkeypatch):
+    from ui.web.uploads import Uploads
+    from ui.web.visitors import Visitor
 
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     inside = photo_file(tmp_path / "uploads" / "hash", "a.png")
     outside = photo_file(tmp_path / "mine", "a.png")
-    drop_upload(inside)
-    drop_upload(outside)
-    assert not inside.exists() and not inside.parent.exists() and outside.exists()
+    me, you = Visitor("me", "1.2.3.4"), Visitor("you", "1.2.3.4")
+    uploads = Uploads()
+    uploads.add([str(inside), str(outside)], me)
+    uploads.add([str(inside)], you)
+    assert uploads.owned(str(inside), "me") and not uploads.owned(str(outside), "you")
+    uploads.name("event", "me", [str(inside), str(outside)])
+    uploads.settle({"event"})
+    assert uploads.owned(str(inside), "me"), "the event is not done"
+    uploads.settle(set())
+    assert not uploads.owned(str(inside), "me") and inside.exists() and outside.exists() and not uploads.awaited
+    photo_file(tmp_path / "again", "a.png").rename(inside)
+    uploads.settle(set())
+    assert uploads.forget("you") == (1, inside.stat().st_size) and inside.exists(), "sent again this moment"
+    uploads.add([str(inside)], me)
+    assert uploads.forget("me")[0] == 1 and not inside.exists() and not inside.parent.exists()
+    uploads.add([str(inside)], me)
+    uploads.prune()
+    assert not uploads.owned(str(inside), "me"), "swept"
 
 
 # ------------------------------------------------------------------------------------------------- tabs
@@ -855,7 +864,7 @@ def test_progress_is_read_from_the_job_files(services, base):
     assert "best 0.25" in html and html.count("<circle") == 2 and html.count("An earlier preview of LoRA") == 1
     run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in events))
     services._events.clear()
-    from ui.train.train import loss_frame
+    from ui.train.plots import loss_frame
 
     frame = loss_frame(progress.losses["lora"])
     assert list(frame[frame.line == "smoothed"].loss)[0] == pytest.approx(1.0), "the running mean starts unbiased"
@@ -953,7 +962,7 @@ def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
     asked = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **who: asked.append((run, spec)))
     start_training(services, session, methods=("lora",), quality="draft")
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     plan = samplings(services.view(capability).row, **DIALS)
     start_generation(services, session, columns=("none", "lora"), samplings=plan)
@@ -1000,14 +1009,19 @@ def test_what_people_typed_is_escaped():
 def test_only_what_changed_is_sent(services, base):
     import gradio as gr
 
-    from ui.generate import generate
+    from ui.generate import layout as generate_layout
     from ui.page.wiring import Show
     from ui.score import score
-    from ui.train import train
-    from ui.upload import upload
+    from ui.train import layout as train_layout
+    from ui.upload import layout as upload_layout
 
     with gr.Blocks():
-        tabs = [upload.build(services), train.build(services), generate.build(services), score.build(services)]
+        tabs = [
+            upload_layout.build(services),
+            train_layout.build(services),
+            generate_layout.build(services),
+            score.build(services),
+        ]
     show = Show(services, tabs, lambda view: {})
     capability, session = services.sessions.create()
     fresh, seen = show.changed(capability, {})
@@ -1025,7 +1039,7 @@ def test_columns_and_methods_have_names_and_colours():
 
 
 def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(services, base, monkeypatch):
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
     from ui.run.start import start_generation, start_training
 
     capability, session = services.sessions.create()

@@ -55,7 +55,8 @@ class Page:
     def __init__(self, services, monkeypatch) -> None:
         import gradio as gr
 
-        from ui.generate import generate
+        from ui.generate import events as generate_events
+        from ui.generate import layout as generate_layout
         from ui.page.wiring import Show
 
         self.services = services
@@ -66,8 +67,8 @@ class Page:
         teach(session.run, self.row.name, found.digest)
         self.run = session.run
         with gr.Blocks():
-            self.tab = generate.build(services)
-        self.act = generate.Actions(self.tab, services, Show(services, [self.tab], lambda view: {}))
+            self.tab = generate_layout.build(services)
+        self.act = generate_events.Actions(self.tab, services, Show(services, [self.tab], lambda view: {}))
         self.asked: list = []
         monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **_: (spec.check(), self.asked.append(spec)))
 
@@ -102,7 +103,7 @@ def value(update):
 
 def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
     from ui.generate import html as generate_html
-    from ui.generate.generate import look_cards, style_choices
+    from ui.generate.styles import look_cards, style_choices
     from ui.run import cards
 
     row = find_base(str(base))
@@ -115,8 +116,8 @@ def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
 
 
 def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_path, monkeypatch):
-    from ui.generate import generate
     from ui.generate import html as generate_html
+    from ui.generate import styles
     from ui.run import cards
 
     (tmp_path / "presets" / "thumbnails").mkdir(parents=True)
@@ -126,13 +127,13 @@ def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_pa
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     (tmp_path / "presets" / "notes.txt").write_text("secret")
     monkeypatch.setattr(presets, "PRESETS", tmp_path / "presets")
-    generate._thumbnail.cache_clear()
+    styles._thumbnail.cache_clear()
     try:
-        assert str(generate._thumbnail("thumbnails/small.jpg")).startswith("data:image/jpeg;base64,")
+        assert str(styles._thumbnail("thumbnails/small.jpg")).startswith("data:image/jpeg;base64,")
         for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/large.png", "gone.jpg"):
-            assert generate._thumbnail(wrong) is None, wrong
+            assert styles._thumbnail(wrong) is None, wrong
     finally:
-        generate._thumbnail.cache_clear()
+        styles._thumbnail.cache_clear()
     pictured = generate_html.look_cards(
         [cards.LookCard("a", "A", "data:image/jpeg;base64,AA=="), cards.LookCard("b", "B")]
     )
@@ -224,9 +225,9 @@ def test_a_sweep_draws_every_pair_on_one_seed(page):
 
 
 def _card(view):
-    from ui.generate.generate import _job_card
+    from ui.generate.compare import job_card
 
-    return _job_card(view, view.history[-1])
+    return job_card(view, view.history[-1])
 
 
 @pytest.mark.parametrize(

@@ -38,16 +38,16 @@ from tests.reports.test_figures import FOUND
 from tests.ui.test_app import PORTRAIT_WORDS, base, own_home, photo_file, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, draw, job
 from tests.ui.test_words import LANGUAGES, every_text, measured
-from ui.generate import generate
 from ui.generate import html as generate_html
+from ui.generate import styles, values
 from ui.page import html as page_html
-from ui.programs import api
+from ui.programs import endpoints
 from ui.run import cards, photobox
 from ui.run.services import offered_bases
 from ui.score import html as score_html
 from ui.score import look
+from ui.train import dials, plots
 from ui.train import html as train_html
-from ui.train import train
 from ui.words import phrases, retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,8 +116,8 @@ def names() -> set[str]:
     texts = [
         NAMES,
         *PORTRAIT_WORDS,
-        *generate.SCHEDULERS[1:],
-        *train.OPTIMIZER_NAMES.values(),
+        *values.SCHEDULERS[1:],
+        *dials.OPTIMIZER_NAMES.values(),
     ]
     texts += [part for style in presets.styles().values() for part in (style.name, style.prompt, style.negative_prompt)]
     texts += [part for row in offered_bases()[0].values() for part in (row.title, row.licence)]
@@ -326,9 +326,9 @@ PIECES = {
         score_html.judge_title("colour", first=False),
     ],
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
-    "loss": lambda: [train.loss_in_words("lora", train.loss_frame([(1, 0.5), (2, 0.4)]))],
+    "loss": lambda: [plots.loss_in_words("lora", plots.loss_frame([(1, 0.5), (2, 0.4)]))],
     "waiting": lambda: [phrases.waiting(1, 5.0), phrases.waiting(3, None), page_html.note(words.tell("Looking ..."))],
-    "unknown word": lambda: [generate.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
+    "unknown word": lambda: [values.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
         name="portrait-128", title="x", unknown_words=lambda text: ("colour",)), "{subject}, colour")],
 }  # fmt: skip
 
@@ -482,14 +482,14 @@ def test_a_sentence_is_told_in_clauses_and_parts():
 def test_programs_are_told_in_english_whatever_they_like():
     with words.speaking("de"):
         assert retold.retell("kept") == "behalten"
-        assert api.spoken(lambda: f"{retold.retell('kept')} {words.tell('Train')}")() == "kept Train"
+        assert endpoints.spoken(lambda: f"{retold.retell('kept')} {words.tell('Train')}")() == "kept Train"
 
 
 def test_why_a_style_can_not_be_drawn_is_told(base):
     from pipelines.bases.registry import find_base
 
     row = find_base(str(base))
-    assert_told(lambda: [generate.style_choices(row)[1]])
+    assert_told(lambda: [styles.style_choices(row)[1]])
 
 
 # ------------------------------------------------------------------------------------------------- pictures

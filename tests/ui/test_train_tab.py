@@ -38,16 +38,16 @@ def ready(services):  # noqa: F811
 
 def usual(view, quality="draft"):
     """The dials as the page shows them."""
-    from ui.train.train import COMMON, DIALS, _name
+    from ui.train.dials import COMMON, DIALS, dial_name
 
     recipes = view.services.recipes(view.row, quality, view.row.offered, {})
-    dials = {_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
+    dials = {dial_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
     dials |= {dial.setting: max(getattr(recipe, dial.setting) for recipe in recipes.values()) for dial in COMMON}
     return dials | {"optimizer": "adamw", "lora_dora": False}
 
 
 def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(services):  # noqa: F811
-    from ui.train.train import requested
+    from ui.train.dials import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -75,7 +75,7 @@ def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(serv
     ],
 )
 def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F811
-    from ui.train.train import requested
+    from ui.train.dials import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -84,20 +84,20 @@ def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F
 
 
 def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # noqa: F811
-    from ui.train.train import _chosen
+    from ui.train.dials import chosen_methods
 
     capability, _, _ = ready(services)
     view = services.view(capability)
-    assert _chosen(view, "draft", list(METHODS), []) == list(METHODS)
-    assert _chosen(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
-    assert _chosen(view, "draft", [], "pivotal") == [] and _chosen(view, "draft", [], [["pivotal"]]) == []
+    assert chosen_methods(view, "draft", list(METHODS), []) == list(METHODS)
+    assert chosen_methods(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
+    assert chosen_methods(view, "draft", [], "pivotal") == [] and chosen_methods(view, "draft", [], [["pivotal"]]) == []
     assert view.row.methods == METHODS and view.row.offered == (*METHODS, "pivotal")
     assert "Pivotal tuning" in view.estimate("draft", ["pivotal"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e9, "many", True, [3], 2.5])
 def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
-    from ui.train.train import requested
+    from ui.train.dials import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -109,7 +109,7 @@ def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     from dataclasses import fields
 
     from pipelines.core.records import Recipe, limits
-    from ui.train.train import COMMON, DIALS
+    from ui.train.dials import COMMON, DIALS
 
     known = {each.name for each in fields(Recipe)}
     assert len(DIALS) + len(COMMON) == 14
@@ -142,15 +142,16 @@ def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa
     """The page shows it without a reload, for the controls as the page has them."""
     import gradio as gr
 
-    from ui.train import train
+    from ui.train import dials
+    from ui.train import layout as train_layout
     from ui.words import phrases
 
     with gr.Blocks():
-        tab = train.build(services)
+        tab = train_layout.build(services)
     capability, session, found = ready(services)
     view = services.view(capability)
     tab.restore(view)
-    tab.estimated(view, train.Asked("draft", ["lora"], {}, True))  # what `estimate` does when a box is ticked
+    tab.estimated(view, dials.Asked("draft", ["lora"], {}, True))  # what `estimate` does when a box is ticked
     before = tab.news(services.view(capability))[tab.estimate]["value"]
     teach(session.run, view.row.name, found.digest)
     after = tab.news(services.view(capability))[tab.estimate]["value"]
@@ -163,23 +164,24 @@ def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa
 def test_a_visitor_who_touched_nothing_gets_the_new_estimate_too(services):  # noqa: F811
     import gradio as gr
 
-    from ui.train import train
+    from ui.train import dials
+    from ui.train import layout as train_layout
 
     with gr.Blocks():
-        tab = train.build(services)
+        tab = train_layout.build(services)
     capability, session, found = ready(services)
     teach(session.run, services.view(capability).row.name, found.digest)
     assert "Takes" in tab.news(services.view(capability))[tab.estimate]["value"]
-    many = train.REMEMBERED + 5
+    many = train_layout.REMEMBERED + 5
     view = services.view(capability)
     from dataclasses import replace
 
     for number in range(many):
         other = replace(view, session=replace(view.session, key=str(number)))
-        tab.asked.setdefault(str(number), train.Asked("draft", ["lora"], {}, True))
+        tab.asked.setdefault(str(number), dials.Asked("draft", ["lora"], {}, True))
         if number == many - 1:
-            tab.estimated(other, train.Asked("draft", ["lora"], {}, True))
-    assert len(tab.asked) == train.REMEMBERED
+            tab.estimated(other, dials.Asked("draft", ["lora"], {}, True))
+    assert len(tab.asked) == train_layout.REMEMBERED
 
 
 def test_what_was_stopped_continues_unless_something_else_is_asked_for(services, asked):  # noqa: F811
@@ -198,7 +200,7 @@ def test_what_was_stopped_continues_unless_something_else_is_asked_for(services,
 
 def test_nobody_keeps_the_machine_for_a_day(services, asked):  # noqa: F811
     from ui.run.start import MAX_STEPS, start_training
-    from ui.train.train import BATCH, DIALS
+    from ui.train.dials import BATCH, DIALS
 
     _, session, _ = ready(services)
     with pytest.raises(UserError, match="others get their turn"):
@@ -285,12 +287,12 @@ def test_a_base_with_one_method_shows_one(services):  # noqa: F811
     import gradio as gr
 
     from pipelines.bases.registry import BASES
-    from ui.generate import generate
-    from ui.train import train
+    from ui.generate import layout as generate_layout
+    from ui.train import layout as train_layout
 
     view = replace(services.view(None), row=BASES["z-image"])
     with gr.Blocks():
-        tab, drawing = train.build(services), generate.build(services)
+        tab, drawing = train_layout.build(services), generate_layout.build(services)
     updates = tab.restore(view)
     assert updates[tab.methods]["choices"] == [("LoRA", "lora")] and updates[tab.methods]["value"] == ["lora"]
     assert {method for method, column in tab.advanced.items() if updates[column]["visible"]} == {"lora"}

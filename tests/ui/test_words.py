@@ -23,11 +23,12 @@ from pipelines.photos import checks
 from pipelines.reports import figures
 from pipelines.training import estimates
 from ui.generate import html as generate_html
-from ui.page import errors
+from ui.page import errors, theme
 from ui.run import cards, photobox
 from ui.score import html as score_html
+from ui.train import dials
 from ui.train import html as train_html
-from ui.train import train
+from ui.train import layout as train_layout
 from ui.upload import html as upload_html
 from ui.words import phrases, retold, words
 
@@ -52,9 +53,9 @@ NEXT_PHOTOS = {
 } - {None}
 # What is said by a variable, and which texts that can be.
 TABLES = {
-    "dial.label": {dial.label for dial in (*train.DIALS, *train.COMMON)},
-    "dial.info": {dial.info for dial in (*train.DIALS, *train.COMMON)} - {""},
-    "LEAVE[method]": set(train.LEAVE.values()),
+    "dial.label": {dial.label for dial in (*dials.DIALS, *dials.COMMON)},
+    "dial.info": {dial.info for dial in (*dials.DIALS, *dials.COMMON)} - {""},
+    "LEAVE[method]": set(train_layout.LEAVE.values()),
     # what `tell` says of things that have a fixed set of names
     "word": {word for _, word in upload_html.VERDICTS.values()}
     | {*upload_html.PHOTO_ACTS.values(), *dict(generate_html.SHOT_ACTS).values(), *CLASS_WORDS},
@@ -68,7 +69,7 @@ TABLES = {
     "what": CHECKLIST,
     "report.next_photo": NEXT_PHOTOS,
     "row.about": {row.about for row in BASES.values()},
-    "QUALITY_MEANS[q]": set(train.QUALITY_MEANS.values()),
+    "QUALITY_MEANS[q]": set(train_layout.QUALITY_MEANS.values()),
     "basis": {"as measured on this machine", estimates.UNTIMED},
     "title": {errors.CHECK, errors.NOT_DONE},
     "CHECK": {errors.CHECK},
@@ -267,12 +268,16 @@ def test_a_text_made_of_parts_is_found_out():
 
 
 def test_the_numbers_in_fixed_texts_are_those_of_the_code():
-    from ui.generate import generate
+    from ui.generate import layout as generate_layout
+    from ui.generate import values
 
-    assert f"Make {generate.BEST_NUMBER} per method, keep the {generate.BEST_KEPT} most like me" in every_text()
-    assert any(f"Up to {generate.SWEPT} values each" in text for text in every_text())
-    for method, text in train.LEAVE.items():
-        assert text == f"Stop {train.METHOD_NAMES[method]} alone"
+    assert (
+        f"Make {generate_layout.BEST_NUMBER} per method, keep the {generate_layout.BEST_KEPT} most like me"
+        in every_text()
+    )
+    assert any(f"Up to {values.SWEPT} values each" in text for text in every_text())
+    for method, text in train_layout.LEAVE.items():
+        assert text == f"Stop {theme.METHOD_NAMES[method]} alone"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pipelines.core.records import Finish, UserError
 from pipelines.finishing import deliver, enlarge, mark, refine, stage
 from pipelines.finishing.matte import BACKGROUNDS
 from ui.generate import html as generate_html
-from ui.generate.generate import ON_SLIDE
+from ui.generate.layout import ON_SLIDE
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates

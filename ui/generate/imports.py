@@ -1,6 +1,6 @@
 """Compare with a LoRA or embedding you have: one file in, one more column in Generate, Score and the report.
 
-The file is checked while the person waits (`methods/imports.py`), and Gradio's copy is deleted whatever comes of it.
+The file is checked while the person waits (`methods/imports.py`); Gradio's copy goes with the event (`ui.web.uploads`).
 """
 
 from __future__ import annotations
@@ -117,9 +117,6 @@ class Actions:
             )
         except UserError as problem:  # it stays beside the field: a toast is gone when the person looks up
             return {self.section.file: None, self.section.answer: page_html.note(str(problem), "bad")}
-        finally:
-            if path is not None:
-                photobox.drop_upload(path)
         newest = tell("It is a column now. Draw the same prompt and seed with it and with your own methods.")
         return {
             **self._shown(kept),

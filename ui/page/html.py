@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ui.words.words import tell
 
 if TYPE_CHECKING:
     pass
+
+
+def script(name: str) -> str:
+    """The JavaScript in `ui/<name>`, for `js_on_load` of a `gr.HTML`."""
+    return (Path(__file__).resolve().parents[1] / name).read_text(encoding="utf-8")
 
 
 def note(text: str, kind: str = "") -> str:

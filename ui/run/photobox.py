@@ -1,13 +1,12 @@
 """The photos of one run as they arrive: staged one by one, judged at once, split when there are enough.
 
 In: uploaded files. Out: a `Box` - every file's verdict and, from five good ones on, the `PhotoSet` training uses.
-An upload is decoded as soon as it arrives; a metadata-free copy is kept in the run, and Gradio's copy is deleted.
+An upload is decoded as soon as it arrives; a metadata-free copy is kept in the run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -450,14 +449,3 @@ def unique(name: str, taken: set[str]) -> str:
     while f"{stem} ({count}){dot + suffix if dot else ''}" in taken:
         count += 1
     return f"{stem} ({count}){dot + suffix if dot else ''}"
-
-
-def drop_upload(path: Path) -> None:
-    """Delete Gradio's copy of an upload. Only ever inside Gradio's own folder."""
-    root = os.environ.get("GRADIO_TEMP_DIR")
-    if root and path.resolve().is_relative_to(Path(root).resolve()):
-        path.unlink(missing_ok=True)
-        if path.parent.resolve() != Path(root).resolve():
-            # Two people who send the same bytes share this folder: it may hold the other's copy, or be gone already.
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()

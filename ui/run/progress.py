@@ -73,7 +73,7 @@ class Progress:
         return sum(known) if known else None
 
 
-def _going_on(older: Sequence[str], known: Mapping[str, Trained], session: Session) -> tuple[str, ...]:
+def going_on_from(older: Sequence[str], known: Mapping[str, Trained], session: Session) -> tuple[str, ...]:
     """Those of the `older` methods that were told the same class word, so that they can start from what they know."""
     return tuple(m for m in older if known[m].class_word in ("", session.choices.class_word))
 
@@ -82,7 +82,7 @@ def trained(run: Run) -> dict[str, Trained]:
     """Methods whose artefact is there. The learned files themselves are checked when they are used."""
     found = {}
     for method in ALL_METHODS:
-        if (saved := _card(run, method)) is not None:
+        if (saved := card_of(run, method)) is not None:
             found[method] = Trained(
                 method, str(saved["id"]), str(saved["base"]), bool(saved.get("complete")),
                 int(saved["steps"]), float(saved["train_s"]),
@@ -95,11 +95,11 @@ def trained(run: Run) -> dict[str, Trained]:
 
 def imported(run: Run, base: str) -> dict[str, str]:
     """Columns of this base that were not trained here -> their card's id."""
-    cards = {column: _card(run, column) for column in imported_columns(run)}
+    cards = {column: card_of(run, column) for column in imported_columns(run)}
     return {c: str(card["id"]) for c, card in cards.items() if card is not None and card.get("base") == base}
 
 
-def _card(run: Run, column: str) -> dict[str, Any] | None:
+def card_of(run: Run, column: str) -> dict[str, Any] | None:
     """A column's card; None where there is none, or a damaged one: then it has to be learned again, as if there were
     none.
     """

@@ -22,7 +22,7 @@ from pipelines.bases import registry
 from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription, presets
 from pipelines.core.device import free_memory_gb, gpu_dtype
-from pipelines.core.files import read_json, read_lines
+from pipelines.core.files import read_json, read_lines, timestamp
 from pipelines.core.records import Event, Recipe, UserError
 from pipelines.core.run import Run, sweep_forgotten
 from pipelines.runs import jobs
@@ -34,11 +34,12 @@ from ui.run import photobox, pictures
 from ui.run.cards import CropCard, PhotoCard, Shot
 from ui.run.paces import Paces
 from ui.run.photobox import Box
-from ui.run.progress import Progress, Trained, _going_on, imported, marks, progress_of, trained
-from ui.run.sessions import Sessions
-from ui.run.start import Settings, _fewer
+from ui.run.progress import Progress, Trained, going_on_from, imported, marks, progress_of, trained
+from ui.run.sessions import Session, Sessions
+from ui.run.start import Settings, fewer_steps
 from ui.run.view import View
 from ui.web.media import Media
+from ui.web.uploads import Uploads
 from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import tell
@@ -64,10 +65,21 @@ class Services:
         self.sessions = Sessions(root)
         self.paces = Paces(self.sessions.folder)
         self.media = Media(self.sessions.root)
+        self.uploads = Uploads()
         self.bases, self.default_base = offered_bases()
         self.slice = gpu.slicer()  # None: a worker process does the jobs
         self._events: dict[tuple[str, str], tuple[int, list[Event]]] = {}
         self._guard = threading.Lock()
+
+    def forget(self, session: Session | None, browser: str) -> dict[str, object]:
+        """Delete a run, and what this browser has uploaded and is not taken in yet. Returns the receipt of both."""
+        if session is not None:
+            self.stop_and_wait(session.run)
+        files, size = self.uploads.forget(browser)
+        receipt = (
+            self.sessions.forget(session) if session is not None else {"files": 0, "bytes": 0, "forgotten": timestamp()}
+        )
+        return {**receipt, "files": int(str(receipt["files"])) + files, "bytes": int(str(receipt["bytes"])) + size}
 
     def resume(self) -> None:
         """At the start of the app: the line of jobs as the runs' folders say, and a worker for those that wait."""
@@ -105,7 +117,7 @@ class Services:
                 self, session, self.bases[name], self.problem(name), box, progress,
                 progress_of(run.drawing, self.events(run.drawing)), fits,
                 bool(everything) and not fits, (), marks(run), {},
-                older=older, going_on=_going_on(older, everything, session), imported=imported(run, name),
+                older=older, going_on=going_on_from(older, everything, session), imported=imported(run, name),
             )
         )  # fmt: skip
 
@@ -175,7 +187,7 @@ class Services:
         if not methods:
             return tell("Choose at least one method.")
         recipes = {
-            m: recipe.replaced(steps=_fewer(recipe.steps)) if m in going_on else recipe
+            m: recipe.replaced(steps=fewer_steps(recipe.steps)) if m in going_on else recipe
             for m, recipe in self.recipes(row, quality, methods, settings).items()
         }
         free_gb = free_memory_gb() if row.footprint else None

@@ -14,7 +14,7 @@ from pipelines.runs.jobspec import JobSpec, Setting
 from pipelines.training import estimates
 from ui.run import photobox
 from ui.run.paces import DRAWING
-from ui.run.progress import _going_on, trained
+from ui.run.progress import going_on_from, trained
 from ui.run.sessions import Session
 from ui.web.limits import require_room
 
@@ -31,7 +31,7 @@ FINISH_S = 5.0  # about what finishing a picture takes on two cores
 GO_ON_SHARE = 0.5  # of the steps, where a training starts from what was learned before
 
 
-def _fewer(steps: int) -> int:
+def fewer_steps(steps: int) -> int:
     """The steps of a training that goes on."""
     return max(10, round(steps * GO_ON_SHARE))
 
@@ -59,7 +59,7 @@ def start_training(
     known = trained(session.run)
     fits = {m: card for m, card in known.items() if (card.photo_digest, card.base) == (digest, base)}
     older = services.older(session.run, photos, base, known, fits)
-    going_on = [m for m in _going_on(older, known, session) if go_on and m in methods]
+    going_on = [m for m in going_on_from(older, known, session) if go_on and m in methods]
     asked = {
         "quality": quality, "methods": list(methods), "settings": settings, "photos": digest,
         "go_on": bool(going_on),
@@ -82,7 +82,7 @@ def start_training(
             changes[method]["watch_every"] = max(10, recipe.steps // LOOKS)
     for method in going_on:
         steps = services.recipes(row, quality, (method,), changes)[method].steps
-        changes[method] |= {"start_from": known[method].sha256, "steps": _fewer(steps)}
+        changes[method] |= {"start_from": known[method].sha256, "steps": fewer_steps(steps)}
     spec = JobSpec(
         kind="train", base=base, class_word=session.choices.class_word, methods=methods, quality=quality,
         settings=changes,

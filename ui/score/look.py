@@ -16,12 +16,11 @@ from pipelines.core.records import UserError
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
-from ui.run import photobox
 from ui.run.cards import StripData
 from ui.run.services import Services
 from ui.run.view import View
 from ui.score import html as score_html
-from ui.upload.upload import SAMPLE
+from ui.upload.layout import SAMPLE
 from ui.words import phrases
 from ui.words.words import in_words, say, tell
 
@@ -87,9 +86,6 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
         except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
             yield {section.answer: page_html.note(str(problem), "bad")}
             return
-        finally:
-            if file:
-                photobox.drop_upload(Path(file))
         try:
             assert view.box.photo_set is not None
             knowing, notes = lookalike.known_of(

@@ -12,7 +12,6 @@ from pipelines.core.records import UserError
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Updates
-from ui.run import photobox
 from ui.score import html as score_html
 from ui.words.words import say, tell
 
@@ -51,9 +50,6 @@ def wire(box: VerifyBox) -> None:
             yield {box.answer: score_html.marks(mark.verify(Path(file)))}
         except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
             yield {box.answer: page_html.note(str(problem), "bad")}
-        finally:
-            if file:
-                photobox.drop_upload(Path(file))
 
     # The slots of the other box for any picture: reading takes a second of one core as well.
     box.drop.upload(

@@ -10,6 +10,7 @@ import gradio as gr
 from pipelines.evaluation import votes
 from ui.page import html as page_html
 from ui.page.errors import told
+from ui.page.html import script
 from ui.page.wiring import Show, Updates
 from ui.run.services import Services
 from ui.run.view import View
@@ -26,15 +27,7 @@ ABOUT = say(
     "the link sees a held-out photo.</p>"
 )
 # Copies the whole address of a vote, which only the browser knows.
-ON_COPY = """
-element.addEventListener('click', async (event) => {
-  const button = event.target.closest('button[data-copy]');
-  if (!button) return;
-  const address = button.parentElement.querySelector('a').href;
-  try { await navigator.clipboard.writeText(address); button.textContent = button.dataset.copy; }
-  catch { button.textContent = address; }
-});
-"""
+ON_COPY = script("score/copy.js")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from pipelines.cli.output import FAILED, WRONG_USE, WrongUse, print_json, say
+from pipelines.cli.output import FAILED, WRONG_USE, WrongUse, any_encoding, print_json, say
 from pipelines.cli.parser import parser
 from pipelines.core.records import UserError
 
@@ -16,6 +16,7 @@ from pipelines.core.records import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Every problem ends as one sentence on stderr."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    any_encoding()
     asked = parser().parse_args(arguments)
     try:
         from pipelines.photos.decode import restrict_pillow  # after the parser: --help needs no numpy
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        from pipelines.runs.jobs import OURS
+        from pipelines.runs.supervisor import OURS
         from pipelines.runs.worker import explain
 
         sentence = explain(error)
