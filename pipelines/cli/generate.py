@@ -259,7 +259,7 @@ def finish(asked: argparse.Namespace) -> int:
     judges = available_judges(on_problem=say)
     try:
         baseline = stage.baseline_of(run, image, judges, number=asked.face)
-    except refine.SeveralFaces as several:
+    except refine.SeveralFacesError as several:
         raise WrongUse(
             f"{several.count} faces in {asked.image.name} are prominent, and nothing says which person is meant. Give "
             f"--face 1 to {several.count}, counted from the left, or --run with the person's run."
