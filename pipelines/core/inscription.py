@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.records import Sampling, UserError, decode
+from pipelines.core.decode import decode
+from pipelines.core.records import Sampling, UserError
 
 TEXT_CHUNK = "likeness"
 MAX_CHARACTERS = 100_000

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipelines.core import safety
+from pipelines.core.decode import decode
 from pipelines.core.files import REPOSITORY
-from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError, decode
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
 
 PRESETS = REPOSITORY / "presets"
 FAMILY_TITLES = {

@@ -20,16 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.core.decode import decode
 from pipelines.core.files import Lock, read_json, require_space, timestamp, told_when_full, write_json
-from pipelines.core.records import (
-    COLUMNS,
-    IMPORTED,
-    Photo,
-    PhotoSet,
-    UserError,
-    decode,
-    is_imported,
-)
+from pipelines.core.records import COLUMNS, IMPORTED, Photo, PhotoSet, UserError, is_imported
 
 MARKER = "run.json"  # a folder without it is none of ours and is never removed
 MARKER_SCHEMA = 1

@@ -1,9 +1,9 @@
 """Judge: how much does every picture look like the person, and what else is there to say about it?
 
-In: a run, its photos, renders and a loaded base. Out: events; `judge` keeps scores.jsonl and marks.json and returns
-`Judged`, `look_closer` keeps closer.json and returns `Closer`. A picture that these judges scored, or looked at, as it
-is now is not looked at again. References are face embeddings: they live in memory only.
-Try it: `for event in judge(run, photos, renders, family, control=Control()): print(event)`.
+In: a run, the album of its photos, renders and a loaded base. Out: events; `judge` keeps scores.jsonl and marks.json
+and returns `Judged`, `look_closer` keeps closer.json and returns `Closer`. A picture that these judges scored, or
+looked at, as it is now is not looked at again. References are face embeddings: they live in memory only.
+Try it: `for event in judge(run, album, renders, family, control=Control()): print(event)`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipelines.evaluation.references import Reference
     from pipelines.evaluation.scale import Scale
     from pipelines.faces.face import Judge
+    from pipelines.photos.album import Album
 
 OTHERS = 3  # photos of other people in a heatmap
 
@@ -68,7 +69,7 @@ class Terms:
 
 
 def judge(
-    run: Run, photos: PhotoSet, renders: Sequence[Render], family: Family, *, terms: Terms = Terms(), control: Control
+    run: Run, album: Album, renders: Sequence[Render], family: Family, *, terms: Terms = Terms(), control: Control
 ) -> Generator[Event, None, Judged]:
     """Score every picture by every judge, against the held-out photos.
 
@@ -76,21 +77,21 @@ def judge(
     """
     control.check()
     yield Event("phase", text="Comparing the pictures with photos that training never saw")
-    references, notes = _references(photos, terms.download)
+    references, notes = _references(album, terms.download)
     for sentence in notes:
         yield Event("note", text=sentence)
     if not references:
         raise UserError("No recogniser finds a face in the held-out photos. Replace the photos and start again.")
     judges = tuple(reference.judge for reference in references)
-    store = ScoreStore(run, photos, judges)
+    store = ScoreStore(run, album.photos, judges)
     scores = yield from _scored(renders, terms.earlier, references, store, control)
     control.check()
-    marks = _marks(run, photos, scores, judges, family)
+    marks = _marks(run, album, scores, judges, family)
     write_json(run.marks, marks)
     return Judged({str(path): tuple(found) for path, found in scores.items()}, marks, judges, tuple(notes))
 
 
-def _references(photos: PhotoSet, download: bool) -> tuple[list[Reference], list[str]]:
+def _references(album: Album, download: bool) -> tuple[list[Reference], list[str]]:
     """What each judge of this machine remembers of the held-out photos, and sentences about judges that can't judge."""
     from pipelines.evaluation.references import reference
     from pipelines.faces.judges import available_judges
@@ -99,7 +100,7 @@ def _references(photos: PhotoSet, download: bool) -> tuple[list[Reference], list
     references = []
     for one in available_judges(allow_download=download, on_problem=said.append):
         try:
-            references.append(reference(one, photos.held_out))
+            references.append(reference(one, album.photos.held_out, album))
         except UserError as problem:
             said.append(f"{one.name} does not judge: {problem}")
     return references, said
@@ -148,13 +149,12 @@ def _scored(
 
 
 def _marks(
-    run: Run, photos: PhotoSet, scores: dict[Path, list[Score]], judges: Sequence[Judge], family: Family
+    run: Run, album: Album, scores: dict[Path, list[Score]], judges: Sequence[Judge], family: Family
 ) -> dict[str, Scale]:
     """{judge: Scale}: what the untrained base, real photos, and photos drawn again by the base's autoencoder reach."""
     from pipelines.evaluation.scale import measure_scale
-    from pipelines.photos.framing import frames
 
-    rebuilt = family.decode(family.encode_images(frames(photos.held_out, family.row)).latents(None))
+    rebuilt = family.decode(family.encode_images(album.frames(album.photos.held_out, family.row)).latents(None))
     drawn = {path: inscription.read(path, whole=True) for path in scores if path.parent == run.renders("none")}
     # a variation by the untrained base shows whoever its source shows: that is no floor
     untrained = {path for path, saved in drawn.items() if saved is None or saved.sampling.source is None}
@@ -162,9 +162,10 @@ def _marks(
     return {
         one.name: measure_scale(
             one,
-            photos,
+            album.photos,
             floor_scores=[score for score in floor if score.judge == one.name],
             rebuilt_images=list(rebuilt),
+            album=album,
         )
         for one in judges
     }
@@ -217,14 +218,14 @@ def _picture_sha(path: Path) -> str:
 
 
 def look_closer(
-    run: Run, photos: PhotoSet, renders: Sequence[Render], judged: Judged, *, terms: Terms, control: Control
+    run: Run, album: Album, renders: Sequence[Render], judged: Judged, *, terms: Terms, control: Control
 ) -> Generator[Event, None, Closer]:
     """Look at every picture of `renders` for what a similarity does not say. Raises Stopped between two pictures."""
     from pipelines.evaluation.facts import is_counted, worth_of
 
     control.check()
     yield Event("phase", text="Looking for copies and slips")
-    eye = _Eye(photos, judged.judges[0], others_of(photos, terms.others))
+    eye = _Eye(album, judged.judges[0], others_of(album.photos, terms.others))
     seen = _SeenBefore(run, eye.stamp)
     looked: list[dict[str, Any]] = []  # what is remembered of each render
     facts: dict[str, Facts] = {}  # by path inside the run
@@ -265,18 +266,17 @@ def look_closer(
 class _Eye:
     """Looks at one picture, with the person's photos and some other people's in mind."""
 
-    def __init__(self, photos: PhotoSet, judge: Judge, others: Sequence[Path]) -> None:
+    def __init__(self, album: Album, judge: Judge, others: Sequence[Path]) -> None:
         from pipelines.evaluation import facts, references
-        from pipelines.photos.framing import frames
 
-        self._judge = judge
-        shown = frames(photos.train, aligned=True, resolution_px=facts.FRAME_PX)
+        self._judge, photos = judge, album.photos
+        shown = album.aligned_frames(photos.train, facts.FRAME_PX)
         self._training = {photo.name: facts.structure(frame) for photo, frame in zip(photos.train, shown, strict=True)}
         try:
-            self._learned_from: Reference | None = references.reference(judge, photos.train)
+            self._learned_from: Reference | None = references.reference(judge, photos.train, album)
         except UserError:
             self._learned_from = None
-        self.beside = references.vectors_of(judge, photos, others)
+        self.beside = references.vectors_of(judge, album, others)
         self.stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
 
     def look(self, image: Any, render: Render) -> tuple[Facts, float | None, list[float | None]]:

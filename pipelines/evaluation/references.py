@@ -11,15 +11,18 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from pipelines.core.records import Photo, PhotoSet, Score, UserError
+from pipelines.core.records import Photo, Score, UserError
 from pipelines.faces import calibration
 from pipelines.faces.face import NO_FACE, Judge, Seen
 from pipelines.photos.decode import decode
 from pipelines.photos.framing import person_view
+
+if TYPE_CHECKING:
+    from pipelines.photos.album import Album
 
 Picture = Photo | Path | np.ndarray
 
@@ -41,12 +44,12 @@ class Reference:
         return self.judge.similarity(vector, self.mean)
 
 
-def reference(judge: Judge, photos: Sequence[Picture]) -> Reference:
-    """The reference of some photos (`Photo`, path or RGB uint8 array each).
+def reference(judge: Judge, photos: Sequence[Picture], album: Album | None = None) -> Reference:
+    """The reference of some photos (`Photo`, path or RGB uint8 array each). What `album` knows is not looked at again.
 
     Photos in which this judge sees no face are left out and named. `UserError` when none is left.
     """
-    seen = _look_at_all(judge, photos)
+    seen = _look_at_all(judge, photos, album)
     vectors = [one.vector for one in seen.values() if one.vector is not None]
     missing = tuple(name for name, one in seen.items() if one.vector is None)
     if not vectors:
@@ -62,35 +65,40 @@ def reference(judge: Judge, photos: Sequence[Picture]) -> Reference:
     return Reference(judge, mean_vector(vectors), len(vectors), missing, tuple(notes))
 
 
-def vectors_of(judge: Judge, photos: PhotoSet, others: Sequence[Path]) -> list[tuple[str, str, np.ndarray]]:
+def vectors_of(judge: Judge, album: Album, others: Sequence[Path]) -> list[tuple[str, str, np.ndarray]]:
     """(part, name, unit vector) of every photo in which this judge sees a face; "other" are those of other people.
 
     Embeddings: for comparing in memory, never to be kept.
     """
     found: list[tuple[str, str, np.ndarray]] = []
-    for part, pictures in (("train", photos.train), ("held_out", photos.held_out)):
-        for name, seen in _look_at_all(judge, pictures).items():
+    for part, pictures in (("train", album.photos.train), ("held_out", album.photos.held_out)):
+        for name, seen in _look_at_all(judge, pictures, album).items():
             if seen.vector is not None:
                 found.append((part, name, seen.vector))
     for number, path in enumerate(others, start=1):
         with contextlib.suppress(UserError):  # somebody else's damaged file is nothing to this person
-            vector = judge.look(decode(path)).vector
+            vector = album.vector(judge, path)
             if vector is not None:
                 found.append(("other", f"somebody else {number}", vector))
     return found
 
 
-def _look_at_all(judge: Judge, pictures: Sequence[Picture]) -> dict[str, Seen]:
+def _look_at_all(judge: Judge, pictures: Sequence[Picture], album: Album | None = None) -> dict[str, Seen]:
     """What a judge sees in each picture, by its name (pictures of one name are told apart)."""
     out: dict[str, Seen] = {}
     for index, picture in enumerate(pictures, start=1):
         name = _name(picture) or f"picture {index}"
-        out[name if name not in out else f"{name} ({index})"] = judge.look(pixels(picture))
+        if album is None or isinstance(picture, np.ndarray):
+            seen = judge.look(pixels(picture))
+        else:
+            seen = album.seen(judge, picture)
+        out[name if name not in out else f"{name} ({index})"] = seen
     return out
 
 
-def _vectors(judge: Judge, pictures: Sequence[Picture]) -> list[np.ndarray]:
-    return [seen.vector for seen in _look_at_all(judge, pictures).values() if seen.vector is not None]
+def vectors(judge: Judge, pictures: Sequence[Picture], album: Album | None = None) -> list[np.ndarray | None]:
+    """The unit vector (d,) of each picture, in order; None where this judge sees no face."""
+    return [seen.vector for seen in _look_at_all(judge, pictures, album).values()]
 
 
 def pixels(picture: Picture) -> np.ndarray:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.core.records import PhotoSet, Score
-from pipelines.evaluation.references import _vectors, mean_vector, pixels
+from pipelines.evaluation.references import mean_vector, vectors
 from pipelines.faces import calibration
 from pipelines.faces.face import NO_FACE, Judge
+
+if TYPE_CHECKING:
+    from pipelines.photos.album import Album
 
 
 def in_words(score: Score, marks: Scale | None = None) -> str:
@@ -48,8 +52,9 @@ def measure_scale(
     *,
     floor_scores: Sequence[Score | float | None] = (),
     rebuilt_images: Sequence[np.ndarray] = (),
+    album: Album | None = None,
 ) -> Scale:
-    """Measure one person's marks.
+    """Measure one person's marks. What `album` knows is not looked at again.
 
     Ceiling: every held-out photo is compared (a) with the normalised mean of the training photos and (b), leave one
     out, with the normalised mean of the other held-out photos, if there are any. The ceiling is the mean of all
@@ -63,8 +68,8 @@ def measure_scale(
     `photo_set.held_out`) in the place of the held-out photos. Floor: the mean of `floor_scores`, failures as 0.
     A mark that can't be measured is None.
     """
-    held_out = [judge.look(pixels(photo)).vector for photo in photo_set.held_out]
-    train = _vectors(judge, photo_set.train)
+    held_out = vectors(judge, photo_set.held_out, album)
+    train = [vector for vector in vectors(judge, photo_set.train, album) if vector is not None]
     best: float | None = None
     if len(rebuilt_images):
         if len(rebuilt_images) != len(photo_set.held_out):

@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.records import Look, PhotoSet, UserError, Watch
+from pipelines.core.records import Look, UserError, Watch
 from pipelines.evaluation.facts import followed
 from pipelines.evaluation.references import Reference, reference
 from pipelines.faces.face import Judge
 from pipelines.faces.judges import available_judges, judge_named
+from pipelines.photos.album import Album
 
 PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets that are reported
 
 
-def watch(photos: PhotoSet, row: BaseRow) -> Watch | None:
+def watch(album: Album) -> Watch | None:
     """None when no photo is kept for validation, or there is no second judge that finds a face in them."""
+    photos = album.photos
     if not photos.validation:
         return None
     chooser = _chooser()
     if chooser is None:
         return None
     try:
-        validation, trained = reference(chooser, photos.validation), reference(chooser, photos.train)
+        validation, trained = (reference(chooser, part, album) for part in (photos.validation, photos.train))
     except UserError:
         return None
     prompts = tuple(each.prompt for each in presets.prompts(PROMPTS))

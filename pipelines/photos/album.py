@@ -1,8 +1,8 @@
 """Album: a person's photos, each decoded, searched for faces and embedded once per job, whoever asks how often.
 
-In: `Photo` records (or paths of other pictures). Out: pixels, faces, crops, what a judge sees. Faces and embeddings are
+In: a `PhotoSet` (and paths of other pictures). Out: pixels, faces, crops, what a judge sees. Faces and embeddings are
 biometric: an album lives in memory, is never written, refuses to be pickled, and is gone with its job.
-Try it: `album = Album(); album.vector(judge, photo_set.held_out[0]).shape`.
+Try it: `album = Album(photo_set); album.vector(judge, album.photos.held_out[0]).shape`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.records import Photo
+from pipelines.core.records import Photo, PhotoSet
 from pipelines.faces.dlib_faces import detect_faces
 from pipelines.faces.face import Face, Judge, Seen
 from pipelines.photos import framing
@@ -22,12 +22,17 @@ from pipelines.photos.decode import decode
 # Decoded pixels that are kept: 14 photos of 12 megapixels. What does not fit is decoded again when it is asked for;
 # what was found in it (faces, embeddings) is small and always kept.
 LIMIT_BYTES = 512 << 20
+NOBODY = PhotoSet((), (), ())
 
 
 class Album:
-    """Pictures by their path. For one thread at a time. All methods raise `UserError` for a file that can't be read."""
+    """A person's photos, and other pictures by their path. For one thread at a time.
 
-    def __init__(self, *, limit_bytes: int = LIMIT_BYTES):
+    All methods raise `UserError` for a file that can't be read.
+    """
+
+    def __init__(self, photos: PhotoSet = NOBODY, *, limit_bytes: int = LIMIT_BYTES):
+        self.photos = photos
         self._room = limit_bytes
         self._images: dict[Path, np.ndarray] = {}
         self._faces: dict[Path, tuple[Face, ...]] = {}

@@ -1,8 +1,8 @@
 """Report: what was found, written down; and after everything else the manifest, from which a run can be repeated.
 
-In: a run, the photos' frames, `Findings` and how they came about. Out: report.json, report.html, cells.csv and the like
-in the run's folder, manifest.json last. The manifest holds no embedding, and no path but a local base's.
-Try it: `for event in report(run, photos, findings, origin, control=Control()): print(event)`.
+In: a run, the album of its photos, `Findings` and how they came about. Out: report.json, report.html, cells.csv and the
+like in the run's folder, manifest.json last. It holds no embedding, and no path but a local base's.
+Try it: `for event in report(run, album, findings, origin, control=Control()): print(event)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.bases.registry import base_sha256
 from pipelines.core.control import Control
 from pipelines.core.device import threads, versions
 from pipelines.core.files import file_sha256, jsonable, read_json, timestamp, write_json
-from pipelines.core.records import Event, PhotoSet, Sampling, is_imported, sampling_fields
+from pipelines.core.records import Event, Sampling, is_imported, sampling_fields
 from pipelines.core.run import Run
 from pipelines.training.teach import subject_of
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
     from pipelines.core.device import Device
     from pipelines.faces.face import Judge
+    from pipelines.photos.album import Album
     from pipelines.reports.findings import Findings
 
 SCHEMA = 1
@@ -46,16 +47,16 @@ class Origin:
 
 
 def report(
-    run: Run, photos: PhotoSet, findings: Findings, origin: Origin, *, control: Control
+    run: Run, album: Album, findings: Findings, origin: Origin, *, control: Control
 ) -> Generator[Event, None, None]:
     """Write the report, and after everything else the manifest. Raises Stopped before it begins."""
-    from pipelines.photos.framing import frames
     from pipelines.reports.page import write_report
 
     control.check()
     yield Event("phase", text="Writing the report")
-    learned_from = dict(zip((photo.name for photo in photos.train), frames(photos.train, origin.row), strict=True))
-    written = write_report(findings, run, frames(photos.held_out, origin.row), learned_from)
+    train, held_out = (album.frames(part, origin.row) for part in (album.photos.train, album.photos.held_out))
+    learned_from = dict(zip((photo.name for photo in album.photos.train), train, strict=True))
+    written = write_report(findings, run, held_out, learned_from)
     seconds = round(control.clock.seconds, 3)
     write_json(run.manifest, manifest(run, findings, origin) | {"wall_s": seconds, "report": written})
 

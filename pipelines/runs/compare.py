@@ -43,13 +43,14 @@ from pipelines.evaluation.judge import Judged, judge, look_closer
 from pipelines.generation.draw import brought, draw, refusals, renders_of
 from pipelines.reports.manifest import Origin, forget_report, is_written, report
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
-from pipelines.runs.prepare import Job, Resident, join_in, load
+from pipelines.runs.prepare import Job, Resident, album_of, join_in, load
 from pipelines.training.teach import subject_of, subjects_of, teach
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
     from pipelines.core.device import Device
     from pipelines.core.records import Watch
+    from pipelines.photos.album import Album
     from pipelines.reports.findings import Findings
 
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
@@ -151,8 +152,8 @@ def is_complete(run: Run, spec: JobSpec) -> bool:
 def _compare(job: Job) -> Iterator[Event]:
     run, spec, row, control = job.run, job.spec, job.row, job.control
     samplings = spec.samplings or default_samplings(row, renders=spec.renders, seed=spec.seed)
-    photos = yield from join_in(job)
-    imported, key = _imported(run, row), _key_of(run, spec, photos)
+    album = yield from join_in(job)
+    imported, key = _imported(run, row), _key_of(run, spec, album.photos)
     if is_written(run, key):
         yield Event("note", text="This comparison is complete already; nothing was done again")
         yield Event("done", seconds=control.clock.seconds, path=str(run.report), text="Done")
@@ -160,7 +161,7 @@ def _compare(job: Job) -> Iterator[Event]:
     if job.world.first:
         forget_report(run)
     device, family = yield from load(job)
-    subjects = yield from _teach(job, photos, family)
+    subjects = yield from _teach(job, album, family)
     if not job.world.first:  # the first process draws and judges
         yield Event("done", text="Taught together", seconds=control.clock.seconds)
         return
@@ -171,9 +172,9 @@ def _compare(job: Job) -> Iterator[Event]:
     made_elsewhere, problems = brought(run, spec.images)
     job.notes += problems
     renders += made_elsewhere
-    judged = yield from judge(run, photos, renders, family, terms=job.terms, control=control)
+    judged = yield from judge(run, album, renders, family, terms=job.terms, control=control)
     shown = _Shown(("none", *spec.methods, *imported, *spec.images), renders, subjects, samplings, device)
-    findings = yield from _report(job, photos, shown, judged)
+    findings = yield from _report(job, album, shown, judged)
     job.raise_problems("The report shows the others.")
     from pipelines.reports.findings import verdict
 
@@ -181,10 +182,10 @@ def _compare(job: Job) -> Iterator[Event]:
 
 
 def _train(job: Job) -> Iterator[Event]:
-    photos = yield from join_in(job)
+    album = yield from join_in(job)
     _, family = yield from load(job)
     before = {name: subject_of(job.run, name) for name in job.spec.methods}
-    subjects = yield from _teach(job, photos, family)
+    subjects = yield from _teach(job, album, family)
     changed = any(subjects.get(name) != before[name] for name in job.spec.methods)
     if changed and job.world.first:  # what a report said is past
         forget_report(job.run)
@@ -205,13 +206,13 @@ def _generate(job: Job) -> Iterator[Event]:
     if photos is None:
         yield Event("note", text="There are no photos in this run, so the pictures have no score")
     elif everything:
-        terms = replace(job.terms, earlier=everything)
-        judged = yield from judge(run, photos, drawn, family, terms=terms, control=control)
+        terms, album = replace(job.terms, earlier=everything), album_of(photos)
+        judged = yield from judge(run, album, drawn, family, terms=terms, control=control)
         if (read_json(run.manifest) or {}).get("kind") != "compare":
             present = tuple(sorted({render.method for render in everything}, key=place_of))
             asked = tuple(dict.fromkeys(render.sampling for render in everything))
             shown = _Shown(present, everything, subjects_of(run), asked, device)
-            yield from _report(job, photos, shown, judged)
+            yield from _report(job, album, shown, judged)
     gone = sum(sampling in samplings and column in columns for column, sampling in refusals(run, job.row))
     said = f"{len(drawn)} pictures are ready" + (f"; the image filter refused {gone} others" if gone else "")
     yield Event("done", text=said, seconds=control.clock.seconds)
@@ -242,15 +243,15 @@ class _Shown:
     device: Device
 
 
-def _teach(job: Job, photos: PhotoSet, family: Family) -> Generator[Event, None, dict[str, Subject]]:
+def _teach(job: Job, album: Album, family: Family) -> Generator[Event, None, dict[str, Subject]]:
     """{method: Subject} of what could be taught. Raises UserError when nothing could be."""
 
     def find_watch() -> Watch | None:
         from pipelines.evaluation import validation
 
-        return validation.watch(photos, job.row)
+        return validation.watch(album)
 
-    taught = yield from teach(job.run, photos, job.recipes, family, control=job.control, find_watch=find_watch)
+    taught = yield from teach(job.run, album, job.recipes, family, control=job.control, find_watch=find_watch)
     job.problems += taught.problems
     job.left += taught.left
     job.memory |= taught.memory
@@ -261,13 +262,13 @@ def _teach(job: Job, photos: PhotoSet, family: Family) -> Generator[Event, None,
     return taught.subjects
 
 
-def _report(job: Job, photos: PhotoSet, shown: _Shown, judged: Judged) -> Generator[Event, None, Findings]:
+def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[Event, None, Findings]:
     """A closer look at the pictures, then the report."""
     from pipelines.reports.findings import Findings, ScoredRender
 
     run, spec, row, control = job.run, job.spec, job.row, job.control
     wall_s = control.clock.seconds
-    closer = yield from look_closer(run, photos, shown.renders, judged, terms=job.terms, control=control)
+    closer = yield from look_closer(run, album, shown.renders, judged, terms=job.terms, control=control)
     cells = [
         ScoredRender(each.method, each.sampling, run.relative(each.path), judged.scores.get(each.path, ()))
         for each in shown.renders
@@ -280,7 +281,7 @@ def _report(job: Job, photos: PhotoSet, shown: _Shown, judged: Judged) -> Genera
         quality=spec.quality,
         seed=spec.seed,
         wall_s=wall_s,
-        photo_set=photos,
+        photo_set=album.photos,
         columns=shown.columns,
         cells=tuple(cells),
         marks=judged.marks,
@@ -299,7 +300,7 @@ def _report(job: Job, photos: PhotoSet, shown: _Shown, judged: Judged) -> Genera
     )
     origin = Origin(
         kind=spec.kind,
-        key=_key_of(run, spec, photos),
+        key=_key_of(run, spec, album.photos),
         started=job.started,
         row=row,
         device=shown.device,
@@ -308,7 +309,7 @@ def _report(job: Job, photos: PhotoSet, shown: _Shown, judged: Judged) -> Genera
         memory=job.memory,
         notes=(*job.notes, *judged.notes, *closer.notes),
     )
-    yield from report(run, photos, findings, origin, control=control)
+    yield from report(run, album, findings, origin, control=control)
     return findings
 
 

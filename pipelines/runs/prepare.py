@@ -1,6 +1,6 @@
 """One job, and what it needs before its stages: the person's photos, a device, and the base in memory.
 
-In: a run and its spec. Out: a `Job`; events, then a `PhotoSet`, a `Device`, a `Family`.
+In: a run and its spec. Out: a `Job`; events, then an `Album`, a `Device`, a `Family`.
 Try it: `for event in take_in(run, spec, find_base(spec.base)): print(event.text)`.
 """
 
@@ -29,6 +29,7 @@ from pipelines.training.world import World, join
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
     from pipelines.core.device import Device
+    from pipelines.photos.album import Album
 
 T = TypeVar("T")
 
@@ -97,7 +98,7 @@ class Job:
             raise UserError(f"{' '.join(self.problems)} {rest}")
 
 
-def join_in(job: Job) -> Generator[Event, None, PhotoSet]:
+def join_in(job: Job) -> Generator[Event, None, Album]:
     """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
     job.world = join(job.spec.device)
     if job.world.first:
@@ -105,11 +106,18 @@ def join_in(job: Job) -> Generator[Event, None, PhotoSet]:
             yield Event("note", text=f"{job.world.size} processes teach together")
         photos = yield from take_in(job.run, job.spec, job.row)
         job.world.wait()
-        return photos
+        return album_of(photos)
     job.world.wait()
     known = load_photo_set(job.run)
     assert known is not None, "the first process stored them"
-    return known
+    return album_of(known)
+
+
+def album_of(photos: PhotoSet) -> Album:
+    """The photos, decoded, searched for faces and embedded once per job, when somebody first asks."""
+    from pipelines.photos.album import Album
+
+    return Album(photos)
 
 
 def take_in(run: Run, spec: JobSpec, row: BaseRow) -> Generator[Event, None, PhotoSet]:

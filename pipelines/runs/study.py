@@ -201,7 +201,9 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, pace: Pace) -> li
             _condition(budget, variant),
             seed,
             out / person.name / f"{_condition(budget, variant)}-seed{seed}",
-            _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {}), _others(person, people)),
+            replace(
+                _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {})), others=_others(person, people)
+            ),
         )
         for seed in matrix.seeds
         for budget in matrix.budgets
@@ -227,7 +229,6 @@ def _spec(
     variant: Variant,
     seed: int,
     seconds_per_step: dict[str, float],
-    others: tuple[str, ...] = (),
 ) -> JobSpec:
     settings: dict[str, dict[str, Setting]] = {}
     for name, changes in matrix.methods.items():
@@ -247,7 +248,6 @@ def _spec(
         split_seed=0,  # every training seed learns from the same photos
         photos=tuple(str(path.resolve()) for path in person.photos),
         stylised=matrix.stylised,
-        others=others,
         samplings=matrix.samplings(person.class_word, row),
         settings=settings,
     )

@@ -1,8 +1,8 @@
 """Teach: every method learns the same face from the same photos, side by side or one after another.
 
-In: a run, its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the run what
-each method learned; `Taught` says how it went. A method that can't be taught is named and the others go on.
-Try it: `for event in teach(run, photos, {"lora": recipe}, family, control=Control()): print(event)`.
+In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the
+run what each method learned; `Taught` says how it went. A method that can't be taught is named, the others go on.
+Try it: `for event in teach(run, album, {"lora": recipe}, family, control=Control()): print(event)`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pipelines.core.records import (
     METHOD_ROWS,
     Event,
     OutOfMemory,
-    PhotoSet,
     Recipe,
     Subject,
     UserError,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from pipelines.bases.registry import BaseRow
     from pipelines.core.device import Device
     from pipelines.core.records import Watch
+    from pipelines.photos.album import Album
     from pipelines.training.batches import TrainingData
 
 
@@ -85,7 +85,7 @@ def leave_out_too_large(
 
 def teach(
     run: Run,
-    photos: PhotoSet,
+    album: Album,
     recipes: Mapping[str, Recipe],
     family: Family,
     *,
@@ -102,7 +102,7 @@ def teach(
     world = join(family.device.kind)
     control.check(world.any)
     yield Event("phase", text="Preparing the photos")
-    data = training_data(photos, recipes, family.row)
+    data = training_data(album, recipes, family.row)
     wanted = any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values())
     watch = find_watch() if wanted else None
     if wanted and watch is None:
@@ -137,42 +137,31 @@ def teach(
     return taught
 
 
-def training_data(photos: PhotoSet, recipes: Mapping[str, Recipe], row: BaseRow) -> TrainingData:
+def training_data(album: Album, recipes: Mapping[str, Recipe], row: BaseRow) -> TrainingData:
     """What all methods learn from; with dlib's descriptors of the photos where a recipe starts from them."""
     import numpy as np
 
+    from pipelines.faces.dlib_faces import dlib_embed
     from pipelines.photos.captions import training_captions
-    from pipelines.photos.decode import decode
-    from pipelines.photos.framing import crops, frames, heads
+    from pipelines.photos.framing import heads
     from pipelines.training.batches import TrainingData
 
+    photos = album.photos
+    pictures = tuple(album.crops(photos.train, row))
     words = [each for each in recipes.values() if "words" in METHOD_ROWS[each.method].learns]
     descriptors: list[np.ndarray] = []
-
-    def described(path):  # type: ignore[no-untyped-def]
-        image = decode(path)
-        descriptors.extend(_descriptor(image))
-        return image
-
-    faces_count = any(recipe.init == "zero_shot" for recipe in words)
-    pictures = tuple(crops(photos.train, row, read=described if faces_count else decode))
+    if any(recipe.init == "zero_shot" for recipe in words):
+        for photo in photos.train:
+            image = np.ascontiguousarray(album.image(photo))
+            descriptors += [dlib_embed(image, face) for face in album.faces(photo)[:1]]
     return TrainingData(
         pictures,
         training_captions(photos.train, pictures),
-        frames(photos.validation, row),
+        album.frames(photos.validation, row),
         tuple(heads(photos.train, row)) if any(each.weighs_faces for each in recipes.values()) else (),
         photos.digest,
         np.stack(descriptors) if descriptors else None,
     )
-
-
-def _descriptor(image: np.ndarray) -> list[np.ndarray]:
-    """dlib's descriptor (128,) of a photo's face, if there is one. A face embedding: in memory only."""
-    import numpy as np
-
-    from pipelines.faces.dlib_faces import detect_faces, dlib_embed
-
-    return [dlib_embed(np.ascontiguousarray(image), face) for face in detect_faces(image)[:1]]
 
 
 def in_turn(

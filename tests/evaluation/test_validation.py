@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pipelines.core.records import METHODS, Look, Photo, PhotoSet, Watch
 from pipelines.evaluation import validation
 from pipelines.evaluation.references import Reference
+from pipelines.photos.album import Album
 from pipelines.training.loop import train
 from pipelines.training.subjects import load_subject
 from pipelines.training.watch import STRENGTHS
@@ -192,16 +193,16 @@ def photo(name):
 def test_held_out_photos_are_never_asked(monkeypatch):
     asked: list[tuple[str, ...]] = []
 
-    def reference(judge, photos):
+    def reference(judge, photos, album):
         asked.append(tuple(each.name for each in photos))
         return Reference(judge, np.array([1.0, 0.0]), len(photos))
 
     monkeypatch.setattr(validation, "reference", reference)
     monkeypatch.setattr(validation, "_chooser", Shade)
     photos = PhotoSet((photo("t"),), (photo("v"),), (photo("h"),))
-    found = validation.watch(photos, None)
+    found = validation.watch(Album(photos))
     assert found is not None and found.judge == "shade" and asked == [("v",), ("t",)]
-    assert validation.watch(PhotoSet((photo("t"),), (), (photo("h"),)), None) is None
+    assert validation.watch(Album(PhotoSet((photo("t"),), (), (photo("h"),)))) is None
 
 
 def test_the_chooser_is_not_the_report_s_first_judge(monkeypatch):

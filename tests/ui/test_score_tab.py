@@ -193,7 +193,7 @@ def test_asking_needs_no_torch():
     import sys
 
     code = (
-        "import sys; from pipelines.evaluation import lookalike, votes; from pipelines.reports import packing, report; "
+        "import sys; from pipelines.evaluation import lookalike, votes; from pipelines.reports import archive, page; "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -471,7 +471,7 @@ def test_names_on_the_strip_and_in_votes_are_escaped():
 
 
 def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
-    from pipelines.cli import main
+    from pipelines.cli.main import main
 
     monkeypatch.setattr("pipelines.faces.judges.available_judges", lambda **_: [JUDGE])
     run = run_at(tmp_path / "run")

@@ -108,7 +108,8 @@ def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
 def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     from dataclasses import fields
 
-    from pipelines.core.records import Recipe, limits
+    from pipelines.core.decode import limits
+    from pipelines.core.records import Recipe
     from ui.train.dials import COMMON, DIALS
 
     known = {each.name for each in fields(Recipe)}

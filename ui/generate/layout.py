@@ -12,7 +12,8 @@ import gradio as gr
 
 from pipelines.bases.registry import BaseRow
 from pipelines.core import presets
-from pipelines.core.records import Sampling, Style, limits
+from pipelines.core.decode import limits
+from pipelines.core.records import Sampling, Style
 from ui.generate import html as generate_html
 from ui.generate import imports
 from ui.generate.compare import fellows, first_pair, job_card, name_beside

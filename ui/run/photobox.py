@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.bases.registry import BaseRow
+from pipelines.core.decode import decode
 from pipelines.core.files import Lock, file_sha256, printable, read_json, require_space, write_json
-from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError, decode
+from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError
 from pipelines.core.run import Run, load_photo_set, save_photo_set
 from ui.words.words import tell
 
