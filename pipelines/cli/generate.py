@@ -196,10 +196,15 @@ def import_lora(asked: argparse.Namespace) -> int:
     if plan is not None:
         work(run, plan)
     report = (read_json(run.report) or {}) if plan is not None else {}
+    remarks = imports.remarks(run, column)
     if asked.json:
         print_json({"run": str(run.folder), "column": column, "phrase": card.phrase, "kind": card.method,
-                     "numbers": card.trainable_params, "figures": report.get("methods", {}).get(column)})  # fmt: skip
-    elif column in report.get("methods", {}):
+                     "remarks": remarks, "numbers": card.trainable_params,
+                     "figures": report.get("methods", {}).get(column)})  # fmt: skip
+        return DONE
+    for remark in remarks:
+        print(remark)
+    if column in report.get("methods", {}):
         print_table(report)
         show(run.page)
     else:
