@@ -200,10 +200,13 @@ def _tags(image: Any) -> dict[int, Any]:
 
 
 def _check_tiff(image: Any) -> None:
-    """Refuse raw files: what Pillow reads from them is a thumbnail or the bare sensor."""
+    """Refuse raw files, of which Pillow reads a thumbnail or the bare sensor, and tiles too large to be unpacked."""
     tags = _tags(image)
     if 50706 in tags or tags.get(262) in (32803, 34892) or (330 in tags and tags.get(254, 0) & 1):
         raise _Refused(RAW)
+    tile = [tags.get(name) for name in (322, 323)]
+    if all(isinstance(side, int) for side in tile):  # it is unpacked whole, however small the picture is
+        _check_size(*tile)
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:

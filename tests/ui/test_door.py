@@ -220,6 +220,24 @@ def test_half_an_upload_leaves_nothing(app, come):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("parts", [
+    [('name="files"', 20)], [('name="files"; filename="a.png"', 5000), ('name="files"', 20)],
+    [('name="other"; filename="a.png"', 5000)], [('name="files"; filename="a.png"', 5000), None],
+])  # fmt: skip
+def test_an_upload_is_whole_files_and_nothing_else(app, come, parts):
+    """Other parts would be kept in memory, and the files beside them by nobody."""
+    visitor = come()
+    before = set(app.uploads.rglob("*"))
+    body = b""
+    for head, size in filter(None, parts):
+        body += f"--x\r\nContent-Disposition: form-data; {head}\r\n\r\n{visitor.page * size}\r\n".encode()
+    body += b"" if None in parts else b"--x--\r\n"
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    answer = visitor.client.post(f"{API}/upload", content=body, headers=form)
+    assert answer.status_code == 400 and "can't read" in answer.text
+    assert set(app.uploads.rglob("*")) == before
+
+
 # ------------------------------------------------------------------------------------------------- the page
 
 
