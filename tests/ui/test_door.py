@@ -323,6 +323,28 @@ def test_addresses_take_turns():
     assert queue.working_on() == {"a0", "a1", "a2", "b0", "c0", "running"}
 
 
+def test_one_address_can_not_hold_every_slot():
+    from types import SimpleNamespace
+
+    from ui.web.turns import Turns
+
+    def event(name: str, address: str):
+        request = SimpleNamespace(client=SimpleNamespace(host=address))
+        return SimpleNamespace(_id=name, request=request, concurrency_id="photos", fn=SimpleNamespace(batch=False))
+
+    queue = object.__new__(Turns)
+    crowd = [event(f"a{number}", "1.1.1.1") for number in range(4)]
+    slots = SimpleNamespace(queue=[crowd[3]], concurrency_limit=4, current_concurrency=3)
+    queue.event_queue_per_concurrency_id = {"photos": slots}
+    queue.active_jobs = [*([each] for each in crowd[:3]), None]
+    assert queue.get_events() is None and slots.queue == [crowd[3]]
+    other = event("b0", "2.2.2.2")
+    slots.queue.append(other)
+    assert queue.get_events() == ([other], False, "photos") and slots.queue == [crowd[3]]
+    slots.current_concurrency, queue.active_jobs = 2, [*([each] for each in crowd[:2]), None, None]
+    assert queue.get_events() == ([crowd[3]], False, "photos") and not slots.queue
+
+
 def test_what_is_announced_and_does_not_come_costs_nobody_anything(app, come):
     crowd = [come("127.0.5.1") for _ in range(8)]
     ways = []
