@@ -204,9 +204,9 @@ def _check_tiff(image: Any) -> None:
     tags = _tags(image)
     if 50706 in tags or tags.get(262) in (32803, 34892) or (330 in tags and tags.get(254, 0) & 1):
         raise _Refused(RAW)
-    tile = [tags.get(name) for name in (322, 323)]
-    if all(isinstance(side, int) for side in tile):  # it is unpacked whole, however small the picture is
-        _check_size(*tile)
+    width, height = tags.get(322), tags.get(323)
+    if isinstance(width, int) and isinstance(height, int):  # a tile is unpacked whole, however small the picture is
+        _check_size(width, height)
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:
