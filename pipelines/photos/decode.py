@@ -207,10 +207,12 @@ def _tag(image: Any, number: int) -> tuple[int, ...]:
 
 
 def _check_tiff(image: Any) -> None:
-    """Refuse raw files: what Pillow reads from them is a thumbnail or the bare sensor."""
+    """Refuse raw files, of which Pillow reads a thumbnail or the bare sensor, and tiles too large to be unpacked."""
     thumbnail = any(value & 1 for value in _tag(image, 254)) and _tag(image, 330)
     if _tag(image, 50706) or thumbnail or {32803, 34892} & set(_tag(image, 262)):
         raise _Refused(RAW)
+    for width, height in zip(_tag(image, 322), _tag(image, 323)):  # a tile is unpacked whole, however small the picture
+        _check_size(width, height)
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:

@@ -455,6 +455,16 @@ def test_tiffs_that_can_not_be_read_are_told_as_what_they_are(tmp_path, changes,
             decode.decode(tmp_path / "a.tif")
 
 
+def test_a_tile_that_is_far_larger_than_its_tiff_is_not_unpacked(tmp_path):
+    side, packer = 8192, zlib.compressobj()
+    data = b"".join(packer.compress(bytes(side)) for _ in range(side)) + packer.flush()
+    tags = {256: (3, (64,)), 257: (3, (64,)), 258: (3, (8,)), 259: (3, (8,)), 262: (3, (1,)), 277: (3, (1,)),
+            322: (4, (side,)), 323: (4, (side,)), 324: (4, (8,)), 325: (4, (len(data),))}  # fmt: skip
+    (tmp_path / "a.tif").write_bytes(tiff(tags, data))
+    with pytest.raises(UserError, match="67 megapixels"):
+        decode.decode(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize(("data", "words"), [
     (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "raw file"), (b"FUJIFILMCCD-RAW 0201", "raw file"),
     (b"8BPS\0\1", "Photoshop"), (b"%PDF-1.4", "PDF"), (b"\xff\x0a\xfa", "JPEG XL"), (b"PK\3\4", "archive"),

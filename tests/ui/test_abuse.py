@@ -555,6 +555,16 @@ def test_limits_count_a_browser_and_its_address():
             limits.spend_upload(Who(f"browser {number}", "9.9.9.9"), 999_999)
 
 
+def test_made_up_browsers_do_not_make_an_address_forgotten():
+    limits = Limits(Allowance(upload_mb_per_hour=1000))
+    for number in range(8):
+        limits.spend_upload(Who(f"browser {number}", "1.1.1.1"), 1_000_000_000)
+    for number in range(20_001):
+        limits.spend_request(Who(f"made up {number}", f"2.2.2.{number % 2}"))
+    with pytest.raises(TooMuch):
+        limits.require_upload(Who("another", "1.1.1.1"), 500_000_000)
+
+
 def test_limits_are_set_by_the_environment(monkeypatch):
     monkeypatch.setenv("LIKENESS_MAX_WAITING", "3")
     assert Allowance.from_environment() == Allowance(max_waiting=3)

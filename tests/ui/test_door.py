@@ -220,6 +220,24 @@ def test_half_an_upload_leaves_nothing(app, come):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("parts", [
+    [('name="files"', 20)], [('name="files"; filename="a.png"', 5000), ('name="files"', 20)],
+    [('name="other"; filename="a.png"', 5000)], [('name="files"; filename="a.png"', 5000), None],
+])  # fmt: skip
+def test_an_upload_is_whole_files_and_nothing_else(app, come, parts):
+    """Other parts would be kept in memory, and the files beside them by nobody."""
+    visitor = come()
+    before = set(app.uploads.rglob("*"))
+    body = b""
+    for head, size in filter(None, parts):
+        body += f"--x\r\nContent-Disposition: form-data; {head}\r\n\r\n{visitor.page * size}\r\n".encode()
+    body += b"" if None in parts else b"--x--\r\n"
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    answer = visitor.client.post(f"{API}/upload", content=body, headers=form)
+    assert answer.status_code == 400 and "can't read" in answer.text
+    assert set(app.uploads.rglob("*")) == before
+
+
 # ------------------------------------------------------------------------------------------------- the page
 
 
@@ -303,6 +321,28 @@ def test_addresses_take_turns():
     queue._take_turns("photos")
     assert [each._id for each in waiting] == ["a0", "c0", "a1", "b0", "a2"]
     assert queue.working_on() == {"a0", "a1", "a2", "b0", "c0", "running"}
+
+
+def test_one_address_can_not_hold_every_slot():
+    from types import SimpleNamespace
+
+    from ui.web.turns import Turns
+
+    def event(name: str, address: str):
+        request = SimpleNamespace(client=SimpleNamespace(host=address))
+        return SimpleNamespace(_id=name, request=request, concurrency_id="photos", fn=SimpleNamespace(batch=False))
+
+    queue = object.__new__(Turns)
+    crowd = [event(f"a{number}", "1.1.1.1") for number in range(4)]
+    slots = SimpleNamespace(queue=[crowd[3]], concurrency_limit=4, current_concurrency=3)
+    queue.event_queue_per_concurrency_id = {"photos": slots}
+    queue.active_jobs = [*([each] for each in crowd[:3]), None]
+    assert queue.get_events() is None and slots.queue == [crowd[3]]
+    other = event("b0", "2.2.2.2")
+    slots.queue.append(other)
+    assert queue.get_events() == ([other], False, "photos") and slots.queue == [crowd[3]]
+    slots.current_concurrency, queue.active_jobs = 2, [*([each] for each in crowd[:2]), None, None]
+    assert queue.get_events() == ([crowd[3]], False, "photos") and not slots.queue
 
 
 def test_what_is_announced_and_does_not_come_costs_nobody_anything(app, come):

@@ -16,10 +16,13 @@ import os
 from typing import Any
 
 import gradio as gr
+from gradio import route_utils
 from gradio.blocks import BlockFunction, BlocksConfig
-from gradio.route_utils import CustomCORSMiddleware
+from gradio.route_utils import CustomCORSMiddleware, GradioMultiPartParser
 from gradio.routes import App, ORJSONResponse
 from gradio.state_holder import SessionState
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException
 
 from pipelines.core.files import is_full
 from ui.page.errors import CHECK, CONFUSED, DISK_FULL
@@ -55,6 +58,33 @@ class Served(App):
     def add_middleware(self, middleware_class: Any, *args: Any, **options: Any) -> None:
         if middleware_class is not CustomCORSMiddleware:
             super().add_middleware(middleware_class, *args, **options)
+
+
+class WholeFiles(GradioMultiPartParser):
+    """A form of an upload: whole files and nothing else. Gradio keeps a part that is no file in memory, whatever its
+    size, and leaves the files of a form behind that it can't use."""
+
+    _ended = False
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if self._current_part.file is None or self._current_part.field_name != "files":
+            raise MultiPartException(CONFUSED)
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+                os.unlink(file.name)
+            raise MultiPartException(CONFUSED)
+        return form
+
+
+route_utils.GradioMultiPartParser = WholeFiles  # type: ignore[misc]  # where the upload route looks for it
 
 
 class Page(gr.Blocks):

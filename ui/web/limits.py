@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -78,7 +78,8 @@ class Limits:
         self.allowance = allowance or Allowance.from_environment()
         self._lock = threading.Lock()
         self._held: Counter[tuple[str, str]] = Counter()  # (kind, party)
-        self._left: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()  # (kind, party) -> left, when
+        # kind, browsers or addresses -> party -> left, when. Apart, because names of browsers can be made up.
+        self._left: defaultdict[tuple[str, str], OrderedDict[str, tuple[float, float]]] = defaultdict(OrderedDict)
         self._waiting: OrderedDict[str, dict[str, tuple[float, str]]] = OrderedDict()  # party -> event -> when, page
 
     @contextlib.contextmanager
@@ -173,21 +174,22 @@ class Limits:
             levels = {}
             for who, factor in parties(visitor):
                 most = float(allowed * factor)
-                left, since = self._left.get((kind, who), (most, now))
+                known = self._left[kind, who.partition(" ")[0]]
+                left, since = known.get(who, (most, now))
                 left = min(most, left + (now - since) * most / per_s)
                 if left < cost:
                     wait_s = (cost - left) * per_s / most
                     raise TooMuch(
                         f"That is more than one visitor may send. Come back in {_soon(wait_s)}.", seconds=wait_s
                     )
-                levels[kind, who] = left - cost
+                levels[who] = known, left - cost
             if not spend:
                 return
-            for key, left in levels.items():
-                self._left[key] = (left, now)
-                self._left.move_to_end(key)
-            while len(self._left) > REMEMBERED:
-                self._left.popitem(last=False)
+            for who, (known, left) in levels.items():
+                known[who] = (left, now)
+                known.move_to_end(who)
+                if len(known) > REMEMBERED:
+                    known.popitem(last=False)
 
 
 def parties(visitor: Visitor) -> list[tuple[str, int]]:

@@ -15,7 +15,8 @@ from ui.web.visitors import network
 
 class Turns(Queue):
     """Of the events that wait for the same slots, everybody's first one comes before anybody's second one. What an
-    address has in the slots counts as its first ones."""
+    address has in the slots counts as its first ones. The last free slot waits for an address that has none there: what
+    was sent may take minutes."""
 
     async def push(self, *args: Any, **options: Any) -> Any:
         answer = await super().push(*args, **options)
@@ -33,6 +34,20 @@ class Turns(Queue):
             turns[event._id] = had[address]
             had[address] += 1
         waiting.sort(key=lambda event: turns[event._id])
+
+    def get_events(self) -> tuple[list[Event], bool, str] | None:
+        whole = {}
+        for slots, each in self.event_queue_per_concurrency_id.items():
+            if each.queue and each.concurrency_limit and each.current_concurrency >= each.concurrency_limit - 1:
+                had = {_address(event) for event in self._running() if event.concurrency_id == slots}
+                whole[slots] = each.queue
+                each.queue = [event for event in each.queue if _address(event) not in had]
+        found = super().get_events()
+        for slots, waiting in whole.items():
+            self.event_queue_per_concurrency_id[slots].queue = waiting
+            for event in found[0] if found and found[2] == slots else []:
+                waiting.remove(event)
+        return found
 
     def working_on(self) -> set[str]:
         """The ids of the events that wait or are being worked on."""
