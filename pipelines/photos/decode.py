@@ -7,10 +7,13 @@ Try it: `decode(Path("photo.heic")).shape`.
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import re
 import struct
+import subprocess
+import sys
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +21,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipelines.core.files import printable
+from pipelines.core.files import REPOSITORY, printable
 from pipelines.core.records import UserError
 from pipelines.photos import colour
 
 MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 256 << 20
+APART_BYTES, APART_S = 1 << 30, 30  # address space and processor time of a process that reads one AVIF
+WAIT_S = 300  # for that process, on a machine that is busy with other work
 # Everything else Pillow can read (PostScript, PDF, FLI, ...) is no photo and only adds attack surface.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
 SUFFIXES = (
@@ -118,7 +123,9 @@ def decode(path: Path) -> np.ndarray:
         raise Unreadable(name, f"could not be opened ({reason(error)}). Choose it again.") from None
     with file:
         try:
-            return _decoded(file)
+            apart = "AVIF" in (kind_of(file.read(HEAD_BYTES)) or ())
+            file.seek(0)
+            return _decoded_apart(file) if apart else _decoded(file)
         except _Refused as problem:
             raise Unreadable(name, str(problem)) from problem.__cause__
 
@@ -182,6 +189,44 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
     if _is_deep_rgb(image, head) and int(pixels.max()) < 16:
         raise _Refused("uses only the lowest of its 16 bits and would be black. Save it with 8 bits a channel.")
     return pixels
+
+
+def _decoded_apart(file: IO[bytes]) -> np.ndarray:
+    """`_decoded` in a process of limited memory and time: an AVIF may hold more pixels than its header says, up to 268
+    million, and Pillow has no limit for them.
+    """
+    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
+    search = os.pathsep.join(each for each in (str(REPOSITORY), *sys.path) if each)
+    os.lseek(file.fileno(), 0, os.SEEK_SET)  # the other process reads on from where the system stands
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.photos.decode"], stdin=file, capture_output=True, cwd=REPOSITORY,
+            timeout=WAIT_S, env={**kept, "PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        told, _, pixels = done.stdout.partition(b"\n")
+        found = json.loads(told)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise _Refused("takes too much memory or time to read. Save it as JPEG or PNG.") from error
+    if isinstance(found, str):
+        raise _Refused(found)
+    return np.frombuffer(pixels, np.uint8).reshape(found).copy()
+
+
+def _main() -> None:
+    """The other side of `_decoded_apart`: a file on stdin; on stdout JSON (shape, or why not), a line end, pixels."""
+    with contextlib.suppress(ImportError):  # Windows has no such limits: the time limit of whoever started this remains
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (APART_BYTES, APART_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (APART_S, APART_S))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the picture
+    restrict_pillow()
+    try:
+        pixels = _decoded(sys.stdin.buffer)
+    except _Refused as problem:
+        sys.stdout.buffer.write(json.dumps(str(problem)).encode() + b"\n")
+        return
+    sys.stdout.buffer.write(json.dumps(pixels.shape).encode() + b"\n" + pixels.tobytes())
 
 
 def _check_size(width: int, height: int) -> None:
@@ -269,3 +314,7 @@ def _upright_rgb(image: Any, profile: bytes | None) -> np.ndarray:
     if image.mode != "RGB":
         image = image.convert("RGB")
     return np.array(image, dtype=np.uint8, order="C")
+
+
+if __name__ == "__main__":
+    _main()
