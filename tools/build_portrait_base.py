@@ -26,13 +26,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="packed cache of aligned crops (made from --portraits if missing)")
     parser.add_argument("--work", type=Path, default=ROOT / ".build" / "portrait-128", help="checkpoints")
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "portrait-128")
-    parser.add_argument("--recogniser", type=Path, help="face-reidentification-retail-0095 as ONNX (identity loss)")
+    parser.add_argument(
+        "--recogniser", type=Path, help="face-reidentification-retail-0095 as ONNX: identity loss, probes"
+    )
     parser.add_argument("--vae-budget-s", type=float, default=3600.0, help="for the autoencoder")
     parser.add_argument("--unet-budget-s", type=float, default=4 * 3600.0, help="for text and denoiser")
     parser.add_argument("--fade-budget-s", type=float, default=1200.0, help="for a copy of them with a falling rate")
     parser.add_argument("--refine-budget-s", type=float, default=1800.0, help="for the decoder alone")
+    parser.add_argument("--identity-weight", type=float, default=0.1, help="of the descriptor's term while denoising")
     parser.add_argument("--start-from", type=Path, help="exported model to continue from instead of from noise")
     parser.add_argument("--people", type=Path, help="folder of people (people.csv) for the in-the-wild figures")
+    parser.add_argument(
+        "--measure", type=Path, help="folder with portraits2.csv, whose `evaluate` rows are measured on"
+    )
     parser.add_argument("--face-models", type=Path, help="InsightFace root with buffalo_sc, for the ArcFace figure")
     parser.add_argument(
         "--stages",
@@ -48,7 +54,7 @@ def main() -> int:
     options = arguments()
     import torch
 
-    from tools.portrait_base import autoencoder, card, data, denoiser, evaluate, variants
+    from tools.portrait_base import autoencoder, card, data, denoiser, evaluate, probes, variants
 
     stages = options.stages.split(",")
     if unknown := set(stages) - set(STAGES):
@@ -66,14 +72,16 @@ def main() -> int:
     portraits = data.load(packed)
     if {"vae", "unet", "fade", "refine"} & set(stages):
         if not (work / "variants.npz").is_file():
-            variants.save(variants.make(portraits), work / "variants.npz")
+            if options.recogniser is None:
+                print("Give --recogniser FILE: variants are made with it.", file=sys.stderr)
+                return 2
+            completed = probes.completed(portraits, options.recogniser)
+            variants.save(variants.make(portraits, completed), work / "variants.npz")
         made = variants.load(work / "variants.npz")
-        chances = variants.balanced(made, portraits)
     if "vae" in stages:
         autoencoder.train(
             portraits,
             made,
-            chances,
             work,
             budget_s=options.vae_budget_s,
             recogniser=options.recogniser,
@@ -85,18 +93,17 @@ def main() -> int:
             denoiser.train(
                 autoencoder.finished(work, options.start_from, portraits).to(device),
                 made,
-                chances,
                 work,
                 budget_s=budget_s,
                 device=device,
                 start_from=options.start_from,
+                identity_weight=options.identity_weight,
                 fade=stage == "fade",
             )
     if "refine" in stages:
         autoencoder.refine(
             autoencoder.finished(work, options.start_from, portraits),
             made,
-            chances,
             work,
             budget_s=options.refine_budget_s,
             recogniser=options.recogniser,
@@ -107,7 +114,14 @@ def main() -> int:
         model, tokenizer = denoiser.averaged(work, vae.config.latent_channels)
         denoiser.export(vae, model, tokenizer, options.out)
     if "evaluate" in stages:
-        figures, pictures = evaluate.everything(options.out, portraits, options.people, options.face_models)
+        figures, pictures = evaluate.everything(
+            options.out,
+            portraits,
+            people=options.people,
+            measure=options.measure,
+            packs=options.face_models,
+            recogniser=options.recogniser,
+        )
         command = " ".join(["python", "tools/build_portrait_base.py", *_portable(sys.argv[1:])])
         card.write(options.out, figures, pictures, command=command, work=work)
         print("\n".join(f"{name}: {value:.4g}" for name, value in figures.items()))

@@ -84,7 +84,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def train(
     portraits: data.Portraits,
     made: variants.Variants,
-    chances: np.ndarray,
     folder: Path,
     *,
     budget_s: float,
@@ -94,8 +93,7 @@ def train(
 ) -> AutoencoderKL:
     """Train until `budget_s` of processor time (all runs together) is used; returns the averaged (EMA) weights.
 
-    Every fourth step shows frames of `made`, each as often as `chances` says, all background and jacket colours
-    equally often: see `colour_error`.
+    Every fourth step shows frames of `made`, all background and jacket colours equally often: see `colour_error`.
     """
     # from an exported model folder, or from noise
     vae = AutoencoderKL.from_pretrained(start_from, subfolder="vae").float() if start_from else new()
@@ -132,7 +130,7 @@ def train(
         count = FACES if whole else CROPS
         colours = step % 4 == 2
         if colours:
-            batch = _chosen(made, chances, count, step)
+            batch = _chosen(made, count, step)
         else:
             batch = pixels[torch.randint(len(pixels), (count,), generator=generator)].float() / 255
         if whole:
@@ -196,9 +194,9 @@ def train(
     return averaged()
 
 
-def _chosen(made: variants.Variants, chances: np.ndarray, count: int, step: int) -> torch.Tensor:
+def _chosen(made: variants.Variants, count: int, step: int) -> torch.Tensor:
     """`count` frames with repeated margins, (count, 3, PACKED_PX, PACKED_PX) in 0..1."""
-    index = np.random.default_rng((13, step)).choice(len(chances), count, p=chances)
+    index = np.random.default_rng((13, step)).choice(len(made.chances), count, p=made.chances)
     frames = torch.tensor(made.frames[index]).permute(0, 3, 1, 2).float() / 255
     return F.pad(frames, (data.MARGIN_PX,) * 4, mode="replicate")
 
@@ -229,7 +227,6 @@ class Critic(nn.Module):
 def refine(
     vae: AutoencoderKL,
     made: variants.Variants,
-    chances: np.ndarray,
     folder: Path,
     *,
     budget_s: float,
@@ -269,7 +266,7 @@ def refine(
 
     while spent_s < budget_s:
         generator = torch.Generator().manual_seed(1_000_003 * 17 + step)
-        batch = _chosen(made, chances, FACES, step)
+        batch = _chosen(made, FACES, step)
         views, where = data.sample_views(batch, 128, generator, zoom=(0.97, 1.03), turn=0.04, shift_px=1.5)
         plain = (torch.rand(FACES, 1, 1, 1, generator=generator) < 0.6).float()
         views = views * plain + data.recolour(views, where, generator) * (1 - plain)

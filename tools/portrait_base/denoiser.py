@@ -38,7 +38,7 @@ BATCH, LEARNING_RATE, EMA = 32, 4e-4, 0.999
 # measured with one thread, seconds of a step of 16 / 32: with AMX 0.74 / 1.52 in float32, 0.64 / 0.90 under bf16
 # autocast; with AVX-512 alone bf16 is slower than float32 (0.92 against 0.62 for 16)
 HALF_PRECISION = torch.cpu._is_amx_tile_supported()
-IDENTITY_WEIGHT = 0.1
+GUIDANCE = 1.5  # the default to draw with; the card's figures say why
 DESCRIPTOR_NOISE = 0.015  # per number; two photos of one person differ by about 0.025
 
 
@@ -229,18 +229,18 @@ def cached_latents(vae: AutoencoderKL, frames: np.ndarray, file: Path) -> torch.
 def train(
     vae: AutoencoderKL,
     made: variants.Variants,
-    chances: np.ndarray,
     folder: Path,
     *,
     budget_s: float,
     device: str,
     start_from: Path | None = None,
+    identity_weight: float = 0.1,
     fade: bool = False,
 ) -> None:
     """Train until `budget_s` of processor time (all runs together) is used; keeps everything in `folder`.
 
-    `chances` (n,) is how often each frame is shown. The rate stays constant, so that training can go on for ever; with
-    `fade` a copy of the last checkpoint goes on for `budget_s` with a falling rate, which is what `averaged` reads.
+    The rate stays constant, so that training can go on for ever; with `fade` a copy of the last checkpoint goes on for
+    `budget_s` with a falling rate, which is what `averaged` reads.
     """
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = Model(tokenizer, vae.config.latent_channels).to(device)
@@ -266,7 +266,8 @@ def train(
     latents = cached_latents(vae, made.frames, folder / "latents.safetensors")
     mean, std = model.projector.mean.cpu(), model.projector.std.cpu()
     targets = identity.standardise(descriptors, mean, std)
-    judge = identity.train(latents, targets, folder, key=latents_key(vae, made.frames), device=device)
+    key = latents_key(vae, made.frames)
+    judge = identity.train(latents, targets, folder, key=key, device=device) if identity_weight else None
     alphas = scheduler().alphas_cumprod
     started, first = time.process_time() - spent_s, step
     shown, likeness, saved = 0.0, 0.0, time.process_time()
@@ -282,7 +283,7 @@ def train(
     while spent_s < budget_s:
         rng = np.random.default_rng((11, step))
         generator = torch.Generator().manual_seed(step)
-        index = rng.choice(len(latents), BATCH, p=chances)
+        index = rng.choice(len(latents), BATCH, p=made.chances)
         told = [caption(rng, str(made.noun[i]), str(made.words[i])) for i in index]
         ids = tokenizer(
             [t for t, _ in told], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
@@ -308,9 +309,11 @@ def train(
         snr = alphas[t] / (1 - alphas[t]).clamp(min=1e-8)
         loss = (per_sample * (5.0 / (snr + 1)).clamp(max=1.0).to(device)).mean()
         clean = signal.to(device) * noisy.to(device) - blur.to(device) * guess.float()
-        same = identity.likeness(judge(clean), targets[index].to(device))
-        # at every noise level alike: who it is gets decided early, where the picture itself tells nothing
-        loss = loss + IDENTITY_WEIGHT * (filled * (1 - same)).mean()
+        if judge is not None:
+            same = identity.likeness(judge(clean), targets[index].to(device))
+            # at every noise level alike: who it is gets decided early, where the picture itself tells nothing
+            loss = loss + identity_weight * (filled * (1 - same)).mean()
+            likeness += 0.02 * ((filled * same).sum().item() / max(filled.sum().item(), 1e-6) - likeness)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the denoiser's loss became {loss.item()} at step {step}")
         optimizer.zero_grad(set_to_none=True)
@@ -324,7 +327,6 @@ def train(
             torch._foreach_lerp_([average[n] for n in names], list(live), 1 - decay)
         share = 0.01 if step - first > 100 else 0.1
         shown += share * (per_sample.mean().item() - shown)
-        likeness += share * ((filled * same).sum().item() / max(filled.sum().item(), 1e-6) - likeness)
         spent_s = time.process_time() - started
         if step % 50 == 0:
             print(f"denoiser step {step} {spent_s:.0f}s loss {shown:.4f} likeness {likeness:.3f}", flush=True)
@@ -411,6 +413,7 @@ def export(vae: AutoencoderKL, model: Model, tokenizer: CLIPTokenizer, out: Path
         "vocabulary": sorted(WORDS),
         "subject_token": SUBJECT,
         "subject_vectors": SUBJECT_VECTORS,
+        "guidance": GUIDANCE,
         "descriptor": "dlib_face_recognition_resnet_model_v1",
         "eyes_mid_px": [64, 58],
         "eyes_apart_px": 30,

@@ -25,6 +25,7 @@ KINDS = ("real", "real", "changed", "exchanged", "exchanged", "media")
 SHARES = {"real": 0.45, "changed": 0.18, "exchanged": 0.26, "media": 0.11}
 # groups of noun x skin x age are shown in proportion to their size to this power: 1 as they are, 0 all alike
 GROUP_EXPONENT = 0.5
+AT_MOST = 6.0  # times the mean, for a portrait of a small group
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (14, 14, 16),
     "grey": (120, 120, 122),
@@ -51,29 +52,31 @@ class Variants:
     noun: np.ndarray  # (n,) "man" | "woman" | "person"
     words: np.ndarray  # (n,) caption parts joined by "|"
     kind: np.ndarray  # (n,) one of KINDS
+    chances: np.ndarray  # (n,) how often each is shown, summing to 1
 
 
-def balanced(made: Variants, portraits: data.Portraits) -> np.ndarray:
+def balanced(portraits: data.Portraits, source: np.ndarray, words: np.ndarray, kind: np.ndarray) -> np.ndarray:
     """How often each frame is shown (n,), summing to 1.
 
     Nouns alike, groups of skin and age within them by `GROUP_EXPONENT`, kinds by `SHARES`; three tenths of the time
     so that every background and every jacket colour comes up equally often. Official portraits are blue and grey;
     without this, green and teal are never learned.
     """
-    noun = portraits.noun[made.source]
-    group = np.char.add(portraits.skin[made.source], portraits.age[made.source])
+    noun = portraits.noun[source]
+    group = np.char.add(portraits.skin[source], portraits.age[source])
     chances = np.ones(len(noun))
     for names, exponent in ((np.char.add(noun, group), GROUP_EXPONENT), (np.where(noun == "woman", "woman", "man"), 0)):
         for name in np.unique(names):
             members = names == name
             chances[members] *= float(members.sum()) ** exponent / chances[members].sum()
-    for kind in np.unique(made.kind):
-        members = made.kind == kind
-        chances[members] *= SHARES[str(kind)] / chances[members].sum()
+    chances = np.minimum(chances, AT_MOST * chances.mean())
+    for name in np.unique(kind):
+        members = kind == name
+        chances[members] *= SHARES[str(name)] / chances[members].sum()
     chances /= chances.sum()
     even = 0.7 * chances
     for ending in (" background", " jacket"):
-        named = np.array([next((p for p in str(w).split("|") if p.endswith(ending)), "") for w in made.words])
+        named = np.array([next((p for p in str(w).split("|") if p.endswith(ending)), "") for w in words])
         colours = np.unique(named)
         for colour in colours:
             members = named == colour
@@ -298,20 +301,24 @@ def _view(frame: np.ndarray, zoom: float, turn: float, shift: np.ndarray) -> np.
 
 
 def make(
-    portraits: data.Portraits, *, seed: int = 0, kinds: tuple[str, ...] = KINDS, part: tuple[int, int] = (0, 1)
+    portraits: data.Portraits, completed: data.Portraits, *, seed: int = 0, kinds: tuple[str, ...] = KINDS
 ) -> Variants:
-    """About 13 minutes for 1,527 portraits on one core, most of it dlib. `part` (k, n): every n-th portrait from k."""
+    """About 13 minutes for 1,527 portraits on one core, most of it dlib.
+
+    `completed` are the same portraits with guessed labels: they say who may exchange faces with whom, and how often
+    each is shown.
+    """
     train = np.flatnonzero(~portraits.held_out)
     skins = np.array([_skin(pixels) for pixels in portraits.pixels])
     rows = []
-    for index in train[part[0] :: part[1]]:
+    for index in train:
         packed = portraits.pixels[index]
         colour = portraits.grey[index] == "0"
         alpha = matte(packed)
         inside = alpha[data.MARGIN_PX : -data.MARGIN_PX, data.MARGIN_PX : -data.MARGIN_PX]
         sound = 0.28 < inside.mean() < 0.75 and alpha[20, 72] > 0.5
         tidy = portraits.noun[index] == "man" or portraits.hair[index] in ("short", "bald")
-        partners = _partners(portraits, train, skins, index)
+        partners = _partners(completed, train, skins, index)
         for k, kind in enumerate(kinds):
             rng = np.random.default_rng((seed, int(index), k))
             frame, guest, extra = packed.astype(np.float64), int(index), []
@@ -356,11 +363,8 @@ def make(
                 words = [medium, *kept]
             rows.append((view, descriptor, index, "|".join(words), kind))
     frames, descriptors, source, words, kind = (np.array(column) for column in zip(*rows))
-    return Variants(frames, descriptors.astype(np.float32), source, portraits.noun[source], words, kind)
-
-
-def joined(parts: list[Variants]) -> Variants:
-    return Variants(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts))))
+    chances = balanced(completed, source, words, kind)
+    return Variants(frames, descriptors.astype(np.float32), source, portraits.noun[source], words, kind, chances)
 
 
 def save(variants: Variants, path: Path) -> None:
@@ -369,4 +373,4 @@ def save(variants: Variants, path: Path) -> None:
 
 def load(path: Path) -> Variants:
     stored = np.load(path, allow_pickle=False)
-    return Variants(*(stored[k] for k in ("frames", "descriptors", "source", "noun", "words", "kind")))
+    return Variants(*(stored[k] for k in ("frames", "descriptors", "source", "noun", "words", "kind", "chances")))
