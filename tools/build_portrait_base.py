@@ -123,7 +123,7 @@ def main() -> int:
             recogniser=options.recogniser,
         )
         command = " ".join(["python", "tools/build_portrait_base.py", *_portable(sys.argv[1:])])
-        card.write(options.out, figures, pictures, command=command, work=work)
+        card.write(options.out, figures, pictures, portraits, command=command, work=work)
         print("\n".join(f"{name}: {value:.4g}" for name, value in figures.items()))
     return 0
 

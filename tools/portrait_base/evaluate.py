@@ -114,7 +114,8 @@ def realism(pipeline, portraits: data.Portraits, arcface: ArcFace, *, guidance: 
             figures[f"kid_{who}_{noun}"] = kid(seen["unit"], known["unit"])
             figures[f"norm_{who}_{noun}"] = float(seen["norm"].mean() / known["norm"].mean())
             figures[f"sharpness_{who}_{noun}"] = float(seen["sharp"].mean() / known["sharp"].mean())
-    return figures
+    drawn = [figures[f"kid_drawn_{noun}"] for noun in NOUNS]
+    return figures | {"kid_ratio": max(drawn) / max(min(drawn), 1.0)}
 
 
 def measured_on(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
@@ -139,7 +140,7 @@ def kept_by_group(vae, folder: Path, arcface: ArcFace) -> dict[str, float]:
             some = {name: frames for name, frames in people.items() if labels[name][label] == word}
             real, kept = ceiling_kept(some, made, arcface)
             figures[f"arcface_kept_{word}"] = kept / real
-    return figures
+    return figures | {"arcface_kept_apart": max(figures.values()) - min(figures.values())}
 
 
 def ceiling_kept(people: dict[str, np.ndarray], rebuilt: dict[str, np.ndarray], embed) -> tuple[float, float]:
@@ -254,13 +255,16 @@ def word_figures(pipeline, portraits: data.Portraits, recogniser: Path, *, each:
         *[("skin", word, f"{word} skin") for word in ("light", "medium", "dark")],
         *[("age", word, word) for word in ("young", "middle aged", "elderly")],
     ]
-    told, figures = probes.all_of(portraits, recogniser), {}
+    known = probes.features(portraits.frame(slice(None)), recogniser)
+    told = {name: probes.fit(known, getattr(portraits, name)) for name in probes.LABELS}
+    figures: dict[str, float] = {}
     for name, word, phrase in asked:
         nouns = ["man"] if phrase in ("beard", "bald") else list(NOUNS)
         prompts = [f"portrait of a {nouns[k % len(nouns)]}, {phrase}" for k in range(each)]
         seen = probes.features(sample(pipeline, prompts, seed=7000), recogniser)
         figures[f"word {phrase}"] = float((told[name].tell(seen) == word).mean())
-    return figures | {"words_hold": float(np.mean(list(figures.values())))}
+    sure = {f"probe {name}": probes.sureness(known, getattr(portraits, name)) for name in probes.LABELS}
+    return figures | {"words_hold": float(np.mean(list(figures.values())))} | sure
 
 
 @torch.no_grad()
@@ -359,6 +363,7 @@ def everything(
     for name, which in (("held_out", held_out), ("trained", trained)):
         ranks = identity_rank(pipeline, projector, portraits, which)
         figures[f"identity_rank_median_{name}"] = float(np.median(ranks))
+        figures[f"identity_rank_share_{name}"] = float(np.median(ranks) / len(portraits.noun))
         figures[f"identity_rank_top20_{name}"] = float((ranks <= 20).mean())
     return figures, {"samples": sample(pipeline, shown_prompts(), seed=9000)}
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tools.portrait_base import data
 from tools.portrait_base.recogniser import IdentityNet
 
-LABELS = ("glasses", "beard", "smile", "hair", "skin", "age", "noun")
+LABELS = ("glasses", "beard", "smile", "hair", "skin", "age")
 RIDGE = 0.3
 SURE = 0.12  # margin above which a face counts as dark-skinned: of the 24 surest official portraits 21 are, by eye
 
@@ -71,12 +71,6 @@ def sureness(seen: np.ndarray, labels: np.ndarray, *, folds: int = 5) -> float:
     for k in range(folds):
         told[fold == k] = fit(seen[fold != k], labels[fold != k]).tell(seen[fold == k])
     return float(np.mean([(told[labels == word] == word).mean() for word in np.unique(labels)]))
-
-
-def all_of(portraits: data.Portraits, recogniser: Path) -> dict[str, Probe]:
-    """A probe per label, fitted on every portrait that has it."""
-    seen = features(portraits.frame(slice(None)), recogniser)
-    return {name: fit(seen, getattr(portraits, name)) for name in LABELS}
 
 
 def completed(portraits: data.Portraits, recogniser: Path) -> data.Portraits:
