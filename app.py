@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ui.startup import prepare_environment, sweep_uploads
+from ui.page.startup import prepare_environment, sweep_uploads
 
 FORGET_S = 300.0  # Gradio itself never forgets a page that was closed
 
@@ -25,14 +25,19 @@ def build() -> tuple[Any, dict[str, Any]]:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from pipelines import importing
-    from ui import api, finish, generate, score, theme, train, upload, verify
-    from ui.ballot import Ballots
-    from ui.guard import Guard
-    from ui.page import Page
-    from ui.state import Services, View
-    from ui.wiring import Show, wire_page
-    from ui.words import languages, say
+    from pipelines.methods import imports
+    from ui.generate import finish, generate
+    from ui.page import theme
+    from ui.page.page import Page
+    from ui.page.wiring import Show, wire_page
+    from ui.programs import api
+    from ui.run.state import Services, View
+    from ui.score import score, verify
+    from ui.train import train
+    from ui.upload import upload
+    from ui.web.ballot import Ballots
+    from ui.web.guard import Guard
+    from ui.words.words import languages, say
 
     services = Services()
     services.resume()
@@ -94,7 +99,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "state_session_capacity": 1000,  # pages, should so many come within FORGET_S
         "run_history": False,
         "footer_links": [],
-        "max_file_size": f"{importing.limit_mb('lora'):.0f}mb",  # photos have their own, smaller limit
+        "max_file_size": f"{imports.limit_mb('lora'):.0f}mb",  # photos have their own, smaller limit
         "ssr_mode": False,
         "mcp_server": False,
         "pwa": False,

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import psutil
 from visits import conditions
 
-from pipelines import workspace
+from pipelines.core import workspace
 
 METHOD = "textual_inversion"
 NEVER_RESTS = "while True: pass"

@@ -22,8 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import photos
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
+from pipelines.photos import intake
 
 
 def phone_photos(folder: Path, count: int) -> list[Path]:
@@ -52,7 +52,7 @@ def main() -> int:
         maker.start()
         maker.join()
         files = sorted(Path(folder).glob("*.jpg"))
-        photos.check(sorted((ROOT / "presets" / "sample_person").glob("*.png"))[:1])  # loads what judges photos
+        intake.check(sorted((ROOT / "presets" / "sample_person").glob("*.png"))[:1])  # loads what judges photos
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         each: list[float] = []
         started = last = time.perf_counter()
@@ -63,7 +63,7 @@ def main() -> int:
             each.append(now - last)
             last = now
 
-        found, report = photos.check(files, progress=progress)
+        found, report = intake.check(files, progress=progress)
         seconds = time.perf_counter() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{machine()}, {date.today().isoformat()}")

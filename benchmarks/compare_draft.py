@@ -29,9 +29,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import workspace
-from pipelines.photos import photo_files
-from pipelines.runtime import machine
+from pipelines.core import workspace
+from pipelines.core.runtime import machine
+from pipelines.photos.gather import photo_files
 
 
 def conditions() -> dict[str, Any]:
@@ -73,8 +73,8 @@ def comparison(photos: Path, run: Path, options: argparse.Namespace) -> dict[str
 def render_seconds(base: str, renders: int = 5) -> dict[str, float]:
     """Seconds for one picture of 20 steps with guidance, alone and in a batch; the first one warms up."""
     from pipelines.bases.registry import find_base
-    from pipelines.generation import Generator
-    from pipelines.schema import Sampling
+    from pipelines.core.schema import Sampling
+    from pipelines.generation.generation import Generator
 
     row = find_base(base)
     generator = Generator(row)

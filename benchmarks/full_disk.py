@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from kill_worker import last_step, take_in, torn
 from visits import App, Visitor, conditions, sample_photos, table
 
-from pipelines import comparison, jobs, worker
-from pipelines.jobspec import JobSpec
-from pipelines.schema import Sampling, UserError
-from pipelines.workspace import Run
+from pipelines.core.schema import Sampling, UserError
+from pipelines.core.workspace import Run
+from pipelines.runs import comparison, jobs, worker
+from pipelines.runs.jobspec import JobSpec
 
 SKIPPED = 77
 SMALL, LARGE = "2m", "400m"

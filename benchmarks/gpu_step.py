@@ -37,10 +37,10 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import presets, runtime
 from pipelines.bases.registry import BASES, BaseRow
-from pipelines.runtime import CONTEXT_GB, Device, is_worth_compiling, pick_device, tune
-from pipelines.schema import Recipe, UserError
+from pipelines.core import presets, runtime
+from pipelines.core.runtime import CONTEXT_GB, Device, is_worth_compiling, pick_device, tune
+from pipelines.core.schema import Recipe, UserError
 
 FASTER = 2.0  # bar: the script's step time over ours
 WITHIN_GB = {"sd15-lora": 6.0, "sdxl-lora": 12.0}  # bar: the recipe as shipped trains on a card of that size
@@ -207,8 +207,8 @@ def ours(
     from torch.utils.flop_counter import FlopCounterMode
 
     from pipelines.bases.family import load_family
-    from pipelines.batches import TrainingData
-    from pipelines.training import train
+    from pipelines.training.batches import TrainingData
+    from pipelines.training.loop import train
 
     height, width = row.shapes[0]
     frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), dtype=np.uint8)

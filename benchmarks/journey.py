@@ -195,28 +195,28 @@ class Journey:
             print("    ", line[:300])
 
     def _runs(self) -> list[Any]:
-        from pipelines import workspace
+        from pipelines.core import workspace
 
         return workspace.runs(self.app.runs)
 
     def _jobs(self) -> int:
-        from pipelines import jobs
+        from pipelines.runs import jobs
 
         return sum(event.kind == "start" for run in self._runs() for event in jobs.events(run)) // 3
 
     def _step(self) -> int:
-        from pipelines import jobs
+        from pipelines.runs import jobs
 
         told = [event for run in self._runs() for event in jobs.events(run)]
         return max((event.step for event in told if event.kind == "step" and event.method == "lora"), default=0)
 
     def _learning(self) -> bool:
-        from pipelines import jobs
+        from pipelines.runs import jobs
 
         return any(jobs.status(run).busy for run in self._runs())
 
     def _drawn(self) -> bool:
-        from pipelines import jobs
+        from pipelines.runs import jobs
 
         return all(jobs.status(run.drawing).state == "done" for run in self._runs())
 

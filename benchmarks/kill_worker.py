@@ -29,16 +29,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, so that resu
 
 from visits import conditions, sample_photos, table
 
-from pipelines import jobs, workspace
-from pipelines.jobspec import JobSpec
-from pipelines.workspace import Run
+from pipelines.core import workspace
+from pipelines.core.workspace import Run
+from pipelines.runs import jobs
+from pipelines.runs.jobspec import JobSpec
 
 EVERY = 5  # steps between checkpoints
 # What the app does with a root of runs: recover it, see to it that jobs get a worker, and put jobs in its line.
 SERVER = """
 import sys
 from pathlib import Path
-from pipelines import jobs, workspace
+from pipelines.runs import jobs
+from pipelines.core import workspace
 root = Path(sys.argv[1])
 jobs.recover(root)
 jobs.watch(root)
@@ -77,11 +79,11 @@ class Server:
 
 def take_in(folder: Path, base: str) -> Run:
     """A run with the sample person's photos."""
-    from pipelines import photos
     from pipelines.bases.registry import find_base
+    from pipelines.photos import intake
 
     run = workspace.run_at(folder)
-    found = photos.intake(sample_photos(), run.photos, min_eye_distance_px=find_base(base).min_eye_distance_px)
+    found = intake.intake(sample_photos(), run.photos, min_eye_distance_px=find_base(base).min_eye_distance_px)
     workspace.save_photo_set(run, found)
     return run
 
@@ -116,7 +118,7 @@ def last_step(run: Run) -> int:
 
 
 def artefact(run: Run, method: str) -> str:
-    from pipelines.training import load_subject
+    from pipelines.training.loop import load_subject
 
     subject = load_subject(run.method(method))
     assert subject.complete, "the training said that it was done"

@@ -3,8 +3,8 @@
     python benchmarks/marks_survive.py [FOLDER ...] [--limit 10] [--unmarked FOLDER ...] [--out FILE.md]
 
 In: folders of pictures (default: the synthetic sample person). Each is marked at every size, changed in every way of
-`CHANGES`, and read back by `pipelines.marking.verify`, as the app does it. Out: Markdown tables for docs/finishing.md.
-With `--unmarked`, pictures without marks are read too, as they are: how many are said to have one?
+`CHANGES`, and read back by `pipelines.finishing.mark.verify`, as the app does it. Out: Markdown tables for
+docs/finishing.md. With `--unmarked`, pictures without marks are read too, as they are: how many are said to have one?
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import marking, watermark
-from pipelines.photos import SUFFIXES, decode
-from pipelines.runtime import machine
-from pipelines.schema import UserError
+from pipelines.core.runtime import machine
+from pipelines.core.schema import UserError
+from pipelines.finishing import mark, watermark
+from pipelines.photos.decode import SUFFIXES, decode
 
 SIZES_PX = (256, 512)
 
@@ -162,16 +162,16 @@ def survival(images: Sequence[np.ndarray], folder: Path) -> list[str]:
     count = len(images)
     for name, change in CHANGES.items():
         for side in SIZES_PX:
-            left: dict[str, int] = dict.fromkeys((*marking.MARK_NAMES, "tampered"), 0)
+            left: dict[str, int] = dict.fromkeys((*mark.MARK_NAMES, "tampered"), 0)
             strengths = []
             for number, image in enumerate(images):
                 source = folder / f"marked-{side}-{number}.jpg"
                 if not source.is_file():
-                    marking.mark(squared(image, side), source, base="portrait-128")
+                    mark.mark(squared(image, side), source, base="portrait-128")
                 changed = change(source, folder / f"changed-{side}-{number}")
-                found = marking.verify(changed)
-                for mark in found.marks:
-                    left[mark.name] += mark.generated
+                found = mark.verify(changed)
+                for one in found.marks:
+                    left[one.name] += one.generated
                 left["tampered"] += found.tampered
                 strengths.append(watermark.read(decode(changed)).strength)
             said = f"{left['credentials']} of {count}"
@@ -187,7 +187,7 @@ def survival(images: Sequence[np.ndarray], folder: Path) -> list[str]:
 
 def cost(images: Sequence[np.ndarray]) -> list[str]:
     """PSNR and SSIM of the watermark, and how alike a face recogniser finds the picture before and after."""
-    from pipelines import faces
+    from pipelines.faces import faces
 
     judges = faces.available_judges()
     names = " | ".join(f"{judge.name}, same face: least, mean" for judge in judges)

@@ -22,9 +22,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import faces, matting
-from pipelines.photos import decode, photo_files
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
+from pipelines.faces import faces
+from pipelines.finishing import matte
+from pipelines.photos.decode import decode
+from pipelines.photos.gather import photo_files
 
 SIDE_PX = 512
 
@@ -83,7 +85,7 @@ def main() -> int:
             if not found:
                 continue
             started = time.perf_counter()
-            made = matting.matte(picture, found[0])
+            made = matte.matte(picture, found[0])
             seconds.append(time.perf_counter() - started)
             if made.problem:
                 refused += 1
@@ -105,7 +107,7 @@ def main() -> int:
             found = faces.detect_faces(image)
             if found:
                 seen += 1
-                made = matting.matte(image, found[0])
+                made = matte.matte(image, found[0])
                 refusals += [made.problem] if made.problem else []
                 tiles.append(_tile(image, made.alpha))
         print(f"portraits: {len(refusals)} of {seen} refused")
@@ -118,7 +120,7 @@ def main() -> int:
 
 def _tile(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     parts = [image, np.repeat((alpha * 255).astype(np.uint8)[..., None], 3, 2)]
-    parts += [matting.replaced(image, alpha, name) for name in ("studio", "white", "blur")]
+    parts += [matte.replaced(image, alpha, name) for name in ("studio", "white", "blur")]
     return np.concatenate([np.asarray(Image.fromarray(part).resize((192, 192))) for part in parts], axis=1)
 
 

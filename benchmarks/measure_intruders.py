@@ -16,8 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import checks
-from pipelines.photos import decode, photo_files
+from pipelines.photos import checks
+from pipelines.photos.decode import decode
+from pipelines.photos.gather import photo_files
 
 
 def flagged(examined: list[checks.Examined], known) -> list[bool]:

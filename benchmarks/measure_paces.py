@@ -18,11 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import estimates, jobs, presets, runtime, workspace
 from pipelines.bases.registry import find_base
-from pipelines.jobspec import JobSpec
-from pipelines.photos import photo_files
-from pipelines.training import load_subject
+from pipelines.core import presets, runtime, workspace
+from pipelines.photos.gather import photo_files
+from pipelines.runs import jobs
+from pipelines.runs.jobspec import JobSpec
+from pipelines.training import estimates
+from pipelines.training.loop import load_subject
 
 ROOT = Path(__file__).resolve().parents[1]
 

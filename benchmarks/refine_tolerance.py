@@ -22,9 +22,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import faces, refining, scoring, workspace
-from pipelines.photos import decode, photo_files
-from pipelines.runtime import machine
+from pipelines.core import workspace
+from pipelines.core.runtime import machine
+from pipelines.evaluation import scoring
+from pipelines.faces import faces
+from pipelines.finishing import refine
+from pipelines.photos.decode import decode
+from pipelines.photos.gather import photo_files
 
 SIDES_PX = (128, 512)
 SHARE = 0.99
@@ -52,7 +56,7 @@ def losses(judge: faces.Judge, pictures: list[np.ndarray]) -> list[float]:
             continue
         reference = scoring.Reference(judge, scoring.mean_vector(others), len(others))
         before = reference.similarity(vector)
-        for copy in refining.harmless_copies(picture):
+        for copy in refine.harmless_copies(picture):
             after = judge.look(copy).vector
             out.append(before if after is None else before - reference.similarity(after))
     return out
@@ -84,14 +88,14 @@ def main() -> int:
         found[name] = max(0.01, math.ceil(100 * float(np.quantile(every, SHARE))) / 100)
         print(f"{name}: tolerance {found[name]:.2f}")
     if options.write:
-        saved = workspace.read_json(refining.FILE) or {"schema": 1, "tolerance": {}}
+        saved = workspace.read_json(refine.FILE) or {"schema": 1, "tolerance": {}}
         saved["tolerance"] |= found
         command = "python benchmarks/refine_tolerance.py --people PEOPLE" if options.people else "the sample person"
         saved["source"] = (
             f"{SHARE:.0%} of JPEG q90 and 1 px shifts lose less; {len(people)} people, "
             f"{sum(map(len, people))} photos, {date.today().isoformat()}: {command}"
         )
-        workspace.write_json(refining.FILE, saved)
+        workspace.write_json(refine.FILE, saved)
     return 0
 
 

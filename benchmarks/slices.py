@@ -4,7 +4,7 @@
 
 In: photos of one person (the sample person). Out: one line per slice - its seconds, and how many steps, pictures and
 scores it brought - and a JSON record. Each slice is a process of its own that does what the app does on ZeroGPU
-(`ui.gpu.work`) with `--limit` in the place of `WORK_S`; importing torch and loading the base are part of it. Exit code
+(`gpu.work`) with `--limit` in the place of `WORK_S`; importing torch and loading the base are part of it. Exit code
 1 when a slice takes more than `--margin` seconds longer than the limit, or brings nothing. A host ends what takes 15 s
 longer. Where others use the machine, `--clock processor` with OMP_NUM_THREADS=1 counts seconds of processor time, the
 limit's too: what a slice takes on a core of its own.
@@ -25,15 +25,18 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from compare_draft import conditions
 
-from pipelines import jobs, photos, workspace
 from pipelines.bases.registry import find_base
-from pipelines.jobspec import JobSpec
-from ui.gpu import SLICE_S, WORK_S
+from pipelines.core import workspace
+from pipelines.photos.gather import photo_files
+from pipelines.photos.intake import intake
+from pipelines.runs import jobs
+from pipelines.runs.jobspec import JobSpec
+from ui.page.gpu import SLICE_S, WORK_S
 
 SLICE = """
 import sys, time
 from types import SimpleNamespace
-from ui import gpu
+from ui.page import gpu
 gpu.WORK_S = float(sys.argv[2])
 clock = time.process_time if sys.argv[3] == "processor" else time.monotonic
 gpu.time = SimpleNamespace(monotonic=clock)
@@ -59,8 +62,8 @@ def main() -> int:
     kept: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         run, row = workspace.run_at(Path(folder) / "run"), find_base(options.base)
-        files = photos.photo_files(options.photos)
-        workspace.save_photo_set(run, photos.intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
+        files = photo_files(options.photos)
+        workspace.save_photo_set(run, intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
         methods = tuple(options.methods.split(",")) if options.methods else row.methods
         spec = JobSpec("compare", options.base, options.class_word, methods, options.quality)
         jobs.enqueue(run, spec, owner="benchmark", serve=False)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SPIN = os.environ.get("GOMP_SPINCOUNT")  # before ours sets it: the scripts get what a person has who runs them
 
-from pipelines.schema import METHODS
+from pipelines.core.schema import METHODS
 
 SCRIPTS = {
     "textual_inversion": "textual_inversion/textual_inversion.py",
@@ -227,8 +227,8 @@ def ours(asked: Asked, method: str) -> Row:
 
 def script(asked: Asked, method: str, *, careful: bool) -> Row:
     """diffusers' script at its defaults, or with everything done for it that its flags and a person can do."""
-    from pipelines import presets
-    from pipelines.runtime import pick_device
+    from pipelines.core import presets
+    from pipelines.core.runtime import pick_device
 
     folder = asked.work / f"{method}-{'careful' if careful else 'defaults'}"
     folder.mkdir()
@@ -279,7 +279,9 @@ def judge_rows(rows: Sequence[Row], asked: Asked, judged_by: Sequence[Path], pic
     with the same seeds and sampler. The judge's name."""
     import numpy as np
 
-    from pipelines import faces, presets, scoring
+    from pipelines.core import presets
+    from pipelines.evaluation import scoring
+    from pipelines.faces import faces
 
     judge = faces.judge(judge_name) if judge_name else faces.available_judges()[0]
     reference = scoring.reference(judge, list(judged_by))
@@ -411,7 +413,7 @@ def identity_bars(rows: Sequence[Row], over: str) -> list[Bar]:
 
 def identity_table(rows: Sequence[Row], over: str) -> str:
     """Markdown: means over people or folds, and ours minus each with the 95% interval of a bootstrap over them."""
-    from pipelines.scoring import paired_bootstrap
+    from pipelines.evaluation.scoring import paired_bootstrap
 
     lines = ["| method | who | identity | ours is higher by | for |", "|---|---|---|---|---|"]
     for method in dict.fromkeys(row.method for row in rows if row.who == OURS):

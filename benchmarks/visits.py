@@ -1,7 +1,7 @@
 """The app as a process of its own, and visitors who speak to it as a page does, without a browser.
 
 In: environment variables for the app. Out: `App` (address, process, log) and `Visitor` (open, upload, press, poll).
-Used by the reliability measurements beside this file and by tests/test_abuse.py.
+Used by the reliability measurements beside this file and by tests/ui/test_abuse.py.
 Try it: `with App(home) as app: Visitor(app.address).open()`.
 """
 
@@ -240,7 +240,7 @@ def conditions() -> dict[str, Any]:
     import datetime
     import platform
 
-    from pipelines.runtime import machine
+    from pipelines.core.runtime import machine
 
     return {
         "machine": machine(), "cores": os.cpu_count(), "python": platform.python_version(),

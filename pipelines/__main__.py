@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines.schema import (
+from pipelines.core.schema import (
     ALL_METHODS,
     ATTENTIONS,
     CLASS_WORDS,
@@ -38,11 +38,11 @@ from pipelines.schema import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.faces import Judge
-    from pipelines.jobspec import JobSpec
-    from pipelines.lookalike import Opinion
-    from pipelines.refining import Outcome
-    from pipelines.workspace import Run
+    from pipelines.core.workspace import Run
+    from pipelines.evaluation.lookalike import Opinion
+    from pipelines.faces.faces import Judge
+    from pipelines.finishing.refine import Outcome
+    from pipelines.runs.jobspec import JobSpec
 
 DREAMBOOTH_LORA = "likeness_dreambooth_lora.safetensors"
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -368,8 +368,9 @@ def _setting(text: str) -> tuple[str, str, Any]:
 
 
 def _compare(asked: argparse.Namespace) -> int:
-    from pipelines import jobspec, workspace
     from pipelines.bases.registry import find_base
+    from pipelines.core import workspace
+    from pipelines.runs import jobspec
 
     if asked.matrix is not None:
         return _study(asked)
@@ -391,7 +392,8 @@ def _compare(asked: argparse.Namespace) -> int:
 
 
 def _replay(asked: argparse.Namespace) -> int:
-    from pipelines import replay, workspace
+    from pipelines.core import workspace
+    from pipelines.runs import replay
 
     _face_models(asked)
     old = asked.manifest.resolve()
@@ -419,7 +421,7 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    from pipelines.photos import photo_files
+    from pipelines.photos.gather import photo_files
 
     found: dict[str, tuple[str, ...]] = {}
     for each in asked:
@@ -431,8 +433,9 @@ def _made_elsewhere(asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _study(asked: argparse.Namespace) -> int:
-    from pipelines import study, study_report
-    from pipelines.runtime import machine
+    from pipelines.core.runtime import machine
+    from pipelines.reports import study_report
+    from pipelines.runs import study
 
     if not asked.photos.is_dir():
         raise WrongUse(f"There is no folder {asked.photos}. Check the path.")
@@ -472,7 +475,7 @@ def _study(asked: argparse.Namespace) -> int:
 
 
 def _train(asked: argparse.Namespace) -> int:
-    from pipelines import workspace
+    from pipelines.core import workspace
 
     run, spec = _prepare(asked, kind="train")
     _do(run, spec)
@@ -489,8 +492,9 @@ def _train(asked: argparse.Namespace) -> int:
 
 
 def _generate(asked: argparse.Namespace) -> int:
-    from pipelines import jobs, workspace
-    from pipelines.jobspec import JobSpec
+    from pipelines.core import workspace
+    from pipelines.runs import jobs
+    from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)
     run = _run_of(asked.folder)
@@ -533,9 +537,9 @@ def _generate(asked: argparse.Namespace) -> int:
 def _extract(asked: argparse.Namespace) -> int:
     from pipelines.bases.family import load_family
     from pipelines.bases.registry import find_base
+    from pipelines.core.runtime import pick_device
     from pipelines.methods import extract
-    from pipelines.runtime import pick_device
-    from pipelines.training import load_subject
+    from pipelines.training.loop import load_subject
 
     run = _run_of(asked.folder)
     folder = run.method("dreambooth")
@@ -571,9 +575,11 @@ def _extract(asked: argparse.Namespace) -> int:
 
 
 def _import(asked: argparse.Namespace) -> int:
-    from pipelines import importing, jobs, workspace
     from pipelines.bases.registry import find_base
-    from pipelines.schema import IMPORTED
+    from pipelines.core import workspace
+    from pipelines.core.schema import IMPORTED
+    from pipelines.methods import imports
+    from pipelines.runs import jobs
 
     _face_models(asked)
     run = _run_of(asked.folder)
@@ -582,7 +588,7 @@ def _import(asked: argparse.Namespace) -> int:
     if any(jobs.status(slot).busy for slot in (run, run.drawing)):
         raise UserError("This run is still being worked on. Stop it first, or wait.")
     if asked.remove is not None:
-        importing.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
+        imports.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
         if asked.json:
             _print_json({"run": str(run.folder), "removed": asked.remove})
         else:
@@ -593,8 +599,8 @@ def _import(asked: argparse.Namespace) -> int:
     spec = jobs.load_spec(run)
     if not asked.file.is_file():
         raise WrongUse(f"There is no file {asked.file}. Check the path.")
-    name = asked.name or importing.slug(asked.file.stem)
-    card = importing.add(
+    name = asked.name or imports.slug(asked.file.stem)
+    card = imports.add(
         run, asked.file, find_base(spec.base), name=name, class_word=spec.class_word, phrase=asked.trigger
     )
     column = IMPORTED + name
@@ -616,7 +622,7 @@ def _import(asked: argparse.Namespace) -> int:
 
 def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:
     """A job that draws and scores the run's prompts and seeds with a new column; None where nothing was drawn yet."""
-    from pipelines import workspace
+    from pipelines.core import workspace
 
     if spec.kind == "compare":
         return spec  # everything else is there already
@@ -626,8 +632,8 @@ def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:
 
 
 def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
-    from pipelines import presets
     from pipelines.bases.registry import find_base
+    from pipelines.core import presets
 
     row = find_base(base)
     known = presets.styles()
@@ -651,7 +657,7 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
     chosen = {key: value for key, value in changes.items() if value is not None}
     chosen |= {"scheduler": asked.scheduler, "strength": asked.strength, "source": asked.source}
     if asked.draft:
-        from pipelines import drafts
+        from pipelines.methods import drafts
 
         if drafts.find(row) is None:
             raise drafts.missing(row)
@@ -664,8 +670,9 @@ def _samplings(asked: argparse.Namespace, base: str) -> tuple[Sampling, ...]:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    from pipelines import photos
     from pipelines.bases.registry import default_base, find_base
+    from pipelines.photos.gather import photo_files, unpack
+    from pipelines.photos.intake import check
 
     try:
         row = find_base(asked.base or default_base())
@@ -679,12 +686,12 @@ def _check(asked: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="likeness-") as unpacked:
         for number, path in enumerate(asked.photos):
             if path.is_dir():
-                files += photos.photo_files(path)
+                files += photo_files(path)
             elif path.suffix.lower() == ".zip":
-                files += photos.unpack(path, Path(unpacked) / str(number))
+                files += unpack(path, Path(unpacked) / str(number))
             else:
                 files.append(path)
-        found, report = photos.check(
+        found, report = check(
             files,
             min_eye_distance_px=row.min_eye_distance_px,
             progress=lambda done, total, _: bar.show("looking", done, total),
@@ -713,7 +720,8 @@ def _score(asked: argparse.Namespace) -> int:
     for path in [*asked.images, *(asked.against or ())]:
         if not path.is_file():
             raise WrongUse(f"There is no file {path}. Check the path.")
-    from pipelines import faces, scoring
+    from pipelines.evaluation import scoring
+    from pipelines.faces import faces
 
     if asked.judge:
         judges = [faces.judge(name) for name in dict.fromkeys((asked.judge, faces.DlibJudge.name))]
@@ -760,8 +768,9 @@ def _score(asked: argparse.Namespace) -> int:
 
 def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     """Every face of each picture against the person of a run."""
-    from pipelines import lookalike, presets, workspace
-    from pipelines.photos import decode
+    from pipelines.core import presets, workspace
+    from pipelines.evaluation import lookalike
+    from pipelines.photos.decode import decode
 
     run = _run_of(asked.of_run)
     photos = workspace.load_photo_set(run)
@@ -807,20 +816,22 @@ def _opinion(one: Opinion) -> dict[str, Any]:
 
 
 def _finish(asked: argparse.Namespace) -> int:
-    from pipelines import faces, finishing, inscription, marking, refining, workspace
-    from pipelines.photos import decode
-    from pipelines.schema import Finish
+    from pipelines.core import inscription, workspace
+    from pipelines.core.schema import Finish
+    from pipelines.faces import faces
+    from pipelines.finishing import mark, refine, stage
+    from pipelines.photos.decode import decode
 
     _face_models(asked)
     if not asked.image.is_file():
         raise WrongUse(f"There is no file {asked.image}. Check the path.")
-    kinds = [name for name, ends in marking.FORMATS.items() if asked.out.suffix.lower() in ends]
+    kinds = [name for name, ends in mark.FORMATS.items() if asked.out.suffix.lower() in ends]
     if not kinds:
         raise WrongUse(f"{asked.out.name} names no format. End it in .jpg, .png, .webp or .avif.")
     run = _run_of(asked.of_run) if asked.of_run else None
     order = Finish(
         ("renders/picture.png",),
-        refining.DEFAULT_STEPS if asked.steps is None else asked.steps,
+        refine.DEFAULT_STEPS if asked.steps is None else asked.steps,
         background=asked.background,
         upscaler=asked.upscaler,
         restorer=asked.restorer,
@@ -829,28 +840,26 @@ def _finish(asked: argparse.Namespace) -> int:
         format_name=kinds[0],
     )
     try:
-        finishing.check(order)
-        size = finishing.size_of(asked.size, px=asked.px)
+        stage.check(order)
+        size = stage.size_of(asked.size, px=asked.px)
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     image = decode(asked.image)
     judges = faces.available_judges(on_problem=_say)
-    baseline = finishing.baseline_of(run, image, judges) if run else refining.baseline_itself(judges, image)
+    baseline = stage.baseline_of(run, image, judges) if run else refine.baseline_itself(judges, image)
     bar = Bar()
     drawn = inscription.read(asked.image)
     base = drawn.base if drawn else ""
-    made = finishing.finish(
-        image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one))
-    )
+    made = stage.finish(image, order, baseline=baseline, size=size, base=base, on_step=lambda one: bar.line(_told(one)))
     workspace.write_bytes(asked.out, made.delivered.data)
     if asked.json:
-        _print_json({"file": str(asked.out), **finishing.told(made)})
+        _print_json({"file": str(asked.out), **stage.told(made)})
         return DONE
     for sentence in made.notes:
         _say(sentence)
     one = made.delivered
     print(f"{asked.out}: {one.width_px} x {one.height_px} px, {one.kb:.0f} kB {one.format_name}")
-    for judge, found in finishing.told(made)["similarity"].items():
+    for judge, found in stage.told(made)["similarity"].items():
         print(f"{judge}: {_figure(found['raw'])} raw, {_figure(found['delivered'])} as delivered, to {baseline.of}")
     return DONE
 
@@ -868,10 +877,10 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def _verify(asked: argparse.Namespace) -> int:
     if not asked.image.is_file():
         raise WrongUse(f"There is no file {asked.image}. Check the path.")
-    from pipelines import marking
+    from pipelines.finishing.mark import verify
 
     try:
-        found = marking.verify(asked.image)
+        found = verify(asked.image)
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     if asked.json:
@@ -885,7 +894,7 @@ def _verify(asked: argparse.Namespace) -> int:
 
 
 def _forget(asked: argparse.Namespace) -> int:
-    from pipelines import workspace
+    from pipelines.core import workspace
 
     receipt = workspace.forget(_run_of(asked.folder))
     if asked.json:
@@ -902,7 +911,8 @@ def _forget(asked: argparse.Namespace) -> int:
 
 
 def _worker(asked: argparse.Namespace) -> int:
-    from pipelines import worker, workspace
+    from pipelines.core import workspace
+    from pipelines.runs import worker
 
     if asked.line:
         return worker.serve(asked.folder.resolve(), device=asked.device)
@@ -914,10 +924,10 @@ def _worker(asked: argparse.Namespace) -> int:
 
 def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
-    from pipelines import workspace
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.jobspec import JobSpec
-    from pipelines.photos import photo_files
+    from pipelines.core import workspace
+    from pipelines.photos.gather import photo_files
+    from pipelines.runs.jobspec import JobSpec
 
     _face_models(asked)
     if not asked.photos.is_dir():
@@ -961,7 +971,7 @@ def _replaced(record: Any, **changes: Any) -> Any:
 
 
 def _run_of(folder: Path) -> Run:
-    from pipelines import workspace
+    from pipelines.core import workspace
 
     try:
         if folder.is_symlink():
@@ -982,7 +992,7 @@ def _face_models(asked: argparse.Namespace) -> None:
 
 def _do(run: Run, spec: JobSpec) -> int:
     """Start the worker and show what it does until it ends; returns where its events begin. Ctrl-C stops it."""
-    from pipelines import jobs
+    from pipelines.runs import jobs
 
     jobs.start(run, spec)
     first = jobs.status(run).first_event
@@ -1112,7 +1122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        from pipelines.worker import OURS, explain
+        from pipelines.runs.worker import OURS, explain
 
         sentence = explain(error)
         if sentence == OURS:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.jobspec import JobSpec
+from pipelines.runs.jobspec import JobSpec
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def live_app(
     folders: pytest.TempPathFactory, *, teach: Callable[[JobSpec], JobSpec] | None = None, **environment: str | Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(address, how it was launched). `teach` changes what is asked of a training before it is put in the line."""
-    from pipelines import jobs
+    from pipelines.runs import jobs
 
     real_enqueue = jobs.enqueue
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import workspace
-from pipelines.jobspec import JobSpec
-from pipelines.schema import Photo, PhotoSet
-from pipelines.workspace import Run
+from pipelines.core import workspace
+from pipelines.core.schema import Photo, PhotoSet
+from pipelines.core.workspace import Run
+from pipelines.runs.jobspec import JobSpec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PEOPLE = SHARED / "data" / "people"

@@ -46,7 +46,7 @@ def test_folding_normalises_the_latents_and_changes_no_picture():
 
 
 def test_the_autoencoder_resumes_from_its_checkpoint(tmp_path):
-    from pipelines.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     options = {"recogniser": None, "device": "cpu"}
     made = _variants(_portraits())
@@ -59,7 +59,7 @@ def test_the_autoencoder_resumes_from_its_checkpoint(tmp_path):
 
 
 def test_refining_the_decoder_leaves_the_latents_alone(tmp_path, monkeypatch):
-    from pipelines.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     class Judge(torch.nn.Module):
         def look(self, frames):
@@ -141,7 +141,7 @@ def test_the_latent_recogniser_finds_whose_latents_these_are_and_is_kept(tmp_pat
 
 
 def test_the_denoiser_resumes_and_fades_a_copy(tmp_path, monkeypatch):
-    from pipelines.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     monkeypatch.setattr(identity, "EPOCHS", 1)
     monkeypatch.setattr(denoiser, "BATCH", 2)
@@ -223,7 +223,7 @@ def test_variants_carry_measured_words_and_new_identities():
 
     from PIL import Image
 
-    from pipelines import faces
+    from pipelines.faces import faces
 
     rows = [r for r in csv.DictReader((folder / "portraits.csv").open()) if r["grey"] == "0"][:5]
     mid = tuple(c + data.MARGIN_PX for c in faces.PORTRAIT_EYES_MID)

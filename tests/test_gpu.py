@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines import jobs, worker
-from pipelines.jobs import read_status, save_status, status
-from tests.test_app import base, own_home, services, take_in  # noqa: F401  (fixtures)
+from pipelines.runs import jobs, worker
+from pipelines.runs.jobs import read_status, save_status, status
+from tests.ui.test_app import base, own_home, services, take_in  # noqa: F401  (fixtures)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def zero(monkeypatch, tmp_path):
 
 
 def test_elsewhere_a_worker_does_the_jobs(monkeypatch):
-    from ui.gpu import slicer
+    from ui.page.gpu import slicer
 
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     assert slicer() is None
@@ -39,7 +39,7 @@ def test_elsewhere_a_worker_does_the_jobs(monkeypatch):
 
 
 def test_a_host_without_its_package_says_what_to_add(monkeypatch):
-    from ui.gpu import slicer
+    from ui.page.gpu import slicer
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "1")
     monkeypatch.setitem(sys.modules, "spaces", None)  # as if it were not installed
@@ -48,8 +48,8 @@ def test_a_host_without_its_package_says_what_to_add(monkeypatch):
 
 
 def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, services, monkeypatch):  # noqa: F811
-    from ui.state import Services
-    from ui.wiring import NO_PROGRESS, sliced
+    from ui.page.wiring import NO_PROGRESS, sliced
+    from ui.run.state import Services
 
     lent = Services(services.sessions.root)
     lent.resume()
@@ -72,9 +72,9 @@ def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, serv
 
 
 def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  # noqa: F811
-    from ui import gpu
-    from ui.state import Services
-    from ui.wiring import sliced
+    from ui.page import gpu
+    from ui.page.wiring import sliced
+    from ui.run.state import Services
 
     lent = Services(services.sessions.root)
     assert lent.slice is not None and zero[-1] == gpu.SLICE_S and gpu.WORK_S < gpu.SLICE_S

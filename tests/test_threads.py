@@ -35,7 +35,12 @@ def test_threads_spin_shortly_unless_somebody_says_otherwise():
 
 
 @pytest.mark.parametrize(
-    "first", ["app, gradio, ui.startup; from pipelines import importing", "pipelines.__main__", "pipelines.worker"]
+    "first",
+    [
+        "app, gradio, ui.page.startup; from pipelines.methods import imports",
+        "pipelines.__main__",
+        "pipelines.runs.worker",
+    ],
 )
 def test_it_is_said_before_torch_is_imported(first):
     assert told(f"{WATCH}\nimport {first}\nimport torch; print('ready')") == "ready"

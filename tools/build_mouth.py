@@ -24,10 +24,10 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import expressions
-from pipelines.faces import detect_faces
-from pipelines.photos import decode
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
+from pipelines.faces import expressions
+from pipelines.faces.faces import detect_faces
+from pipelines.photos.decode import decode
 
 LABELS = ROOT / "tools" / "mouth_labels.csv"
 INPUT_PX = 32
@@ -240,7 +240,7 @@ tags: [facial-expression]
 
 Tells an open mouth (teeth showing counts) from a closed one, {saved["parameters"]:,} parameters, so that Likeness
 can say which of the two a person's photos lack. Input `mouth`: RGB in 0..1, (n, 3, 64, 64), the lower half of a face as
-`pipelines.expressions.crop` cuts it; output `open`: log-odds. Between -{saved["margins"]["closed"]:.2f} and
+`pipelines.faces.expressions.crop` cuts it; output `open`: log-odds. Between -{saved["margins"]["closed"]:.2f} and
 {saved["margins"]["open"]:.2f} nothing is claimed. It knows no emotion and nobody.
 
 ## What it learned from, and under which right

@@ -24,10 +24,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import calibration, workspace
-from pipelines.calibration import Calibration, Comparisons
-from pipelines.faces import Judge, judge
-from pipelines.photos import decode
+from pipelines.core import workspace
+from pipelines.faces import calibration
+from pipelines.faces.calibration import Calibration, Comparisons
+from pipelines.faces.faces import Judge, judge
+from pipelines.photos.decode import decode
 
 DIFFERENT = (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 1.0)
 SAME = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.95)

@@ -51,8 +51,9 @@ def main() -> int:
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
     from PIL import Image
 
-    from pipelines import arcface_mini, photos
-    from pipelines.checkpoints import load_tensors
+    from pipelines.faces import arcface_mini
+    from pipelines.photos import split
+    from pipelines.training.checkpoints import load_tensors
     from tools.portrait_base import data, denoiser, evaluate
 
     portraits = data.load(options.data)
@@ -132,8 +133,8 @@ def main() -> int:
             seen = mini.look(_large(frame)).vector
             if seen is None or mini.similarity(own, seen) < same_person:
                 continue
-            hashes = [photos.perceptual_hash(each) for each in kept]
-            if min(int((photos.perceptual_hash(frame) != each).sum()) for each in hashes) <= SAME_MOMENT_BITS:
+            hashes = [split.perceptual_hash(each) for each in kept]
+            if min(int((split.perceptual_hash(frame) != each).sum()) for each in hashes) <= SAME_MOMENT_BITS:
                 continue
             if np.linalg.norm(portraits.descriptors - descriptor, axis=1).min() >= NOT_A_REAL_PERSON_L2:
                 kept.append(frame)
@@ -159,7 +160,7 @@ def main() -> int:
 
 def _clarity(frame: np.ndarray) -> float:
     """The detector's confidence that this is a face."""
-    from pipelines import faces
+    from pipelines.faces import faces
     from tools.portrait_base import evaluate
 
     found = faces.dlib_detect(evaluate._padded(frame))

@@ -39,14 +39,15 @@ def main() -> int:
     options = parser.parse_args()
     from PIL import Image
 
-    from pipelines import presets, scoring, workspace
     from pipelines.bases.registry import find_base
-    from pipelines.comparison import perform
-    from pipelines.faces import judge
-    from pipelines.generation import Generator
-    from pipelines.jobspec import JobSpec
-    from pipelines.photos import photo_files
-    from pipelines.schema import Sampling
+    from pipelines.core import presets, workspace
+    from pipelines.core.schema import Sampling
+    from pipelines.evaluation import scoring
+    from pipelines.faces.faces import judge
+    from pipelines.generation.generation import Generator
+    from pipelines.photos.gather import photo_files
+    from pipelines.runs.comparison import perform
+    from pipelines.runs.jobspec import JobSpec
 
     person = presets.PRESETS / "sample_person"
     class_word = (person / "person.txt").read_text().strip()
@@ -97,7 +98,7 @@ def _worth(image, sampling, alike) -> tuple[bool, float, bool, float]:
     """One large face, share of the asked words that hold, sharp, likeness: compared in this order."""
     import numpy as np
 
-    from pipelines import metrics
+    from pipelines.evaluation import metrics
 
     pixels = np.asarray(image)
     seen = metrics.facts(pixels, sampling, {})

@@ -20,10 +20,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines import metrics
-from pipelines.runtime import machine
-from pipelines.schema import METHODS, QUALITIES
-from pipelines.scoring import cluster_bootstrap
+from pipelines.core.runtime import machine
+from pipelines.core.schema import METHODS, QUALITIES
+from pipelines.evaluation import metrics
+from pipelines.evaluation.scoring import cluster_bootstrap
 
 
 def figures(runs: list[Path], method: str) -> dict[str, Any]:

@@ -13,16 +13,16 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from pipelines.schema import LOW_CEILING, Sampling, SetReport
-from ui.retold import retell
-from ui.theme import METHOD_COLOURS, METHOD_NAMES
-from ui.words import tell
+from pipelines.core.schema import LOW_CEILING, Sampling, SetReport
+from ui.page.theme import METHOD_COLOURS, METHOD_NAMES
+from ui.words.retold import retell
+from ui.words.words import tell
 
 if TYPE_CHECKING:
-    from pipelines.lookalike import Answer, Opinion
-    from pipelines.marking import Mark as AiMark
-    from pipelines.marking import Verification
-    from pipelines.votes import Share
+    from pipelines.evaluation.lookalike import Answer, Opinion
+    from pipelines.evaluation.votes import Share
+    from pipelines.finishing.mark import Mark as AiMark
+    from pipelines.finishing.mark import Verification
 
 MARK_LETTERS = "ABCD"
 LETTER_GAP = 10.0  # percent of the axis: a letter is 19 px wide, the axis of a phone 200

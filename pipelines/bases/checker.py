@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.runtime import Device
-from pipelines.schema import UserError
+from pipelines.core.runtime import Device
+from pipelines.core.schema import UserError
 
 CHECKER, EXTRACTOR = "safety_checker", "feature_extractor"  # folders, and parts of a stock pipeline
 BATCH = 8

@@ -30,9 +30,9 @@ from pipelines.bases.checker import ImageFilter
 from pipelines.bases.objective import NoiseSchedule, Schedule
 from pipelines.bases.registry import BASES, BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
-from pipelines.estimates import roomy_gb
-from pipelines.runtime import USABLE, Device, free_memory_gb, is_worth_compiling, pick_device, tune
-from pipelines.schema import ATTENTIONS, UserError
+from pipelines.core.runtime import USABLE, Device, free_memory_gb, is_worth_compiling, pick_device, tune
+from pipelines.core.schema import ATTENTIONS, UserError
+from pipelines.training.estimates import roomy_gb
 
 Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
 CompiledBlocks = dict[nn.Module, Callable[..., Any]]  # a block -> its forward pass, compiled

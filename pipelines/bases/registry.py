@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipelines.schema import COMPOSED, METHODS, UserError
+from pipelines.core.schema import COMPOSED, METHODS, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMBEDDED = REPOSITORY / "models"
@@ -83,7 +83,7 @@ class BaseRow:
     # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
     # published configuration; None: not counted
     forward_tflop: float | None = None
-    # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.drafts
+    # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.methods.drafts
     draft_lora: tuple[str, str] | None = None
 
     @property
@@ -348,7 +348,7 @@ def _read_phrases(file: str, _stamp: int) -> Phrases:
 
 def _phrases_of_styles(row: BaseRow) -> Phrases:
     """What stands between the commas of the styles. Phrases about one thing end in one word: "soft light"."""
-    from pipelines import presets
+    from pipelines.core import presets
 
     openings: dict[str, None] = {}
     groups: dict[str, list[str]] = {}

@@ -5,14 +5,18 @@ In: a method's name. Out: the object that makes its trainable parameters, saves 
 
 from __future__ import annotations
 
-from pipelines.methods.base import Method
-from pipelines.schema import ALL_METHODS, UserError
+from typing import TYPE_CHECKING
+
+from pipelines.core.schema import ALL_METHODS, UserError
+
+if TYPE_CHECKING:
+    from pipelines.methods.base import Method
 
 
 def method(name: str) -> Method:
     """The method of that name. Raises UserError for an unknown one."""
     from pipelines.methods.dreambooth import DreamBooth
-    from pipelines.methods.imported import ImportedEmbedding, ImportedLoRA
+    from pipelines.methods.imports import ImportedEmbedding, ImportedLoRA
     from pipelines.methods.lora import LoRA
     from pipelines.methods.pivotal import Pivotal
     from pipelines.methods.textual_inversion import TextualInversion

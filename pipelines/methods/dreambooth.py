@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from pipelines.bases.checker import CHECKER, EXTRACTOR
 from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
+from pipelines.core.schema import Recipe, UserError
+from pipelines.core.workspace import write_folder
 from pipelines.methods.base import Artifact, Group
-from pipelines.schema import Recipe, UserError
-from pipelines.workspace import write_folder
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 

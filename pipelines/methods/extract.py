@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.bases.family import PARKED, Family, Modules
-from pipelines.formats import path_of
-from pipelines.methods import kohya
+from pipelines.core.schema import Subject, UserError
+from pipelines.core.workspace import write_file
+from pipelines.methods import lora_files
 from pipelines.methods.base import sort_header
 from pipelines.methods.dreambooth import DreamBooth
-from pipelines.methods.kohya import Layer, Layers
-from pipelines.schema import Subject, UserError
-from pipelines.workspace import write_file
+from pipelines.methods.lora_files import Layer, Layers
+from pipelines.methods.lora_names import path_of
 
 MAX_RANK = 4096
 # Where the rank follows from an error, layers differ in rank and share one alpha: diffusers 0.42.1 reads differing
@@ -152,9 +152,9 @@ def write(extracted: Extracted, path: Path, family: Family, phrase: str) -> tupl
     """Both files: `path` under kohya's names, and beside it the same as diffusers names it. Returns their paths."""
     if path.suffix != ".safetensors":
         raise UserError(f"{path.name} does not end in .safetensors. Name the file so.")
-    layout = kohya.layout_of(family.shared(), family)
+    layout = lora_files.layout_of(family.shared(), family)
     said = extracted.metadata()
-    kohya.write(
+    lora_files.write(
         path,
         extracted.layers,
         layout,

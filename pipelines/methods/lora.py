@@ -5,7 +5,7 @@ root of the rank (Kalajdzievski 2023).
 
 PEFT makes the adapters, diffusers' own writer saves them (`pytorch_lora_weights.safetensors`) with the metadata that
 keeps alpha: without it loaders assume alpha = rank and apply the wrong strength. `load_lora_weights(folder)` reads it.
-Beside it lies the same for A1111, ComfyUI and InvokeAI (`likeness_lora.safetensors`, see `methods.kohya`).
+Beside it lies the same for A1111, ComfyUI and InvokeAI (`likeness_lora.safetensors`, see `methods.lora_files`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 
 from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
 from pipelines.bases.registry import BaseRow
-from pipelines.methods import kohya
+from pipelines.core.runtime import derived_seed
+from pipelines.core.schema import Recipe, UserError
+from pipelines.core.workspace import write_file
+from pipelines.methods import lora_files
 from pipelines.methods.base import Artifact, Group, sort_header
-from pipelines.runtime import derived_seed
-from pipelines.schema import Recipe, UserError
-from pipelines.workspace import write_file
 
 FILE = "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -185,10 +185,10 @@ class LoRALearner:
             *(name for (_, name), _ in zip(family.architecture.text_parts, self._encoders(), strict=False)),
         ]
         state = {f"{part}.{name}": each for part in parts for name, each in options[f"{part}_lora_layers"].items()}
-        kohya.write(
-            folder / kohya.FILE,
-            kohya.layers_of(state, {part: options[f"{part}_lora_adapter_metadata"] for part in parts}),
-            kohya.layout_of(self.modules, family),
+        lora_files.write(
+            folder / lora_files.FILE,
+            lora_files.layers_of(state, {part: options[f"{part}_lora_adapter_metadata"] for part in parts}),
+            lora_files.layout_of(self.modules, family),
             family.row,
             phrase=LoRA().phrase(family.row, self._recipe),
             prediction=getattr(family.schedule, "prediction", None),

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
 from pipelines.bases.text import LearnedRows, Text
+from pipelines.core.runtime import derived_seed
+from pipelines.core.schema import Recipe, UserError
+from pipelines.core.workspace import write_file
 from pipelines.methods.base import Artifact, Group
-from pipelines.runtime import derived_seed
-from pipelines.schema import Recipe, UserError
-from pipelines.workspace import write_file
 
 TOKEN = "<likeness>"
 WEB_UI_FILE = "likeness.safetensors"  # other programs trigger on the file's name: no < or > in it

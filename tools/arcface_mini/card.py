@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines import arcface_mini, calibration
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
+from pipelines.faces import arcface_mini, calibration
 
 TEXT = """---
 license: apache-2.0
@@ -25,7 +25,7 @@ Likeness judges with it where no InsightFace pack is present. Input `face`: RGB 
 standard ArcFace five-point template; output `embedding`: (n, 512), compare by cosine. float16 on disk, float32
 in the arithmetic.
 
-    from pipelines import faces
+    from pipelines.faces import faces
     judge = faces.judge("arcface-mini")
     print(judge.similarity(judge.look(photo_a).vector, judge.look(photo_b).vector))
 
@@ -90,7 +90,7 @@ def write(
     command: str,
     work: Path,
 ) -> None:
-    from pipelines.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
     from tools.arcface_mini.training import BATCH, averaged
 
     meta = load_tensors(work / "student.safetensors")[1]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines import arcface_mini, faces
+from pipelines.faces import arcface_mini, faces
 
 MARGIN_PX = 8  # around the 112-pixel crop, so that shifts and turns show photo and not repeated edge
 PACKED_PX = arcface_mini.SIZE_PX + 2 * MARGIN_PX

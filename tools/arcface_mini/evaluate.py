@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import arcface_mini
-from pipelines.faces import Judge, judge
-from pipelines.photos import decode
+from pipelines.faces import arcface_mini
+from pipelines.faces.faces import Judge, judge
+from pipelines.photos.decode import decode
 from tools.arcface_mini.data import people
 from tools.arcface_mini.training import best_accuracy
 

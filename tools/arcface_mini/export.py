@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines import arcface_mini
+from pipelines.faces import arcface_mini
 
 
 def export(net: nn.Module, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.runtime import machine
+from pipelines.core.runtime import machine
 from tools.portrait_base import data, denoiser, variants
 
 HISTORY = Path(__file__).parent / "history.md"  # what each try gave, one line with its figure
@@ -178,7 +178,7 @@ def write(
     command: str,
     work: Path,
 ) -> None:
-    from pipelines.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     files = [work / f"{part}.safetensors" for part in ("denoiser", "denoiser-faded", "vae-decoder")]
     spent = [load_tensors(file)[1]["spent_s"] if file.is_file() else 0.0 for file in files]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines import faces
+from pipelines.faces import faces
 
 MARGIN_PX = 8  # around the 128-pixel frame, so that shifts and turns show photo and not repeated edge
 PACKED_PX = faces.PORTRAIT_SIZE_PX + 2 * MARGIN_PX

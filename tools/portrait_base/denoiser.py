@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines import attributes
-from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
+from pipelines.photos import captions
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from tools.portrait_base import identity, variants
 
 TEXT_DIM, MAX_TOKENS, SUBJECT, SUBJECT_VECTORS = 192, 32, "<subject>", 4
@@ -32,7 +32,7 @@ WORDS = (
     *"light warm cool bright dim gradient spotlight sepia close up".split(),  # noqa: SIM905
     *"glasses beard smile hair long short bald covered skin medium dark".split(),  # noqa: SIM905
     *"pencil sketch oil painting watercolour comic pop art film".split(),  # noqa: SIM905
-    *attributes.COLOURS,
+    *captions.COLOURS,
 )
 BATCH, LEARNING_RATE, EMA = 32, 4e-4, 0.999
 # measured with one thread, seconds of a step of 16 / 32: with AMX 0.74 / 1.52 in float32, 0.64 / 0.90 under bf16

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import attributes, faces
-from pipelines.metrics import holds
+from pipelines.evaluation.metrics import holds
+from pipelines.faces import faces
+from pipelines.photos import captions
 from tools.portrait_base import autoencoder, data, denoiser, probes, variants
 
 SAMPLES, REAL = 256, 64  # pictures drawn for the shares; per noun for the distances to real portraits
@@ -230,7 +231,7 @@ def sample_figures(pipeline, portraits: data.Portraits, *, samples: int = SAMPLE
     held, total, found, copies = 0, 0, 0, 0
     known = portraits.descriptors[~portraits.held_out]
     for image, (_, background, jacket, tone) in zip(images, asked):
-        seen = attributes.measure(image)
+        seen = captions.measure(image)
         checks = [seen.tone == tone]
         checks += [holds(seen.background, background)] if background and tone == "colour" else []
         checks += [holds(seen.jacket, jacket)] if jacket else []
@@ -342,7 +343,7 @@ def everything(
     """All figures of the card, and the pictures it shows (frames of samples; none of a real person)."""
     from diffusers import StableDiffusionPipeline
 
-    from pipelines.checkpoints import load_tensors
+    from pipelines.training.checkpoints import load_tensors
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     arcface = ArcFace(packs) if packs is not None else None

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipelines.checkpoints import load_tensors, save_tensors
+from pipelines.training.checkpoints import load_tensors, save_tensors
 
 EPOCHS, BATCH, LEARNING_RATE = 20, 64, 2e-3
 

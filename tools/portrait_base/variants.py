@@ -4,7 +4,7 @@ with other faces.
 In: `Portraits`. Out: `Variants`: 128x128 frames, the words that are true of each, and dlib's descriptor of each.
 Exchanged frames carry another portrait's inner face, colour-matched and blended in: a new identity with a measured
 descriptor, so the text space sees thousands of identities and not 1,500. Words come from the labels and, for colours
-and tone, from `pipelines.attributes`; what nobody labelled is not said.
+and tone, from `pipelines.photos.captions`; what nobody labelled is not said.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines import attributes
+from pipelines.photos import captions
 from tools.portrait_base import data
 
 # what is made of each portrait, in this order; `real` comes once as it is and once mirrored
@@ -125,7 +125,7 @@ def _exchange(host: np.ndarray, guest: np.ndarray, amount: float) -> np.ndarray:
 def _skin(packed: np.ndarray) -> np.ndarray:
     """Median CIE Lab colour of the cheeks and the nose of one packed crop."""
     inside = packed[data.MARGIN_PX : -data.MARGIN_PX, data.MARGIN_PX : -data.MARGIN_PX]
-    return np.median(attributes._lab(inside[64:84, 48:80].reshape(-1, 3)), 0)
+    return np.median(captions._lab(inside[64:84, 48:80].reshape(-1, 3)), 0)
 
 
 def _partners(portraits: data.Portraits, train: np.ndarray, skins: np.ndarray, index: int) -> np.ndarray:
@@ -346,7 +346,7 @@ def make(
             view = _view(frame, zoom, float(rng.normal(0, 0.8)), rng.normal(0, 0.5, 2))
             if k == 1 or (k > 1 and rng.random() < 0.5):
                 view = np.ascontiguousarray(view[:, ::-1])
-            seen = attributes.measure(view)
+            seen = captions.measure(view)
             # a room or a street has no one colour
             plain = new_ground or portraits.background[index] == "plain"
             words = _labelled(portraits, int(index), guest)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from pipelines.runtime import machine
-from pipelines.workspace import write_json
+from pipelines.core.runtime import machine
+from pipelines.core.workspace import write_json
 
 TEXT = """---
 license: apache-2.0
@@ -23,7 +23,7 @@ from what `portrait-128`'s autoencoder does to them. The **critic** ({critic_m:.
 it was trained against, says patch by patch where a portrait looks drawn and not photographed. float16 on disk, float32
 in the arithmetic, any picture size.
 
-    from pipelines.upscaling import flaw_map, load_upscaler, overlay
+    from pipelines.finishing.enlarge import flaw_map, load_upscaler, overlay
     large = load_upscaler("upscale-x2-mini").enlarge(picture)  # (H, W, 3) uint8 -> (2H, 2W, 3)
     flaws = flaw_map(large)                                    # .values (h, w) and .score, both 0..1
     shown = overlay(large, flaws)
@@ -92,8 +92,8 @@ critic would find the resizing and not the drawing. AUC: 0.5 is chance, 1 is per
 
 
 def write(out: Path, figures: dict[str, float], *, command: str, work: Path) -> None:
-    from pipelines import upscaling
-    from pipelines.checkpoints import load_tensors
+    from pipelines.finishing import enlarge
+    from pipelines.training.checkpoints import load_tensors
     from tools.upscaler import critic, data, training
 
     meta = {name: load_tensors(work / f"{name}.safetensors")[1] for name in ("pixels", "gan", "critic")}
@@ -125,7 +125,7 @@ def write(out: Path, figures: dict[str, float], *, command: str, work: Path) -> 
         ("*for comparison* by saturation alone", "auc_by_saturation"),
         ("*for comparison* by brightness alone", "auc_by_brightness"),
     ]
-    nets = [upscaling._weights(file) for file in ("enlarger.safetensors", "critic.safetensors")]
+    nets = [enlarge._weights(file) for file in ("enlarger.safetensors", "critic.safetensors")]
     counts = [sum(t.numel() for t in net.values()) / 1e6 for net in nets]
     text = TEXT.format(
         enlarger_m=counts[0],

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
-from pipelines.upscale_nets import Critic
+from pipelines.finishing.nets import Critic
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from tools.upscaler import data, training
 
 BATCH, RATE, EMA = 8, 3e-4, 0.997

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines import faces
+from pipelines.faces import faces
 
 # The portraits are 225 pixels wide, eyes about 53 px apart: at the base's framing (30 of 128) that is 226 a side.
 LARGE_PX, SMALL_PX = 226, 113

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import faces, upscaling
+from pipelines.faces import faces
+from pipelines.finishing import enlarge
 from tools.upscaler import critic, data
 
 SAME_PERSON_L2 = 0.6
@@ -25,9 +26,9 @@ TIMED = 5
 def everything(
     out: Path, portraits: data.Portraits, drawn: np.ndarray, people: Path | None, packs: Path | None
 ) -> dict[str, float]:
-    upscaling.MODEL = out
-    upscaling.settings.cache_clear()
-    upscaling._critic.cache_clear()
+    enlarge.MODEL = out
+    enlarge.settings.cache_clear()
+    enlarge._critic.cache_clear()
     held = np.flatnonzero(portraits.held_out)
     figures = {"portraits": float(len(held)), **enlarging(portraits, held, packs)}
     figures |= flaws(portraits, held, drawn[data.SAMPLES :], people)
@@ -38,7 +39,7 @@ def everything(
 
 def enlarging(portraits: data.Portraits, held: np.ndarray, packs: Path | None) -> dict[str, float]:
     photos = portraits.large[held]
-    enlarge = upscaling.load_upscaler().enlarge
+    twice = enlarge.load_upscaler().enlarge
     judges = Judges(packs)
     originals = [judges.look(one) for one in photos]
     figures: dict[str, float] = {}
@@ -46,11 +47,11 @@ def enlarging(portraits: data.Portraits, held: np.ndarray, packs: Path | None) -
     rebuilt = portraits.rebuilt[held]
     for name, source, kernel in (("clean", photos, lanczos), ("soft", photos, cubic), ("rebuilt", rebuilt, cubic)):
         small = [data.resized(one, data.SMALL_PX, kernel) for one in source]
-        for way, make in (("ours", enlarge), ("bicubic", bicubic)):
+        for way, make in (("ours", twice), ("bicubic", bicubic)):
             made = np.stack([make(one) for one in small])
             found = fidelity(photos, made) | judges.compare(originals, [judges.look(one) for one in made])
             figures |= {f"{name}_{way}_{k}": v for k, v in found.items()}
-    return figures | seconds(enlarge)
+    return figures | seconds(twice)
 
 
 def bicubic(image: np.ndarray) -> np.ndarray:
@@ -59,7 +60,7 @@ def bicubic(image: np.ndarray) -> np.ndarray:
 
 def fidelity(photos: np.ndarray, made: np.ndarray) -> dict[str, float]:
     """How near each made picture is to its photo, and how sharp beside it."""
-    from pipelines import arcface_mini
+    from pipelines.faces import arcface_mini
     from tools.upscaler.features import Features, from_onnx
 
     true, got = data.tensor(photos), data.tensor(made)
@@ -75,7 +76,7 @@ class Judges:
     """What each recogniser sees in a picture; the face is found once, by dlib."""
 
     def __init__(self, packs: Path | None) -> None:
-        from pipelines.arcface_mini import ArcFaceMini
+        from pipelines.faces.arcface_mini import ArcFaceMini
 
         self.mini = ArcFaceMini()
         self.pack = faces.ArcFaceJudge("buffalo_sc", packs / "models" / "buffalo_sc") if packs else None
@@ -108,16 +109,16 @@ def _both(x: np.ndarray | None, y: np.ndarray | None) -> bool:
     return x is not None and y is not None
 
 
-def seconds(enlarge: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+def seconds(twice: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
     """One 128-pixel picture to 256, warm; by the clock and by the processor (which a busy machine does not raise)."""
     import torch
 
     image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
-    enlarge(image)
+    twice(image)
     wall, work = [], []
     for _ in range(TIMED):
         started, used = time.perf_counter(), time.process_time()
-        enlarge(image)
+        twice(image)
         wall.append(time.perf_counter() - started)
         work.append(time.process_time() - used)
     return {
@@ -132,11 +133,11 @@ def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people
     """How well the map's score separates, and what cheaper cues would reach on the same pictures."""
     import torch
 
-    enlarge = upscaling.load_upscaler().enlarge
+    twice = enlarge.load_upscaler().enlarge
 
     def net(x: torch.Tensor) -> torch.Tensor:
         return data.tensor(
-            np.stack([enlarge((one * 255).round().byte().permute(1, 2, 0).contiguous().numpy()) for one in x])
+            np.stack([twice((one * 255).round().byte().permute(1, 2, 0).contiguous().numpy()) for one in x])
         )
 
     def pictures(kind: str, indices: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -147,7 +148,7 @@ def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people
         ]
 
     def rights(images: list[np.ndarray]) -> np.ndarray:
-        return np.array([1 - upscaling.flaw_map(image).score for image in images])
+        return np.array([1 - enlarge.flaw_map(image).score for image in images])
 
     def cue(images: list[np.ndarray], measure: Callable[[np.ndarray], float]) -> np.ndarray:
         return np.array([measure(image) for image in images])
@@ -162,7 +163,7 @@ def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people
         "auc_rebuilt": critic.auc(good, rights(again)),
         # as the product meets them: nothing done to a photo but shrinking, nothing to a drawing but enlarging
         "auc_drawn_plain": critic.auc(
-            rights([enlarge(data.resized(p, 128)) for p in portraits.large[held]]), rights([enlarge(d) for d in drawn])
+            rights([twice(data.resized(p, 128)) for p in portraits.large[held]]), rights([twice(d) for d in drawn])
         ),
         "score_photo": float(1 - good.mean()),
         "score_drawn": float(1 - bad.mean()),
@@ -172,7 +173,7 @@ def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people
         out[f"auc_by_{name}"] = max(value, 1 - value)
     places = []
     for picture, right in pictures(critic.SPLICED, held, 3):
-        values = 1 - upscaling.flaw_map(picture).values
+        values = 1 - enlarge.flaw_map(picture).values
         cells = critic.on_cells(torch.tensor(right)[None, None], torch.Size(values.shape)).numpy()[0, 0]
         places.append(critic.auc(values[cells > 0.9], values[cells < 0.1]))
     out["auc_place"] = float(np.mean(places))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.checkpoints import save_tensors
-from pipelines.upscale_nets import Enlarger
-from pipelines.workspace import write_json
+from pipelines.core.workspace import write_json
+from pipelines.finishing.nets import Enlarger
+from pipelines.training.checkpoints import save_tensors
 from tools.upscaler import critic, data, training
 
 # Share of the `gan` stage in the exported enlarger, the rest being the `pixels` stage it started from (network

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pipelines import arcface_mini
-from pipelines.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
-from pipelines.upscale_nets import DEFAULT_SHAPE, Critic, Enlarger, Shape
+from pipelines.faces import arcface_mini
+from pipelines.finishing.nets import DEFAULT_SHAPE, Critic, Enlarger, Shape
+from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from tools.upscaler import data
 from tools.upscaler.features import Features, from_onnx
 

@@ -1,0 +1,168 @@
+"""Presets: looks a person picks (`presets/styles`) and how to train (`presets/recipes`). A file dropped in is an entry.
+
+In: JSON files, checked strictly. Out: `Style` and `Recipe` records.
+Try it:
+`python -c "from pipelines.core.presets import recipe; print(recipe('sd15', 'lora', 'good', class_word='man'))"`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pipelines.core import safety
+from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
+
+if TYPE_CHECKING:
+    from pipelines.bases.registry import BaseRow
+
+PRESETS = Path(__file__).resolve().parents[2] / "presets"
+FAMILY_TITLES = {
+    "portrait": "the embedded portrait base",
+    "sd15": "Stable Diffusion 1.5",
+    "sdxl": "SDXL",
+    "z_image": "Z-Image",
+}
+CHOSEN = ("base", "method", "class_word", "seed")  # said by the person, not by a recipe file
+
+Record = TypeVar("Record")
+
+
+def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
+    """All styles by id, in order of their files' names. Raises UserError naming a file that is wrong."""
+    found: dict[str, Style] = {}
+    for file in sorted(folder.glob("*.json")):
+        style = _record(Style, _read(file), file)
+        if "{subject}" not in style.prompt:
+            raise UserError(f"The style {file.name} has no {{subject}} in its prompt. Add it where the person belongs.")
+        if problem := safety.problem(style.prompt, style.negative_prompt):
+            raise UserError(f"The style {file.name} is not offered. {problem}")
+        if style.id in found:
+            raise UserError(f"Two style files have the id {style.id}. Rename one of them.")
+        found[style.id] = style
+    return found
+
+
+def stylised() -> tuple[str, ...]:
+    """The prompts of styles that are no photographs: recognisers say nothing about them."""
+    return tuple(style.prompt for style in styles().values() if not style.photoreal)
+
+
+def style_problem(style: Style, row: BaseRow) -> str | None:
+    """Why `row` can't draw this style, as one sentence, or None when it can."""
+    if "any" not in style.bases and row.family not in style.bases:
+        written_for = " or ".join(FAMILY_TITLES.get(family, family) for family in style.bases)
+        return f"{style.name} is written for {written_for}."
+    unknown = row.unknown_words(" ".join((style.prompt.replace("{subject}", " "), *style.words)))
+    if unknown:
+        return f"{row.title} does not know: {', '.join(unknown)}."
+    return None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a prompt set. `prompt` holds `{subject}`, or `{class}` where nobody in particular is asked for."""
+
+    prompt: str
+    kind: str
+    photoreal: bool = True  # recognisers say nothing about cartoons: such prompts stay out of the identity mean
+
+
+def prompts(name: str, folder: Path = PRESETS / "prompts") -> tuple[Prompt, ...]:
+    """A prompt set of `presets/prompts`, or of a JSON file given by its path. Raises UserError for a wrong one."""
+    file = Path(name) if name.endswith(".json") else folder / f"{name}.json"
+    if not file.is_file():
+        known = ", ".join(sorted(each.stem for each in folder.glob("*.json")))
+        raise UserError(f"There is no prompt set {name}. Choose one of {known}, or give a JSON file.")
+    entries = _read(file).get("prompts")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'The prompt set {file.name} has no list "prompts". Add it.')
+    found = tuple(_record(Prompt, entry, file) for entry in entries if isinstance(entry, dict))
+    for each in found:
+        if "{subject}" not in each.prompt and "{class}" not in each.prompt:
+            raise UserError(f"The prompt set {file.name} has a prompt without {{subject}} or {{class}}: {each.prompt}")
+        if problem := safety.problem(each.prompt):
+            raise UserError(f"The prompt set {file.name} is not used. {problem}")
+    return found
+
+
+def recipe(base: str, method: str, quality: str, *, class_word: str, seed: int = 0) -> Recipe:
+    """The recipe file of the base's family and the method, at one quality.
+
+    Raises UserError for an unknown base, method, quality or class word, or a recipe file that is wrong.
+    """
+    from pipelines.bases.registry import find_base
+
+    for value, known, what in ((method, ALL_METHODS, "method"), (quality, QUALITIES, "quality")):
+        if value not in known:
+            raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
+    if class_word not in CLASS_WORDS:
+        raise UserError(f"The class word is one of {', '.join(CLASS_WORDS)}, not {class_word}.")
+    row = find_base(base)
+    if method not in row.offered:
+        raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
+    file = PRESETS / "recipes" / f"{row.family}-{method}.json"
+    saved = _read(file)
+    settings = _part(saved, "recipe", file) | _part(saved, quality, file)
+    if wrong := sorted(set(settings) & set(CHOSEN)):
+        raise UserError(f"The recipe {file.name} must not set {', '.join(wrong)}. Remove it from the file.")
+    chosen = {"base": base, "method": method, "class_word": class_word, "seed": seed}
+    return _record(Recipe, settings | chosen, file)
+
+
+def load(kind: type[Record], file: Path) -> Record:
+    """A record of this kind from a JSON file. Raises UserError that names the file and what is wrong with it."""
+    return _record(kind, _read(file), file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"The preset {file.name} is missing. Get the whole repository again.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"The preset {file.name} can't be read ({error}). Correct or remove it.") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"The preset {file.name} must hold one JSON object. Correct or remove it.")
+    return saved
+
+
+def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
+    part = saved.get(name)
+    if not isinstance(part, dict):
+        raise UserError(f"The recipe {file.name} has no part {name}. Add it.")
+    return part
+
+
+def _record(kind: type[Record], saved: dict[str, Any], file: Path) -> Record:
+    """A record from JSON: unknown or missing fields and wrong types are errors, lists become tuples."""
+    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(saved) - set(known)):
+        raise UserError(f"The preset {file.name} has unknown settings: {', '.join(unknown)}. Correct or remove them.")
+    values: dict[str, Any] = {}
+    for name, field in known.items():
+        if name not in saved:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise UserError(f"The preset {file.name} does not say its {name}. Add it.")
+            continue
+        value = saved[name]
+        if not _fits(value, str(field.type)):
+            raise UserError(f"In the preset {file.name}, {name} can't be {json.dumps(value)}: it is {field.type}.")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cast(Record, kind(**values))
+
+
+def _fits(value: object, annotation: str) -> bool:
+    """Whether a JSON value is of an annotated type of schema.py ("int", "float | None", "tuple[str, ...]", ...)."""
+    kinds = annotation.replace("tuple[str, ...]", "list").split(" | ")
+    if value is None:
+        return "None" in kinds
+    if isinstance(value, bool):
+        return "bool" in kinds
+    if isinstance(value, list):
+        return "list" in kinds and all(isinstance(item, str) for item in value)
+    if isinstance(value, int):
+        return "int" in kinds or "float" in kinds
+    return (isinstance(value, float) and "float" in kinds) or (isinstance(value, str) and "str" in kinds)

@@ -1,0 +1,263 @@
+"""Who does a picture look like? Any picture, and every face in it, against one person's held-out photos.
+
+In: a picture and what the judges remember of the person. Out: `Answer` - per face and judge the score in words, and
+which of three it is nearest to: this person, the synthetic sample person, the untrained base's pictures. There is no
+database of other people, and the picture is not kept. Try it: `python -m pipelines score a.png --run RUN`.
+Face embeddings live in memory only: `Known` refuses to be pickled, and `forget` drops a run's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from pipelines.core.schema import Photo, PhotoSet, Score, UserError
+from pipelines.evaluation import scoring
+from pipelines.evaluation.scoring import Marks, Reference
+from pipelines.faces import calibration, faces
+from pipelines.faces.faces import Judge, Seen
+
+PERSON, SAMPLE, BASE = "this person", "the sample person", "the untrained base's pictures"
+PERHAPS, NONE, UNKNOWN = "perhaps this person", "none of them", "unknown"
+SENTENCES = {
+    PERSON: "It looks like this person.",
+    PERHAPS: "It may be this person: 1 in 100 strangers gets as near.",
+    SAMPLE: "It looks like the sample person, who does not exist, and not like this person.",
+    BASE: "It looks like a face that the untrained base drew, and not like this person.",
+    NONE: "It looks like none of those it was compared with.",
+}
+THE_PHOTO_ITSELF = 0.995  # two copies of one photo; two photos of one moment stay below
+KNOWN_AT_MOST = 16  # people whose photos are remembered
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one judge remembers for comparing: never written down."""
+
+    person: Reference  # of the held-out photos
+    marks: Marks
+    singles: dict[str, tuple[np.ndarray, ...]] = field(repr=False)  # who -> unit vectors of so many single pictures
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("face embeddings stay in memory; they can't be pickled")
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The most alike single picture of somebody."""
+
+    who: str
+    similarity: float
+    pictures: int  # among how many; the same for everybody but where there are fewer
+    verdict: str  # of one picture against one picture
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """One judge about one face."""
+
+    score: Score
+    nearest: tuple[Nearest, ...] = ()  # the nearest first; () where the judge saw no such face
+    is_held_out: bool = False  # it is one of the held-out photos itself
+
+    @property
+    def verdict(self) -> str:
+        """Who it looks like: PERSON, SAMPLE, BASE, PERHAPS or NONE; UNKNOWN where the judge has no scale or no face."""
+        if self.score.verdict in (calibration.NO_FACE, calibration.UNCALIBRATED):
+            return UNKNOWN
+        if self.score.verdict == calibration.LOOKS_LIKE:
+            return PERSON
+        first = self.nearest[0] if self.nearest else None
+        if first is not None and first.who != PERSON and first.verdict == calibration.LOOKS_LIKE:
+            return first.who
+        return PERHAPS if self.score.verdict == calibration.BORDERLINE else NONE
+
+    @property
+    def sentence(self) -> str:
+        """The verdict as people read it."""
+        if self.verdict == UNKNOWN:
+            return self.score.words or f"{self.score.reason or 'This judge sees no face here'}."
+        alone = self.verdict == NONE and len(self.nearest) < 2
+        return "It does not look like this person." if alone else SENTENCES[self.verdict]
+
+
+@dataclass(frozen=True)
+class Face:
+    box: tuple[float, float, float, float]  # left, top, right, bottom in the picture, px
+    opinions: tuple[Opinion, ...]  # in the order of the judges
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Faces from left to right; () when no judge finds one."""
+
+    faces: tuple[Face, ...]
+    judges: tuple[str, ...]
+    marks: dict[str, Marks]
+    notes: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=2)
+def _judges_with(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
+    return tuple(faces.available_judges())
+
+
+def judges() -> tuple[Judge, ...]:
+    """This machine's judges, made once per process, so that their models are read once; a pack that is added or
+    taken away counts at once.
+    """
+    return _judges_with(tuple(faces.find_pack(name) for name in faces.ARCFACE_PACKS))
+
+
+def known(
+    judges: Sequence[Judge],
+    photo_set: PhotoSet,
+    *,
+    sample: Sequence[Path] = (),
+    base: Sequence[Path] = (),
+    on_photo: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Known], list[str]]:
+    """Look at a person's photos, the sample person's and the base's pictures once: per judge what it remembers, and
+    sentences about what could not be used. Of the sample person and the base no more pictures count than the person
+    has held-out photos: among more, one is nearer by chance alone.
+
+    Raises UserError when there are no held-out photos, or no judge finds a face in any.
+    """
+    if not photo_set.held_out:
+        raise UserError("No photo is held out to compare with. Add photos until some are kept for judging.")
+    wanted = len(photo_set.held_out)
+    parts = (("held_out", photo_set.held_out), ("train", photo_set.train))
+    pictures: list[tuple[str, Photo | Path]] = [(part, photo) for part, photos in parts for photo in photos]
+    others: list[tuple[str, Photo | Path]] = [
+        (who, path) for who, paths in ((SAMPLE, sample), (BASE, base)) for path in paths[:wanted]
+    ]
+    seen: dict[str, dict[str, list[np.ndarray | None]]] = {judge.name: {} for judge in judges}
+    broken: dict[str, str] = {}
+    notes: list[str] = []
+    for number, (part, picture) in enumerate([*pictures, *others], start=1):
+        try:
+            image = scoring.pixels(picture)
+        except UserError as problem:
+            notes.append(str(problem))
+            continue
+        for judge in judges:  # one picture at a time, so that its faces are looked for once
+            try:
+                if judge.name not in broken:
+                    seen[judge.name].setdefault(part, []).append(judge.look(image).vector)
+            except UserError as problem:  # a pack that can't be read; the other judge goes on
+                broken[judge.name] = str(problem)
+        on_photo(number, len(pictures) + len(others))
+    out = []
+    for judge in judges:
+        of = seen[judge.name]
+        held_out = of.get("held_out", [])
+        own = [vector for vector in held_out if vector is not None]
+        if judge.name in broken or not own:
+            notes.append(broken.get(judge.name) or f"{judge.name} finds no face in the held-out photos.")
+            continue
+        train = [vector for vector in of.get("train", []) if vector is not None]
+        who = {PERSON: own} | {name: [v for v in of.get(name, []) if v is not None] for name in (SAMPLE, BASE)}
+        out.append(
+            Known(
+                Reference(judge, scoring.mean_vector(own), len(own)),
+                scoring.marks_of(judge, held_out, train),
+                {name: tuple(vectors) for name, vectors in who.items() if vectors},
+            )
+        )
+    if not out:
+        raise UserError(" ".join(notes))
+    return out, notes
+
+
+def look_at_any(image: np.ndarray, knowing: Sequence[Known]) -> Answer:
+    """Every face in an upright RGB uint8 (H, W, 3) image against one person. The first judge says which faces there
+    are; the others' opinions are put to the face they mean, and faces that only they see follow.
+    """
+    found: list[tuple[tuple[float, float, float, float], dict[str, Seen]]] = []
+    for one in knowing:
+        name = one.person.judge.name
+        for seen in one.person.judge.look_at_each(image):
+            if seen.box is None:
+                continue
+            same = next((s for box, s in found if name not in s and _one_face(box, seen.box)), None)
+            if same is None:
+                found.append((seen.box, {name: seen}))
+            else:
+                same[name] = seen
+    found.sort(key=lambda face: face[0][0] + face[0][2])
+    return Answer(
+        tuple(Face(box, tuple(_opinion(one, seen, len(found)) for one in knowing)) for box, seen in found),
+        tuple(one.person.judge.name for one in knowing),
+        {one.person.judge.name: one.marks for one in knowing},
+    )
+
+
+def _one_face(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    """Whether the middle of each box lies in the other."""
+
+    def holds(box: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+        x, y = (other[0] + other[2]) / 2, (other[1] + other[3]) / 2
+        return box[0] <= x <= box[2] and box[1] <= y <= box[3]
+
+    return holds(a, b) and holds(b, a)
+
+
+def _opinion(one: Known, seen_by: dict[str, Seen], count: int) -> Opinion:
+    judge = one.person.judge
+    seen = seen_by.get(judge.name)
+    if seen is None or seen.vector is None:
+        reason = seen.reason if seen else "this judge does not see this face"
+        return Opinion(Score("", judge.name, None, reason, verdict=calibration.NO_FACE))
+    alone = Seen(seen.vector, None, seen.face_px, 1, seen.box)  # each face is judged for itself
+    nearest = []
+    for who, vectors in one.singles.items():
+        best = max(judge.similarity(seen.vector, vector) for vector in vectors)
+        nearest.append(Nearest(who, best, len(vectors), calibration.verdict(judge.calibration, best, 1)))
+    nearest.sort(key=lambda each: -each.similarity)
+    own = next((each.similarity for each in nearest if each.who == PERSON), 0.0)
+    return Opinion(scoring.score_of(alone, "", one.person), tuple(nearest), own >= THE_PHOTO_ITSELF)
+
+
+# ------------------------------------------------------------------------------------------------- per run
+
+
+_remembered: OrderedDict[tuple[str, str, tuple[str, ...]], tuple[list[Known], list[str]]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def known_of(
+    folder: Path,
+    photo_set: PhotoSet,
+    *,
+    sample: Sequence[Path] = (),
+    base: Sequence[Path] = (),
+    on_photo: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Known], list[str]]:
+    """`known` of a run, remembered in this process until the photos or the base's pictures change, or `forget`."""
+    named = tuple(str(path) for path in (*sample, *base))
+    key = (str(folder.resolve()), photo_set.digest, named)
+    with _lock:
+        found = _remembered.get(key)
+    if found is None:
+        found = known(judges(), photo_set, sample=sample, base=base, on_photo=on_photo)
+        forget(folder)
+        with _lock:
+            if folder.is_dir():  # deleted meanwhile: nothing of it may stay
+                _remembered[key] = found
+            while len(_remembered) > KNOWN_AT_MOST:
+                _remembered.popitem(last=False)
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Drop what is remembered of a run."""
+    with _lock:
+        for key in [key for key in _remembered if key[0] == str(folder.resolve())]:
+            del _remembered[key]

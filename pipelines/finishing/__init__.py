@@ -1,0 +1,29 @@
+"""Finishing: a drawn picture made ready to be given away, and marked as drawn by an AI.
+
+In: a picture and an order (`schema.Finish`: steps, background, size, kB, format). Out: the bytes of a file with all
+marks, and what every step changed (`finish`); or what the marks in any picture file say (`verify`). A step after which
+a face recogniser finds less of the person is dropped.
+Try it: `python -m pipelines finish render.png --out portrait.jpg`, then `python -m pipelines verify portrait.jpg`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.finishing.mark import verify
+    from pipelines.finishing.stage import finish, finish_pictures
+
+__all__ = ["finish", "finish_pictures", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("finish", "finish_pictures"):
+        from pipelines.finishing import stage
+
+        return getattr(stage, name)
+    if name == "verify":
+        from pipelines.finishing import mark
+
+        return mark.verify
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

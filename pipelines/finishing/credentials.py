@@ -1,0 +1,397 @@
+"""Content credentials (C2PA): a signed note inside the file that says a generative model drew it.
+
+In: the bytes of a finished JPEG, PNG, WebP or AVIF file. Out: the same file with a manifest (`sign`), or what a
+manifest says and whether file and signature still fit (`read`). Try it: `python -m pipelines verify portrait.jpg`.
+
+The certificate is yours ($LIKENESS_C2PA_CERT and $LIKENESS_C2PA_KEY, PEM files), else one that this copy makes for
+itself once and that calls itself self-signed: it shows that a file was not changed, not who made it.
+Nothing touches a network: no time stamp, no remote manifest, no revocation lookup, no preview picture.
+Reading happens in a process of its own with limits: a file that somebody made to break the reader breaks only that.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.core import workspace
+from pipelines.core.schema import UserError
+
+CERT_VARIABLE, KEY_VARIABLE = "LIKENESS_C2PA_CERT", "LIKENESS_C2PA_KEY"
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+SELF_SIGNED = "Likeness (self-signed)"  # who issued it, as every reader of C2PA shows it
+OFFLINE = {
+    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True},
+    "builder": {"thumbnail": {"enabled": False}},
+}
+MIMES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "AVIF": "image/avif"}
+READ_LIMIT_S = 60
+READ_LIMIT_BYTES = 3 << 30  # of address space, most of it never touched
+CHAIN_FILE, KEY_FILE = "chain.pem", "key.pem"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a file's content credentials say. Texts come from the file: shorten, escape, never trust."""
+
+    state: str  # "none" | "trusted" | "valid" (its issuer is not known here) | "tampered" | "unreadable"
+    generator: str = ""  # the program that wrote it
+    source_types: tuple[str, ...] = ()  # the last part of each digitalSourceType
+    issuer: str = ""
+    self_signed: bool = False  # by some copy of Likeness, as the certificate itself says
+    ours: bool = False  # signed with this copy's own certificate
+    problems: tuple[str, ...] = ()  # C2PA's failure codes
+
+
+def version() -> str:
+    """Of Likeness; "" where it is not known."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("likeness")
+    except metadata.PackageNotFoundError:
+        try:
+            text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+            return str(tomllib.loads(text)["project"]["version"])
+        except (OSError, KeyError, ValueError):
+            return ""
+
+
+def plain_base(base: str) -> str:
+    """A base's name if it is one; "" for anything that could be a path or a sentence."""
+    return base if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}", base) else ""
+
+
+# ------------------------------------------------------------------------------------------------- certificates
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate chain, leaf first, with the leaf's private key; PEM."""
+
+    chain: bytes
+    key: bytes
+
+    def __repr__(self) -> str:  # the key reaches no log
+        return "Identity(...)"
+
+
+def identity() -> Identity:
+    """What this copy signs with: the files named in the environment, else its own, made on first use.
+
+    Raises UserError when only one of the two files is named, or one can't be read.
+    """
+    given = [os.environ.get(name, "").strip() for name in (CERT_VARIABLE, KEY_VARIABLE)]
+    if any(given):
+        if not all(given):
+            raise UserError(f"Set both {CERT_VARIABLE} and {KEY_VARIABLE}, or neither.")
+        try:
+            return Identity(*(Path(each).expanduser().read_bytes() for each in given))
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            raise UserError(
+                f"The file that {CERT_VARIABLE} or {KEY_VARIABLE} names can't be read ({reason}). Correct the path."
+            ) from error
+    folder = workspace.credentials_folder()
+    if not (folder / KEY_FILE).is_file():
+        _make_own(folder)
+    return _own(folder)
+
+
+def _own(folder: Path) -> Identity:
+    try:
+        return Identity((folder / CHAIN_FILE).read_bytes(), (folder / KEY_FILE).read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"The certificate in {folder.name} can't be read. Delete that folder; a new one is made."
+        ) from (error)
+
+
+def _make_own(folder: Path) -> None:
+    """Both files appear together or not at all; of two processes that make them at once, the first one's stay."""
+    made = self_signed()
+    with workspace.told_when_full():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))  # mode 0700
+        try:
+            for name, content in ((CHAIN_FILE, made.chain), (KEY_FILE, made.key)):
+                file = os.open(partial / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(file, "wb") as opened:
+                    opened.write(content)
+                    opened.flush()
+                    os.fsync(opened.fileno())
+            try:
+                os.rename(partial, folder)
+            except OSError:
+                if not (folder / KEY_FILE).is_file():
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def self_signed() -> Identity:
+    """A new root and a certificate under it. They name the program and nothing else: no person, no machine, no day."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    start, end = datetime.datetime(2020, 1, 1), datetime.datetime(2060, 1, 1)
+    root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+
+    def name(common: str) -> x509.Name:
+        return x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, SELF_SIGNED),
+                x509.NameAttribute(NameOID.COMMON_NAME, common),
+            ]
+        )
+
+    def usage(*, signs: bool) -> x509.KeyUsage:  # what C2PA's certificate profile asks of a root and of a leaf
+        return x509.KeyUsage(
+            digital_signature=signs, key_cert_sign=not signs, crl_sign=not signs, content_commitment=False,
+            key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+            decipher_only=False,
+        )  # fmt: skip
+
+    def certificate(common: str, public: ec.EllipticCurvePublicKey, *, is_root: bool) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name(common))
+            .issuer_name(name("Root of one copy of Likeness"))
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(start)
+            .not_valid_after(end)
+            .add_extension(x509.BasicConstraints(ca=is_root, path_length=0 if is_root else None), critical=True)
+            .add_extension(usage(signs=not is_root), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        )
+
+    root = certificate("Root of one copy of Likeness", root_key.public_key(), is_root=True).sign(
+        root_key, hashes.SHA256()
+    )
+    leaf = (
+        certificate("Self-signed by one copy of Likeness", key.public_key(), is_root=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
+        .sign(root_key, hashes.SHA256())
+    )  # the root's key is forgotten here: nothing else can ever be issued under it
+    pem = serialization.Encoding.PEM
+    return Identity(
+        leaf.public_bytes(pem) + root.public_bytes(pem),
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    )
+
+
+def _algorithm(key: bytes) -> Any:
+    """C2PA's name for what this key signs with."""
+    import c2pa
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    names = c2pa.C2paSigningAlg
+    try:
+        private = serialization.load_pem_private_key(key, None)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{KEY_VARIABLE} names no private key without a password, in PEM. Correct it.") from error
+    if isinstance(private, ec.EllipticCurvePrivateKey):
+        found = {256: names.ES256, 384: names.ES384, 521: names.ES512}.get(private.curve.key_size)
+        if found is not None:
+            return found
+    if isinstance(private, ed25519.Ed25519PrivateKey):
+        return names.ED25519
+    if isinstance(private, rsa.RSAPrivateKey):
+        return names.PS256
+    raise UserError(f"{KEY_VARIABLE} names a kind of key that C2PA does not sign with. Use an EC key (P-256).")
+
+
+# ------------------------------------------------------------------------------------------------- signing
+
+
+def sign(data: bytes, format_name: str, *, base: str = "", watermarked: bool = False) -> bytes:
+    """`data`, a file of this format (a key of `MIMES`), with a manifest inside it.
+
+    Raises UserError where the format, the certificate or this machine does not allow it.
+    """
+    mime = MIMES.get(format_name)
+    if mime is None:
+        raise UserError(f"{format_name} files can't hold content credentials. Choose one of: {', '.join(MIMES)}.")
+    try:
+        import c2pa
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError("Content credentials need c2pa-python. Run: pip install -r requirements.txt.") from error
+    who = identity()
+    software = {"name": "Likeness", **({"version": known} if (known := version()) else {})}
+    drawn_by = (
+        f"Drawn by a generative model ({plain_base(base)})" if plain_base(base) else "Drawn by a generative model"
+    )
+    actions = [
+        {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": software, "description": drawn_by}
+    ]
+    if watermarked:
+        actions.append({"action": "c2pa.watermarked.unbound", "softwareAgent": software})
+    manifest = {
+        "claim_generator_info": [software],
+        "format": mime,
+        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": actions}}],
+    }
+    out = io.BytesIO()
+    try:
+        with (
+            c2pa.Context.from_dict(OFFLINE) as context,
+            c2pa.Signer.from_info(c2pa.C2paSignerInfo(_algorithm(who.key), who.chain, who.key, None)) as signer,
+            c2pa.Builder.from_json(json.dumps(manifest), context) as builder,
+        ):
+            builder.sign(signer, mime, io.BytesIO(data), out)
+    except c2pa.C2paError as error:
+        raise UserError(
+            f"The content credentials could not be written ({_one_line(str(error), 120)}). If you set {CERT_VARIABLE}, "
+            "check that the certificate is meant for C2PA and fits the key."
+        ) from error
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
+    """What the content credentials in a file say. Never raises because of what is in the file."""
+    order = json.dumps({"path": str(path.resolve()), "anchors": _anchors()})
+    root = str(Path(__file__).resolve().parents[2])
+    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "HOME") if name in os.environ}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.finishing.credentials"],
+            input=order, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_s, cwd=root,
+            env={**kept, "PYTHONPATH": os.pathsep.join(each for each in (root, *sys.path) if each)},
+        )  # fmt: skip
+        found = json.loads(done.stdout)
+        return Credentials(
+            state=str(found["state"]),
+            generator=str(found["generator"]),
+            source_types=tuple(map(str, found["source_types"])),
+            issuer=str(found["issuer"]),
+            self_signed=bool(found["self_signed"]),
+            ours=bool(found["ours"]),
+            problems=tuple(map(str, found["problems"])),
+        )
+    except (subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
+        return Credentials("unreadable", problems=("the reader gave up",))
+
+
+def _anchors() -> str:
+    """This copy's own certificates, PEM; "" when it has none yet: reading makes none."""
+    try:
+        if os.environ.get(CERT_VARIABLE, "").strip() or (workspace.credentials_folder() / CHAIN_FILE).is_file():
+            return identity().chain.decode("ascii")
+    except (UserError, UnicodeDecodeError):
+        pass
+    return ""
+
+
+def _read_here(path: Path, anchors: str) -> dict[str, Any]:
+    """`read`, in this process."""
+    import c2pa
+
+    nothing: dict[str, Any] = {
+        "state": "none", "generator": "", "source_types": [], "issuer": "", "self_signed": False, "ours": False,
+        "problems": [],
+    }  # fmt: skip
+    with path.open("rb") as file:
+        mime = _mime(file.read(32))
+    if mime is None:
+        return nothing
+    settings: dict[str, Any] = dict(OFFLINE)
+    if anchors:
+        settings["trust"] = {"user_anchors": anchors}
+    try:
+        with (
+            path.open("rb") as file,
+            c2pa.Context.from_dict(settings) as context,
+            c2pa.Reader(mime, file, context=context) as reader,
+        ):
+            store = json.loads(reader.json())
+            state = str(reader.get_validation_state())
+    except c2pa.C2paError as error:
+        text = str(error)
+        if "ManifestNotFound" in text:
+            return nothing
+        return {**nothing, "state": "unreadable", "problems": [_one_line(text)]}
+    manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
+    problems = [
+        code
+        for status in store.get("validation_status") or ()
+        if (code := _one_line(status.get("code", ""))) and code != "signingCredential.untrusted"
+    ]
+    generators = manifest.get("claim_generator_info") or [{}]
+    generator = f"{generators[0].get('name', '')} {generators[0].get('version', '')}"
+    signature = manifest.get("signature_info") or {}
+    types = [
+        str(action["digitalSourceType"]).rstrip("/").rsplit("/", 1)[-1]
+        for assertion in manifest.get("assertions") or ()
+        if str(assertion.get("label", "")).startswith("c2pa.actions")
+        for action in (assertion.get("data") or {}).get("actions") or ()
+        if action.get("digitalSourceType")
+    ]
+    return {
+        "state": {"Trusted": "trusted", "Valid": "valid"}.get(state, "tampered"),
+        "generator": _one_line(generator),
+        "source_types": [_one_line(each) for each in dict.fromkeys(types)][:5],
+        "issuer": _one_line(signature.get("issuer") or signature.get("common_name") or ""),
+        "self_signed": signature.get("issuer") == SELF_SIGNED,
+        "ours": bool(anchors) and state == "Trusted",
+        "problems": problems[:10],
+    }
+
+
+def _one_line(text: object, at_most: int = 80) -> str:
+    """Text of a stranger as one short line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)[:2000]).split())[:at_most]
+
+
+def _mime(head: bytes) -> str | None:
+    """By the first bytes: a name says nothing."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "image/webp"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "image/tiff"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if head[4:8] == b"ftyp":
+        return "image/avif" if head[8:12] in (b"avif", b"avis") else "image/heic"
+    return None
+
+
+def _limit() -> None:
+    """What this process may use from here on."""
+    try:
+        import resource
+    except ImportError:  # Windows: the time limit of whoever started it remains
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (READ_LIMIT_BYTES, READ_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (READ_LIMIT_S, READ_LIMIT_S))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the picture
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+if __name__ == "__main__":
+    order = json.loads(sys.stdin.read())
+    _limit()
+    print(json.dumps(_read_here(Path(order["path"]), order["anchors"])))

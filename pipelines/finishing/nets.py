@@ -1,0 +1,126 @@
+"""The two embedded networks of `upscaling`: one enlarges a picture twice, the other looks for flaws in it.
+
+In: RGB float tensors (b, 3, h, w) in 0..1, any size from 8 pixels on. This module needs torch: import it where it is
+used. Made by `tools/build_upscaler.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class Shape(NamedTuple):
+    """Widths of the enlarging network; kept in `config.json` beside its weights."""
+
+    edge: int = 24  # channels at the picture's own resolution
+    body: int = 64  # channels at half of it, where the depth is
+    blocks: int = 10
+
+
+DEFAULT_SHAPE = Shape()
+
+
+class Residual(nn.Module):
+    """Two convolutions beside the identity, without normalisation and scaled down (as in EDSR and ESRGAN)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.second(F.leaky_relu(self.first(x), 0.2))
+
+
+class Enlarger(nn.Module):
+    """(b, 3, h, w) -> (b, 3, 2h, 2w): bicubic plus what the network adds to it.
+
+    The depth works at half of the picture's resolution (pixel-unshuffle, as Real-ESRGAN does for x2): there a
+    convolution sees twice as far, and costs a quarter.
+    """
+
+    def __init__(self, shape: Shape = DEFAULT_SHAPE) -> None:
+        super().__init__()
+        edge, body = shape.edge, shape.body
+        self.shape = shape
+        self.head = nn.Conv2d(3, edge, 3, padding=1)
+        self.down = nn.Conv2d(4 * edge, body, 3, padding=1)
+        self.blocks = nn.ModuleList([Residual(body) for _ in range(shape.blocks)])
+        self.join = nn.Conv2d(body, body, 3, padding=1)
+        self.up = nn.Conv2d(body, 4 * edge, 3, padding=1)
+        self.fuse = nn.Conv2d(2 * edge, edge, 3, padding=1)
+        self.tail = nn.Conv2d(edge, 12, 3, padding=1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                # torch's own start shrinks the signal at every layer, and then nothing is learned for long
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.tail.weight.mul_(0.05)  # an untrained one is nearly bicubic
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        plain = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=False)
+        # half resolution needs an even side
+        x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+        edges = F.leaky_relu(self.head(x - 0.5), 0.2)
+        deep = start = F.leaky_relu(self.down(F.pixel_unshuffle(edges, 2)), 0.2)
+        for block in self.blocks:
+            deep = block(deep)
+        deep = start + self.join(deep)
+        deep = F.leaky_relu(F.pixel_shuffle(self.up(deep), 2), 0.2)
+        added = F.pixel_shuffle(self.tail(F.leaky_relu(self.fuse(torch.cat([deep, edges], 1)), 0.2)), 2)
+        return plain + added[..., : 2 * height, : 2 * width]
+
+
+class Critic(nn.Module):
+    """A patch discriminator (b, 3, h, w) -> logits (b, 1, h/8, w/8): above zero a patch looks like a photo.
+
+    Spectral norm holds its inner layers back while it trains; `plain()` folds that into the weights for use. The outer
+    ones stay free: what tells a soft picture from a sharp one is so faint that a wholly bounded network never finds it.
+    """
+
+    WIDTHS = (32, 64, 128, 160)
+
+    def __init__(self, *, normalised: bool = True) -> None:
+        super().__init__()
+        norm = spectral_norm if normalised else (lambda layer: layer)
+        one, two, three, four = self.WIDTHS
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(3, one, 4, 2, 1),
+                norm(nn.Conv2d(one, two, 4, 2, 1)),
+                norm(nn.Conv2d(two, three, 4, 2, 1)),
+                norm(nn.Conv2d(three, four, 3, 1, 1)),
+                norm(nn.Conv2d(four, four, 3, 1, 2, dilation=2)),
+                nn.Conv2d(four, 1, 1),
+            ]
+        )
+        for layer in (self.layers[0], self.layers[-1]):
+            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+            nn.init.kaiming_normal_(layer.weight, a=0.2)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * 2 - 1
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), 0.2)
+        out: torch.Tensor = self.layers[-1](x)
+        return out
+
+    def plain(self) -> Critic:
+        """The same function without spectral norm's bookkeeping."""
+        other = Critic(normalised=False)
+        with torch.no_grad():
+            for ours, theirs in zip(self.layers, other.layers):
+                assert isinstance(ours, nn.Conv2d) and isinstance(theirs, nn.Conv2d)
+                assert ours.bias is not None and theirs.bias is not None
+                theirs.weight.copy_(ours.weight)
+                theirs.bias.copy_(ours.bias)
+        return other.eval()

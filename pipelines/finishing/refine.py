@@ -1,0 +1,541 @@
+"""Refinement that may not change who it is: from a raw render to a picture worth using.
+
+In: an RGB uint8 (H, W, 3) picture, the steps somebody chose, and whom it has to stay like (`Baseline`). Out: `Refined`,
+the picture, and per step what became of it: kept, dropped with the reason, or not needed. After every step each face
+recogniser looks again; a step after which any of them finds less of the person than in the raw picture, by more than
+re-saving a picture may change (presets/refining.json), is dropped. No step retouches skin.
+Try it: `python -m pipelines finish render.png --out portrait.jpg`. Face embeddings stay in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.core.schema import PhotoSet, UserError
+from pipelines.evaluation import scoring
+from pipelines.evaluation.scoring import Reference
+from pipelines.faces import faces
+from pipelines.faces.faces import Face, Judge
+from pipelines.finishing import matte
+
+FILE = Path(__file__).resolve().parents[2] / "presets" / "refining.json"
+SIZE_PX, LEAST_PX = 512, 16
+KEPT, DROPPED, NOT_NEEDED = "kept", "dropped", "not needed"
+HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself"
+# Of two pictures of one moment judges say more than of 95% of all pairs of photos of one person: what a lone picture
+# has to stay above, since there is nobody else to compare with.
+SAME_QUANTILE = "0.95"
+SKIN_LIMIT = 3.0  # CIE76, mean over the face: about the smallest difference that people see between two pictures
+WORTH_IT = 0.7  # CIE76, mean over the picture: a smaller correction is none
+NOISE_LEVEL = 1.6  # grey levels, standard deviation: below there is no noise that anybody sees
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a step is, for menus and sentences."""
+
+    name: str
+    about: str
+    by_default: bool
+    strength: float = 0.5  # unless a step says otherwise
+
+
+# In the order in which they are done: colour before anything invents detail, the background last and at full size.
+STEPS = {
+    "exposure": Kind("White balance and exposure", "Small corrections; skin may not visibly change its colour.", True),
+    "denoise": Kind("Denoise", "Light, against grain. It never smooths skin on purpose.", False, 0.4),
+    "enlarge": Kind("Super-resolution", "A small network draws the detail that plain enlarging lacks.", True, 1.0),
+    "restore": Kind("Face restoration", "A network that redraws faces. It often changes who it is.", False, 1.0),
+    "sharpen": Kind("Gentle sharpening", "Without bright rims, and not in flat areas such as skin.", True),
+    "background": Kind("Background", "Blurred, plain, or a studio's.", False, 1.0),
+}
+DEFAULT_STEPS = tuple(name for name, kind in STEPS.items() if kind.by_default)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do. Raises UserError for one that can't be done."""
+
+    id: str  # of STEPS
+    strength: float = -1.0  # 0..1; below 0: the step's own
+    choice: str = ""  # background: of `matte.BACKGROUNDS`; enlarge, restore: a model's name or path
+
+    def __post_init__(self) -> None:
+        if self.id not in STEPS:
+            raise UserError(f"There is no step {self.id}. Choose of: {', '.join(STEPS)}.")
+        if not math.isfinite(self.strength) or self.strength > 1:
+            raise UserError(f"The strength of {self.name} must be a number from 0 to 1.")
+        if self.id == "background" and self.choice not in matte.BACKGROUNDS:
+            raise UserError(f"There is no such background. Choose of: {', '.join(matte.BACKGROUNDS)}.")
+
+    @property
+    def name(self) -> str:
+        return STEPS[self.id].name
+
+    @property
+    def power(self) -> float:
+        return STEPS[self.id].strength if self.strength < 0 else self.strength
+
+
+def steps_of(names: Sequence[str], *, background: str = "", upscaler: str = "", restorer: str = "") -> tuple[Step, ...]:
+    """Steps by their names, in the order in which they are done, each at its own strength. Raises UserError."""
+    wanted = {*names, *(("background",) if background else ())}
+    if unknown := sorted(wanted - set(STEPS)):
+        raise UserError(f"There is no step {', '.join(unknown)}. Choose of: {', '.join(STEPS)}.")
+    choices = {"background": background or matte.BLUR, "enlarge": upscaler, "restore": restorer}
+    return tuple(Step(name, choice=choices.get(name, "")) for name in STEPS if name in wanted)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one step."""
+
+    step: Step
+    state: str  # KEPT | DROPPED | NOT_NEEDED
+    sentence: str
+    seconds: float = 0.0
+    before: dict[str, float | None] = field(default_factory=dict)  # judge -> similarity of what the step was given
+    after: dict[str, float | None] = field(default_factory=dict)  # ... and of what it made; {} where it made nothing
+    pictures: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)  # before and after, to be shown
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A finished picture. Similarities are by judge, with `reference`."""
+
+    image: np.ndarray = field(repr=False)
+    steps: tuple[Outcome, ...]
+    reference: str  # HELD_OUT | ITSELF
+    photos: int  # how many the reference is made of
+    raw: dict[str, float | None]
+    similarity: dict[str, float | None]
+    tolerance: dict[str, float]  # judge -> how far below `raw` a step may end
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------- who it has to be
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Whom a picture has to stay like, by every judge that can say."""
+
+    references: tuple[Reference, ...]
+    of: str  # HELD_OUT | ITSELF
+    notes: tuple[str, ...] = ()
+
+
+def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
+    """The person of a run, from the photos that training never saw. UserError when no judge sees a face in them."""
+    found: list[Reference] = []
+    notes: list[str] = []
+    for judge in judges:
+        try:
+            found.append(scoring.reference(judge, photo_set.held_out))
+        except UserError as problem:
+            notes.append(str(problem))
+    if not found:
+        raise UserError(" ".join(notes) or "No photo is held out to compare with.")
+    return Baseline(tuple(found), HELD_OUT, tuple(notes))
+
+
+def baseline_itself(judges: Sequence[Judge], image: np.ndarray) -> Baseline:
+    """Where no run is known: the raw picture. It says that a face did not change, not whose face it is."""
+    seen = [(judge, judge.look(image)) for judge in judges]
+    found = tuple(Reference(judge, one.vector, 1) for judge, one in seen if one.vector is not None)
+    notes = tuple(f"{judge.name} finds no face in the raw picture." for judge, one in seen if one.vector is None)
+    return Baseline(found, ITSELF, notes)
+
+
+@lru_cache(maxsize=1)
+def _measured() -> dict[str, float]:
+    """Judge -> what harmless re-saving may take from a similarity (benchmarks/refine_tolerance.py)."""
+    saved = json.loads(FILE.read_text(encoding="utf-8"))
+    return {str(judge): float(value) for judge, value in saved["tolerance"].items()}
+
+
+def tolerance_of(reference: Reference, of: str, image: np.ndarray) -> float:
+    """How far a similarity may fall. For a judge that was not measured, it is measured on this very picture."""
+    calibration = reference.judge.calibration
+    if of == ITSELF and calibration is not None:
+        return round(1.0 - calibration.kind(1).same[SAME_QUANTILE], 4)
+    known = _measured().get(reference.judge.name)
+    if known is not None and of == HELD_OUT:
+        return known
+    raw = reference.judge.look(image).vector
+    if raw is None:
+        return 0.0
+    losses = [_loss(reference, raw, copy) for copy in harmless_copies(image)]
+    return round(max([0.01, *losses]), 4)
+
+
+def harmless_copies(image: np.ndarray) -> list[np.ndarray]:
+    """The picture as it looks after things that change nobody: saved as JPEG (quality 90), and one pixel aside."""
+    import cv2
+
+    def saved(pixels: np.ndarray) -> np.ndarray:
+        done, packed = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        assert done, "a JPEG of a picture in memory"
+        return np.ascontiguousarray(np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))[:, :, ::-1])
+
+    copies = [saved(image)]
+    for x, y in ((1, 0), (0, 1), (-1, -1)):
+        moved = np.array([[1, 0, x], [0, 1, y]], np.float32)
+        size = image.shape[1], image.shape[0]
+        copies.append(saved(cv2.warpAffine(image, moved, size, borderMode=cv2.BORDER_REPLICATE)))
+    return copies
+
+
+def _loss(reference: Reference, raw: np.ndarray, copy: np.ndarray) -> float:
+    seen = reference.judge.look(copy).vector
+    return 1.0 if seen is None else reference.similarity(raw) - reference.similarity(seen)
+
+
+class _Guard:
+    """Looks at a picture with every judge, and says what speaks against keeping it."""
+
+    def __init__(self, baseline: Baseline, raw: np.ndarray, tolerance: dict[str, float] | None) -> None:
+        self.baseline = baseline
+        self.raw = self.look(raw)
+        self.tolerance = {}
+        for one in baseline.references:
+            name = one.judge.name
+            if self.raw[name] is not None:
+                given = (tolerance or {}).get(name)
+                self.tolerance[name] = tolerance_of(one, baseline.of, raw) if given is None else given
+
+    def look(self, image: np.ndarray) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for one in self.baseline.references:
+            vector = one.judge.look(image).vector
+            found[one.judge.name] = None if vector is None else round(one.similarity(vector), 4)
+        return found
+
+    @property
+    def blind(self) -> bool:
+        return not self.tolerance
+
+    def against(self, after: dict[str, float | None]) -> str | None:
+        """Why a picture with these similarities is not the same person's any more, as a sentence; None: it is."""
+        for judge, allowed in self.tolerance.items():
+            raw, now = self.raw[judge], after[judge]
+            if now is None:
+                return f"{judge} finds no face in it any more."
+            assert raw is not None
+            if raw - now > allowed + 1e-9:
+                of = "the raw picture" if self.baseline.of == ITSELF else "the person"
+                return (
+                    f"{judge} finds less of {of} in it: {now:.2f} instead of {raw:.2f}, and at most {allowed:.2f} "
+                    "may be lost."
+                )
+        return None
+
+    def kept(self, after: dict[str, float | None]) -> str:
+        said = ", ".join(
+            f"{judge} {self.raw[judge]:.2f} → {after[judge]:.2f}"
+            for judge in self.tolerance
+            if after[judge] is not None
+        )
+        return f"Who it is did not change ({said})."
+
+
+# ------------------------------------------------------------------------------------------------- the stage
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What needs a model. `enlarge` doubles a picture; `restore` redraws its faces. None: the app's own, or none."""
+
+    enlarge: Callable[[np.ndarray], np.ndarray] | None = None
+    restore: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def refine(
+    image: np.ndarray,
+    steps: Sequence[Step],
+    *,
+    baseline: Baseline,
+    tolerance: dict[str, float] | None = None,
+    size_px: int = SIZE_PX,
+    tools: Tools = Tools(),
+    on_step: Callable[[Outcome], None] = lambda outcome: None,
+) -> Refined:
+    """Do the steps, in the order of `STEPS`, and keep those after which it is still the same person.
+
+    `size_px` is the longer side that the picture grows to; a larger one keeps its size. `tolerance` (judge -> how much
+    similarity may be lost against the raw picture) replaces the measured one. Raises UserError for a picture below
+    `LEAST_PX`. A model that can't be read costs its step only.
+    """
+    started = time.perf_counter()
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < LEAST_PX:
+        raise UserError(f"The picture is too small, or none. Finishing starts at {LEAST_PX} px.")
+    raw = np.ascontiguousarray(image)
+    guard = _Guard(baseline, raw, tolerance)
+    chosen = {step.id: step for step in steps}
+    outcomes: list[Outcome] = []
+    current, similarity = raw, guard.raw
+    for name in STEPS:
+        if name == "sharpen":  # what follows works at full size, whoever enlarged it
+            current = fitted(current, size_px)
+        step = chosen.get(name)
+        if step is None:
+            continue
+        outcome, made = _tried(step, current, similarity, guard, size_px, tools)
+        if made is not None:
+            current, similarity = made, outcome.after
+        outcomes.append(outcome)
+        on_step(outcome)
+    return Refined(
+        current, tuple(outcomes), baseline.of, max((one.photos for one in baseline.references), default=0),
+        guard.raw, guard.look(current) if similarity is guard.raw else similarity, guard.tolerance,
+        round(time.perf_counter() - started, 3), baseline.notes,
+    )  # fmt: skip
+
+
+def _tried(
+    step: Step,
+    image: np.ndarray,
+    similarity: dict[str, float | None],
+    guard: _Guard,
+    size_px: int,
+    tools: Tools,
+) -> tuple[Outcome, np.ndarray | None]:
+    """One step's outcome, and its picture where it is kept."""
+    started = time.perf_counter()
+
+    def ended(state: str, sentence: str, **more: object) -> Outcome:
+        spent = round(time.perf_counter() - started, 3)
+        return Outcome(step, state, sentence, spent, similarity, **more)  # type: ignore[arg-type]
+
+    if guard.blind:
+        return ended(DROPPED, "No recogniser finds a face in the raw picture, so nothing can watch over it."), None
+    try:
+        made = _done(step, image, size_px, tools)
+    except UserError as problem:  # a model that is damaged or not here; the other steps go on
+        return ended(DROPPED, str(problem)), None
+    if isinstance(made, str):
+        return ended(DROPPED if step.id == "background" else NOT_NEEDED, made), None
+    after = guard.look(made)
+    pictures = (image, made)
+    if against := guard.against(after):
+        return ended(DROPPED, against, after=after, pictures=pictures), None
+    return ended(KEPT, guard.kept(after), after=after, pictures=pictures), made
+
+
+def _done(step: Step, image: np.ndarray, size_px: int, tools: Tools) -> np.ndarray | str:
+    """What a step makes of a picture, or the sentence why it makes nothing."""
+    if step.id == "exposure":
+        return balanced(image, step.power)
+    if step.id == "denoise":
+        return denoised(image, step.power)
+    if step.id == "enlarge":
+        if max(image.shape[:2]) >= size_px:
+            return f"The picture has {max(image.shape[:2])} px already, so nothing had to be drawn."
+        return fitted((tools.enlarge or enlarger(step.choice))(image), size_px)
+    if step.id == "restore":
+        restore = tools.restore or (enlarger(step.choice) if step.choice else None)
+        if restore is None:
+            return "No face restorer is installed here, so nothing was redrawn."
+        return restored(image, restore)
+    if step.id == "sharpen":
+        return sharpened(image, step.power)
+    return _before_another(image, step.choice)
+
+
+# ------------------------------------------------------------------------------------------------- colour and light
+
+
+def balanced(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
+    """Small corrections of white balance and contrast, RGB uint8 in and out, or the sentence why there are none.
+
+    The light's colour is that of what is nearly grey (robust grey world); levels are stretched between the 0.5th and
+    the 99.5th percentile. Neither looks at the skin, so no skin tone is aimed at, and the whole is scaled back until
+    the face's mean colour moves by at most `SKIN_LIMIT`.
+    """
+    corrected = _levels(_neutral(image.astype(np.float32)))
+    skin = _skin(image)
+    for share in (1.0, 0.75, 0.5, 0.25, 0.1):
+        mix = np.clip(image + strength * share * (corrected - image), 0, 255)
+        shift = _difference(image, mix)
+        if skin is None or float(shift[skin].mean()) <= SKIN_LIMIT:
+            break
+    if float(shift.mean()) < WORTH_IT:
+        return "Colours and light are balanced already, as far as the skin tone lets them be."
+    return (mix + 0.5).astype(np.uint8)
+
+
+def _neutral(image: np.ndarray) -> np.ndarray:
+    """Without the light's own colour, by at most 8% a channel."""
+    lab = _lab(image)
+    chroma = np.hypot(lab[..., 1], lab[..., 2])
+    grey = (chroma < 12) & (lab[..., 0] > 25) & (lab[..., 0] < 96)
+    if grey.mean() < 0.05:  # a coloured wall and a face say nothing about the light
+        return image
+    light = np.median(image[grey], axis=0)
+    return np.asarray(image * np.clip(light.mean() / np.maximum(light, 1), 0.92, 1.08))
+
+
+def _levels(image: np.ndarray) -> np.ndarray:
+    """Dark and bright ends where the eye expects them, with at most a fifth more contrast."""
+    grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    low, high = (float(value) for value in np.percentile(grey, (0.5, 99.5)))
+    to_low, to_high = min(low, 8.0), max(high, 240.0)
+    gain = min(1.2, (to_high - to_low) / max(high - low, 1.0))
+    middle = (low + high) / 2
+    return np.asarray((image - middle) * gain + min(middle * gain, (to_low + to_high) / 2))
+
+
+def _lab(image: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return np.asarray(cv2.cvtColor(np.clip(image, 0, 255).astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
+
+
+def _difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """CIE76 colour difference per pixel."""
+    return np.asarray(np.linalg.norm(_lab(before) - _lab(after), axis=2))
+
+
+def _skin(image: np.ndarray) -> np.ndarray | None:
+    """The middle of the largest face, (H, W) bool; None where there is none."""
+    found = faces.detect_faces(image)
+    if not found:
+        return None
+    eyes, apart = found[0].eyes.mean(0), found[0].eye_distance_px
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    inside = ((columns - eyes[0]) / apart) ** 2 + ((rows - eyes[1] - 0.45 * apart) / (1.1 * apart)) ** 2 < 0.8**2
+    return inside if inside.any() else None
+
+
+# ------------------------------------------------------------------------------------------------- noise, detail
+
+
+def noise_level(image: np.ndarray) -> float:
+    """Standard deviation of the noise in grey levels, from what no smooth surface has (Immerkaer 1996): the median over
+    the picture, so that hair and eyes don't count as noise.
+    """
+    import cv2
+
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+    response = np.abs(cv2.filter2D(grey, -1, kernel, borderType=cv2.BORDER_REFLECT))
+    return float(np.median(response) / (0.6745 * 6.0))
+
+
+def denoised(image: np.ndarray, strength: float = 0.4) -> np.ndarray | str:
+    """Without grain: non-local means, weighed by how much grain there is. RGB uint8 in and out."""
+    import cv2
+
+    level = noise_level(image)
+    if level < NOISE_LEVEL:
+        return f"There is no grain worth removing ({level:.1f} grey levels)."
+    power = float(np.clip(level * strength * 2, 0.5, 10))
+    return np.asarray(cv2.fastNlMeansDenoisingColored(image, None, power, power, 5, 15))
+
+
+def sharpened(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
+    """Clearer edges: an unsharp mask on the brightness alone, without rims (nothing gets brighter or darker than what
+    lies around it) and hardly in flat areas, where it would only show pores and grain. RGB uint8 in and out.
+    """
+    import cv2
+
+    if strength <= 0:
+        return "Its strength is 0."
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    light = lab[..., 0]
+    radius = max(0.8, max(image.shape[:2]) / 400)
+    detail = light - cv2.GaussianBlur(light, (0, 0), radius)
+    edge = np.clip((np.abs(detail) - 0.6) / 1.4, 0, 1)
+    around = np.ones((3, 3), np.uint8)
+    lab[..., 0] = np.clip(light + 1.2 * strength * edge * detail, cv2.erode(light, around), cv2.dilate(light, around))
+    return np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def fitted(image: np.ndarray, size_px: int) -> np.ndarray:
+    """Enlarged until its longer side has `size_px` (Lanczos: it invents nothing); a larger picture stays as it is.
+    After a network that doubles, what is too much is averaged away.
+    """
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = size_px / max(height, width)
+    if scale <= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4))
+
+
+# Where face restorers want the eyes in a square of 512 px: FFHQ's framing, which all of them learned from.
+RESTORED_PX, RESTORED_EYES, RESTORED_APART_PX = 512, (256.0, 240.0), 126.0
+
+
+def restored(image: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | str:
+    """With its face redrawn: cut out as restorers want it, redrawn, put back with a soft edge."""
+    import cv2
+
+    found = faces.detect_faces(image)
+    if not found:
+        return "No face was found to restore."
+    across = found[0].eyes[1] - found[0].eyes[0]
+    scale = RESTORED_APART_PX / max(float(np.hypot(*across)), 1e-6)
+    angle = float(np.arctan2(across[1], across[0]))
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    there = np.array([[cos, sin, 0.0], [-sin, cos, 0.0]])
+    there[:, 2] = np.array(RESTORED_EYES) - there[:, :2] @ found[0].eyes.mean(0)
+    side = (RESTORED_PX, RESTORED_PX)
+    crop = cv2.warpAffine(image, there, side, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    redrawn = cv2.resize(restore(crop), side, interpolation=cv2.INTER_AREA)
+    oval = cv2.ellipse(np.zeros(side, np.float32), (256, 265), (150, 190), 0, 0, 360, 1.0, -1)
+    mask = cv2.GaussianBlur(oval, (0, 0), 18)
+    inverse = cv2.invertAffineTransform(there)
+    whole = image.shape[1], image.shape[0]
+    weight = cv2.warpAffine(mask, inverse, whole)[..., None]
+    face = cv2.warpAffine(redrawn, inverse, whole, borderMode=cv2.BORDER_REPLICATE)
+    return (weight * face + (1 - weight) * image + 0.5).astype(np.uint8)
+
+
+def restorers() -> tuple[str, ...]:
+    """Face restorers whose weights a person put on this machine, by name."""
+    from pipelines.finishing.enlarge import UPSCALERS, upscaler_folder
+
+    return tuple(row.name for row in UPSCALERS.values() if row.is_restorer and (upscaler_folder() / row.file).is_file())
+
+
+def upscalers() -> tuple[str, ...]:
+    """Upscalers that work here, the embedded one first."""
+    from pipelines.finishing.enlarge import NAME, UPSCALERS, upscaler_folder
+
+    there = [row.name for row in UPSCALERS.values() if not row.is_restorer and (upscaler_folder() / row.file).is_file()]
+    return tuple(dict.fromkeys((NAME, *there)))
+
+
+@lru_cache(maxsize=2)
+def enlarger(name_or_path: str = "") -> Callable[[np.ndarray], np.ndarray]:
+    """The network of that name or file; the embedded one where none is named. Kept for the next picture. Raises
+    UserError.
+    """
+    from pipelines.finishing.enlarge import load_upscaler
+
+    return load_upscaler(name_or_path).enlarge if name_or_path else load_upscaler().enlarge
+
+
+# ------------------------------------------------------------------------------------------------- background
+
+
+def _before_another(image: np.ndarray, background: str) -> np.ndarray | str:
+    found: list[Face] = faces.detect_faces(image)
+    if not found:
+        return "No face was found, so the person could not be told from the background."
+    cut = matte.matte(image, found[0])
+    if cut.problem:
+        return f"The background stays as it is: {cut.problem}."
+    return matte.replaced(image, cut.alpha, background)

@@ -1,0 +1,372 @@
+"""Finishing: a raw render refined, cut to a size, small enough and marked - for one picture, or many of a run.
+
+In: a picture and a wish (`schema.Finish`: steps, background, size, kB, format). Out: `Finished` - the file's bytes and
+everything a person should know about them; in a run also its folder `finished/`, with pictures before and after every
+step. Try it: `python -m pipelines finish render.png --size linkedin --max-kb 200 --out portrait.jpg`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.core import inscription, workspace
+from pipelines.core.fingerprints import file_sha256
+from pipelines.core.schema import SOURCE_NAME, Event, Finish, PhotoSet, UserError
+from pipelines.core.slices import Slice
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.faces.faces import Judge
+    from pipelines.finishing.deliver import Delivered, Size
+    from pipelines.finishing.refine import Baseline, Outcome, Refined, Tools
+
+AT_MOST = 50  # pictures of one order
+KB_LIMITS = (10, 10_000)
+PX_LIMITS = (64, 4096)
+RECORD = "finished.json"
+SO_FAR = ".so_far.json"
+ARCHIVE = "finished.zip"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One finished picture."""
+
+    refined: Refined
+    delivered: Delivered
+    similarity: dict[str, float | None]  # judge -> of the file as it is given away, by the same reference
+    size: str
+    notes: tuple[str, ...] = field(default=())
+
+
+def check(order: Finish | None) -> None:
+    """Raises UserError for a wish that can't be met. Looks at no picture."""
+    from pipelines.finishing import mark, refine
+    from pipelines.finishing.enlarge import find_upscaler
+
+    if order is None or not order.pictures:
+        raise UserError("No picture was named to be finished. Choose at least one.")
+    if len(order.pictures) > AT_MOST:
+        raise UserError(f"At most {AT_MOST} pictures are finished at once. Choose fewer.")
+    for picture in order.pictures:
+        if not SOURCE_NAME.fullmatch(picture):
+            raise UserError("A picture to finish must be a PNG of this run.")
+    refine.steps_of(order.steps, background=order.background, upscaler=order.upscaler, restorer=order.restorer)
+    for name in (order.upscaler, order.restorer):
+        if name:
+            find_upscaler(name)
+    size_of(order.size)
+    low, high = KB_LIMITS
+    if isinstance(order.max_kb, bool) or not isinstance(order.max_kb, int | float) or not low <= order.max_kb <= high:
+        raise UserError(f"The target must be {low} to {high:,} kB.")
+    if order.format_name not in mark.FORMATS:
+        raise UserError(f"There is no format {order.format_name}. Choose one of: {', '.join(mark.FORMATS)}.")
+
+
+def size_of(name: str, *, px: int | None = None) -> Size:
+    """A size by its id or the beginning of it ("linkedin"); with `px` its longer side has so many. Raises UserError."""
+    from pipelines.finishing import deliver
+
+    known = deliver.sizes()
+    alike = [size for size in known.values() if size.id.partition("-")[0] == name]
+    size = alike[0] if name not in known and len(alike) == 1 else deliver.find_size(name)
+    if px is None:
+        return size
+    low, high = PX_LIMITS
+    if not low <= px <= high:
+        raise UserError(f"Give {low} to {high} pixels.")
+    scale = px / (max(size.width_px, size.height_px) or px)
+    wide, high_px = (round(side * scale) or px for side in (size.width_px, size.height_px))
+    return replace(size, width_px=wide, height_px=high_px)
+
+
+def finish(
+    image: np.ndarray,
+    order: Finish,
+    *,
+    baseline: Baseline,
+    size: Size | None = None,
+    tools: Tools | None = None,
+    base: str = "",
+    on_step: Callable[[Outcome], None] = lambda outcome: None,
+) -> Finished:
+    """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
+    the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
+    """
+    from pipelines.faces import faces
+    from pipelines.finishing import deliver, refine
+
+    size = size or size_of(order.size)
+    steps = refine.steps_of(order.steps, background=order.background, upscaler=order.upscaler, restorer=order.restorer)
+    refined = refine.refine(
+        image, steps, baseline=baseline, size_px=max(refine.SIZE_PX, _side_px(size)), on_step=on_step,
+        tools=tools or refine.Tools(),
+    )  # fmt: skip
+    found = faces.detect_faces(refined.image)
+    delivered = deliver.deliver(
+        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
+        shrink=True, base=Path(base).name,
+    )  # fmt: skip
+    return Finished(refined, delivered, _seen(delivered, baseline), size.id, (*refined.notes, *delivered.notes))
+
+
+def _side_px(size: Size) -> int:
+    """What to enlarge to: not to a print's 1,800 px, which a 128 px render does not fill with anything."""
+    return min(1024, max(size.width_px, size.height_px))
+
+
+def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
+    """What the judges say about the file itself: after cutting, marking and packing."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(delivered.data)) as opened:
+        picture = opened.convert("RGBA")
+        pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
+    out: dict[str, float | None] = {}
+    for one in baseline.references:
+        vector = one.judge.look(pixels).vector
+        out[one.judge.name] = None if vector is None else round(one.similarity(vector), 4)
+    return out
+
+
+def told(finished: Finished) -> dict[str, Any]:
+    """What became of a picture, as JSON."""
+    refined, delivered = finished.refined, finished.delivered
+    return {
+        "reference": refined.reference,
+        "reference_photos": refined.photos,
+        "similarity": {
+            judge: {
+                "raw": refined.raw[judge],
+                "refined": refined.similarity[judge],
+                "delivered": finished.similarity[judge],
+                "may_lose": refined.tolerance.get(judge),
+            }
+            for judge in refined.raw
+        },
+        "steps": [
+            {
+                "step": one.step.id,
+                "name": one.step.name,
+                "choice": one.step.choice,
+                "state": one.state,
+                "sentence": one.sentence,
+                "before": one.before,
+                "after": one.after,
+                "seconds": one.seconds,
+            }
+            for one in refined.steps
+        ],
+        "seconds": refined.seconds,
+        "size": finished.size,
+        "format": delivered.format_name,
+        "width_px": delivered.width_px,
+        "height_px": delivered.height_px,
+        "bytes": len(delivered.data),
+        "quality": delivered.quality,
+        "marks": workspace.plain(delivered.marks),
+        "notes": list(finished.notes),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- in a run
+
+
+@lru_cache(maxsize=2)
+def _judges(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
+    from pipelines.faces import faces
+
+    return tuple(faces.available_judges())
+
+
+def judges() -> tuple[Judge, ...]:
+    """This machine's judges, made once per process: a worker finishes one picture after another."""
+    from pipelines.faces import faces
+
+    return _judges(tuple(faces.find_pack(name) for name in faces.ARCFACE_PACKS))
+
+
+def baseline_of(run: workspace.Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
+    """The person of the run; where the run has no photos to compare with, the picture itself."""
+    from pipelines.finishing import refine
+
+    photos: PhotoSet | None = workspace.load_photo_set(run)
+    if photos is not None and photos.held_out:
+        with contextlib.suppress(UserError):  # no judge sees a face in them
+            return refine.baseline_of(judging, photos)
+    return refine.baseline_itself(judging, image)
+
+
+def finish_pictures(
+    run: workspace.Run,
+    order: Finish,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    pause: Slice | None = None,
+    tools: Tools | None = None,
+) -> Generator[Event, None, bool]:
+    """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
+
+    A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
+    did not come to its end goes on where it was left. Returns whether it did.
+    """
+    from pipelines.finishing import deliver, refine
+    from pipelines.photos.decode import decode
+
+    total = len(order.pictures)
+    plural = f"{total} pictures" if total > 1 else "the picture"
+    yield Event("phase", steps=total, text=f"Finishing {plural}")
+    judging = judges()
+    known: Baseline | None = None
+    made: list[tuple[str, Delivered]] = []
+    problems: list[str] = []
+    pause, so_far = pause or Slice(), run.folder / "finished" / SO_FAR
+    before = workspace.read_json(so_far) or {}
+    done: dict[str, str] = before["done"] if before.get("order") == workspace.plain(order) else {}
+    for number, picture in enumerate(order.pictures, start=1):
+        if stop() or pause():
+            return False
+        try:
+            path = run.folder / picture
+            if not path.resolve().is_relative_to(run.folder.resolve()) or not path.is_file():
+                raise UserError("A picture that was to be finished is no longer here. Choose another.")
+            raw, record = file_sha256(path), record_of(run, picture)
+            if record is not None and done.get(picture) == raw:
+                made.append((_entry(path), _delivered(run, record)))
+                yield _told_finished(run, record, number, total)
+                continue
+            image = decode(path)
+            baseline = known or baseline_of(run, image, judging)
+            known = baseline if baseline.of == refine.HELD_OUT else None  # the embeddings of the photos, for the next
+            drawn = inscription.read(path)  # a picture made elsewhere says nothing
+            base = drawn.base if drawn else ""
+            finished = finish(image, order, baseline=baseline, tools=tools, base=base)
+            record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
+            done[picture] = raw
+            workspace.write_json(so_far, {"order": order, "done": done})
+            pause.keep()
+            made.append((_entry(path), finished.delivered))
+            yield _told_finished(run, record, number, total)
+        except UserError as problem:
+            problems.append(str(problem))
+            yield Event("note", step=number, steps=total, text=f"{path.name}: {problem}")
+    if not made:
+        raise UserError(" ".join(dict.fromkeys(problems)))
+    deliver.batch_zip(made, run.folder / "finished" / ARCHIVE)
+    so_far.unlink(missing_ok=True)
+    return True
+
+
+def _entry(path: Path) -> str:
+    """A picture's name in the archive."""
+    return f"{path.parent.name}-{path.stem}"
+
+
+def _delivered(run: workspace.Run, record: dict[str, Any]) -> Delivered:
+    """A finished picture as its record has it, without its notes and marks."""
+    from pipelines.finishing.deliver import Delivered
+
+    data = (run.finished(record["picture"]) / record["file"]).read_bytes()
+    return Delivered(data, record["format"], record["width_px"], record["height_px"], record["quality"])
+
+
+def _told_finished(run: workspace.Run, record: dict[str, Any], number: int, total: int) -> Event:
+    from pipelines.finishing import refine
+
+    kept = sum(one["state"] == refine.KEPT for one in record["steps"])
+    data = {"picture": record["picture"], "kept": kept, "asked": len(record["steps"])}
+    return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])), data=data)
+
+
+def _keep(
+    run: workspace.Run,
+    picture: str,
+    raw: np.ndarray,
+    finished: Finished,
+    order: Finish,
+    *,
+    base: str,
+    subject: str | None,
+) -> dict[str, Any]:
+    """Everything about one finished picture; its record is written last, so where it is, the rest is. The record."""
+    from pipelines.finishing import refine
+
+    folder = run.finished(picture)
+    shutil.rmtree(folder, ignore_errors=True)
+    workspace.require_space(run.folder, 5_000_000, purpose="The finished picture")
+    file = f"portrait{finished.delivered.suffix}"
+    workspace.write_bytes(folder / file, finished.delivered.data)
+    side_px = max(finished.refined.image.shape[:2])
+
+    def preview(name: str, image: np.ndarray) -> str:
+        """All of one size, so that they lie over each other; only to be looked at."""
+        _write_jpeg(folder / f"preview_{name}.jpg", refine.fitted(image, side_px))
+        return f"preview_{name}.jpg"
+
+    record = told(finished)
+    before = preview("0-raw", raw)
+    for number, (one, said) in enumerate(zip(finished.refined.steps, record["steps"], strict=True), start=1):
+        if one.pictures is None:
+            continue
+        said["before_file"], said["after_file"] = before, preview(f"{number}-{one.step.id}", one.pictures[1])
+        if one.state == refine.KEPT:
+            before = said["after_file"]
+    record |= {
+        "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file,
+        "raw_file": "preview_0-raw.jpg", "refined_file": preview("9-refined", finished.refined.image),
+        "made": workspace.timestamp(), "order": workspace.plain(order), "flaws": _flaws(finished.refined.image, folder),
+    }  # fmt: skip
+    workspace.write_json(folder / RECORD, record)
+    return record
+
+
+def _flaws(image: np.ndarray, folder: Path) -> dict[str, Any] | None:
+    """Where the embedded critic would look for mistakes of the drawing; None where it is not here."""
+    from pipelines.finishing import enlarge
+
+    try:
+        found = enlarge.flaw_map(image)
+    except UserError:
+        return None
+    _write_jpeg(folder / "preview_flaws.jpg", enlarge.overlay(image, found))
+    return {"file": "preview_flaws.jpg", "score": round(found.score, 3)}
+
+
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    import io
+
+    from PIL import Image
+
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, format="JPEG", quality=88)
+    workspace.write_bytes(path, packed.getvalue())
+
+
+def record_of(run: workspace.Run, picture: str) -> dict[str, Any] | None:
+    """What is known of one finished picture; None where it was not finished, or its record is damaged."""
+    with contextlib.suppress(UserError):
+        saved = workspace.read_json(run.finished(picture) / RECORD)
+        if isinstance(saved, dict) and saved.get("picture") == picture:
+            return saved
+    return None
+
+
+def records(run: workspace.Run) -> list[dict[str, Any]]:
+    """What `finish_pictures` kept, the newest first. A damaged record is left out."""
+    found = []
+    for file in (run.folder / "finished").glob(f"*/{RECORD}"):
+        with contextlib.suppress(UserError):
+            saved = workspace.read_json(file)
+            if isinstance(saved, dict) and isinstance(saved.get("picture"), str):
+                found.append((file.stat().st_mtime_ns, saved))
+    return [saved for _, saved in sorted(found, key=lambda each: -each[0])]

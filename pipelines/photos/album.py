@@ -1,0 +1,97 @@
+"""Album: a person's photos, each decoded, searched for faces and embedded once per job, whoever asks how often.
+
+In: `Photo` records (or paths of other pictures). Out: pixels, faces, crops, what a judge sees. Faces and embeddings are
+biometric: an album lives in memory, is never written, refuses to be pickled, and is gone with its job.
+Try it: `album = Album(); album.vector(judge, photo_set.held_out[0]).shape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from pipelines.core.schema import Photo
+from pipelines.faces.faces import Face, Judge, Seen, detect_faces
+from pipelines.photos import framing
+from pipelines.photos.decode import decode
+
+# Decoded pixels that are kept: 14 photos of 12 megapixels. What does not fit is decoded again when it is asked for;
+# what was found in it (faces, embeddings) is small and always kept.
+LIMIT_BYTES = 512 << 20
+
+
+class Album:
+    """Pictures by their path. For one thread at a time. All methods raise `UserError` for a file that can't be read."""
+
+    def __init__(self, *, limit_bytes: int = LIMIT_BYTES):
+        self._room = limit_bytes
+        self._images: dict[Path, np.ndarray] = {}
+        self._faces: dict[Path, tuple[Face, ...]] = {}
+        self._seen: dict[tuple[str, str, Path], Seen] = {}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an album holds face embeddings and stays in memory; it can't be pickled")
+
+    def image(self, picture: Photo | Path) -> np.ndarray:
+        """The upright picture, RGB uint8 (H, W, 3), read-only: everybody gets the same array."""
+        return self._read(_path(picture))
+
+    def _read(self, path: Path) -> np.ndarray:
+        known = self._images.get(path)
+        if known is not None:
+            return known
+        image = decode(path)
+        image.flags.writeable = False
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._images[path] = image
+        return image
+
+    def view(self, picture: Photo | Path) -> np.ndarray:
+        """The picture as judges are shown it: of a group photo only what is around the person's face."""
+        image = self.image(picture)
+        return framing.person_view(image, picture) if isinstance(picture, Photo) else image
+
+    def faces(self, picture: Photo | Path) -> tuple[Face, ...]:
+        """Every face that dlib finds in the whole picture, largest first."""
+        path = _path(picture)
+        if path not in self._faces:
+            self._faces[path] = tuple(detect_faces(self._read(path)))
+        return self._faces[path]
+
+    def face(self, photo: Photo) -> Face | None:
+        """The person's face: of those found now, the one that covers the place noted at intake. None: none does."""
+        left, top, right, bottom = photo.face_box
+        x, y = (left + right) / 2, (top + bottom) / 2
+        there = [one for one in self.faces(photo) if one.box[0] <= x <= one.box[2] and one.box[1] <= y <= one.box[3]]
+        return min(there, key=lambda one: abs(one.height_px - (bottom - top)), default=None)
+
+    def seen(self, judge: Judge, picture: Photo | Path) -> Seen:
+        """What a judge sees of the person in a picture. Judges are told apart by their names and weights."""
+        key = (judge.name, judge.weights_sha256, _path(picture))
+        if key not in self._seen:
+            self._seen[key] = judge.look(self.view(picture))
+        return self._seen[key]
+
+    def vector(self, judge: Judge, picture: Photo | Path) -> np.ndarray | None:
+        """The unit vector (d,) of `seen`; None where this judge finds no face."""
+        return self.seen(judge, picture).vector
+
+    def frames(self, photos: Sequence[Photo], row: framing.Framing | int) -> np.ndarray:
+        """`framing.frames`, without decoding anew: (n, resolution, resolution, 3) uint8."""
+        return framing.frames(photos, row, read=self._read)
+
+    def aligned_frames(self, photos: Sequence[Photo], size_px: int) -> np.ndarray:
+        """The faces with their eyes on the embedded base's points: (n, size, size, 3) uint8."""
+        return framing.frames(photos, aligned=True, resolution_px=size_px, read=self._read)
+
+    def crops(self, photos: Sequence[Photo], row: framing.Bucketed) -> list[np.ndarray]:
+        """`framing.crops`, without decoding anew: (H, W, 3) uint8 each."""
+        return framing.crops(photos, row, read=self._read)
+
+
+def _path(picture: Photo | Path) -> Path:
+    return Path(picture.path) if isinstance(picture, Photo) else picture

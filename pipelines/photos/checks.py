@@ -1,0 +1,297 @@
+"""Checks: what is wrong with each photo, what to do about it, and what the whole set lacks.
+
+In: pictures of one person, as upright RGB arrays. Out: one `Checked` per picture - good, usable or leave out, with
+stable reason codes - and a `SetReport`. Measured by rules and by the embedded recogniser; nothing guesses an age.
+Try it: `python -m pipelines check PHOTO_DIR --json`. Embeddings live in memory only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
+from pipelines.faces import calibration, expressions
+from pipelines.faces.faces import Face, align_by_eyes, detect_faces
+
+OVERRULABLE = {"face_too_small", "another_person", *REMARKS}  # of a photo with a face
+
+SMALLEST_SIDE_PX = 64  # of a picture
+SHARPNESS_LOW = 25.0  # variance of the Laplacian in the aligned 128 px face; below, the face looks blurred
+DARK, BRIGHT = 50.0, 210.0  # mean luma of the face, 0..255
+CONTRAST_LOW = 16.0  # standard deviation of the face's luma
+TURNED = (
+    0.28  # |yaw|: how far the nose lies off the middle between the eyes, in eye distances; 0.28 is about 35 degrees
+)
+TILTED_DEGREES = 25.0
+HEAD_ABOVE_BOX = 0.25  # a head reaches about so much of the box's height above dlib's box
+# Whose photos they are: fewer agreeing photos than this share of the set say nothing about who is the odd one.
+MAJORITY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found in one picture. `vectors` are biometric: in memory only, never written, never printed."""
+
+    shape: tuple[int, int]  # height, width
+    faces: tuple[Face, ...] = ()  # largest first
+    measures: tuple[Measures, ...] = ()  # one per face
+    vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1)), repr=False)  # (faces, d) unit vectors
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of one face. Angles are proxies from five landmarks: good for left, right and strongly turned, no more."""
+
+    sharpness: float
+    luma: float
+    contrast: float
+    side_light: float  # luma of the left half of the face minus the right half's
+    yaw: float  # + : turned towards the right of the picture
+    pitch: float  # + : nose low, looking down
+    tilt_degrees: float
+    cropped: bool
+    mouth: str | None = None  # "open" | "closed"; None: not sure
+
+
+def examine(image: np.ndarray, recogniser: Recogniser | None) -> Examined:
+    """Find the faces in an upright RGB uint8 (H, W, 3) picture and describe each of them."""
+    shape = (image.shape[0], image.shape[1])
+    found = tuple(detect_faces(image)) if min(shape) >= SMALLEST_SIDE_PX else ()
+    measures = tuple(measure(image, face, mouth=True) for face in found)
+    if recogniser is None or not found:
+        return Examined(shape, found, measures)
+    return Examined(shape, found, measures, np.stack([recogniser.embed_face(image, face) for face in found]))
+
+
+class Recogniser:
+    """The embedded arcface-mini on faces that were found already, with its calibrated figures."""
+
+    def __init__(self) -> None:
+        from pipelines.faces.arcface_mini import ArcFaceMini
+
+        self._judge = ArcFaceMini()
+        self.calibration = self._judge.calibration
+
+    def embed_face(self, image: np.ndarray, face: Face) -> np.ndarray:
+        return self._judge.embed_face(image, face)
+
+
+def measure(image: np.ndarray, face: Face, *, mouth: bool = False) -> Measures:
+    """`mouth`: ask the network for the mouth too."""
+    import cv2
+
+    aligned = align_by_eyes(image, face.eyes)
+    grey = cv2.cvtColor(aligned, cv2.COLOR_RGB2GRAY)
+    inner = grey[38:100, 38:90].astype(np.float64)
+    middle = inner.shape[1] // 2
+    across = face.eyes[1] - face.eyes[0]
+    apart = max(float(np.hypot(*across)), 1e-6)
+    along, down = across / apart, np.array([-across[1], across[0]]) / apart
+    nose = face.nose - face.eyes.mean(0)
+    left, top, right, bottom = face.box
+    height, width = image.shape[:2]
+    reach = HEAD_ABOVE_BOX * (bottom - top)
+    return Measures(
+        sharpness=float(cv2.Laplacian(grey[30:100, 30:98], cv2.CV_64F).var()),
+        luma=float(inner.mean()),
+        contrast=float(inner.std()),
+        side_light=float(inner[:, :middle].mean() - inner[:, middle:].mean()),
+        yaw=float(nose @ along) / apart,
+        pitch=float(nose @ down) / apart - NOSE_BELOW_EYES,
+        tilt_degrees=math.degrees(math.atan2(float(across[1]), float(across[0]))),
+        cropped=top - reach < 0 or bottom > height or left < 0 or right > width,
+        mouth=expressions.mouth(image, face) if mouth else None,
+    )
+
+
+NOSE_BELOW_EYES = 0.74  # of dlib's nose point in a level frontal face, in eye distances
+
+
+def subjects(examined: Sequence[Examined | None]) -> list[int]:
+    """Which face of each picture is the person: the one that agrees with the other photos, never just the largest.
+
+    Each candidate is compared with the faces of the other pictures; in each of those its best match counts. Without a
+    recogniser, and where there is nothing to compare with, the largest face is taken.
+    """
+    chosen = []
+    for index, one in enumerate(examined):
+        others = [o.vectors for k, o in enumerate(examined) if k != index and o is not None and len(o.vectors)]
+        if one is None or len(one.vectors) < 2 or not others:
+            chosen.append(0)
+            continue
+        agreement = [float(np.median([float((other @ vector).max()) for other in others])) for vector in one.vectors]
+        chosen.append(int(np.argmax(agreement)))
+    return chosen
+
+
+def leave_one_out(vectors: np.ndarray, threshold: float) -> np.ndarray:
+    """Similarity of each unit vector (n, d) to the normalised mean of the set's own person without itself.
+
+    The set's person is the largest group of photos that agree with each other: an intruder's photo must not stand in
+    the mean that others are compared with, or two intruders would excuse each other.
+    """
+    count = len(vectors)
+    cosines = vectors @ vectors.T
+    core = _core(cosines, threshold)
+    out = np.empty(count)
+    for k in range(count):
+        rest = [j for j in core if j != k]
+        if not rest:
+            out[k] = 1.0
+            continue
+        mean = vectors[rest].mean(0)
+        out[k] = float(vectors[k] @ mean / max(float(np.linalg.norm(mean)), 1e-12))
+    return out
+
+
+def _core(cosines: np.ndarray, threshold: float) -> list[int]:
+    """The photo that most others agree with, and those others."""
+    agrees = cosines >= threshold
+    votes = agrees.sum(1) + cosines.mean(1) / 10  # among equals, the one that is closest to all
+    return np.flatnonzero(agrees[int(np.argmax(votes))]).tolist()
+
+
+def check_set(
+    names: Sequence[str],
+    examined: Sequence[Examined | None],
+    problems: dict[str, str],
+    *,
+    min_eye_distance_px: float,
+    near: Sequence[Sequence[int]] = (),
+    same: dict[int, int] | None = None,
+    keep: Collection[str] = (),
+    known: calibration.Calibration | None = None,
+) -> tuple[list[PhotoCheck], SetReport, list[int]]:
+    """(one check per picture, the set's report, which face of each picture is the person).
+
+    `examined[k]` is None where `names[k]` could not be read; `problems` then says why. `near` holds groups of indices
+    of near-duplicates; `same[k]` is the picture that k repeats; `keep` names photos that the person wants used
+    whatever we say (a photo without a face can't be). Without a calibration nobody is called another person: no
+    threshold, no claim.
+    """
+    same = same or {}
+    who = subjects(examined)
+    shown = [k for k, one in enumerate(examined) if one is not None and one.faces and k not in same]
+    similarity: dict[int, float] = {}
+    stranger: set[int] = set()
+    with_vector = [k for k in shown if len(_of(examined, k).vectors)]
+    if known is not None and len(with_vector) >= 3:
+        vectors = np.stack([_of(examined, k).vectors[who[k]] for k in with_vector])
+        single, several = known.kind(1), known.kind(3)
+        scores = leave_one_out(vectors, single.thresholds[calibration.LOOSE_RATE])
+        similarity = dict(zip(with_vector, scores.tolist(), strict=True))
+        limit = several.thresholds[calibration.STRICT_RATE]
+        own = [k for k, score in similarity.items() if score >= limit]
+        if len(own) >= max(2, MAJORITY_SHARE * len(with_vector)):
+            stranger = set(with_vector) - set(own)
+    copies = {k: [names[j] for j in group if j != k] for group in near for k in group if len(group) > 1}
+
+    checks, measures = [], {}
+    for k, name in enumerate(names):
+        one, codes = examined[k], []
+        if one is None:
+            checks.append(PhotoCheck(name, "leave_out", ("unreadable",), problems.get(name, REASONS["unreadable"])))
+            continue
+        if k in same:
+            text = REASONS["same_picture"].replace("another one", names[same[k]])
+            checks.append(PhotoCheck(name, "leave_out", ("same_picture",), text))
+            continue
+        if min(one.shape) < SMALLEST_SIDE_PX:
+            codes.append("picture_too_small")
+        elif not one.faces:
+            codes.append("no_face")
+        else:
+            face = one.faces[who[k]]
+            found = measures[k] = one.measures[who[k]]
+            codes += ["face_too_small"] if face.eye_distance_px < min_eye_distance_px else []
+            codes += ["another_person"] if k in stranger else []
+            codes += ["several_faces"] if len(one.faces) > 1 else []
+            codes += ["near_duplicate"] if copies.get(k) else []
+            codes += remarks(found)
+        verdict = "leave_out" if set(codes) & set(LEAVE_OUT) else "usable" if codes else "good"
+        overruled = verdict == "leave_out" and name in keep and set(codes) <= OVERRULABLE
+        text = "; ".join(REASONS[code] for code in codes)
+        text = text.replace("another one", ", ".join(copies[k])) if copies.get(k) else text
+        score = similarity.get(k)
+        score = None if score is None else round(score, 4)
+        checks.append(PhotoCheck(name, verdict, tuple(codes), text, score, overruled))
+    kept = [k for k in shown if checks[k].verdict != "leave_out" or checks[k].kept]
+    agreement = [similarity[k] for k in kept if k in similarity]
+    return checks, report(checks, [measures[k] for k in kept], agreement, known), who
+
+
+def _of(examined: Sequence[Examined | None], k: int) -> Examined:
+    one = examined[k]
+    assert one is not None
+    return one
+
+
+def remarks(found: Measures) -> list[str]:
+    codes = ["blurred"] if found.sharpness < SHARPNESS_LOW else []
+    codes += ["dark"] if found.luma < DARK else ["bright"] if found.luma > BRIGHT else []
+    codes += ["low_contrast"] if found.contrast < CONTRAST_LOW else []
+    codes += ["turned"] if abs(found.yaw) > TURNED else []
+    codes += ["tilted"] if abs(found.tilt_degrees) > TILTED_DEGREES else []
+    codes += ["cropped_head"] if found.cropped else []
+    return codes
+
+
+SLIGHTLY_TURNED, VARIED_LIGHT, SIDE_LIGHT = 0.08, 45.0, 15.0
+CEILING_LOW_QUANTILE = "0.05"  # of one person's photos, so many agree less
+
+
+def report(
+    checks: Sequence[PhotoCheck],
+    kept: Sequence[Measures],
+    similarities: Sequence[float],
+    known: calibration.Calibration | None,
+) -> SetReport:
+    """The set as a whole: what it spans, and the one photo that would help most."""
+    ceiling = float(np.mean(similarities)) if similarities else None
+    low = ceiling is not None and known is not None and ceiling < known.kind(3).same[CEILING_LOW_QUANTILE]
+    has = {
+        "a frontal photo": any(abs(m.yaw) < SLIGHTLY_TURNED for m in kept),
+        "turned to the left": any(m.yaw < -SLIGHTLY_TURNED for m in kept),
+        "turned to the right": any(m.yaw > SLIGHTLY_TURNED for m in kept),
+        "different light": bool(kept) and max(m.luma for m in kept) - min(m.luma for m in kept) > VARIED_LIGHT,
+        "sharp photos": sum(m.sharpness >= 2 * SHARPNESS_LOW for m in kept) >= max(1, len(kept) // 2),
+    }
+    if any(m.mouth for m in kept):  # measured at all
+        has["mouth closed"] = any(m.mouth == "closed" for m in kept)
+        has["mouth open or teeth showing"] = any(m.mouth == "open" for m in kept)
+    return SetReport(
+        good=sum(check.verdict == "good" for check in checks),
+        usable=sum(check.verdict == "usable" for check in checks),
+        left_out=sum(check.verdict == "leave_out" for check in checks),
+        ceiling=None if ceiling is None else round(ceiling, 4),
+        ceiling_low=bool(low),
+        angles=tuple((round(m.yaw, 3), round(m.pitch, 3)) for m in kept),
+        checklist=has,
+        next_photo=_next_photo(kept, has),
+    )
+
+
+def _next_photo(kept: Sequence[Measures], has: dict[str, bool]) -> str | None:
+    """The one most useful photo to add, in words; None when nothing is missing."""
+    if len(kept) < 5:
+        return "any clear photo of the face: at least 5 are needed"
+    light = "in daylight" if np.mean([m.luma for m in kept]) < 100 else "in other light than the rest"
+    if not has["a frontal photo"]:
+        return "a photo that looks straight into the camera"
+    if not has["sharp photos"]:
+        return "a sharp photo, taken close up"
+    for side in ("left", "right"):
+        if not has[f"turned to the {side}"]:
+            where = "" if has["different light"] else f" {light},"
+            return f"a photo{where} with the face turned a little to the {side} of the picture"
+    if not has["different light"]:
+        return f"a photo {light}"
+    if not has.get("mouth closed", True):
+        return "a photo with the mouth closed"
+    if not has.get("mouth open or teeth showing", True):
+        return "a photo with a smile that shows teeth"
+    return "more photos from other days" if len(kept) < 10 else None

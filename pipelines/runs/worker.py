@@ -1,0 +1,436 @@
+"""The worker's side of a job: does it, writes down every outcome in words, and ends when it is asked to.
+
+In: a run's folder with a spec (`work`), or a data root with a line of jobs (`serve`). Out: files that
+`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people ask
+for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import sqlite3
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.core import workspace
+from pipelines.training import world
+from pipelines.runs.comparison import Resident, perform
+from pipelines.runs.jobs import (
+    LONG,
+    OURS,
+    PARENT_ENV,
+    SHORT,
+    STOPPING,
+    JobStatus,
+    birth,
+    leave_asked,
+    load_spec,
+    me,
+    read_status,
+    save_status,
+    status,
+    stop_asked,
+)  # fmt: skip
+from pipelines.runs.ledger import Ledger
+from pipelines.core.schema import Event, OutOfMemory, UserError
+from pipelines.core.slices import Slice
+from pipelines.core.workspace import Lock, Run
+
+STATUS_EVERY_S = 0.5
+LOOK_EVERY_S = 0.25  # at the line
+IDLE_S = 120.0  # a worker stays warm for so long: loading torch and a base takes seconds
+MEMORY = (
+    "This machine ran out of memory. Choose fewer pictures at once, a smaller base or a lower quality, then try again."
+)
+
+
+class _Ended:
+    """Whether this process was asked to end: by a signal, or because the process that started it is gone."""
+
+    def __init__(self) -> None:
+        self._signalled = False
+
+    def __call__(self) -> bool:
+        self._signalled |= _orphaned()
+        return self._signalled
+
+    def listen(self) -> None:
+        """Take SIGTERM as a wish to stop. Only the main thread may; elsewhere the flag file is enough."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._signalled = True
+
+
+class _Asked:
+    """Whether a job is to stop, and why: a person's flag file, or the end of this process."""
+
+    def __init__(self, run: Run, job: str, ended: Callable[[], bool]) -> None:
+        self._run, self._job, self.ended = run, job, ended
+
+    def __call__(self) -> bool:
+        return self.ended() or self.by_person
+
+    @property
+    def by_person(self) -> bool:
+        return stop_asked(self._run, self._job)
+
+
+def work(run: Run) -> int:
+    """Do the job in `run`'s folder in this process; what `python -m pipelines worker RUN` does. Returns an exit code.
+
+    Every outcome is written to status.json, in words. Tracebacks go to worker.log and nowhere else.
+    """
+    os.umask(0o077)
+    if world.launched() and int(os.environ["RANK"]):
+        while status(run).state == "queued":  # the first process waits for its turn
+            time.sleep(0.2)
+        if status(run).state != "running":
+            return 0
+        for _ in perform(run, load_spec(run)):  # the first of the processes keeps the books and says when to stop
+            pass
+        return 0
+    with Lock(run.lock) as lock:
+        deadline = time.monotonic() + 10
+        while not lock.acquire():
+            if time.monotonic() > deadline:
+                print("another worker is busy in this run", file=sys.stderr)
+                return 1
+            time.sleep(0.1)
+        found = read_status(run)
+        if not found.busy:  # started by hand, not by `start`
+            first = workspace.repair_lines(run.events)
+            found = JobStatus("queued", job=secrets.token_hex(8), first_event=first, started=workspace.timestamp())
+        ended = _Ended()
+        ended.listen()
+        one = _Worker(run, found, ended)
+        _end_with_parent()
+        with contextlib.ExitStack() as held:
+            if one.begin():
+                _wait_for_turn(one, held)
+                while not one.advance():
+                    pass
+        return one.code
+
+
+def _wait_for_turn(one: _Worker, held: contextlib.ExitStack) -> None:
+    """Jobs below one data root take turns: two at once would starve each other. The lock dies with its holder."""
+    root = workspace.data_root()
+    if one.run.folder.parent != root:
+        return  # started by hand in a folder of their own choice
+    turn = held.enter_context(Lock(root / TURN))
+    told = False
+    while not turn.acquire() and not one.asked():
+        if not told:
+            one.save(phase="Waiting: another job is being worked on")
+            told = True
+        time.sleep(0.2)
+
+
+TURN = ".turn"
+
+
+def serve(root: Path, *, device: str = "", idle_s: float = IDLE_S) -> int:
+    """Do the jobs of a data root's line on one device until none came for `idle_s`; returns an exit code.
+
+    Only one process per device does; a second one ends at once.
+    """
+    os.umask(0o077)
+    ended = _Ended()
+    ended.listen()
+    _end_with_parent()
+    with Lock(root / f".worker-{device.replace(':', '-') or 'best'}") as own:
+        return _Desk(root, device, ended).work(idle_s) if own.acquire() else 0
+
+
+def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
+    """Do this run's waiting job in this process until it ends or the slice is `over`; the rest waits for the next one.
+
+    For hosts that lend a GPU for a short request at a time (ZeroGPU). What was done is kept and not done again. Each
+    slice does at least one step, picture or score more; `JobStatus.kept` counts them.
+    """
+    line, found = Ledger(run.folder.parent), read_status(run)
+    if not found.waits or not line.take_own(found.job, f"{os.getpid()}@{birth(os.getpid())}"):
+        return
+    with Lock(run.lock) as lock:
+        if not lock.acquire():
+            line.put(found.job, "queued")
+            return
+        one = _Worker(run, found, lambda: False, pause=Slice(over), resident=Resident())
+        if one.begin():
+            while not one.advance():
+                pass
+    line.put(one.status.job, one.status.state)
+
+
+class _Desk:
+    """What one device is busy with: at most one long job, and in turn with it at most one short one.
+
+    They are generators in one thread, so nothing of one runs while the other does. Whoever had less time goes on: a
+    training loses at most half of its pace to pictures.
+    """
+
+    def __init__(self, root: Path, device: str, ended: Callable[[], bool]) -> None:
+        self.root, self.device, self.ended = root, device, ended
+        self.line = Ledger(root)
+        self.resident = Resident()
+        self.turn = Lock(root / (TURN if not device else f"{TURN}-{device.replace(':', '-')}"))
+        self.busy: list[tuple[_Worker, Lock]] = []
+        self.spoiled = False  # memory ran out, or something unknown happened: the next job gets a fresh process
+        self._looked = -LOOK_EVERY_S
+
+    def work(self, idle_s: float) -> int:
+        with self.turn:
+            return self._work(idle_s)
+
+    def _work(self, idle_s: float) -> int:
+        since = time.monotonic()
+        while True:
+            self.look()
+            if self.busy:
+                since = time.monotonic()
+                one, lock = min(self.busy, key=lambda each: each[0].spent_s)
+                if one.advance():
+                    self.finish(one, lock)
+            elif self.ended() or self.spoiled or time.monotonic() - since > idle_s:
+                return 0
+            else:
+                self.turn.release()
+                time.sleep(LOOK_EVERY_S)
+
+    def look(self) -> None:
+        """Take what waits and fits beside what is being done."""
+        now = time.monotonic()
+        if self.ended() or (self.spoiled and not self.busy) or now - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = now
+        kinds = {one.status.kind for one, _ in self.busy}
+        # a spoiled process ends with its long job; until then pictures are drawn all the same
+        free = [each for each in ((SHORT,) if self.spoiled else (SHORT, LONG)) if not kinds & set(each)]
+        for wanted in free:
+            with contextlib.suppress(sqlite3.Error, OSError, UserError):  # a full disk: look again
+                if any(entry.kind in wanted and entry.state == "queued" for entry in self.line.unfinished()):
+                    if not self.turn.acquire():
+                        return
+                    self.take(wanted)
+
+    def take(self, kinds: Sequence[str]) -> None:
+        entry = self.line.take(kinds, f"{os.getpid()}@{birth(os.getpid())}")
+        if entry is None:
+            return
+        run = Run(self.root / entry.run, entry.slot)
+        found = read_status(run)
+        lock = Lock(run.lock)
+        if not workspace.is_run(run.folder) or found.job != entry.job or not found.waits:
+            self.line.put(entry.job, "cancelled")  # deleted or replaced meanwhile
+            return
+        if not lock.acquire():  # its last worker is still saving
+            self.line.put(entry.job, "queued")
+            return
+        one = _Worker(run, found, self.ended, resident=self.resident, device=self.device or None)
+        one.spent_s = min((each.spent_s for each, _ in self.busy), default=0.0)
+        self.busy.append((one, lock))
+        if not one.begin():
+            self.finish(one, lock)
+
+    def finish(self, one: _Worker, lock: Lock) -> None:
+        self.busy = [each for each in self.busy if each[0] is not one]
+        self.spoiled |= one.spoiled
+        lock.release()
+        with contextlib.suppress(sqlite3.Error, OSError, UserError):  # the run's folder says it too
+            self.line.put(one.status.job, one.status.state)
+
+
+class _Worker:
+    """One job while it is done: advances it event by event and writes down how it stands."""
+
+    def __init__(
+        self,
+        run: Run,
+        found: JobStatus,
+        ended: Callable[[], bool],
+        *,
+        pause: Slice | None = None,
+        resident: Resident | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.run, self.status = run, found
+        self.asked = _Asked(run, found.job, ended)
+        self.code, self.spoiled, self.spent_s = 0, False, 0.0
+        self._pause, self._resident, self._device = pause or Slice(), resident, device
+        self._kept_before = found.kept
+        self._since = self._written = self._event_at = time.monotonic()
+        self._last: Event | None = None
+        self._left: dict[str, float] = {}  # seconds that a method still needs
+        self._events: Iterator[Event] = iter(())
+
+    def begin(self) -> bool:
+        """Whether it could begin."""
+        try:
+            workspace.write_json(self.run.worker, me(self.status.job))
+            workspace.sweep_partials(self.run.folder)
+            spec = load_spec(self.run)
+            self.save(kind=spec.kind, phase="Starting", state="running" if self._resident else self.status.state)
+            if self._device and spec.device is None:
+                spec = replace(spec, device=self._device)
+            self._events = perform(
+                self.run,
+                spec,
+                stop=self.asked,
+                leave=lambda name: leave_asked(self.run, name),
+                pause=self._pause,
+                resident=self._resident,
+            )
+        except Exception as error:
+            self._fail(error)
+            return False
+        return True
+
+    def advance(self) -> bool:
+        """One event further; whether the job has ended."""
+        since = time.monotonic()
+        try:
+            if self.status.state != "running":
+                self.save(state="running")
+            event = next(self._events, None)
+            if event is None:
+                self._end()
+                return True
+            self._last = event
+            self.tell(event)
+        except Exception as error:
+            self._fail(error)
+            return True
+        finally:
+            self.spent_s += time.monotonic() - since
+        return False
+
+    def _end(self) -> None:
+        last = self._last
+        if last is not None and last.kind == "done":
+            self.save(state="done", phase=None, left_s=None, ended=workspace.timestamp())
+        elif self._pause() and not self.asked():
+            self.save(state="queued", phase="Waiting for the next slice of the GPU")
+        elif self.asked.ended() and not self.asked.by_person and self._resident and _parent_lives():
+            # somebody else's job had to be ended by force, and with it this process: the next one goes on
+            self.save(state="queued", phase="Waiting for its turn")
+        elif self.asked.ended() and not self.asked.by_person:
+            reason = "The app was closed. Start again; it continues where it was."
+            if world.launched() and not _orphaned():
+                reason = "Another of its processes ended. Start again; it continues where it was."
+            self.save(state="interrupted", reason=reason, phase=None, left_s=None, ended=workspace.timestamp())
+        else:
+            said = last.text if last is not None and last.kind == "stopped" else None
+            self.save(state="cancelled", reason=said, phase=None, left_s=None, ended=workspace.timestamp())
+
+    def tell(self, event: Event) -> None:
+        """Write one event, and every half second how things stand."""
+        now = time.monotonic()
+        pace, self._event_at = now - self._event_at, now
+        workspace.append_line(self.run.events, short(event))
+        changes: dict[str, Any] = {}
+        changes["pace_s"] = round(max(self.status.pace_s, pace), 3)
+        if event.kind == "step":
+            if event.method and event.seconds_left is not None:
+                self._left[event.method] = event.seconds_left
+        elif event.kind in ("done", "stopped", "failed") and event.method:
+            self._left.pop(event.method, None)
+            self.spoiled |= bool(event.data.get("out_of_memory"))  # the other methods go on, the next job not here
+        changes["left_s"] = round(sum(self._left.values()), 1) if self._left else None
+        if event.text and event.kind in ("phase", "start"):
+            changes["phase"] = event.text
+        if self.asked():
+            changes["phase"] = STOPPING
+        new_phase = changes.get("phase", self.status.phase) != self.status.phase
+        if new_phase or now - self._written >= STATUS_EVERY_S:
+            self.save(**changes)
+        else:
+            self.status = replace(self.status, **changes)
+
+    def save(self, **changes: Any) -> None:
+        from pipelines.core.runtime import peak_memory_mb
+
+        self._written = time.monotonic()
+        wall = round(self._written - self._since, 3)
+        changes["kept"] = self._kept_before + self._pause.kept
+        self.status = replace(self.status, wall_s=wall, peak_mem_mb=round(peak_memory_mb(), 1), **changes)
+        save_status(self.run, self.status)
+
+    def _fail(self, error: Exception) -> None:
+        sentence = explain(error)
+        self.code = 1
+        self.spoiled |= sentence in (OURS, workspace.FULL) or _out_of_memory(error)
+        with contextlib.suppress(OSError):
+            with self.run.log.open("a", encoding="utf-8") as log:
+                log.write(f"{workspace.timestamp()} job {self.status.job} failed\n")
+                log.write("".join(traceback.format_exception(error)))
+            self.run.log.chmod(0o600)
+        # on a full disk the event may not fit; the status is tried as well
+        with contextlib.suppress(OSError, UserError):
+            workspace.append_line(self.run.events, short(Event("failed", text=sentence)))
+        try:
+            self.save(state="failed", reason=sentence, phase=None, left_s=None, ended=workspace.timestamp())
+        except (OSError, UserError):
+            self.spoiled = True  # once this process is gone, everybody sees that the job is too
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for a person about any error. No traceback, no content of a photo."""
+    if isinstance(error, UserError):
+        return str(error)
+    if workspace.is_full(error) or "No space left on device" in str(error):
+        return workspace.FULL
+    return MEMORY if _out_of_memory(error) else OURS
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)  # torch's allocator on a CPU
+
+
+def short(event: Event) -> dict[str, Any]:
+    """An event without what it leaves at its default: thousands of them are kept."""
+    empty = Event(event.kind)
+    return {
+        name: value for name, value in workspace.plain(event).items() if name == "kind" or value != getattr(empty, name)
+    }
+
+
+def _orphaned() -> bool:
+    """Whether the process that had this one launched is gone."""
+    parent = os.environ.get(PARENT_ENV)
+    return parent is not None and world.launched() and birth(int(parent)) is None
+
+
+def _parent_lives() -> bool:
+    """Whether the process that started this one is there to start another."""
+    return str(os.getppid()) == os.environ.get(PARENT_ENV)
+
+
+def _end_with_parent() -> None:
+    """When the process that started us ends, be asked to stop (Linux): a closed app leaves no training behind."""
+    parent = os.environ.get(PARENT_ENV)
+    if parent is None:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(5)  # the page stays quick while both cores train
+    if sys.platform != "linux" or world.launched():  # a launcher stands in between: `_orphaned` looks
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if str(os.getppid()) != parent:  # it was gone before we could ask
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,80 @@
+"""Tensors on disk: one atomic safetensors file that holds weights, optimizer moments and a little JSON.
+
+In: a flat dict of tensors. Out: the same dict. No pickle anywhere. A reader never sees half a file, and a full
+disk leaves the previous checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.core.workspace import write_file
+
+# What Prodigy learns about its own rate, kept beside the groups' settings.
+GROUP_STATE = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any] | None = None) -> None:
+    """Write `tensors` and JSON-able `meta` to `path` atomically (temporary file, fsync, rename)."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_file(path, lambda partial: save_file(plain, str(partial), metadata={"json": json.dumps(meta or {})}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        meta = json.loads((file.metadata() or {}).get("json", "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 - a safe_open handle is no dict
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's moments as a flat dict, keyed by parameter order."""
+    saved = optimizer.state_dict()
+    found = {
+        f"optimizer.{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for index, entry in saved["state"].items()
+        for name, value in _flat(entry).items()
+    }
+    for index, group in enumerate(saved["param_groups"]):
+        for name in GROUP_STATE:
+            if name in group:  # float64 holds Python's numbers to the bit
+                found[f"group.{index}.{name}"] = torch.tensor(group[name], dtype=torch.float64)
+    return found
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """bitsandbytes (0.50) wraps what is 8 bits wide in a dictionary of its own; it takes it back without, too."""
+    inner = {name: value for each in entry.values() if isinstance(each, dict) for name, value in each.items()}
+    return {name: value for name, value in entry.items() if not isinstance(value, dict)} | inner
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put moments saved by `optimizer_tensors` back; learning rates stay as they are.
+
+    Each moment takes the memory layout of its parameter: fused optimizers walk both side by side in memory, so that a
+    plain moment beside a channels_last parameter would be paired with the wrong weights, in silence.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            # a count that is a plain number stays one: some optimizers hand it to C
+            plain = value.ndim == 0 and value.dtype == torch.int64
+            state.setdefault(int(index), {})[key] = int(value) if plain else value
+    groups = optimizer.state_dict()["param_groups"]
+    for name, value in tensors.items():
+        if name.startswith("group."):
+            _, index, key = name.split(".", 2)
+            groups[int(index)][key] = int(value) if key == "k" else float(value)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

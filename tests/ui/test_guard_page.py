@@ -1,0 +1,80 @@
+"""The page is written once for everybody who comes by one address, and for nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+from ui.web.guard import PAGES_KEPT, Guard
+
+
+@pytest.fixture
+def written():
+    """(the guard in front of an app that names its address and counts, addresses it wrote a page for)."""
+    addresses: list[str] = []
+
+    async def app(scope, receive, send):
+        request = Request(scope)
+        addresses.append(str(request.url))
+        await asyncio.sleep(0.01)
+        status = 500 if request.headers["host"].startswith("broken") else 200
+        page = PlainTextResponse(f"{request.url} {len(addresses)} " + "words " * 500, status)
+        await page(scope, receive, send)
+
+    return Guard(app, media=SimpleNamespace()), addresses
+
+
+def get(guard: Guard, path: str = "/", **options) -> httpx.Response:
+    return together(guard, [(path, options)])[0]
+
+
+def together(guard: Guard, asked: list[tuple[str, dict]]) -> list[httpx.Response]:
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=guard)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await asyncio.gather(*(client.get(path, **options) for path, options in asked))
+
+    return asyncio.run(ask())
+
+
+def test_thirty_visitors_cost_one_page_and_have_a_cookie_each(written):
+    guard, addresses = written
+    pages = together(guard, [("/", {})] * 30)
+    assert len(addresses) == 1 and {page.text for page in pages} == {pages[0].text}
+    assert len({page.headers["set-cookie"] for page in pages}) == 30
+    assert all("content-security-policy" in page.headers for page in pages)
+
+
+def test_who_comes_by_another_address_gets_its_page(written):
+    guard, addresses = written
+    by = [{}, {"host": "there"}, {"x-forwarded-host": "elsewhere"}, {"x-forwarded-proto": "https"}]
+    pages = [get(guard, headers=headers) for headers in by * 2]
+    assert len(addresses) == 4
+    assert [page.text for page in pages[:4]] == [page.text for page in pages[4:]]
+
+
+def test_a_question_an_error_and_a_post_are_never_kept(written):
+    guard, addresses = written
+    for _ in range(2):
+        get(guard, "/?deep_link=x")
+        assert get(guard, headers={"host": "broken"}).status_code == 500
+    assert len(addresses) == 4
+
+
+def test_a_browser_that_can_unpack_gets_less_to_load(written):
+    guard, _ = written
+    packed, plain = (get(guard, headers={"accept-encoding": kind}) for kind in ("gzip", "identity"))
+    assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+    assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 5
+    assert packed.text.split()[2:] == plain.text.split()[2:]
+
+
+def test_made_up_addresses_do_not_fill_the_memory(written):
+    guard, _ = written
+    together(guard, [("/", {"headers": {"host": f"h{number}"}}) for number in range(3 * PAGES_KEPT)])
+    assert len(guard._pages) == PAGES_KEPT

@@ -1,0 +1,94 @@
+"""Blocks that leave alone what a handler did not mention, and say in words what they can't read.
+
+In: what a browser sent, and a handler's dict of updates. Out: the same answer as Gradio's own, without its cost and
+without its tracebacks. Gradio 6.31 rebuilds every output component that a dict leaves out, twice over, on the event
+loop: 56 of them for every tick of an idle page's timer, which thirty open pages feel. And data that no page sends ends
+there in a traceback with the data in it, and an error without a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import datetime
+import html
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import BlockFunction, BlocksConfig
+from gradio.state_holder import SessionState
+
+from pipelines.core import workspace
+from ui.page.errors import CHECK, CONFUSED, DISK_FULL
+from ui.words.words import tell
+
+AT_ONCE = 8  # components, before somebody else has their turn
+SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
+
+
+class Visit(BlocksConfig):
+    """A visitor's own list of components. It describes none of them: Gradio does, at every opening of a page, for
+    links to a moment's state, which this app does not offer. That took the event loop 25 ms and kept 340 kB."""
+
+    @staticmethod
+    def config_for_block(_id: int, rendered_ids: list[int], block: Any, renderable: Any = None) -> dict[str, Any]:
+        return {}
+
+
+class Shared(BlocksConfig):
+    """The app's own components, of which every visitor has a list."""
+
+    def __copy__(self) -> Visit:
+        copied = super().__copy__()
+        visit = Visit(self.root_block)
+        vars(visit).update(vars(copied))
+        return visit
+
+
+class Page(gr.Blocks):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.default_config = Shared(self)
+
+    def forget_visits(self, idle_s: float) -> None:
+        """Drop what Gradio keeps of pages that asked for nothing for so long; an open one asks every second."""
+        holder = getattr(self, "state_holder", None)
+        if holder is None:  # not served yet
+            return
+        before = datetime.datetime.now() - datetime.timedelta(seconds=idle_s)
+        with holder.lock:
+            for page in [page for page, used in holder.time_last_used.items() if used < before]:
+                holder.session_data.pop(page, None)
+                holder.time_last_used.pop(page, None)
+
+    async def preprocess_data(
+        self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False
+    ) -> list[Any]:
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except Exception as error:
+            said = DISK_FULL if workspace.is_full(error.__cause__ or error) else CONFUSED
+            if isinstance(error, gr.Error) and "file type" in str(error.message):
+                said = html.escape(str(error.message)[:300])  # somebody chose a file of another kind
+            raise gr.Error(said, title=tell(CHECK), duration=15, print_exception=False) from None
+
+    async def postprocess_data(
+        self, block_fn: BlockFunction, predictions: list | dict, state: SessionState | None
+    ) -> list[Any]:
+        if not isinstance(predictions, dict) or block_fn.batch or len(block_fn.outputs) < 2:
+            return await super().postprocess_data(block_fn, predictions, state)
+        if predictions != SKIPPED and not all(key in block_fn.outputs for key in predictions):
+            return await super().postprocess_data(block_fn, predictions, state)  # it says what is wrong
+        said = [block for block in block_fn.outputs if predictions.get(block, SKIPPED) != SKIPPED]
+        done: list[Any] = []
+        for start in range(0, len(said), AT_ONCE):
+            part = copy.copy(block_fn)
+            part.outputs = said[start : start + AT_ONCE]
+            values = [predictions[block] for block in part.outputs]
+            done += await super().postprocess_data(part, values if len(values) > 1 else values[0], state)
+            await asyncio.sleep(0)  # a whole page takes 50 ms; with thirty opening at once others waited for seconds
+        told = dict(zip((block._id for block in said), done))
+        return [
+            told[block._id] if block._id in told else None if block.stateful else dict(SKIPPED)
+            for block in block_fn.outputs
+        ]

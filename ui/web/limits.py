@@ -1,0 +1,189 @@
+"""How much one visitor may ask for at once, so that the others are still served.
+
+In: who asks (the browser's cookie, and the address it comes from) and for what. Out: nothing, or `TooMuch` with a
+sentence that says when to come back. The numbers are environment variables (`LIKENESS_MAX_...`; 0 = no limit). They
+stop accidents and lazy floods; against somebody with many addresses a proxy in front has to help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pipelines.core.schema import UserError
+
+ONE_ADDRESS = 8  # a household or an office behind one address gets this many visitors' worth
+EVENT_KEPT_S = 300.0  # an event whose page never asked for its answer counts this long
+REMEMBERED = 20_000  # visitors
+
+
+class TooMuch(Exception):
+    """`str()` is a sentence for the visitor, `seconds` when to come back, `status` the answer's code."""
+
+    def __init__(self, sentence: str, *, seconds: float, status: int = 429) -> None:
+        super().__init__(sentence)
+        self.seconds, self.status = math.ceil(seconds), status
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Of one browser. Each is set by LIKENESS_<NAME IN CAPITALS>."""
+
+    max_waiting: int = 10  # queued events whose answer has not come
+    max_in_flight: int = 16  # requests being answered at this moment
+    max_streams: int = 40  # open event streams: two a tab
+    max_uploads: int = 4  # uploads under way
+    events_per_minute: int = 240  # queued events; polls are not
+    upload_mb_per_hour: int = 1000
+
+    @classmethod
+    def from_environment(cls) -> Allowance:
+        found = {}
+        for field in fields(cls):
+            name = f"LIKENESS_{field.name.upper()}"
+            said = os.environ.get(name)
+            if said:
+                if not said.isascii() or not said.isdigit():
+                    raise SystemExit(f"{name} must be a whole number, such as {field.default}; 0 means no limit.")
+                found[field.name] = int(said)
+        return cls(**found)
+
+
+class Limits:
+    """Counts. A visitor is a browser and its address; the address may do `ONE_ADDRESS` times as much."""
+
+    def __init__(self, allowance: Allowance | None = None) -> None:
+        self.allowance = allowance or Allowance.from_environment()
+        self._lock = threading.Lock()
+        self._held: Counter[tuple[str, str]] = Counter()  # (kind, visitor)
+        self._sent: OrderedDict[tuple[str, str], deque[tuple[float, int]]] = OrderedDict()  # (kind, visitor) -> spent
+        self._waiting: OrderedDict[str, dict[str, tuple[float, str]]] = OrderedDict()  # visitor -> event -> when, page
+
+    @contextlib.contextmanager
+    def hold(self, kind: str, visitor: tuple[str, str]) -> Iterator[None]:
+        """One more "in_flight", "streams" or "uploads" for as long as the block lasts."""
+        most = int(getattr(self.allowance, f"max_{kind}"))
+        keys = [((kind, who), most * factor) for who, factor in _parties(visitor)]
+        with self._lock:
+            if most and any(self._held[key] >= limit for key, limit in keys):
+                raise TooMuch(
+                    "You have too many requests open here. Close other tabs of this page, then try again.", seconds=5
+                )
+            self._held.update(key for key, _ in keys)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for key, _ in keys:
+                    self._held[key] -= 1
+                    if not self._held[key]:
+                        del self._held[key]
+
+    def spend_upload(self, visitor: tuple[str, str], size: int) -> None:
+        """Count an upload of `size` bytes before it is read."""
+        allowed = self.allowance.upload_mb_per_hour
+        self._spend("upload", visitor, size, allowed * 1_000_000, 3600.0, f"{allowed:,} MB of photos an hour")
+
+    def spend_event(self, visitor: tuple[str, str], page: str = "") -> str:
+        """Count a queued event before it is let in. Returns the name it has until `asked` gives it its own."""
+        allowed = self.allowance.events_per_minute
+        self._spend("event", visitor, 1, allowed, 60.0, f"{allowed} clicks a minute")
+        most = self.allowance.max_waiting
+        now, ticket = time.monotonic(), secrets.token_hex(8)
+        with self._lock:
+            for who, factor in _parties(visitor):
+                waiting = self._waiting.get(who, {})
+                for event in [event for event, (since, _) in waiting.items() if now - since > EVENT_KEPT_S]:
+                    del waiting[event]
+                if most and len(waiting) >= most * factor:
+                    raise TooMuch(
+                        f"{len(waiting)} things you asked for are still being worked on. Wait until one is done, then "
+                        "try again.",
+                        seconds=5,
+                    )
+            self._wait(visitor, ticket, now, page)
+        return ticket
+
+    def asked(self, visitor: tuple[str, str], ticket: str, event: str, page: str) -> None:
+        """An event was let in, under this id."""
+        with self._lock:
+            for who, _ in _parties(visitor):
+                self._waiting.get(who, {}).pop(ticket, None)
+            self._wait(visitor, event, time.monotonic(), page)
+
+    def _wait(self, visitor: tuple[str, str], event: str, since: float, page: str) -> None:
+        for who, _ in _parties(visitor):
+            self._waiting.setdefault(who, {})[event] = (since, page)
+            self._waiting.move_to_end(who)
+        while len(self._waiting) > REMEMBERED:
+            self._waiting.popitem(last=False)
+
+    def answered(self, visitor: tuple[str, str], *, event: str | None = None, page: str | None = None) -> None:
+        """An event has its answer, or its page is gone and Gradio has dropped what it waited for."""
+        with self._lock:
+            for who, _ in _parties(visitor):
+                waiting = self._waiting.get(who, {})
+                for name in [name for name, (_, of) in waiting.items() if name == event or of == page]:
+                    del waiting[name]
+                if not waiting:
+                    self._waiting.pop(who, None)
+
+    def _spend(self, kind: str, visitor: tuple[str, str], cost: int, allowed: int, per_s: float, words: str) -> None:
+        if not allowed:
+            return
+        now = time.monotonic()
+        with self._lock:
+            books = []
+            for who, factor in _parties(visitor):
+                spent = self._sent.setdefault((kind, who), deque())
+                while spent and now - spent[0][0] > per_s:
+                    spent.popleft()
+                if sum(each for _, each in spent) + cost > allowed * factor:
+                    wait_s = spent[0][0] + per_s - now if spent else per_s
+                    raise TooMuch(
+                        f"One visitor may send {words}, and that is reached. Come back in {_soon(wait_s)}.",
+                        seconds=wait_s,
+                    )
+                books.append(spent)
+            for spent in books:
+                spent.append((now, cost))
+            while len(self._sent) > REMEMBERED:
+                self._sent.popitem(last=False)
+
+
+def _parties(visitor: tuple[str, str]) -> list[tuple[str, int]]:
+    """(name, how many visitors' worth) of the browser, where it has a name, and of its address."""
+    browser, address = visitor
+    return [*([(f"browser {browser}", 1)] if browser else []), (f"address {address}", ONE_ADDRESS if browser else 1)]
+
+
+def _soon(seconds: float) -> str:
+    return f"{math.ceil(seconds / 60)} minutes" if seconds > 90 else f"{math.ceil(seconds)} seconds"
+
+
+def require_room(folder: Path) -> None:
+    """Raise UserError when a run holds more than $LIKENESS_RUN_GB (20; 0 = no limit)."""
+    try:
+        allowed = float(os.environ.get("LIKENESS_RUN_GB") or 20)
+    except ValueError:
+        raise SystemExit("LIKENESS_RUN_GB must be a number of gigabytes, such as 20; 0 means no limit.") from None
+    if not allowed:
+        return
+    held = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a training replaces its checkpoints meanwhile
+                held += os.lstat(os.path.join(parent, name)).st_size
+    if held > allowed * 1e9:
+        raise UserError(
+            f"This run holds {held / 1e9:.1f} GB; at most {allowed:g} GB are kept. Download what you need in the Score "
+            "tab, then delete it in the Upload tab and start again."
+        )
