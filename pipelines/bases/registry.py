@@ -40,7 +40,7 @@ Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones o
 # What the code of each family can do.
 FAMILY_METHODS = {"portrait": METHODS, "sd15": METHODS, "sdxl": METHODS, "z_image": ("lora",)}
 # Guidance of a prompt that comes without a style, as the family's stock pipeline counts it.
-FAMILY_GUIDANCE = {"portrait": 3.0, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
+FAMILY_GUIDANCE = {"portrait": 1.5, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
 # Families that draw with their own scheduler only: those of diffusion models know no flow.
 OWN_SCHEDULER = ("z_image",)
 

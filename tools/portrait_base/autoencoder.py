@@ -366,7 +366,8 @@ def finished(
         vae = averaged(folder)
         fold_normalisation(vae, portraits.frame(~portraits.held_out))
     else:
-        vae = AutoencoderKL.from_pretrained(start_from, subfolder="vae").float()
+        vae = new()  # its configuration holds no path of this machine
+        vae.load_state_dict(AutoencoderKL.from_pretrained(start_from, subfolder="vae").state_dict())
     if refined and (folder / "vae-decoder.safetensors").is_file():
         tensors, _ = load_tensors(folder / "vae-decoder.safetensors")
         vae.decoder.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
