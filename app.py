@@ -26,17 +26,24 @@ def build() -> tuple[Any, dict[str, Any]]:
     from starlette.middleware import Middleware
 
     from pipelines.methods import imports
-    from ui.generate import finish, generate
+    from ui.generate import events as generate_events
+    from ui.generate import finish
+    from ui.generate import layout as generate_layout
+    from ui.page import html as page_html
     from ui.page import theme
     from ui.page.page import Page
     from ui.page.wiring import Show, wire_page
-    from ui.programs import api
-    from ui.run.state import Services, View
+    from ui.programs import endpoints
+    from ui.run.services import Services
+    from ui.run.view import View
     from ui.score import score, verify
-    from ui.train import train
-    from ui.upload import upload
+    from ui.train import events as train_events
+    from ui.train import layout as train_layout
+    from ui.upload import events as upload_events
+    from ui.upload import layout as upload_layout
     from ui.web.ballot import Ballots
     from ui.web.guard import Guard
+    from ui.web.limits import Allowance
     from ui.words.words import languages, say
 
     services = Services()
@@ -56,11 +63,11 @@ def build() -> tuple[Any, dict[str, Any]]:
         steps = gr.HTML(elem_id="lk-steps")
         with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap"):  # "menu" hides tabs by a width measured too early
             with gr.Tab(say("Upload"), id="upload"):
-                uploading = upload.build(services, keep_hours=keep_hours())
+                uploading = upload_layout.build(services, keep_hours=keep_hours())
             with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
-                training = train.build(services)
+                training = train_layout.build(services)
             with gr.Tab(say("Generate"), id="generate", interactive=False, render_children=True) as generate_tab:
-                generating = generate.build(services)
+                generating = generate_layout.build(services)
                 finishing = finish.build(services)
             with gr.Tab(say("Score"), id="score", interactive=False, render_children=True) as score_tab:
                 scoring = score.build(services)
@@ -69,17 +76,17 @@ def build() -> tuple[Any, dict[str, Any]]:
         def around(view: View) -> dict[Any, Any]:
             """The line of steps, and which tabs are open. A tab with something to see stays open while work goes on."""
             return {
-                steps: gr.update(value=view.steps_html()),
+                steps: gr.update(value=page_html.stepper(view.steps())),
                 train_tab: gr.update(interactive=view.train_blocked is None or view.progress.busy),
                 generate_tab: gr.update(interactive=view.generate_blocked is None or bool(view.pictures)),
                 score_tab: gr.update(interactive=view.score_opens),
             }
 
         show = Show(services, [uploading, training, generating, finishing, scoring], around)
-        api.build(services)  # before the pages' private handlers, some of which bear the same names
-        upload.wire(uploading, services, capability, show)
-        starts = train.wire(training, services, capability, show)
-        starts += generate.wire(generating, services, capability, show)
+        endpoints.build(services)  # before the pages' private handlers, some of which bear the same names
+        upload_events.wire(uploading, services, capability, show)
+        starts = train_events.wire(training, services, capability, show)
+        starts += generate_events.wire(generating, services, capability, show)
         starts += finish.wire(finishing, services, capability, show)
         score.wire(scoring, services, capability, show)
         verify.wire(verifying)
@@ -89,7 +96,7 @@ def build() -> tuple[Any, dict[str, Any]]:
 
     janitor = threading.Thread(target=_janitor, args=(services, demo, keep_s), daemon=True, name="likeness-janitor")
     janitor.start()
-    demo.queue(max_size=32, api_open=False)
+    demo.queue(max_size=Allowance.from_environment().queue_size, api_open=False)
     launch = {
         "theme": theme.theme(),
         "i18n": languages(),
@@ -105,7 +112,10 @@ def build() -> tuple[Any, dict[str, Any]]:
         "pwa": False,
         "share": False,
         "app_kwargs": {
-            "middleware": [Middleware(Guard, media=services.media), Middleware(Ballots, root=services.sessions.root)],
+            "middleware": [
+                Middleware(Guard, media=services.media, uploads=services.uploads, working_on=demo.working_on),
+                Middleware(Ballots, root=services.sessions.root),
+            ],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
@@ -129,6 +139,7 @@ def _janitor(services: Any, page: Any, keep_s: float) -> None:
             if keep_s:
                 services.sweep(older_than_s=keep_s)
             sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+            services.uploads.prune()
             page.forget_visits(FORGET_S)
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)

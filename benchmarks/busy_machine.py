@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import psutil
 from visits import conditions
 
-from pipelines.core import workspace
+from pipelines.core.files import read_lines
 
 METHOD = "textual_inversion"
 NEVER_RESTS = "while True: pass"
@@ -58,7 +58,7 @@ def trained_s(spin: int, busy: int, steps: int, limit_s: float) -> tuple[int, fl
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(started, timeout=10)
-        events = workspace.read_lines(run / "events.jsonl")
+        events = read_lines(run / "events.jsonl")
         told = [(event["step"], event["seconds"]) for event in events if event["kind"] == "step"]
         return told[-1] if told else (0, 0.0)
 

@@ -22,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
 from pipelines.photos import intake
 
 

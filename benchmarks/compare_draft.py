@@ -29,8 +29,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core import workspace
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
+from pipelines.core.files import read_json
+from pipelines.core.run import Run
 from pipelines.photos.gather import photo_files
 
 
@@ -60,7 +61,7 @@ def comparison(photos: Path, run: Path, options: argparse.Namespace) -> dict[str
     wall_s = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(json.loads(done.stdout or b"{}").get("error", "compare failed"))
-    report, status = json.loads(done.stdout), workspace.read_json(workspace.Run(run).status)
+    report, status = json.loads(done.stdout), read_json(Run(run).status)
     return {
         "wall_s": round(wall_s, 1),
         "peak_mem_mb": status["peak_mem_mb"],
@@ -73,8 +74,8 @@ def comparison(photos: Path, run: Path, options: argparse.Namespace) -> dict[str
 def render_seconds(base: str, renders: int = 5) -> dict[str, float]:
     """Seconds for one picture of 20 steps with guidance, alone and in a batch; the first one warms up."""
     from pipelines.bases.registry import find_base
-    from pipelines.core.schema import Sampling
-    from pipelines.generation.generation import Generator
+    from pipelines.core.records import Sampling
+    from pipelines.generation.generator import Generator
 
     row = find_base(base)
     generator = Generator(row)

@@ -34,7 +34,7 @@ def main() -> int:
     from diffusers import UNet2DConditionModel, ZImageTransformer2DModel
     from peft import LoraConfig
 
-    from pipelines.bases.family import FAMILIES
+    from pipelines.bases.architectures import FAMILIES
     from pipelines.methods.lora import TARGETS
 
     for name, config, rank in (("sd15", SD15, 16), ("sdxl", SDXL, 32), ("z_image", {}, 32)):

@@ -27,9 +27,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from kill_worker import last_step, take_in, torn
 from visits import App, Visitor, conditions, sample_photos, table
 
-from pipelines.core.schema import Sampling, UserError
-from pipelines.core.workspace import Run
-from pipelines.runs import comparison, jobs, worker
+from pipelines.core import files
+from pipelines.core.records import Sampling, UserError
+from pipelines.core.run import Run
+from pipelines.runs import jobs, worker
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
 
 SKIPPED = 77
@@ -158,23 +160,23 @@ def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dic
 def report(home: Path, base: str) -> dict[str, Any]:
     """Pictures and their report are due, and the disk is full."""
     with run_on_a_small_disk(home, base) as (disk, run):
-        list(comparison.perform(run, taught(base, {"steps": 4, "batch": 2})))
+        list(perform(run, taught(base, {"steps": 4, "batch": 2})))
         asked = (Sampling("portrait of {subject}, grey background", steps=2, seed=1),)
         spec = JobSpec("generate", base, "person", ("none", "lora"), "draft", samplings=asked)
         said = None
-        real = comparison.workspace.require_space  # the gate at the start is tested elsewhere: here it fills up later
-        comparison.workspace.require_space = lambda *a, **k: None
+        real = files.require_space  # the gate at the start is tested elsewhere: here it fills up later
+        files.require_space = lambda *a, **k: None
         try:
-            for event in comparison.perform(run, spec):
+            for event in perform(run, spec):
                 if event.kind == "render":
                     fill(disk)
         except (UserError, OSError) as error:
             said = worker.explain(error)
         finally:
-            comparison.workspace.require_space = real
+            files.require_space = real
         intact = not torn(run) and not run.manifest.exists()
         (disk / "ballast").unlink(missing_ok=True)
-        list(comparison.perform(run, spec))
+        list(perform(run, spec))
         whole = run.report.is_file() and not torn(run)
     return {"where": "report", "said": said, "sentence": sentence(said), "kept": intact, "recovers": whole}
 

@@ -37,10 +37,11 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.bases.registry import BASES, BaseRow
-from pipelines.core import presets, runtime
-from pipelines.core.runtime import CONTEXT_GB, Device, is_worth_compiling, pick_device, tune
-from pipelines.core.schema import Recipe, UserError
+from pipelines.bases.memory import CONTEXT_GB
+from pipelines.bases.registry import BASES, BaseRow, find_base
+from pipelines.core import presets
+from pipelines.core.device import Device, is_worth_compiling, pick_device, tune
+from pipelines.core.records import Recipe, UserError
 
 FASTER = 2.0  # bar: the script's step time over ours
 WITHIN_GB = {"sd15-lora": 6.0, "sdxl-lora": 12.0}  # bar: the recipe as shipped trains on a card of that size
@@ -130,7 +131,8 @@ def write_base(kind: str, folder: Path, device: Device, *, tiny: bool) -> BaseRo
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from pipelines.bases.family import moved, quiet
+    from pipelines.bases.family import moved
+    from pipelines.core.device import quiet
 
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder / "tokenizer")
@@ -186,7 +188,7 @@ def _tokenizer(folder: Path) -> Any:
 def shipped_recipe(case: str) -> Recipe:
     """The recipe that a person gets for this base and method."""
     kind, method = case.split("-")[:2]
-    return presets.recipe(kind, method, "good", class_word="man")
+    return presets.recipe(find_base(kind), method, "good", class_word="man")
 
 
 def compared_recipe(case: str) -> Recipe:
@@ -206,7 +208,8 @@ def ours(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
+    from pipelines.core.control import Control
     from pipelines.training.batches import TrainingData
     from pipelines.training.loop import train
 
@@ -220,14 +223,13 @@ def ours(
     with (
         tempfile.TemporaryDirectory(prefix="likeness-gpu-") as folder,
         card_of(card_gb, device),
-        patch.object(runtime, "COMPILE_FROM_TFLOP", 0.0 if compiled else math.inf),
+        patch("pipelines.core.device.COMPILE_FROM_TFLOP", 0.0 if compiled else math.inf),
     ):
         forget(device)
         family = load_family(row, device)
         # one step more than is timed, whose arithmetic is counted
         events = train(
-            recipe, data, Path(folder), photo_digest="random", device=device, family=family,
-            stop=lambda: reached > last,
+            recipe, data, Path(folder), family=family, control=Control(stop=lambda: reached > last),
         )  # fmt: skip
         begun = time.perf_counter()
         first = since = until = 0.0

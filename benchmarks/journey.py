@@ -195,9 +195,9 @@ class Journey:
             print("    ", line[:300])
 
     def _runs(self) -> list[Any]:
-        from pipelines.core import workspace
+        from pipelines.core.run import all_runs
 
-        return workspace.runs(self.app.runs)
+        return all_runs(self.app.runs)
 
     def _jobs(self) -> int:
         from pipelines.runs import jobs

@@ -29,8 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, so that resu
 
 from visits import conditions, sample_photos, table
 
-from pipelines.core import workspace
-from pipelines.core.workspace import Run
+from pipelines.core.files import read_json, write_json
+from pipelines.core.run import Run, forget, run_at, save_photo_set
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 
@@ -40,13 +40,13 @@ SERVER = """
 import sys
 from pathlib import Path
 from pipelines.runs import jobs
-from pipelines.core import workspace
+from pipelines.core.run import open_run
 root = Path(sys.argv[1])
 jobs.recover(root)
 jobs.watch(root)
 print("ready", flush=True)
 for line in sys.stdin:
-    jobs.enqueue(workspace.open_run(Path(line.strip())), owner="visitor")
+    jobs.enqueue(open_run(Path(line.strip())), owner="visitor")
     print("accepted", flush=True)
 """
 
@@ -82,9 +82,9 @@ def take_in(folder: Path, base: str) -> Run:
     from pipelines.bases.registry import find_base
     from pipelines.photos import intake
 
-    run = workspace.run_at(folder)
+    run = run_at(folder)
     found = intake.intake(sample_photos(), run.photos, min_eye_distance_px=find_base(base).min_eye_distance_px)
-    workspace.save_photo_set(run, found)
+    save_photo_set(run, found)
     return run
 
 
@@ -118,7 +118,7 @@ def last_step(run: Run) -> int:
 
 
 def artefact(run: Run, method: str) -> str:
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     subject = load_subject(run.method(method))
     assert subject.complete, "the training said that it was done"
@@ -142,7 +142,7 @@ def gone(pid: int, timeout_s: float = 30.0) -> bool:
 def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, expected: str, chance: random.Random):
     victim = "server" if number % 2 else "worker"
     run = take_in(folder / f"run{number}", base)
-    workspace.write_json(run.spec, spec)
+    write_json(run.spec, spec)
     server = Server(folder)
     server.enqueue(run)
     steps = int(spec.settings[method]["steps"] or 0)
@@ -152,7 +152,7 @@ def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, 
     jobs.hold(run, lambda found: not found.busy or last_step(run) >= at, timeout_s=300)
     time.sleep(chance.uniform(0, 0.2))
     jobs.hold(run, lambda found: found.state != "queued", timeout_s=60)
-    pid = int(workspace.read_json(run.worker)["pid"])
+    pid = int(read_json(run.worker)["pid"])
     killed_at = time.monotonic()
     if victim == "worker":
         os.kill(pid, signal.SIGKILL)
@@ -187,7 +187,7 @@ def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, 
         and not torn(run) and not left
     )  # fmt: skip
     server.kill()
-    workspace.forget(run.folder)
+    forget(run.folder)
     return row
 
 

@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.core.schema import UserError
+from pipelines.core.device import machine
+from pipelines.core.records import UserError
 from pipelines.finishing import mark, watermark
 from pipelines.photos.decode import SUFFIXES, decode
 
@@ -187,9 +187,9 @@ def survival(images: Sequence[np.ndarray], folder: Path) -> list[str]:
 
 def cost(images: Sequence[np.ndarray]) -> list[str]:
     """PSNR and SSIM of the watermark, and how alike a face recogniser finds the picture before and after."""
-    from pipelines.faces import faces
+    from pipelines.faces.judges import available_judges
 
-    judges = faces.available_judges()
+    judges = available_judges()
     names = " | ".join(f"{judge.name}, same face: least, mean" for judge in judges)
     lines = [f"| size | PSNR in dB: least, mean | SSIM: least, mean | {names} |", "|---" * (3 + len(judges)) + "|"]
     for side in SIZES_PX:

@@ -22,8 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.faces import faces
+from pipelines.core.device import machine
+from pipelines.faces.dlib_faces import detect_faces
 from pipelines.finishing import matte
 from pipelines.photos.decode import decode
 from pipelines.photos.gather import photo_files
@@ -81,7 +81,7 @@ def main() -> int:
         for number, (image, truth) in enumerate(people):
             mixed = truth[..., None] * image + (1 - truth[..., None]) * wall
             picture = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
-            found = faces.detect_faces(picture)
+            found = detect_faces(picture)
             if not found:
                 continue
             started = time.perf_counter()
@@ -104,7 +104,7 @@ def main() -> int:
         seen = 0
         for file in files[: options.at_most]:
             image = decode(file)
-            found = faces.detect_faces(image)
+            found = detect_faces(image)
             if found:
                 seen += 1
                 made = matte.matte(image, found[0])

@@ -19,12 +19,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.bases.registry import find_base
-from pipelines.core import presets, runtime, workspace
+from pipelines.core import presets
+from pipelines.core.device import machine
+from pipelines.core.files import jsonable
+from pipelines.core.run import record_consent, run_at
 from pipelines.photos.gather import photo_files
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training import estimates
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,11 +41,11 @@ def main() -> int:
     row, paces = find_base(asked.base), {}
     speed = estimates.gflops()
     with tempfile.TemporaryDirectory() as folder:
-        run = workspace.run_at(Path(folder) / "run")
-        workspace.record_consent(run, means="benchmark", statement="Synthetic pictures, or photos with consent.")
+        run = run_at(Path(folder) / "run")
+        record_consent(run, means="benchmark", statement="Synthetic pictures, or photos with consent.")
         files = tuple(str(path.resolve()) for path in photo_files(asked.photos))
         # as the app teaches: five looks at validation pictures
-        recipes = {m: presets.recipe(row.name, m, "draft", class_word=asked.class_word) for m in row.methods}
+        recipes = {m: presets.recipe(row, m, "draft", class_word=asked.class_word) for m in row.methods}
         settings = {m: {"watch_every": max(10, recipe.steps // 5)} for m, recipe in recipes.items()}
         jobs.start(
             run,
@@ -59,10 +62,10 @@ def main() -> int:
         for method in row.methods:
             subject = load_subject(run.method(method))
             pace = estimates.Pace(round(subject.train_s / subject.steps, 4), subject.recipe.batch, subject.peak_mem_mb)
-            paces[estimates.key(row, method)] = workspace.plain(pace)
+            paces[estimates.key(row, method)] = jsonable(pace)
             print(f"{method}: {pace.step_s:.3f} s a step of {pace.batch}", file=sys.stderr)
     measured = {
-        "machine": runtime.machine(), "date": time.strftime("%Y-%m-%d"), "gflops": round(speed, 1), "paces": paces,
+        "machine": machine(), "date": time.strftime("%Y-%m-%d"), "gflops": round(speed, 1), "paces": paces,
     }  # fmt: skip
     estimates.REFERENCE.write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured, indent=2))

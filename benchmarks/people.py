@@ -22,9 +22,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.core.schema import METHODS
-from pipelines.evaluation.scoring import paired_bootstrap
+from pipelines.core.device import machine
+from pipelines.core.records import METHODS
+from pipelines.evaluation.statistics import paired_bootstrap
 
 TITLES = {
     "none": "untrained base",

@@ -22,10 +22,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core import workspace
-from pipelines.core.runtime import machine
-from pipelines.evaluation import scoring
-from pipelines.faces import faces
+from pipelines.core.device import machine
+from pipelines.core.files import read_json, write_json
+from pipelines.evaluation import references
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Judge, align_by_eyes
+from pipelines.faces.judges import judge_named
 from pipelines.finishing import refine
 from pipelines.photos.decode import decode
 from pipelines.photos.gather import photo_files
@@ -36,17 +38,17 @@ SHARE = 0.99
 
 def portrait(image: np.ndarray, side_px: int) -> np.ndarray | None:
     """A photo as the embedded base frames faces."""
-    found = faces.detect_faces(image)
+    found = detect_faces(image)
     if not found:
         return None
-    scale = side_px / faces.PORTRAIT_SIZE_PX
-    middle = (faces.PORTRAIT_EYES_MID[0] * scale, faces.PORTRAIT_EYES_MID[1] * scale)
-    return faces.align_by_eyes(
-        image, found[0].eyes, size_px=side_px, midpoint=middle, apart_px=faces.PORTRAIT_EYES_APART_PX * scale
+    scale = side_px / PORTRAIT_SIZE_PX
+    middle = (PORTRAIT_EYES_MID[0] * scale, PORTRAIT_EYES_MID[1] * scale)
+    return align_by_eyes(
+        image, found[0].eyes, size_px=side_px, midpoint=middle, apart_px=PORTRAIT_EYES_APART_PX * scale
     )
 
 
-def losses(judge: faces.Judge, pictures: list[np.ndarray]) -> list[float]:
+def losses(judge: Judge, pictures: list[np.ndarray]) -> list[float]:
     """What every picture's similarity loses by each harmless change; a face that is lost counts as all of it."""
     seen = [judge.look(picture).vector for picture in pictures]
     out = []
@@ -54,7 +56,7 @@ def losses(judge: faces.Judge, pictures: list[np.ndarray]) -> list[float]:
         others = [each for n, each in enumerate(seen) if n != place and each is not None][:3]
         if vector is None or not others:
             continue
-        reference = scoring.Reference(judge, scoring.mean_vector(others), len(others))
+        reference = references.Reference(judge, references.mean_vector(others), len(others))
         before = reference.similarity(vector)
         for copy in refine.harmless_copies(picture):
             after = judge.look(copy).vector
@@ -76,7 +78,7 @@ def main() -> int:
     found: dict[str, float] = {}
     print(f"{machine()}, {date.today().isoformat()}; {len(people)} people, {sum(map(len, people))} photos")
     for name in options.judges.split(","):
-        judge = faces.judge(name, options.face_models)
+        judge = judge_named(name, options.face_models)
         every: list[float] = []
         for side_px in SIDES_PX:
             made = [[cut for image in each if (cut := portrait(image, side_px)) is not None] for each in people]
@@ -88,14 +90,14 @@ def main() -> int:
         found[name] = max(0.01, math.ceil(100 * float(np.quantile(every, SHARE))) / 100)
         print(f"{name}: tolerance {found[name]:.2f}")
     if options.write:
-        saved = workspace.read_json(refine.FILE) or {"schema": 1, "tolerance": {}}
+        saved = read_json(refine.FILE) or {"schema": 1, "tolerance": {}}
         saved["tolerance"] |= found
         command = "python benchmarks/refine_tolerance.py --people PEOPLE" if options.people else "the sample person"
         saved["source"] = (
             f"{SHARE:.0%} of JPEG q90 and 1 px shifts lose less; {len(people)} people, "
             f"{sum(map(len, people))} photos, {date.today().isoformat()}: {command}"
         )
-        workspace.write_json(refine.FILE, saved)
+        write_json(refine.FILE, saved)
     return 0
 
 

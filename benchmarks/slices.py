@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from compare_draft import conditions
 
 from pipelines.bases.registry import find_base
-from pipelines.core import workspace
+from pipelines.core.run import run_at, save_photo_set
 from pipelines.photos.gather import photo_files
 from pipelines.photos.intake import intake
 from pipelines.runs import jobs
@@ -61,9 +61,9 @@ def main() -> int:
     seconds: list[float] = []
     kept: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
-        run, row = workspace.run_at(Path(folder) / "run"), find_base(options.base)
+        run, row = run_at(Path(folder) / "run"), find_base(options.base)
         files = photo_files(options.photos)
-        workspace.save_photo_set(run, intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
+        save_photo_set(run, intake(files, run.photos, min_eye_distance_px=row.min_eye_distance_px))
         methods = tuple(options.methods.split(",")) if options.methods else row.methods
         spec = JobSpec("compare", options.base, options.class_word, methods, options.quality)
         jobs.enqueue(run, spec, owner="benchmark", serve=False)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SPIN = os.environ.get("GOMP_SPINCOUNT")  # before ours sets it: the scripts get what a person has who runs them
 
-from pipelines.core.schema import METHODS
+from pipelines.core.records import METHODS
 
 SCRIPTS = {
     "textual_inversion": "textual_inversion/textual_inversion.py",
@@ -227,8 +227,9 @@ def ours(asked: Asked, method: str) -> Row:
 
 def script(asked: Asked, method: str, *, careful: bool) -> Row:
     """diffusers' script at its defaults, or with everything done for it that its flags and a person can do."""
+    from pipelines.bases.registry import find_base
     from pipelines.core import presets
-    from pipelines.core.runtime import pick_device
+    from pipelines.core.device import pick_device
 
     folder = asked.work / f"{method}-{'careful' if careful else 'defaults'}"
     folder.mkdir()
@@ -236,7 +237,7 @@ def script(asked: Asked, method: str, *, careful: bool) -> Row:
     if careful:
         photos = folder / "photos"
         shrunk(sorted(asked.photos.iterdir()), photos, asked.resolution_px)
-    recipe = presets.recipe(asked.base, method, asked.quality, class_word=asked.class_word)
+    recipe = presets.recipe(find_base(asked.base), method, asked.quality, class_word=asked.class_word)
     vectors = recipe.vectors if careful else 1
     phrase = f"{asked.identifier} {asked.class_word}"
     command = [
@@ -280,11 +281,11 @@ def judge_rows(rows: Sequence[Row], asked: Asked, judged_by: Sequence[Path], pic
     import numpy as np
 
     from pipelines.core import presets
-    from pipelines.evaluation import scoring
-    from pipelines.faces import faces
+    from pipelines.evaluation import references
+    from pipelines.faces.judges import available_judges, judge_named
 
-    judge = faces.judge(judge_name) if judge_name else faces.available_judges()[0]
-    reference = scoring.reference(judge, list(judged_by))
+    judge = judge_named(judge_name) if judge_name else available_judges()[0]
+    reference = references.reference(judge, list(judged_by))
     prompts = [each.prompt for each in presets.prompts("portrait-128") if "{subject}" in each.prompt]
     asked_for = [(prompts[index % len(prompts)], 1000 + index) for index in range(pictures)]
     for row in rows:
@@ -293,7 +294,7 @@ def judge_rows(rows: Sequence[Row], asked: Asked, judged_by: Sequence[Path], pic
         for start in range(0, pictures, 8):
             part = asked_for[start : start + 8]
             drawn += draw(pipeline, [(prompt.replace("{subject}", row.phrase), seed) for prompt, seed in part])
-        scores = [scoring.score_of(judge.look(np.asarray(image)), "", reference).similarity for image in drawn]
+        scores = [references.score_of(judge.look(np.asarray(image)), "", reference).similarity for image in drawn]
         row.identity = round(float(np.mean([score or 0.0 for score in scores])), 4)
         row.faces = f"{sum(score is not None for score in scores)}/{pictures}"
     return judge.name
@@ -304,7 +305,7 @@ def stock_pipeline(base: Path, row: Row) -> Any:
     import diffusers
     import torch
 
-    from pipelines.bases.family import quiet
+    from pipelines.core.device import quiet
 
     loader = diffusers.StableDiffusionPipeline.from_pretrained
     with quiet():
@@ -413,7 +414,7 @@ def identity_bars(rows: Sequence[Row], over: str) -> list[Bar]:
 
 def identity_table(rows: Sequence[Row], over: str) -> str:
     """Markdown: means over people or folds, and ours minus each with the 95% interval of a bootstrap over them."""
-    from pipelines.evaluation.scoring import paired_bootstrap
+    from pipelines.evaluation.statistics import paired_bootstrap
 
     lines = ["| method | who | identity | ours is higher by | for |", "|---|---|---|---|---|"]
     for method in dict.fromkeys(row.method for row in rows if row.who == OURS):

@@ -39,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     from benchmarks.compare_draft import conditions
     from pipelines.bases.registry import find_base
-    from pipelines.core.runtime import noise
-    from pipelines.core.schema import Sampling
-    from pipelines.generation.generation import Generator
+    from pipelines.core.device import noise
+    from pipelines.core.records import Sampling
+    from pipelines.generation.generator import Generator
 
     row = find_base(options.base)
     generator = Generator(row)

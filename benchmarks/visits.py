@@ -123,10 +123,11 @@ def _idle_s(run: Path) -> float:
 
 
 class Visitor:
-    """One browser with one open page."""
+    """One browser with one open page. `comes_from` is its own address: any of 127.0.0.0/8 on Linux."""
 
-    def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
-        self.client = httpx.Client(base_url=address, timeout=timeout_s)
+    def __init__(self, address: str, *, timeout_s: float = 60.0, comes_from: str = "127.0.0.1") -> None:
+        way = httpx.HTTPTransport(local_address=comes_from)
+        self.client = httpx.Client(base_url=address, timeout=timeout_s, transport=way)
         self.page = secrets.token_hex(6)
         self.capability: str | None = None
         self.config: dict[str, Any] = {}
@@ -216,7 +217,12 @@ class Visitor:
         ]  # fmt: skip
 
     def add_photos(self, photos: list[Path]) -> dict[str, Any]:
-        return self.press("#lk-drop", "upload", [self.capability, self.send(photos)])
+        return self.press("#lk-drop", "upload", self.adding(self.send(photos)))
+
+    def adding(self, files: Any) -> list[Any]:
+        """What the page sends with these uploads: also what its fields say."""
+        chosen = self.event("#lk-drop", "upload")["inputs"][2:]
+        return [self.capability, files, *(self.values.get(each) for each in chosen)]
 
     def consent(self, base: str, class_word: str = "person") -> dict[str, Any]:
         return self.press("#lk-consent", "input", [self.capability, class_word, base, True])
@@ -240,7 +246,7 @@ def conditions() -> dict[str, Any]:
     import datetime
     import platform
 
-    from pipelines.core.runtime import machine
+    from pipelines.core.device import machine
 
     return {
         "machine": machine(), "cores": os.cpu_count(), "python": platform.python_version(),

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.core import workspace
-from pipelines.core.schema import Photo, PhotoSet
-from pipelines.core.workspace import Run
+from pipelines.core.records import Photo, PhotoSet
+from pipelines.core.run import Run, run_at, save_photo_set
 from pipelines.runs.jobspec import JobSpec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -23,7 +22,7 @@ PEOPLE = SHARED / "data" / "people"
 
 def make_run(folder: Path, *, photos: int = 5, seed: int = 0) -> Run:
     """A run at `folder` with synthetic photos: the last one held out, the one before it for validation."""
-    run = workspace.run_at(folder)
+    run = run_at(folder)
     run.photos.mkdir()
     rng = np.random.default_rng(seed)
     made = []
@@ -43,7 +42,7 @@ def make_run(folder: Path, *, photos: int = 5, seed: int = 0) -> Run:
                 eye_distance_px=30.0,
             )
         )
-    workspace.save_photo_set(run, PhotoSet(tuple(made[:-2]), (made[-2],), (made[-1],), weak=True))
+    save_photo_set(run, PhotoSet(tuple(made[:-2]), (made[-2],), (made[-1],), weak=True))
     return run
 
 

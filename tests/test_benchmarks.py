@@ -31,7 +31,7 @@ from benchmarks.versus_diffusers import (
     row_of,
     table,
 )
-from pipelines.core.runtime import Device, free_memory_gb
+from pipelines.core.device import Device, free_memory_gb
 
 VERSUS = Path(transforms.__file__).parent
 

@@ -223,14 +223,15 @@ def test_variants_carry_measured_words_and_new_identities():
 
     from PIL import Image
 
-    from pipelines.faces import faces
+    from pipelines.faces.dlib_faces import dlib_detect
+    from pipelines.faces.face import PORTRAIT_EYES_MID, align_by_eyes
 
     rows = [r for r in csv.DictReader((folder / "portraits.csv").open()) if r["grey"] == "0"][:5]
-    mid = tuple(c + data.MARGIN_PX for c in faces.PORTRAIT_EYES_MID)
+    mid = tuple(c + data.MARGIN_PX for c in PORTRAIT_EYES_MID)
     crops = []
     for row in rows:
         image = np.array(Image.open(folder / row["file"]).convert("RGB"))
-        crops.append(faces.align_by_eyes(image, faces.dlib_detect(image)[0].eyes, size_px=data.PACKED_PX, midpoint=mid))
+        crops.append(align_by_eyes(image, dlib_detect(image)[0].eyes, size_px=data.PACKED_PX, midpoint=mid))
     labels = {name: np.full(5, "") for name in data.LABELS}
     labels |= {"noun": np.full(5, "man"), "grey": np.full(5, "0"), "background": np.full(5, "plain")}
     portraits = data.Portraits(np.stack(crops), np.zeros((5, 128), np.float32), np.zeros(5, bool), **labels)

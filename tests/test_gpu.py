@@ -49,7 +49,7 @@ def test_a_host_without_its_package_says_what_to_add(monkeypatch):
 
 def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, services, monkeypatch):  # noqa: F811
     from ui.page.wiring import NO_PROGRESS, sliced
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     lent = Services(services.sessions.root)
     lent.resume()
@@ -74,7 +74,7 @@ def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, serv
 def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  # noqa: F811
     from ui.page import gpu
     from ui.page.wiring import sliced
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     lent = Services(services.sessions.root)
     assert lent.slice is not None and zero[-1] == gpu.SLICE_S and gpu.WORK_S < gpu.SLICE_S

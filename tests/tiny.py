@@ -19,8 +19,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pipelines.bases.family import Family
-    from pipelines.core.schema import Event, Recipe
-    from pipelines.training.loop import TrainingData
+    from pipelines.core.records import Event, Recipe
+    from pipelines.training.batches import TrainingData
 
 SUBJECT, SUBJECT_VECTORS = "<subject>", 4
 _SAID = (
@@ -341,16 +341,16 @@ def tiny_folder(kind: str) -> Path:
 @lru_cache(maxsize=8)
 def tiny_family(kind: str) -> Family:
     """It, loaded in float32 on the CPU, so that results can be compared closely."""
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
-    from pipelines.core.runtime import Device
+    from pipelines.core.device import Device
 
     return load_family(find_base(str(tiny_folder(kind))), Device("cpu", "float32", "exact in tests"))
 
 
 def tiny_data(kind: str, *, photos: int = 4, validation: int = 0) -> TrainingData:
     """Smooth random pictures with captions of words the tiny bases know."""
-    from pipelines.training.loop import TrainingData
+    from pipelines.training.batches import TrainingData
 
     size = KINDS[kind].image_px
     coarse = np.random.default_rng(3).integers(0, 256, (photos + validation, 8, 8, 3), dtype=np.uint8)
@@ -362,7 +362,7 @@ def tiny_data(kind: str, *, photos: int = 4, validation: int = 0) -> TrainingDat
 
 def tiny_recipe(kind: str, method: str, **changes: Any) -> Recipe:
     """A few quick steps."""
-    from pipelines.core.schema import Recipe
+    from pipelines.core.records import Recipe
 
     plain = Recipe(
         base=str(tiny_folder(kind)),
@@ -387,7 +387,7 @@ def tiny_run(kind: str, method: str, out: Path, **changes: Any) -> list[Event]:
     from pipelines.training.loop import train
 
     recipe = tiny_recipe(kind, method, **changes)
-    return list(train(recipe, tiny_data(kind), out, photo_digest="digest", family=tiny_family(kind)))
+    return list(train(recipe, tiny_data(kind), out, family=tiny_family(kind)))
 
 
 @lru_cache(maxsize=16)

@@ -24,9 +24,9 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.faces import expressions
-from pipelines.faces.faces import detect_faces
+from pipelines.core.device import machine
+from pipelines.faces import mouth
+from pipelines.faces.dlib_faces import detect_faces
 from pipelines.photos.decode import decode
 
 LABELS = ROOT / "tools" / "mouth_labels.csv"
@@ -48,7 +48,7 @@ class Net(nn.Module):
         self.head = nn.Linear(3 * width * 4 * 4, 1)
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        x = F.avg_pool2d(picture, expressions.SIZE_PX // INPUT_PX)
+        x = F.avg_pool2d(picture, mouth.SIZE_PX // INPUT_PX)
         x = x - x.mean((1, 2, 3), keepdim=True)  # light and contrast say nothing
         x = x / (x.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-3)
         return self.head(self.dropout(self.features(x).flatten(1)))[:, 0]
@@ -69,7 +69,7 @@ def read(data: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
             image = decode(data / row["file"])
             found = detect_faces(image)
             if found:
-                rows.setdefault(row["part"], []).append((expressions.crop(image, found[0]), int(row["open"])))
+                rows.setdefault(row["part"], []).append((mouth.crop(image, found[0]), int(row["open"])))
     return {
         part: (
             torch.from_numpy(np.stack([crop for crop, _ in each])).permute(0, 3, 1, 2).float() / 255,
@@ -153,7 +153,7 @@ def margin_of(scores: np.ndarray, right: np.ndarray) -> float:
 def figures(scores: np.ndarray, labels: np.ndarray, margins: dict[str, float]) -> dict[str, float | int]:
     from scipy.stats import mannwhitneyu
 
-    claimed = np.array([expressions.word(score, margins) is not None for score in scores])
+    claimed = np.array([mouth.word(score, margins) is not None for score in scores])
     right = (scores > 0) == labels.astype(bool)
     wins = mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
     return {
@@ -169,7 +169,7 @@ def figures(scores: np.ndarray, labels: np.ndarray, margins: dict[str, float]) -
 
 def export(net: Net, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    side = expressions.SIZE_PX
+    side = mouth.SIZE_PX
     torch.onnx.export(
         net,
         (torch.zeros(1, 3, side, side),),
@@ -185,7 +185,7 @@ def export(net: Net, path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=expressions.FOLDER)
+    parser.add_argument("--out", type=Path, default=mouth.FOLDER)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -240,7 +240,7 @@ tags: [facial-expression]
 
 Tells an open mouth (teeth showing counts) from a closed one, {saved["parameters"]:,} parameters, so that Likeness
 can say which of the two a person's photos lack. Input `mouth`: RGB in 0..1, (n, 3, 64, 64), the lower half of a face as
-`pipelines.faces.expressions.crop` cuts it; output `open`: log-odds. Between -{saved["margins"]["closed"]:.2f} and
+`pipelines.faces.mouth.crop` cuts it; output `open`: log-odds. Between -{saved["margins"]["closed"]:.2f} and
 {saved["margins"]["open"]:.2f} nothing is claimed. It knows no emotion and nobody.
 
 ## What it learned from, and under which right

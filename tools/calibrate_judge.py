@@ -24,10 +24,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core import workspace
+from pipelines.core.files import write_text
 from pipelines.faces import calibration
 from pipelines.faces.calibration import Calibration, Comparisons
-from pipelines.faces.faces import Judge, judge
+from pipelines.faces.face import Judge
+from pipelines.faces.judges import judge_named
 from pipelines.photos.decode import decode
 
 DIFFERENT = (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 1.0)
@@ -284,7 +285,7 @@ def main() -> int:
     people_file = options.people or options.lfw / "test_people.txt"
     people = people_of(options.lfw, people_file, options.limit)
     for name in options.judges.split(","):
-        one = judge(name, options.face_models)
+        one = judge_named(name, options.face_models)
         detector = getattr(one, "detector", "dlib" if name == "dlib" else "scrfd")
         vectors, who, missed = embed(one, people, options.photos)
         kinds = tuple(sum_up(pairs(one, vectors, who, count)) for count in (1, SEVERAL))
@@ -308,7 +309,7 @@ def main() -> int:
         print(text, flush=True)
         if options.write:
             stem = name if detector != "scrfd" or name != "arcface-mini" else f"{name}-scrfd"
-            workspace.write_text(calibration.FOLDER / f"{stem}.json", text)
+            write_text(calibration.FOLDER / f"{stem}.json", text)
     return 0
 
 

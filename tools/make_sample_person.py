@@ -160,10 +160,10 @@ def main() -> int:
 
 def _clarity(frame: np.ndarray) -> float:
     """The detector's confidence that this is a face."""
-    from pipelines.faces import faces
+    from pipelines.faces.dlib_faces import dlib_detect
     from tools.portrait_base import evaluate
 
-    found = faces.dlib_detect(evaluate._padded(frame))
+    found = dlib_detect(evaluate._padded(frame))
     return found[0].score if found else -9.0
 
 

@@ -40,13 +40,14 @@ def main() -> int:
     from PIL import Image
 
     from pipelines.bases.registry import find_base
-    from pipelines.core import presets, workspace
-    from pipelines.core.schema import Sampling
-    from pipelines.evaluation import scoring
-    from pipelines.faces.faces import judge
-    from pipelines.generation.generation import Generator
+    from pipelines.core import presets
+    from pipelines.core.records import Sampling
+    from pipelines.core.run import load_photo_set, run_at
+    from pipelines.evaluation import references
+    from pipelines.faces.judges import judge_named
+    from pipelines.generation.generator import Generator
     from pipelines.photos.gather import photo_files
-    from pipelines.runs.comparison import perform
+    from pipelines.runs.compare import perform
     from pipelines.runs.jobspec import JobSpec
 
     person = presets.PRESETS / "sample_person"
@@ -54,15 +55,15 @@ def main() -> int:
     row = find_base(BASE)
     made: list[Image.Image] = []
     with tempfile.TemporaryDirectory() as folder:
-        run = workspace.run_at(Path(folder) / "run")
+        run = run_at(Path(folder) / "run")
         files = tuple(str(path) for path in photo_files(person))
         spec = JobSpec("train", BASE, class_word, (METHOD,), "draft", photos=files, device="cpu")
         for event in perform(run, spec):
             if event.kind in ("phase", "done"):
                 print(event.text, flush=True)
-        photos = workspace.load_photo_set(run)
+        photos = load_photo_set(run)
         assert photos is not None
-        alike = scoring.reference(judge("arcface-mini"), photos.held_out)
+        alike = references.reference(judge_named("arcface-mini"), photos.held_out)
         generator = Generator(row)
         for style in presets.styles().values():
             if presets.style_problem(style, row) is not None:
@@ -98,10 +99,10 @@ def _worth(image, sampling, alike) -> tuple[bool, float, bool, float]:
     """One large face, share of the asked words that hold, sharp, likeness: compared in this order."""
     import numpy as np
 
-    from pipelines.evaluation import metrics
+    from pipelines.evaluation.facts import facts_of
 
     pixels = np.asarray(image)
-    seen = metrics.facts(pixels, sampling, {})
+    seen = facts_of(pixels, sampling, {})
     vector = alike.judge.look(pixels).vector
     likeness = alike.similarity(vector) if vector is not None else -1.0
     words = 1.0 if seen.following is None and seen.faces else seen.following or 0.0

@@ -20,10 +20,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipelines.core.runtime import machine
-from pipelines.core.schema import METHODS, QUALITIES
-from pipelines.evaluation import metrics
-from pipelines.evaluation.scoring import cluster_bootstrap
+from pipelines.core.device import machine
+from pipelines.core.records import METHODS, QUALITIES
+from pipelines.evaluation.facts import asked_for
+from pipelines.evaluation.statistics import cluster_bootstrap
 
 
 def figures(runs: list[Path], method: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def figures(runs: list[Path], method: str) -> dict[str, Any]:
         with (run / "cells.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["method"] == method and row["counted"] == "1"]
         alike.append([float(row[judge] or 0) for row in rows])
-        wanted = [row for row in rows if metrics.asked_for(row["prompt"])]
+        wanted = [row for row in rows if asked_for(row["prompt"])]
         asked.append([float(row["following"] or 0) for row in wanted])
     of_method = [report["methods"][method] for report in reports]
     normal = [value for each in of_method if (value := each["identity"][judge]["normalised"]) is not None]

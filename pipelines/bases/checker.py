@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.core.runtime import Device
-from pipelines.core.schema import UserError
+from pipelines.core.device import Device, quiet
+from pipelines.core.records import UserError
 
 CHECKER, EXTRACTOR = "safety_checker", "feature_extractor"  # folders, and parts of a stock pipeline
 BATCH = 8
@@ -44,8 +44,6 @@ class ImageFilter:
     def refused(self, frames: np.ndarray) -> list[bool]:
         """Of uint8 RGB frames (n, H, W, 3), which are refused."""
         from PIL import Image
-
-        from pipelines.bases.family import quiet
 
         found: list[bool] = []
         for start in range(0, len(frames), BATCH):

@@ -1,23 +1,19 @@
 """A loaded base model: encodes text and images, predicts, and hands out clean copies of its weights.
 
 In: a `BaseRow`. Out: a `Family`. Its own weights never change: who trains or applies something asks for a copy.
-Try it: `load_family(find_base("portrait-128")).pipeline()("portrait of man").images[0]`.
+Try it: `load_family(find_base("portrait-128")).decode(latents)`; `loading.py` makes a `Family`.
 
 Families differ in how text is encoded, what the denoiser is told and which schedule its loss follows, not in how they
-are trained. What is data stands in `FAMILIES`; what is code is a method here, overridden where a family differs
-(`bases/z_image.py`). How to add one: docs/new_family.md.
+are trained. What is data stands in `architectures.FAMILIES`; what is code is a method here, overridden where a family
+differs (`z_image.py`). How to add one: docs/extend.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import importlib.util
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,111 +22,22 @@ import torch
 from torch import nn
 
 from pipelines.bases import checker as checkers
+from pipelines.bases.architectures import FAMILIES
 from pipelines.bases.checker import ImageFilter
+from pipelines.bases.memory import USABLE, roomy_gb
 from pipelines.bases.objective import NoiseSchedule, Schedule
-from pipelines.bases.registry import BASES, BaseRow
+from pipelines.bases.registry import BaseRow
 from pipelines.bases.text import Conditioning, LearnedRows, Text
-from pipelines.core.runtime import USABLE, Device, free_memory_gb, is_worth_compiling, pick_device, tune
-from pipelines.core.schema import ATTENTIONS, UserError
-from pipelines.training.estimates import roomy_gb
+from pipelines.core.device import Device, free_memory_gb, is_worth_compiling
 
-Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
 CompiledBlocks = dict[nn.Module, Callable[..., Any]]  # a block -> its forward pass, compiled
 
-# name -> (class in diffusers, options), besides "default", which is the base's own
-DIFFUSION_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-    "tcd": ("TCDScheduler", {}),
-}
-PLAIN_SD = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-# What a diffusers folder needs besides the weights; previews, ONNX and OpenVINO copies stay on the hub.
-HUB_FILES = ("*.json", "*.txt")
-WEIGHTED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 # Up to this many tokens per picture plain matrix products train at least as fast on a CPU as torch's fused attention:
 # level in float32, 7-25% faster in bfloat16 (a step of the embedded base, one thread, torch 2.13); above it the
 # (tokens x tokens) matrix costs too much memory.
 PLAIN_ATTENTION_MAX_TOKENS = 1024
 VAE_BATCH = 8
 PARKED = "cpu"  # where modules wait that nobody needs at the moment
-
-
-ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
-GATED_LAYERS = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What the code of one family has to know: its data. Defaults are those of the UNet families."""
-
-    pipeline: str  # stock class in diffusers
-    text_parts: tuple[tuple[str, str], ...]  # (tokenizer, encoder) attributes of the pipeline
-    penultimate: bool
-    sampled_latents: bool  # train on samples of the VAE's posterior, or on its mean as the base itself was
-    size_conditioned: bool  # the denoiser is told the picture's size and crop (SDXL)
-    guidance: float  # that previews and class images are drawn with
-    filtered: bool = True  # its pictures are looked at; a base that can only draw heads and shoulders needs no filter
-    checker: bool = False  # its stock pipeline holds the filter; to the others one is lent
-    loading: Mapping[str, Any] = field(default_factory=dict)  # what the stock pipeline's `from_pretrained` is told
-    stored: str = "float16"  # format its real weights are stored in, and loaded in on a GPU
-    code: tuple[str, str] = ("pipelines.bases.family", "Family")  # module and class
-    denoiser: str = "unet"  # the pipeline's part that learns; also the prefix of its layers in LoRA files
-    attentions: tuple[str, ...] = ATTENTIONS
-    schedulers: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=lambda: DIFFUSION_SCHEDULERS)
-    quick_scheduler: str = "ddim"  # for previews and looks: good pictures in few steps
-    targets: Mapping[str, tuple[str, ...]] | None = None  # LoRA's layers by name; None: those of UNets
-    text_learns: bool = True  # LoRA may adapt the text encoders too
-
-
-CLIP_TEXT = (("tokenizer", "text_encoder"),)
-FAMILIES: dict[str, Architecture] = {
-    "portrait": Architecture(
-        "StableDiffusionPipeline",
-        CLIP_TEXT,
-        False,
-        False,
-        False,
-        3.0,
-        filtered=False,
-        loading=PLAIN_SD,
-        stored="float32",
-    ),
-    "sd15": Architecture("StableDiffusionPipeline", CLIP_TEXT, False, True, False, 7.0, checker=True, loading=PLAIN_SD),
-    "sdxl": Architecture(
-        "StableDiffusionXLPipeline",
-        (*CLIP_TEXT, ("tokenizer_2", "text_encoder_2")),
-        True,
-        True,
-        True,
-        6.0,
-        loading={"add_watermarker": False},
-    ),
-    "z_image": Architecture(
-        "ZImagePipeline",
-        CLIP_TEXT,
-        True,
-        False,  # the stock script trains on the posterior's mode
-        False,
-        4.0,  # this pipeline counts from 0: what others call 5
-        stored="bfloat16",
-        code=("pipelines.bases.z_image", "ZImage"),
-        denoiser="transformer",
-        attentions=("sdpa",),
-        schedulers={},
-        quick_scheduler="default",
-        text_learns=False,
-        targets={
-            "attention": ATTENTION_LAYERS,
-            "attention+feed_forward": (*ATTENTION_LAYERS, *GATED_LAYERS),
-            "all": (*ATTENTION_LAYERS, *GATED_LAYERS),  # there are no convolutions
-        },
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -553,229 +460,3 @@ def _alphas(config: dict[str, Any]) -> torch.Tensor:
     schedule: Any = DDIMScheduler(**{key: config[key] for key in keys if config.get(key) is not None})
     alphas: torch.Tensor = schedule.alphas_cumprod
     return alphas.float()
-
-
-# -- loading -----------------------------------------------------------------------------------------------------
-
-
-def load_family(
-    row: BaseRow, device: Device | None = None, *, progress: Progress | None = None, attention: str = "sdpa"
-) -> Family:
-    """Load a base onto `device` (default: the best here). `attention`: one of ATTENTIONS.
-
-    With it comes its image filter: its own, else the one of Stable Diffusion 1.5; where that is not on this machine,
-    `unfiltered` says so.
-    Raises UserError when its files are missing and the hub does not answer, when they are damaged, where xformers
-    was asked for and is not there, and on a hosted page when there is no image filter.
-    """
-    import diffusers
-
-    device = device or pick_device()
-    tune(device)
-    report = progress or (lambda _text, _share: None)
-    architecture = FAMILIES[row.family]
-    if attention not in architecture.attentions and attention in ATTENTIONS:
-        raise UserError(f"{row.title} has no {attention} attention. Leave --attention out.")
-    pipeline_class = getattr(diffusers, architecture.pipeline)
-    # half formats are how the real bases are stored; a small base, or a CPU, takes float32 and no rounding
-    dtype = getattr(torch, architecture.stored) if device.kind == "cuda" else torch.float32
-    options: dict[str, Any] = {"dtype": {"vae": torch.float32, "default": dtype}, "local_files_only": True}
-    options |= architecture.loading
-    folder: Path | None
-    found: tuple[nn.Module, Any] | None = None
-    unfiltered: str | None = None
-    with quiet():
-        if row.is_single_file:
-            configuration = _single_file_configuration(row, report)
-            report(f"loading {row.title}", None)
-            options["dtype"] = dtype
-            folder = None
-            pipeline = _load(row, pipeline_class.from_single_file, row.path, config=str(configuration), **options)
-        else:
-            folder = _local_folder(row, report)
-            variant = row.variant if row.repo else _variant_of(folder / architecture.denoiser)
-            report(f"loading {row.title}", None)
-            if FAMILIES[row.family].checker and checkers.has_checker(folder):
-                found = checkers.load_checker(folder, variant, dtype)
-                options |= {"safety_checker": found[0], "feature_extractor": found[1], "requires_safety_checker": True}
-            pipeline = _load(row, pipeline_class.from_pretrained, str(folder), variant=variant, **options)
-        if architecture.filtered and found is None:
-            lent = _lent_checker(row, report)
-            if isinstance(lent, str):
-                unfiltered = lent
-                report(unfiltered, None)
-            else:
-                found = checkers.load_checker(lent, BASES[LENDER].variant, dtype)
-    choose_attention(getattr(pipeline, architecture.denoiser), device, attention)
-    report(f"{row.title} is ready", 1.0)
-    image_filter = ImageFilter(*found, device) if found else None
-    module, name = architecture.code
-    code: type[Family] = getattr(importlib.import_module(module), name)
-    return code(row, device, pipeline, folder, image_filter=image_filter, unfiltered=unfiltered)
-
-
-def choose_attention(unet: nn.Module, device: Device, attention: str) -> None:
-    """PyTorch's own attention, or xformers' on an NVIDIA GPU. Every copy of `unet` keeps the choice."""
-    if attention == "sdpa":
-        return
-    if attention not in ATTENTIONS:
-        raise UserError(f"There is no attention {attention}. Choose one of: {', '.join(ATTENTIONS)}.")
-    if device.kind != "cuda":
-        raise UserError("xformers needs an NVIDIA GPU, and this runs without one. Leave --attention out.")
-    if importlib.util.find_spec("xformers") is None:
-        raise UserError("xformers is not installed. Add it with: pip install -r requirements-gpu.txt")
-    # `set_attention_backend` does nothing on these UNets and says so nowhere (diffusers 0.42.1)
-    unet.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
-
-
-def _load(row: BaseRow, loader: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    try:
-        return loader(*args, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{row.title} can't be loaded: {reason} Check its files, or choose another base.") from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and advice of the libraries meanwhile: what a person should know are our events and errors."""
-    import diffusers
-    import transformers
-
-    loggers = (diffusers.utils.logging, transformers.utils.logging)
-    before = [(logger.is_progress_bar_enabled(), logger.get_verbosity()) for logger in loggers]
-    for logger in loggers:
-        logger.disable_progress_bar()
-        logger.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for logger, (shown, verbosity) in zip(loggers, before, strict=True):
-            logger.set_verbosity(verbosity)
-            if shown:
-                logger.enable_progress_bar()
-
-
-def _local_folder(row: BaseRow, report: Progress) -> Path:
-    """The folder of a row's files, fetched from the hub when they are not here."""
-    if row.repo is None:
-        folder = row.folder
-        if folder is None or not (folder / "model_index.json").is_file():
-            raise UserError(
-                f"{row.name} is missing: there is no {folder and folder.name}/model_index.json. Get the whole "
-                "repository again, or rebuild it with: python tools/build_portrait_base.py"
-            )
-        return folder
-    suffix = f".{row.variant}" if row.variant else ""
-    brings = FAMILIES[row.family].checker
-    return _from_hub(
-        row,
-        (*HUB_FILES, f"*/*{suffix}.safetensors"),
-        report,
-        complete=lambda folder: _has_weights(folder) and (not brings or checkers.has_checker(folder)),
-    )
-
-
-LENDER = "sd15"  # whose image filter bases without one use
-LENT = (f"{checkers.CHECKER}/*.json", f"{checkers.CHECKER}/*.fp16.safetensors", f"{checkers.EXTRACTOR}/*.json")
-
-
-def _lent_checker(row: BaseRow, report: Progress) -> Path | str:
-    """The folder of the lender's image filter, or a sentence. A base of the hub brings it along; with a base on this
-    machine nothing is downloaded that nobody asked for. Raises UserError on a hosted page that has none.
-    """
-    lender = BASES[LENDER]
-    assert lender.repo is not None and lender.revision is not None
-    with contextlib.suppress(UserError):
-        return _from_hub(lender, LENT, report, complete=checkers.has_checker, ask=row.repo is not None)
-    way = checkers.command(lender.repo, lender.revision, LENT)
-    if checkers.is_hosted():
-        raise UserError(checkers.NOT_HOSTED + way)
-    return checkers.MISSING + way
-
-
-def _has_weights(folder: Path) -> bool:
-    """Whether every model that the pipeline lists has its weights: one whole file, or all of its shards."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-        return all(_is_whole(folder / part) for part in WEIGHTED if part in index)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _is_whole(part: Path) -> bool:
-    files = {file.name for file in part.glob("*.safetensors")}
-    shards = {name for name in files if re.search(r"-\d{5}-of-\d{5}", name)}
-    if files - shards:
-        return True
-    lists = [json.loads(file.read_text())["weight_map"] for file in part.glob("*.safetensors.index.json")]
-    return bool(shards) and bool(lists) and all(set(names.values()) <= files for names in lists)
-
-
-def _from_hub(
-    row: BaseRow, patterns: Sequence[str], report: Progress, *, complete: Callable[[Path], bool], ask: bool = True
-) -> Path:
-    """A snapshot of the row's pinned revision: from the hub's cache on this machine, else (`ask`) downloaded with
-    progress.
-    """
-    from huggingface_hub import snapshot_download
-    from tqdm.auto import tqdm
-
-    assert row.repo is not None and row.revision is not None
-    short = row.repo.split("/")[-1]
-    wanted: dict[str, Any] = {
-        "revision": row.revision,
-        "allow_patterns": list(patterns),
-        "ignore_patterns": ["vae_*/*"],
-    }
-    with contextlib.suppress(OSError):
-        folder = Path(snapshot_download(row.repo, local_files_only=True, **wanted))
-        if complete(folder):
-            return folder
-    if not ask:
-        raise UserError(f"{short} is not on this machine.")
-
-    class Reported(tqdm):
-        def update(self, n: float | None = 1) -> bool | None:
-            shown = super().update(n)
-            if self.total:
-                report(f"downloading {short}: {self.n:.0f} of {self.total:.0f} {self.unit}", self.n / self.total)
-            return shown
-
-    report(f"downloading {short}", 0.0)
-    try:
-        folder = Path(snapshot_download(row.repo, tqdm_class=Reported, etag_timeout=5, **wanted))
-        if complete(folder):
-            return folder
-        reason: Exception | None = None
-    except Exception as error:  # the hub's own, httpx's and the system's errors: to the person all mean one thing
-        reason = error
-    include = " ".join(f'"{pattern}"' for pattern in patterns)
-    raise UserError(
-        f"{short} is not on this machine and the hub did not answer; pick portrait-128 or download it with: "
-        f"hf download {row.repo} --revision {row.revision} --include {include}"
-    ) from reason
-
-
-def _variant_of(folder: Path) -> str | None:
-    """ "fp16" for a part's local folder that holds only that variant."""
-    plain = [file for file in folder.glob("*.safetensors") if ".fp16" not in file.name]
-    return None if plain else "fp16"
-
-
-def _single_file_configuration(row: BaseRow, report: Progress) -> Path:
-    """Configuration and tokenizers for a single-file checkpoint: the folder beside it, else the hub's cache."""
-    assert row.path is not None
-    beside = Path(row.path).with_suffix("")
-    if (beside / "model_index.json").is_file():
-        return beside
-    like = next(known for known in BASES.values() if known.family == row.family)
-    try:
-        return _from_hub(like, HUB_FILES, report, complete=lambda folder: (folder / "model_index.json").is_file())
-    except UserError as error:
-        raise UserError(
-            f"{Path(row.path).name} needs the configuration and tokenizer of {like.title} (2 MB), which are not on "
-            f"this machine, and the hub did not answer. Put them into a folder {beside.name}/ beside it, or download "
-            f"them with: "
-            f'hf download {like.repo} --revision {like.revision} --include "*.json" "*.txt"'
-        ) from error

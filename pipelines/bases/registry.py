@@ -14,21 +14,19 @@ import json
 import math
 import re
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from pipelines.core.schema import COMPOSED, METHODS, UserError
+from pipelines.bases.architectures import FAMILIES, family_of_pipeline
+from pipelines.core.files import REPOSITORY, file_sha256, sha
+from pipelines.core.records import LEARNS, METHOD_ROWS, MethodRow, UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EMBEDDED = REPOSITORY / "models"
 RARE_TOKEN = "ohwx"  # one rare token of CLIP's vocabulary; carries almost no meaning of its own
 # Full fine-tuning keeps float32 weights, gradients and two moments (16 bytes per parameter): 14 GB for SD 1.5's 0.86 B
-# parameters, 41 GB for SDXL's 2.6 B. Bases above this size learn by DreamBooth only when somebody asks for it.
-DREAMBOOTH_MAX_PARAMETERS = 1.2e9
+# parameters, 41 GB for SDXL's 2.6 B. Above this size all weights of a base are taught only when somebody asks for it.
+ALL_WEIGHTS_MAX_PARAMETERS = 1.2e9
 
 # Upright shapes only: selfies are upright, and what lies beside a person in a wide photo is nothing to learn. SD 1.5
 # itself learned squares: these have at most their area, and sides that its UNet and VAE halve six times.
@@ -37,12 +35,7 @@ SD15_BUCKETS = ((512, 512), (576, 448), (640, 384))
 SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
 Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones of about 1 megapixel that its demo offers
 
-# What the code of each family can do.
-FAMILY_METHODS = {"portrait": METHODS, "sd15": METHODS, "sdxl": METHODS, "z_image": ("lora",)}
-# Guidance of a prompt that comes without a style, as the family's stock pipeline counts it.
-FAMILY_GUIDANCE = {"portrait": 1.5, "sd15": 7.0, "sdxl": 7.0, "z_image": 4.0}
-# Families that draw with their own scheduler only: those of diffusion models know no flow.
-OWN_SCHEDULER = ("z_image",)
+SMALL_UP_TO_GB = 2.0  # see `BaseRow.is_small`
 
 
 @dataclass(frozen=True)
@@ -61,15 +54,14 @@ class Footprint:
 
 @dataclass(frozen=True)
 class BaseRow:
-    """One base model. `family` decides the code that runs it; the rest is data."""
+    """One base model. `family` names the code that runs it; everything else is data."""
 
     name: str
     title: str
     repo: str | None  # on the hub; None = on this machine
     revision: str | None  # full commit hash: a moved branch cannot change what is loaded
-    family: str  # "portrait" | "sd15" | "sdxl" | "z_image"
+    family: str  # one of `architectures.FAMILIES`
     resolution_px: int
-    methods: tuple[str, ...]
     vram_gb: float  # for training its largest usual method at the recipes' batch
     licence: str
     about: str
@@ -83,19 +75,28 @@ class BaseRow:
     # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
     # published configuration; None: not counted
     forward_tflop: float | None = None
+    learns: tuple[str, ...] = LEARNS  # what of it can be taught, as in `MethodRow.learns`
     # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.methods.drafts
     draft_lora: tuple[str, str] | None = None
 
+    def _fitting(self) -> tuple[MethodRow, ...]:
+        return tuple(each for each in METHOD_ROWS.values() if each.learns and set(each.learns) <= set(self.learns))
+
     @property
     def offered(self) -> tuple[str, ...]:
-        """`methods` and those made of them."""
-        return (*self.methods, *(name for name, parts in COMPOSED.items() if set(parts) <= set(self.methods)))
+        """Every method that this base can be taught by."""
+        return tuple(each.name for each in self._fitting())
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those of `offered` that are no combination of others."""
+        return tuple(each.name for each in self._fitting() if each.usual)
 
     @property
     def usual(self) -> tuple[str, ...]:
-        """Those of `methods` that are taught when nobody says."""
-        huge = self.footprint is not None and 1e6 * self.footprint.denoiser_m > DREAMBOOTH_MAX_PARAMETERS
-        return tuple(name for name in self.methods if not (huge and name == "dreambooth"))
+        """Those of `methods` that are taught where nobody names methods."""
+        huge = self.footprint is not None and 1e6 * self.footprint.denoiser_m > ALL_WEIGHTS_MAX_PARAMETERS
+        return tuple(name for name in self.methods if not (huge and "weights" in METHOD_ROWS[name].learns))
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -105,12 +106,22 @@ class BaseRow:
     @property
     def guidance(self) -> float:
         """For a prompt that comes without a style."""
-        return FAMILY_GUIDANCE[self.family]
+        return FAMILIES[self.family].prompt_guidance
+
+    @property
+    def is_small(self) -> bool:
+        """True where all methods fit into memory together: they learn side by side, and more is drawn at once."""
+        return self.vram_gb <= SMALL_UP_TO_GB
 
     @property
     def own_scheduler(self) -> bool:
-        """Whether it draws with its own scheduler only."""
-        return self.family in OWN_SCHEDULER
+        """True when it draws with its own scheduler only: those of diffusion models know no flow."""
+        return not FAMILIES[self.family].schedulers
+
+    @property
+    def sizes_px(self) -> tuple[int, ...]:
+        """Sides of square pictures that are offered besides its own."""
+        return FAMILIES[self.family].sizes_px
 
     @property
     def folder(self) -> Path | None:
@@ -140,7 +151,6 @@ def _portrait(name: str, folder: Path, resolution_px: int, title: str, about: st
         revision=None,
         family="portrait",
         resolution_px=resolution_px,
-        methods=METHODS,
         vram_gb=1.0,
         licence=licence,
         about=about,
@@ -161,7 +171,6 @@ BASES: dict[str, BaseRow] = {
             revision=None,
             family="portrait",
             resolution_px=128,
-            methods=METHODS,
             vram_gb=1.0,
             licence="Apache-2.0",
             about=(
@@ -180,7 +189,6 @@ BASES: dict[str, BaseRow] = {
             revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
             family="sd15",
             resolution_px=512,
-            methods=METHODS,
             vram_gb=20.0,
             licence="CreativeML OpenRAIL-M",
             about="512-pixel pictures in any style. Needs a GPU: about 20 GB for DreamBooth, 8 GB for the other two.",
@@ -201,7 +209,6 @@ BASES: dict[str, BaseRow] = {
             revision="462165984030d82259a11f4367a4eed129e94a7b",
             family="sdxl",
             resolution_px=1024,
-            methods=METHODS,
             vram_gb=24.0,
             licence="CreativeML Open RAIL++-M",
             about=(
@@ -225,7 +232,7 @@ BASES: dict[str, BaseRow] = {
             revision="04cc4abb7c5069926f75c9bfde9ef43d49423021",
             family="z_image",
             resolution_px=1024,
-            methods=FAMILY_METHODS["z_image"],
+            learns=("adapters",),
             # 12 GB of weights in bfloat16, and while they are merged a float32 copy beside the one that learned
             vram_gb=48.0,
             licence="Apache-2.0",
@@ -239,6 +246,14 @@ BASES: dict[str, BaseRow] = {
         ),
     )
 }
+
+
+def base_sha256(row: BaseRow) -> str | None:
+    """Of a base on this machine: a hash over its weight files. A base of the hub is named by its revision."""
+    if row.repo is not None or row.folder is None:
+        return None
+    files = [row.folder] if row.folder.is_file() else sorted(row.folder.rglob("*.safetensors"))
+    return sha([[path.name, file_sha256(path)] for path in files])
 
 
 def find_base(name_or_path: str) -> BaseRow:
@@ -285,110 +300,6 @@ def unknown_words(row: BaseRow, prompt: str) -> list[str]:
     return row.unknown_words(prompt)
 
 
-@dataclass(frozen=True)
-class Phrases:
-    """What a base is asked for in one breath. Of a group one phrase is said; those `apart` don't go together."""
-
-    opening: tuple[str, ...]
-    groups: dict[str, tuple[str, ...]]
-    apart: dict[str, tuple[str, ...]]  # a phrase -> phrases and groups that it rules out, and the other way round
-
-    def apart_from(self, one: str, other: str) -> bool:
-        names = {name for name, phrases in self.groups.items() if other in phrases} | {other}
-        return not names.isdisjoint(self.apart.get(one, ()))
-
-
-def completions(row: BaseRow, text: str, limit: int = 8) -> tuple[str, ...]:
-    """What can be said next in a prompt that was typed as far as `text`; `completed` puts one of them in.
-
-    Ends of a phrase or a word that is half typed, else phrases this base knows that are not said yet and contradict
-    nothing that is. At most `limit`, the plainest first. Light: no torch.
-    """
-    phrases, typed = phrases_of(row), text.lower()
-    every = [*phrases.opening, *(phrase for group in phrases.groups.values() for phrase in group)]
-    said = [phrase for phrase in every if _says(typed, phrase)]
-    left = [[p for p in group if not _ruled_out(p, name, said, phrases)] for name, group in phrases.groups.items()]
-    openings = [] if "{subject}" in typed else list(phrases.opening)
-    offered = _in_turn(left) if typed.strip() else openings
-    if half := [phrase for phrase in (*openings, *offered) if _begun(text, phrase)]:
-        return tuple(half[:limit])
-    word, known = _last_word(typed), vocabulary(row) or frozenset()
-    if word and word not in known and (ends := sorted(each for each in known if each.startswith(word))):
-        return tuple(ends[:limit])
-    return tuple(offered[:limit])
-
-
-def completed(text: str, completion: str) -> str:
-    """`text` with one of its `completions` said: what was half typed is finished, anything else follows a comma."""
-    begun = _begun(text, completion)
-    if not begun and " " not in completion:  # the end of a word
-        begun = _begun(_last_word(text), completion)
-    if begun:
-        return text[: len(text) - len(begun)] + completion
-    kept = text.rstrip().rstrip(",").rstrip()
-    return f"{kept}, {completion}" if kept else completion
-
-
-def phrases_of(row: BaseRow) -> Phrases:
-    """The phrases of a base: its family's file in presets/words, else what the photographic styles for it say."""
-    file = REPOSITORY / "presets" / "words" / f"{row.family}.json"
-    found = _read_phrases(str(file), file.stat().st_mtime_ns) if file.is_file() else _phrases_of_styles(row)
-    if vocabulary(row) is None:
-        return found
-    knows = {name: tuple(p for p in group if not row.unknown_words(p)) for name, group in found.groups.items()}
-    return Phrases(tuple(p for p in found.opening if not row.unknown_words(p)), knows, found.apart)
-
-
-@lru_cache(maxsize=4)
-def _read_phrases(file: str, _stamp: int) -> Phrases:
-    saved: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-    groups, apart = ({name: tuple(each) for name, each in saved[part].items()} for part in ("groups", "apart"))
-    return Phrases(tuple(saved["opening"]), groups, apart)
-
-
-def _phrases_of_styles(row: BaseRow) -> Phrases:
-    """What stands between the commas of the styles. Phrases about one thing end in one word: "soft light"."""
-    from pipelines.core import presets
-
-    openings: dict[str, None] = {}
-    groups: dict[str, list[str]] = {}
-    for style in presets.styles().values():
-        opening, *rest = style.prompt.split(", ")
-        # what is said of an astronaut fits nobody else
-        if style.photoreal and opening.endswith("{subject}") and presets.style_problem(style, row) is None:
-            openings[opening] = None
-            for phrase in rest:
-                about = groups.setdefault(phrase.split()[-1], [])
-                about += [] if phrase in about else [phrase]
-    return Phrases(tuple(sorted(openings, key=len)), {name: tuple(each) for name, each in groups.items()}, {})
-
-
-def _says(text: str, phrase: str) -> bool:
-    """Whether the words of `phrase` stand side by side in a lower-case text."""
-    return re.search(rf"(?<![\w{{]){re.escape(phrase.lower())}(?![\w}}])", text) is not None
-
-
-def _ruled_out(phrase: str, group: str, said: Sequence[str], phrases: Phrases) -> bool:
-    together = phrases.groups[group]
-    return any(one in together or phrases.apart_from(one, phrase) or phrases.apart_from(phrase, one) for one in said)
-
-
-def _begun(text: str, phrase: str) -> str:
-    """The last part of `text`, from a comma or the person on, where `phrase` begins like it; else ""."""
-    part = re.split(r",|\{subject\}", text)[-1].lstrip()
-    return part if len(part) < len(phrase) and phrase.lower().startswith(part.lower()) else ""
-
-
-def _last_word(text: str) -> str:
-    """What stands after the last space or comma."""
-    return re.split(r"[\s,]", text)[-1]
-
-
-def _in_turn(groups: Sequence[Sequence[str]]) -> list[str]:
-    """The first of every group, then the second of every group ..."""
-    return [phrase for turn in zip_longest(*groups) for phrase in turn if phrase is not None]
-
-
 def _facts(folder: Path) -> dict[str, object]:
     """`likeness.json` of a folder, {} where there is none."""
     file = folder / "likeness.json"
@@ -412,9 +323,6 @@ def _read_json(file: Path) -> dict[str, object]:
         raise UserError(f"{file.name} of the base model can't be read ({error}). Restore the folder.") from error
 
 
-_PIPELINES = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "ZImagePipeline": "z_image"}
-
-
 def _folder_row(folder: Path) -> BaseRow:
     index = folder / "model_index.json"
     if not index.is_file():
@@ -422,15 +330,16 @@ def _folder_row(folder: Path) -> BaseRow:
             f"{folder.name} is not a diffusers folder: it has no model_index.json. Give the folder that holds it."
         )
     kind = str(_read_json(index).get("_class_name"))
-    if kind not in _PIPELINES:
+    family = family_of_pipeline(kind)
+    if family is None:
         raise UserError(
             f"{folder.name} holds a {kind}, which this app can't train. Use a Stable Diffusion 1.5, SDXL or Z-Image "
             "model."
         )
     if not (folder / "unet").is_dir():  # a transformer's configuration says no size, its VAE's does
         side = _read_json(folder / "vae" / "config.json").get("sample_size")
-        own = side if isinstance(side, int) else _like(_PIPELINES[kind]).resolution_px
-        return _local_row(folder, _PIPELINES[kind], own, parameters=math.inf)
+        own = side if isinstance(side, int) else _like(family).resolution_px
+        return _local_row(folder, family, own, parameters=math.inf)
     unet, vae = _read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json")
     blocks, sample = vae.get("block_out_channels"), unet.get("sample_size")
     sides = sample if isinstance(sample, list) else [sample, sample]
@@ -441,7 +350,7 @@ def _folder_row(folder: Path) -> BaseRow:
     if (folder / "likeness.json").is_file():
         return _portrait(str(folder), folder, resolution_px, folder.name, "A local portrait model.", "see its card")
     weights = sum(file.stat().st_size for file in (folder / "unet").glob("diffusion_pytorch_model*.safetensors"))
-    return _local_row(folder, _PIPELINES[kind], resolution_px, parameters=weights / 2, buckets=buckets)
+    return _local_row(folder, family, resolution_px, parameters=weights / 2, buckets=buckets)
 
 
 def _local_row(
@@ -459,7 +368,7 @@ def _local_row(
         revision=None,
         family=family,
         resolution_px=resolution_px,
-        methods=FAMILY_METHODS[family],
+        learns=like.learns,
         vram_gb=like.vram_gb,
         licence="as its author states",
         about=f"A local model of the family of {like.title}.",
@@ -481,10 +390,13 @@ def _like(family: str) -> BaseRow:
 
 def _single_file_row(path: Path) -> BaseRow:
     names = _safetensors_names(path)
-    if "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight" in names:
-        family = "sdxl"
-    elif any(name.startswith("cond_stage_model.transformer.") for name in names):
-        family = "sd15"
+    families = [
+        family
+        for family, each in reversed(FAMILIES.items())
+        if each.single_file is not None and any(name.startswith(each.single_file) for name in names)
+    ]
+    if families:
+        family = families[0]
     elif any(name.startswith("cond_stage_model.model.") for name in names):
         raise UserError(f"{path.name} is a Stable Diffusion 2 model, which this app can't train. Use SD 1.5 or SDXL.")
     elif any(name.endswith("cap_embedder.1.weight") for name in names):

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.bases.family import DIFFUSION_SCHEDULERS, Family, Modules
+from pipelines.bases.architectures import DIFFUSION_SCHEDULERS
+from pipelines.bases.family import Family, Modules
 from pipelines.bases.text import Conditioning
-from pipelines.core.runtime import derived_seed, noise
+from pipelines.core.device import derived_seed, noise
+from pipelines.core.records import UserError
 from pipelines.core.safety import check_prompt
-from pipelines.core.schema import UserError
 
 SCHEDULERS: tuple[str, ...] = ("default", *DIFFUSION_SCHEDULERS)
 # For drafts of 4 to 8 steps with guidance near 1, and only on weights that were distilled for it (Luo et al. 2023,

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import read_json, write_json
+from pipelines.core.records import UserError
 
+SAVE_EVERY_S = 3.0  # how often a stage saves what it can't afford to lose to a kill
 STOPPED = "Stopped. What was learned so far is kept; start again to continue."
 
 
@@ -36,7 +37,7 @@ class Clock:
 
     def __init__(self, file: Path | None = None, key: str = "") -> None:
         self._file, self._key = file, key
-        saved = (workspace.read_json(file) or {}) if file is not None else {}
+        saved = (read_json(file) or {}) if file is not None else {}
         self.before = float(saved["wall_s"]) if saved.get("key") == key else 0.0  # seconds of earlier sessions
         self._spent, self._since = 0.0, time.monotonic()
         self._saved = self._since
@@ -60,7 +61,7 @@ class Clock:
             return False
         if self._file is not None:
             with contextlib.suppress(OSError, UserError):
-                workspace.write_json(self._file, {"key": self._key, "wall_s": round(self.seconds, 3)})
+                write_json(self._file, {"key": self._key, "wall_s": round(self.seconds, 3)})
         self._saved = time.monotonic()
         return True
 

@@ -7,12 +7,13 @@ them. `generation.save_render` writes them. Files come from strangers as well: n
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.schema import Sampling
+from pipelines.core.decode import decode
+from pipelines.core.records import Sampling, UserError
 
 TEXT_CHUNK = "likeness"
 MAX_CHARACTERS = 100_000
@@ -49,15 +50,9 @@ def read(path: Path, *, whole: bool = False) -> Inscription | None:
     """None for a picture that is none of ours. Settings of a later version that this one lacks are left out."""
     saved = {"subject": None, "source_sha256": None} | (fields_in(path, whole=whole) or {})
     try:
-        found = saved["sampling"]
-        known = {field.name: found[field.name] for field in fields(Sampling) if field.name in found}
-        if not all(isinstance(known.get(name, ""), str) for name in ("prompt", "negative_prompt", "scheduler")):
-            return None
-        sampling = Sampling(**known)
-        hash(sampling)  # a list in place of a number can't be
         subject, source = (None if saved[name] is None else str(saved[name]) for name in ("subject", "source_sha256"))
-        return Inscription(sampling, str(saved["base"]), subject, source)
-    except (KeyError, TypeError):
+        return Inscription(decode(Sampling, saved["sampling"]), str(saved["base"]), subject, source)
+    except (KeyError, UserError):
         return None
 
 

@@ -2,23 +2,22 @@
 
 In: JSON files, checked strictly. Out: `Style` and `Recipe` records.
 Try it:
-`python -c "from pipelines.core.presets import recipe; print(recipe('sd15', 'lora', 'good', class_word='man'))"`.
+`python -c "from pipelines.core.presets import styles; print(*styles())"`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from pipelines.core import safety
-from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
+from pipelines.core.decode import decode
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
 
-if TYPE_CHECKING:
-    from pipelines.bases.registry import BaseRow
-
-PRESETS = Path(__file__).resolve().parents[2] / "presets"
+PRESETS = REPOSITORY / "presets"
 FAMILY_TITLES = {
     "portrait": "the embedded portrait base",
     "sd15": "Stable Diffusion 1.5",
@@ -28,6 +27,20 @@ FAMILY_TITLES = {
 CHOSEN = ("base", "method", "class_word", "seed")  # said by the person, not by a recipe file
 
 Record = TypeVar("Record")
+
+
+class Base(Protocol):
+    """What presets ask of a base: `pipelines.bases.registry.BaseRow` answers."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def offered(self) -> tuple[str, ...]: ...
+    def unknown_words(self, text: str) -> list[str]: ...
 
 
 def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
@@ -50,7 +63,7 @@ def stylised() -> tuple[str, ...]:
     return tuple(style.prompt for style in styles().values() if not style.photoreal)
 
 
-def style_problem(style: Style, row: BaseRow) -> str | None:
+def style_problem(style: Style, row: Base) -> str | None:
     """Why `row` can't draw this style, as one sentence, or None when it can."""
     if "any" not in style.bases and row.family not in style.bases:
         written_for = " or ".join(FAMILY_TITLES.get(family, family) for family in style.bases)
@@ -88,19 +101,16 @@ def prompts(name: str, folder: Path = PRESETS / "prompts") -> tuple[Prompt, ...]
     return found
 
 
-def recipe(base: str, method: str, quality: str, *, class_word: str, seed: int = 0) -> Recipe:
+def recipe(row: Base, method: str, quality: str, *, class_word: str, seed: int = 0) -> Recipe:
     """The recipe file of the base's family and the method, at one quality.
 
-    Raises UserError for an unknown base, method, quality or class word, or a recipe file that is wrong.
+    Raises UserError for an unknown method, quality or class word, and for a recipe file that is wrong.
     """
-    from pipelines.bases.registry import find_base
-
     for value, known, what in ((method, ALL_METHODS, "method"), (quality, QUALITIES, "quality")):
         if value not in known:
             raise UserError(f"There is no {what} {value}. Choose one of: {', '.join(known)}.")
     if class_word not in CLASS_WORDS:
         raise UserError(f"The class word is one of {', '.join(CLASS_WORDS)}, not {class_word}.")
-    row = find_base(base)
     if method not in row.offered:
         raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
     file = PRESETS / "recipes" / f"{row.family}-{method}.json"
@@ -108,7 +118,7 @@ def recipe(base: str, method: str, quality: str, *, class_word: str, seed: int =
     settings = _part(saved, "recipe", file) | _part(saved, quality, file)
     if wrong := sorted(set(settings) & set(CHOSEN)):
         raise UserError(f"The recipe {file.name} must not set {', '.join(wrong)}. Remove it from the file.")
-    chosen = {"base": base, "method": method, "class_word": class_word, "seed": seed}
+    chosen = {"base": row.name, "method": method, "class_word": class_word, "seed": seed}
     return _record(Recipe, settings | chosen, file)
 
 
@@ -137,32 +147,8 @@ def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
 
 
 def _record(kind: type[Record], saved: dict[str, Any], file: Path) -> Record:
-    """A record from JSON: unknown or missing fields and wrong types are errors, lists become tuples."""
-    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    """A record from JSON; unknown settings are errors here."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(saved) - set(known)):
         raise UserError(f"The preset {file.name} has unknown settings: {', '.join(unknown)}. Correct or remove them.")
-    values: dict[str, Any] = {}
-    for name, field in known.items():
-        if name not in saved:
-            if field.default is MISSING and field.default_factory is MISSING:
-                raise UserError(f"The preset {file.name} does not say its {name}. Add it.")
-            continue
-        value = saved[name]
-        if not _fits(value, str(field.type)):
-            raise UserError(f"In the preset {file.name}, {name} can't be {json.dumps(value)}: it is {field.type}.")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return cast(Record, kind(**values))
-
-
-def _fits(value: object, annotation: str) -> bool:
-    """Whether a JSON value is of an annotated type of schema.py ("int", "float | None", "tuple[str, ...]", ...)."""
-    kinds = annotation.replace("tuple[str, ...]", "list").split(" | ")
-    if value is None:
-        return "None" in kinds
-    if isinstance(value, bool):
-        return "bool" in kinds
-    if isinstance(value, list):
-        return "list" in kinds and all(isinstance(item, str) for item in value)
-    if isinstance(value, int):
-        return "int" in kinds or "float" in kinds
-    return (isinstance(value, float) and "float" in kinds) or (isinstance(value, str) and "str" in kinds)
+    return decode(kind, saved, where=f"In the preset {file.name}, ", labels={name: name for name in known})

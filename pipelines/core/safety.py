@@ -15,11 +15,11 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import UserError
 
-WORDS = Path(__file__).resolve().parents[2] / "presets" / "safety"
+WORDS = REPOSITORY / "presets" / "safety"
 REFUSED = (
     "This prompt asks for sexual content, which Likeness does not draw. Describe clothes, light or a place instead."
 )

@@ -12,27 +12,30 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
-from pipelines.evaluation import scoring
-from pipelines.evaluation.scoring import Marks, Reference
-from pipelines.faces import calibration, faces
-from pipelines.faces.faces import Judge, Seen
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
+from pipelines.core.said import Said
+from pipelines.evaluation import references
+from pipelines.evaluation.references import Reference
+from pipelines.evaluation.scale import Scale, scale_of
+from pipelines.faces import calibration
+from pipelines.faces.face import Judge, Seen
+from pipelines.faces.judges import resident_judges
 
 PERSON, SAMPLE, BASE = "this person", "the sample person", "the untrained base's pictures"
 PERHAPS, NONE, UNKNOWN = "perhaps this person", "none of them", "unknown"
 SENTENCES = {
-    PERSON: "It looks like this person.",
-    PERHAPS: "It may be this person: 1 in 100 strangers gets as near.",
-    SAMPLE: "It looks like the sample person, who does not exist, and not like this person.",
-    BASE: "It looks like a face that the untrained base drew, and not like this person.",
-    NONE: "It looks like none of those it was compared with.",
+    PERSON: Said("It looks like this person."),
+    PERHAPS: Said("It may be this person: 1 in 100 strangers gets as near."),
+    SAMPLE: Said("It looks like the sample person, who does not exist, and not like this person."),
+    BASE: Said("It looks like a face that the untrained base drew, and not like this person."),
+    NONE: Said("It looks like none of those it was compared with."),
 }
+NOT_THIS_PERSON = Said("It does not look like this person.")  # where nobody else was compared with
 THE_PHOTO_ITSELF = 0.995  # two copies of one photo; two photos of one moment stay below
 KNOWN_AT_MOST = 16  # people whose photos are remembered
 
@@ -42,7 +45,7 @@ class Known:
     """What one judge remembers for comparing: never written down."""
 
     person: Reference  # of the held-out photos
-    marks: Marks
+    marks: Scale
     singles: dict[str, tuple[np.ndarray, ...]] = field(repr=False)  # who -> unit vectors of so many single pictures
 
     def __reduce__(self) -> NoReturn:
@@ -80,16 +83,24 @@ class Opinion:
         return PERHAPS if self.score.verdict == calibration.BORDERLINE else NONE
 
     @property
+    def said(self) -> Said | None:
+        """The verdict as people read it; None where it is UNKNOWN: `score` says why."""
+        if self.verdict == NONE and len(self.nearest) < 2:
+            return NOT_THIS_PERSON
+        return SENTENCES.get(self.verdict)
+
+    @property
     def sentence(self) -> str:
-        """The verdict as people read it."""
-        if self.verdict == UNKNOWN:
-            return self.score.words or f"{self.score.reason or 'This judge sees no face here'}."
-        alone = self.verdict == NONE and len(self.nearest) < 2
-        return "It does not look like this person." if alone else SENTENCES[self.verdict]
+        """The same in English, the reason where there is no verdict."""
+        if self.said is not None:
+            return str(self.said)
+        return self.score.words or f"{self.score.reason or 'This judge sees no face here'}."
 
 
 @dataclass(frozen=True)
-class Face:
+class JudgedFace:
+    """One face of a picture and what each judge thinks of it."""
+
     box: tuple[float, float, float, float]  # left, top, right, bottom in the picture, px
     opinions: tuple[Opinion, ...]  # in the order of the judges
 
@@ -98,22 +109,10 @@ class Face:
 class Answer:
     """Faces from left to right; () when no judge finds one."""
 
-    faces: tuple[Face, ...]
+    faces: tuple[JudgedFace, ...]
     judges: tuple[str, ...]
-    marks: dict[str, Marks]
+    marks: dict[str, Scale]
     notes: tuple[str, ...] = ()
-
-
-@lru_cache(maxsize=2)
-def _judges_with(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    return tuple(faces.available_judges())
-
-
-def judges() -> tuple[Judge, ...]:
-    """This machine's judges, made once per process, so that their models are read once; a pack that is added or
-    taken away counts at once.
-    """
-    return _judges_with(tuple(faces.find_pack(name) for name in faces.ARCFACE_PACKS))
 
 
 def known(
@@ -123,7 +122,7 @@ def known(
     sample: Sequence[Path] = (),
     base: Sequence[Path] = (),
     on_photo: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[Known], list[str]]:
+) -> tuple[list[Known], list[Said | str]]:
     """Look at a person's photos, the sample person's and the base's pictures once: per judge what it remembers, and
     sentences about what could not be used. Of the sample person and the base no more pictures count than the person
     has held-out photos: among more, one is nearer by chance alone.
@@ -140,10 +139,10 @@ def known(
     ]
     seen: dict[str, dict[str, list[np.ndarray | None]]] = {judge.name: {} for judge in judges}
     broken: dict[str, str] = {}
-    notes: list[str] = []
+    notes: list[Said | str] = []
     for number, (part, picture) in enumerate([*pictures, *others], start=1):
         try:
-            image = scoring.pixels(picture)
+            image = references.pixels(picture)
         except UserError as problem:
             notes.append(str(problem))
             continue
@@ -160,19 +159,20 @@ def known(
         held_out = of.get("held_out", [])
         own = [vector for vector in held_out if vector is not None]
         if judge.name in broken or not own:
-            notes.append(broken.get(judge.name) or f"{judge.name} finds no face in the held-out photos.")
+            nowhere = Said("{judge} finds no face in the held-out photos.", judge=judge.name)
+            notes.append(broken.get(judge.name) or nowhere)
             continue
         train = [vector for vector in of.get("train", []) if vector is not None]
         who = {PERSON: own} | {name: [v for v in of.get(name, []) if v is not None] for name in (SAMPLE, BASE)}
         out.append(
             Known(
-                Reference(judge, scoring.mean_vector(own), len(own)),
-                scoring.marks_of(judge, held_out, train),
+                Reference(judge, references.mean_vector(own), len(own)),
+                scale_of(judge, held_out, train),
                 {name: tuple(vectors) for name, vectors in who.items() if vectors},
             )
         )
     if not out:
-        raise UserError(" ".join(notes))
+        raise UserError(" ".join(map(str, notes)))
     return out, notes
 
 
@@ -193,7 +193,7 @@ def look_at_any(image: np.ndarray, knowing: Sequence[Known]) -> Answer:
                 same[name] = seen
     found.sort(key=lambda face: face[0][0] + face[0][2])
     return Answer(
-        tuple(Face(box, tuple(_opinion(one, seen, len(found)) for one in knowing)) for box, seen in found),
+        tuple(JudgedFace(box, tuple(_opinion(one, seen, len(found)) for one in knowing)) for box, seen in found),
         tuple(one.person.judge.name for one in knowing),
         {one.person.judge.name: one.marks for one in knowing},
     )
@@ -222,13 +222,13 @@ def _opinion(one: Known, seen_by: dict[str, Seen], count: int) -> Opinion:
         nearest.append(Nearest(who, best, len(vectors), calibration.verdict(judge.calibration, best, 1)))
     nearest.sort(key=lambda each: -each.similarity)
     own = next((each.similarity for each in nearest if each.who == PERSON), 0.0)
-    return Opinion(scoring.score_of(alone, "", one.person), tuple(nearest), own >= THE_PHOTO_ITSELF)
+    return Opinion(references.score_of(alone, "", one.person), tuple(nearest), own >= THE_PHOTO_ITSELF)
 
 
 # ------------------------------------------------------------------------------------------------- per run
 
 
-_remembered: OrderedDict[tuple[str, str, tuple[str, ...]], tuple[list[Known], list[str]]] = OrderedDict()
+_remembered: OrderedDict[tuple[str, str, tuple[str, ...]], tuple[list[Known], list[Said | str]]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -239,14 +239,14 @@ def known_of(
     sample: Sequence[Path] = (),
     base: Sequence[Path] = (),
     on_photo: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[Known], list[str]]:
+) -> tuple[list[Known], list[Said | str]]:
     """`known` of a run, remembered in this process until the photos or the base's pictures change, or `forget`."""
     named = tuple(str(path) for path in (*sample, *base))
     key = (str(folder.resolve()), photo_set.digest, named)
     with _lock:
         found = _remembered.get(key)
     if found is None:
-        found = known(judges(), photo_set, sample=sample, base=base, on_photo=on_photo)
+        found = known(resident_judges(), photo_set, sample=sample, base=base, on_photo=on_photo)
         forget(folder)
         with _lock:
             if folder.is_dir():  # deleted meanwhile: nothing of it may stay

@@ -17,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.core import inscription, presets, workspace
-from pipelines.core.schema import ALL_METHODS, COLUMNS, Sampling, UserError
-from pipelines.core.workspace import Run
+from pipelines.core import inscription, presets
+from pipelines.core.files import append_line, read_json, read_lines, repair_lines, timestamp, told_when_full, write_json
+from pipelines.core.records import ALL_METHODS, COLUMNS, Sampling, UserError
+from pipelines.core.run import Run, load_photo_set
+from pipelines.core.said import Said
 
 ROUNDS = 12  # of one vote: two minutes of a friend's time
 VOTER = re.compile(r"[A-Za-z0-9_-]{22}")  # 128 random bits, as secrets.token_urlsafe(16) writes them
@@ -93,10 +95,10 @@ class Tally:
 
 def standing(run: Run) -> Standing | None:
     """What the run's methods have learned from its present photos; None where nothing has."""
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     if photos is None:
         return None
-    cards = {method: workspace.read_json(run.method(method) / "subject.json") for method in ALL_METHODS}
+    cards = {method: read_json(run.method(method) / "subject.json") for method in ALL_METHODS}
     fits = {m: c for m, c in cards.items() if isinstance(c, dict) and c.get("photo_digest") == photos.digest}
     if not fits:
         return None
@@ -133,7 +135,7 @@ def start(run: Run, *, with_base: bool = False, rounds: int = ROUNDS) -> Ballot:
     """A new vote over at most `rounds` pairs in random order, the pictures of each shuffled. Raises UserError where
     there is nothing to choose between.
     """
-    now, photos = standing(run), workspace.load_photo_set(run)
+    now, photos = standing(run), load_photo_set(run)
     if now is None or photos is None or not photos.held_out:
         raise UserError("There is nothing to vote about yet. Train a method and draw pictures first.")
     found = pairs(run, now, with_base=with_base)
@@ -151,15 +153,15 @@ def start(run: Run, *, with_base: bool = False, rounds: int = ROUNDS) -> Ballot:
         photo = run.relative(chance.choice(photos.held_out).path)
         made.append(Round(photo, tuple(order), tuple(files[column] for column in order)))
     ballot = Ballot(secrets.token_urlsafe(16), now, tuple(made))
-    with workspace.told_when_full():
+    with told_when_full():
         run.ballots.mkdir(mode=0o700, exist_ok=True)
-    workspace.write_json(run.ballots / f"{ballot.voter}.json", ballot)
+    write_json(run.ballots / f"{ballot.voter}.json", ballot)
     return ballot
 
 
 def ballot(run: Run, voter: str) -> Ballot:
     """A vote that was started. Raises UserError when there is none of that name, or what it was about is gone."""
-    saved = workspace.read_json(run.ballots / f"{voter}.json") if VOTER.fullmatch(voter) else None
+    saved = read_json(run.ballots / f"{voter}.json") if VOTER.fullmatch(voter) else None
     if not isinstance(saved, dict):
         raise UserError("There is no such vote. Ask for a new link.")
     found = Ballot(
@@ -174,7 +176,7 @@ def ballot(run: Run, voter: str) -> Ballot:
 
 def answered(run: Run, voter: str) -> int:
     """How many rounds this voter has answered: the number of the next one."""
-    return sum(1 for line in workspace.read_lines(run.votes) if line.get("voter") == voter)
+    return sum(1 for line in read_lines(run.votes) if line.get("voter") == voter)
 
 
 def started(run: Run, *, newest: int = 5) -> list[tuple[str, int, int]]:
@@ -201,7 +203,7 @@ def answer(run: Run, voter: str, *, round: int, pick: int | str) -> bool:
     """
     asked = ballot(run, voter)
     with _one_at_a_time:
-        workspace.repair_lines(run.votes)
+        repair_lines(run.votes)
         due = answered(run, voter)
         if not 0 <= round < len(asked.rounds) or round > due:
             raise UserError("That round is not open. Reload the page.")
@@ -214,8 +216,8 @@ def answer(run: Run, voter: str, *, round: int, pick: int | str) -> bool:
             said, column = str(pick), None
         else:
             raise UserError("There is no such picture. Reload the page and choose one of those shown.")
-        line = Answer(voter, round, this.order, this.files, said, column, asked.standing, workspace.timestamp())
-        workspace.append_line(run.votes, line)
+        line = Answer(voter, round, this.order, this.files, said, column, asked.standing, timestamp())
+        append_line(run.votes, line)
     return True
 
 
@@ -223,7 +225,7 @@ def answers(run: Run) -> list[Answer]:
     """The answers about what is trained now, one per voter and round (the first)."""
     now = standing(run)
     found: dict[tuple[str, int], Answer] = {}
-    for line in workspace.read_lines(run.votes):
+    for line in read_lines(run.votes):
         try:
             one = Answer(
                 **{
@@ -343,39 +345,58 @@ def agreement(
     return Agreement(judge, len(ordered), sum(ordered), rounds, same, chance)
 
 
-def in_words(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -> str:
-    """The outcome in two or three sentences; no more certain than the intervals are."""
+def told(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -> list[Said]:
+    """The outcome in a few sentences, no more certain than the intervals are; none before the first answer. `names` are
+    the columns' titles.
+    """
     if not found.rounds:
-        return "Nobody has voted yet."
-    who = "1 voter" if found.voters == 1 else f"{found.voters} voters"
-    text = f"{who} answered {'1 round' if found.rounds == 1 else f'{found.rounds} rounds'}."
+        return []
+    who = Said("1 voter") if found.voters == 1 else Said("{count} voters", count=found.voters)
+    rounds = Said("1 round") if found.rounds == 1 else Said("{count} rounds", count=found.rounds)
+    said = [Said("{who} answered {rounds}.", who=who, rounds=rounds)]
     if found.none_of_them:
-        text += f" 'None of them' was said in {found.none_of_them} of them."
+        said.append(Said("'None of them' was said in {count} of them.", count=found.none_of_them))
     if found.cant_say:
-        text += f" 'Can't say' was said in {found.cant_say} of them (not counted)."
+        said.append(Said("'Can't say' was said in {count} of them (not counted).", count=found.cant_say))
     known = {column: share for column, share in found.shares.items() if share.share is not None}
     ordered = sorted(known, key=lambda column: -(known[column].share or 0.0))
     if len(ordered) > 1:
         first, second = (known[column] for column in ordered[:2])
         name = names.get(ordered[0], ordered[0])
         if first.wins == second.wins and first.share == second.share:
-            text += " No method is ahead."
+            said.append(Said("No method is ahead."))
         elif (first.low or 0.0) > (second.high or 1.0):
-            text += f" {name} is ahead of the others beyond chance."
+            said.append(Said("{name} is ahead of the others beyond chance.", name=name))
         else:
-            text += f" {name} is ahead, but its interval overlaps the next one's: more votes are needed to be sure."
-    if agreed is not None and agreed.pairs:
-        text += (
-            f" The friends' order of the methods is that of {agreed.judge}."
-            if agreed.agreeing == agreed.pairs
-            else f" Of {agreed.pairs} pairs of methods, friends and {agreed.judge} order {agreed.agreeing} alike."
+            said.append(
+                Said(
+                    "{name} is ahead, but its interval overlaps the next one's: more votes are needed to be sure.",
+                    name=name,
+                )
+            )
+    if agreed is not None and agreed.pairs and agreed.agreeing == agreed.pairs:
+        said.append(Said("The friends' order of the methods is that of {judge}.", judge=agreed.judge))
+    elif agreed is not None and agreed.pairs:
+        said.append(
+            Said(
+                "Of {pairs} pairs of methods, friends and {judge} order {count} alike.",
+                pairs=agreed.pairs,
+                judge=agreed.judge,
+                count=agreed.agreeing,
+            )
         )
     if agreed is not None and agreed.rounds:
-        text += (
-            f" In {agreed.same_pick} of {agreed.rounds} rounds the picture that {agreed.judge} finds most alike was "
-            f"picked (by chance {agreed.by_chance:.1f})."
+        said.append(
+            Said(
+                "In {count} of {rounds} rounds the picture that {judge} finds most alike was picked (by chance "
+                "{chance}).",
+                count=agreed.same_pick,
+                rounds=agreed.rounds,
+                judge=agreed.judge,
+                chance=f"{agreed.by_chance:.1f}",
+            )
         )
-    return text
+    return said
 
 
 def summary(run: Run, judge: str | None, means: Mapping[str, float | None]) -> dict[str, Any] | None:
@@ -397,7 +418,7 @@ def summary(run: Run, judge: str | None, means: Mapping[str, float | None]) -> d
 
 def similarities(run: Run, judge: str) -> dict[str, float | None]:
     """What a judge said of the run's pictures, by their path in the run."""
-    lines = workspace.read_lines(run.scores)
+    lines = read_lines(run.scores)
     return {str(line["render"]): line.get("similarity") for line in lines if line.get("judge") == judge}
 
 

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import UserError
 from pipelines.faces import calibration
+from pipelines.faces.arcface import ArcFaceJudge, scrfd_face, scrfd_faces
 from pipelines.faces.calibration import Calibration
-from pipelines.faces.faces import (
-    NO_FACE,
-    ArcFaceJudge,
-    Face,
-    Seen,
-    around,
-    detect_faces,
-    scrfd_face,
-    scrfd_faces,
-    sha256_of,
-)
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import NO_FACE, Face, Seen, around, sha256_of
 
 NAME = "arcface-mini"
-MODEL = Path(__file__).resolve().parents[2] / "models" / NAME / "arcface_mini.onnx"
+MODEL = REPOSITORY / "models" / NAME / "arcface_mini.onnx"
 SIZE_PX, EMBEDDING = 112, 512
 # The standard 112x112 five-point template (InsightFace): eyes, nose tip, mouth corners; (x, y).
 TEMPLATE = np.array(
@@ -111,8 +105,11 @@ class ArcFaceMini:
                 self._session = _session(self._model)
             return self._session
 
-    def look(self, image: np.ndarray) -> Seen:
-        found = self._face(image)
+    def look(self, image: np.ndarray, faces: Sequence[Face] | None = None) -> Seen:
+        """The largest face; `faces` are those of `detect_faces` where somebody looked for them already and `detector`
+        is dlib.
+        """
+        found = self._face(image, faces)
         if found is None:
             return Seen(None, NO_FACE)
         return self._seen(image, *found)
@@ -135,10 +132,10 @@ class ArcFaceMini:
         with np.errstate(invalid="ignore", divide="ignore"):
             return vector.astype(np.float64) / float(np.linalg.norm(vector))
 
-    def _face(self, image: np.ndarray) -> tuple[Face, int] | None:
+    def _face(self, image: np.ndarray, faces: Sequence[Face] | None) -> tuple[Face, int] | None:
         if self._pack:
             return scrfd_face(self._pack.detection_model(), image)
-        found = detect_faces(image)
+        found = detect_faces(image) if faces is None else faces
         return (found[0], len(found)) if found else None
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:

@@ -15,7 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[2] / "presets" / "judges"
+from pipelines.core.files import REPOSITORY
+
+FOLDER = REPOSITORY / "presets" / "judges"
 
 LOOKS_LIKE, BORDERLINE, SOMEONE_ELSE = "looks like you", "borderline", "someone else"
 NO_FACE, UNCALIBRATED = "no face", "uncalibrated"

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY, told_when_full
+from pipelines.core.records import UserError
+from pipelines.core.run import credentials_folder
 
 CERT_VARIABLE, KEY_VARIABLE = "LIKENESS_C2PA_CERT", "LIKENESS_C2PA_KEY"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -38,19 +39,33 @@ MIMES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "AVIF":
 READ_LIMIT_S = 60
 READ_LIMIT_BYTES = 3 << 30  # of address space, most of it never touched
 CHAIN_FILE, KEY_FILE = "chain.pem", "key.pem"
+ADOBE = "com.adobe.generative-ai"  # Adobe's own assertion, from before the standard had one: a model was at work
+# What C2PA's failure codes mean besides a changed file; of several the first counts.
+DOUBTS = {
+    "unbound": r"claim\.hardBindings?\.missing|assertion\.hardBinding\.redacted",
+    "revoked": r".*\.revoked",
+    "expired": r".*\.(expired|outsideValidity)",
+    "certificate": r"signingCredential\..*",
+    "malformed": r".*(malformed|invalid|multiple|Parents|unsupported).*",
+    "missing": r".*(missing|inaccessible).*",
+}
 
 
 @dataclass(frozen=True)
 class Credentials:
     """What a file's content credentials say. Texts come from the file: shorten, escape, never trust."""
 
-    state: str  # "none" | "trusted" | "valid" (its issuer is not known here) | "tampered" | "unreadable"
+    # "none" | "trusted" | "valid" (its issuer is not known here) | "doubtful" (see `doubt`) | "tampered" (a hash or the
+    # signature does not fit) | "unreadable"
+    state: str
     generator: str = ""  # the program that wrote it
     source_types: tuple[str, ...] = ()  # the last part of each digitalSourceType
     issuer: str = ""
     self_signed: bool = False  # by some copy of Likeness, as the certificate itself says
     ours: bool = False  # signed with this copy's own certificate
     problems: tuple[str, ...] = ()  # C2PA's failure codes
+    parent_types: tuple[str, ...] = ()  # as `source_types`, of the pictures that this one was made from
+    doubt: str = ""  # of DOUBTS, or "other": what is wrong with them although the file is unchanged
 
 
 def version() -> str:
@@ -61,7 +76,7 @@ def version() -> str:
         return metadata.version("likeness")
     except metadata.PackageNotFoundError:
         try:
-            text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+            text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
             return str(tomllib.loads(text)["project"]["version"])
         except (OSError, KeyError, ValueError):
             return ""
@@ -102,7 +117,7 @@ def identity() -> Identity:
             raise UserError(
                 f"The file that {CERT_VARIABLE} or {KEY_VARIABLE} names can't be read ({reason}). Correct the path."
             ) from error
-    folder = workspace.credentials_folder()
+    folder = credentials_folder()
     if not (folder / KEY_FILE).is_file():
         _make_own(folder)
     return _own(folder)
@@ -120,7 +135,7 @@ def _own(folder: Path) -> Identity:
 def _make_own(folder: Path) -> None:
     """Both files appear together or not at all; of two processes that make them at once, the first one's stay."""
     made = self_signed()
-    with workspace.told_when_full():
+    with told_when_full():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))  # mode 0700
         try:
@@ -270,7 +285,7 @@ def sign(data: bytes, format_name: str, *, base: str = "", watermarked: bool = F
 def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
     """What the content credentials in a file say. Never raises because of what is in the file."""
     order = json.dumps({"path": str(path.resolve()), "anchors": _anchors()})
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(REPOSITORY)
     kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "HOME") if name in os.environ}
     try:
         done = subprocess.run(
@@ -283,6 +298,8 @@ def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
             state=str(found["state"]),
             generator=str(found["generator"]),
             source_types=tuple(map(str, found["source_types"])),
+            parent_types=tuple(map(str, found["parent_types"])),
+            doubt=str(found["doubt"]),
             issuer=str(found["issuer"]),
             self_signed=bool(found["self_signed"]),
             ours=bool(found["ours"]),
@@ -295,7 +312,7 @@ def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
 def _anchors() -> str:
     """This copy's own certificates, PEM; "" when it has none yet: reading makes none."""
     try:
-        if os.environ.get(CERT_VARIABLE, "").strip() or (workspace.credentials_folder() / CHAIN_FILE).is_file():
+        if os.environ.get(CERT_VARIABLE, "").strip() or (credentials_folder() / CHAIN_FILE).is_file():
             return identity().chain.decode("ascii")
     except (UserError, UnicodeDecodeError):
         pass
@@ -307,8 +324,8 @@ def _read_here(path: Path, anchors: str) -> dict[str, Any]:
     import c2pa
 
     nothing: dict[str, Any] = {
-        "state": "none", "generator": "", "source_types": [], "issuer": "", "self_signed": False, "ours": False,
-        "problems": [],
+        "state": "none", "generator": "", "source_types": [], "parent_types": [], "doubt": "", "issuer": "",
+        "self_signed": False, "ours": False, "problems": [],
     }  # fmt: skip
     with path.open("rb") as file:
         mime = _mime(file.read(32))
@@ -330,31 +347,89 @@ def _read_here(path: Path, anchors: str) -> dict[str, Any]:
         if "ManifestNotFound" in text:
             return nothing
         return {**nothing, "state": "unreadable", "problems": [_one_line(text)]}
-    manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
-    problems = [
-        code
-        for status in store.get("validation_status") or ()
-        if (code := _one_line(status.get("code", ""))) and code != "signingCredential.untrusted"
-    ]
-    generators = manifest.get("claim_generator_info") or [{}]
-    generator = f"{generators[0].get('name', '')} {generators[0].get('version', '')}"
+    manifests = store.get("manifests") or {}
+    manifest = manifests.get(store.get("active_manifest")) or {}
+    codes = [_one_line(status.get("code", "")) for status in store.get("validation_status") or ()]
+    problems = [code for code in codes if code and code != "signingCredential.untrusted"]
+    generators = manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator") or ""}]
     signature = manifest.get("signature_info") or {}
-    types = [
-        str(action["digitalSourceType"]).rstrip("/").rsplit("/", 1)[-1]
-        for assertion in manifest.get("assertions") or ()
-        if str(assertion.get("label", "")).startswith("c2pa.actions")
-        for action in (assertion.get("data") or {}).get("actions") or ()
-        if action.get("digitalSourceType")
-    ]
+    doubt = ""
+    if any(map(_is_mismatch, problems)):
+        state = "Tampered"
+    elif state not in ("Trusted", "Valid"):
+        state, doubt = "Doubtful", _doubt(problems)
     return {
-        "state": {"Trusted": "trusted", "Valid": "valid"}.get(state, "tampered"),
-        "generator": _one_line(generator),
-        "source_types": [_one_line(each) for each in dict.fromkeys(types)][:5],
+        "state": state.lower(),
+        "generator": _one_line(f"{generators[0].get('name', '')} {generators[0].get('version', '')}"),
+        "source_types": _source_types([manifest]),
+        "parent_types": _source_types(_parents(manifests, store.get("active_manifest"))),
+        "doubt": doubt,
         "issuer": _one_line(signature.get("issuer") or signature.get("common_name") or ""),
         "self_signed": signature.get("issuer") == SELF_SIGNED,
         "ours": bool(anchors) and state == "Trusted",
         "problems": problems[:10],
     }
+
+
+def _is_mismatch(code: str) -> bool:
+    """True for a code that says that a hash or a signature does not fit: only then something was changed. A time stamp
+    is beside the signature: it says when, not what.
+    """
+    return "mismatch" in code.lower() and not code.startswith("timeStamp")
+
+
+def _doubt(problems: list[str]) -> str:
+    for name, pattern in DOUBTS.items():
+        if any(re.fullmatch(pattern, code) for code in problems):
+            return name
+    return "other"
+
+
+def _parents(manifests: dict[str, Any], active: str) -> list[dict[str, Any]]:
+    """The manifests of all pictures that this one was made from, the nearest first. One that did not fit its picture
+    when it was taken in is left out, with those behind it.
+    """
+    names = [active]
+    for name in names:  # grows while it is walked
+        for ingredient in (manifests.get(name) or {}).get("ingredients") or ():
+            parent = ingredient.get("active_manifest")
+            failed = [
+                *(ingredient.get("validation_status") or ()),  # as version 1 wrote it
+                *(((ingredient.get("validation_results") or {}).get("activeManifest") or {}).get("failure") or ()),
+            ]
+            if (
+                parent in manifests
+                and parent not in names
+                and ingredient.get("relationship") in ("parentOf", "componentOf")
+                and not any(_is_mismatch(str(status.get("code", ""))) for status in failed)
+            ):
+                names.append(parent)
+    return [manifests[name] for name in names[1:]]
+
+
+def _source_types(manifests: list[dict[str, Any]]) -> list[str]:
+    """The last part of every digital source type that these manifests name, by any label. What is in an assertion is of
+    any form: strangers write them.
+    """
+    found: list[object] = []
+    for assertion in (each for manifest in manifests for each in manifest.get("assertions") or ()):
+        label, data = str(assertion.get("label", "")), assertion.get("data")
+        if label.startswith(ADOBE):
+            found.append(ADOBE)
+        if not isinstance(data, dict):
+            continue
+        if label.startswith("c2pa.actions"):
+            for key in ("actions", "templates"):
+                listed = data.get(key)
+                for action in listed if isinstance(listed, list) else ():
+                    if isinstance(action, dict):
+                        more = action.get("parameters")
+                        found.append(action.get("digitalSourceType"))
+                        found.append(more.get("digitalSourceType") if isinstance(more, dict) else None)
+        elif label.startswith(("stds.iptc", "c2pa.metadata", "cawg.metadata")):
+            found += [value for key, value in data.items() if str(key).endswith("DigitalSourceType")]
+    types = [_one_line(each.rstrip("/").rsplit("/", 1)[-1]) for each in found if isinstance(each, str) and each]
+    return list(dict.fromkeys(types))[:10]
 
 
 def _one_line(text: object, at_most: int = 80) -> str:

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.core import presets, workspace
-from pipelines.core.schema import UserError
+from pipelines.core import presets
+from pipelines.core.files import write_bytes
+from pipelines.core.records import UserError
 from pipelines.finishing import mark, watermark
 from pipelines.finishing.mark import Marks
 
 if TYPE_CHECKING:
-    from pipelines.faces.faces import Face
+    from pipelines.faces.face import Face
 
 SIZES = presets.PRESETS / "sizes"
 SIDE_LIMIT_PX = 8000
@@ -445,7 +446,7 @@ def batch_zip(
             page = Size("sheet", "Contact sheet", 0, 0)
             made = deliver(contact_sheet(small, captions), page, format_name="JPEG", quality=90, base=base)
             archive.writestr(zipfile.ZipInfo("contact-sheet.jpg"), made.data)
-    workspace.write_bytes(out, packed.getvalue())
+    write_bytes(out, packed.getvalue())
     return out
 
 

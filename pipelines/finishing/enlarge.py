@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.faces.face import Face
+
 NAME = "upscale-x2-mini"
-MODEL = Path(__file__).resolve().parents[2] / "models" / NAME
+MODEL = REPOSITORY / "models" / NAME
 SMALLEST_PX, LARGEST_PX = 16, 4096
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
 EXTRA = "spandrel_extra_arches"
@@ -139,6 +142,17 @@ def upscaler_folder() -> Path:
     return Path(os.environ.get("LIKENESS_UPSCALERS") or "~/.likeness/upscalers").expanduser()
 
 
+def restorers() -> tuple[str, ...]:
+    """Face restorers whose weights a person put on this machine, by name."""
+    return tuple(row.name for row in UPSCALERS.values() if row.is_restorer and (upscaler_folder() / row.file).is_file())
+
+
+def upscalers() -> tuple[str, ...]:
+    """Upscalers that work here, the embedded one first."""
+    there = [row.name for row in UPSCALERS.values() if not row.is_restorer and (upscaler_folder() / row.file).is_file()]
+    return tuple(dict.fromkeys((NAME, *there)))
+
+
 def find_upscaler(name_or_path: str | Path) -> UpscalerRow:
     """The row of a registered name, or one for a .safetensors file on this machine. Reads no weights.
 
@@ -235,7 +249,7 @@ class Embedded:
         self._lock = threading.Lock()
 
     def enlarge(self, image: np.ndarray) -> np.ndarray:
-        from pipelines.core.runtime import pick_device
+        from pipelines.core.device import pick_device
 
         image = _checked(image)
         device = pick_device(self._device).name
@@ -305,7 +319,7 @@ class Loaded:
     """Weights that a person brought, of any architecture spandrel knows. They are read when it is made."""
 
     def __init__(self, row: UpscalerRow, path: Path, *, device: str | None = None) -> None:
-        from pipelines.core.runtime import pick_device
+        from pipelines.core.device import pick_device
 
         self._device = pick_device(device).name
         self._model = _load_with_spandrel(row, path, self._device)
@@ -396,3 +410,66 @@ def overlay(image: np.ndarray, flaws: FlawMap, *, strength: float = 0.65) -> np.
     grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)[..., None].repeat(3, 2)
     base = 0.5 * image.astype(np.float32) + 0.5 * grey
     return np.clip(base * (1 - weight) + np.array(OVERLAY_COLOUR, np.float32) * weight, 0, 255).round().astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------- plain sizes, faces
+
+
+def fitted(image: np.ndarray, size_px: int) -> np.ndarray:
+    """Enlarged until its longer side has `size_px` (Lanczos: it invents nothing); a larger picture stays as it is.
+    After a network that doubles, what is too much is averaged away.
+    """
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = size_px / max(height, width)
+    if scale <= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4))
+
+
+def sharpened(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
+    """Clearer edges: an unsharp mask on the brightness alone, without rims (nothing gets brighter or darker than what
+    lies around it) and hardly in flat areas, where it would only show pores and grain. RGB uint8 in and out.
+    """
+    import cv2
+
+    if strength <= 0:
+        return "Its strength is 0."
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    light = lab[..., 0]
+    radius = max(0.8, max(image.shape[:2]) / 400)
+    detail = light - cv2.GaussianBlur(light, (0, 0), radius)
+    edge = np.clip((np.abs(detail) - 0.6) / 1.4, 0, 1)
+    around = np.ones((3, 3), np.uint8)
+    lab[..., 0] = np.clip(light + 1.2 * strength * edge * detail, cv2.erode(light, around), cv2.dilate(light, around))
+    return np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+# Where face restorers want the eyes in a square of 512 px: FFHQ's framing, which all of them learned from.
+RESTORED_EYES, RESTORED_APART_PX = (256.0, 240.0), 126.0
+
+
+def restored(image: np.ndarray, face: Face | None, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | str:
+    """The picture with this face redrawn: cut out as restorers want it, redrawn, put back with a soft edge."""
+    import cv2
+
+    if face is None:
+        return "No face was found to restore."
+    across = face.eyes[1] - face.eyes[0]
+    scale = RESTORED_APART_PX / max(float(np.hypot(*across)), 1e-6)
+    angle = float(np.arctan2(across[1], across[0]))
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    there = np.array([[cos, sin, 0.0], [-sin, cos, 0.0]])
+    there[:, 2] = np.array(RESTORED_EYES) - there[:, :2] @ face.eyes.mean(0)
+    side = (RESTORED_PX, RESTORED_PX)
+    crop = cv2.warpAffine(image, there, side, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    redrawn = cv2.resize(restore(crop), side, interpolation=cv2.INTER_AREA)
+    oval = cv2.ellipse(np.zeros(side, np.float32), (256, 265), (150, 190), 0, 0, 360, 1.0, -1)
+    mask = cv2.GaussianBlur(oval, (0, 0), 18)
+    inverse = cv2.invertAffineTransform(there)
+    whole = image.shape[1], image.shape[0]
+    weight = cv2.warpAffine(mask, inverse, whole)[..., None]
+    drawn = cv2.warpAffine(redrawn, inverse, whole, borderMode=cv2.BORDER_REPLICATE)
+    return (weight * drawn + (1 - weight) * image + 0.5).astype(np.uint8)

@@ -10,8 +10,11 @@ survives that, but it says nothing besides. None of the three names a person, a 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import write_bytes
+from pipelines.core.records import UserError
 from pipelines.finishing import credentials, watermark
 from pipelines.finishing.credentials import SOURCE_TYPE, Credentials
 from pipelines.photos.decode import FORMATS as PHOTO_FORMATS
@@ -29,14 +32,36 @@ from pipelines.photos.decode import decode
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "AVIF": (".avif",)}
 QUALITY = {"JPEG": 92, "WEBP": 90, "AVIF": 80}  # where nothing else is asked for; PNG loses nothing
 MARK_NAMES = ("credentials", "field", "watermark")
-XMP_LIMIT_BYTES = 1 << 20
-# https://cv.iptc.org/newscodes/digitalsourcetype/ - what of it means that a model drew the picture, and in which words.
+TEXT_LIMIT_BYTES = 1 << 20
+# Source types (https://cv.iptc.org/newscodes/digitalsourcetype/, C2PA's own, Adobe's) that mean that a model drew the
+# picture: how that is said of the picture itself, and of one that it was made from.
 GENERATED = {
-    "trainedAlgorithmicMedia": "an AI model drew this picture",
-    "compositeWithTrainedAlgorithmicMedia": "an AI model drew part of this picture",
-    "algorithmicMedia": "a program drew this picture",
-    "compositeSynthetic": "part of this picture is synthetic",
+    "trainedAlgorithmicMedia": ("an AI model drew this picture", "made from a picture that an AI drew"),
+    "trainedAlgorithmicData": ("an AI model drew this picture", "made from a picture that an AI drew"),
+    credentials.ADOBE: (
+        "an AI model drew this picture, or a part of it",
+        "made from a picture that an AI drew, wholly or in part",
+    ),
+    "compositeWithTrainedAlgorithmicMedia": (
+        "an AI model drew part of this picture",
+        "made from a picture that an AI drew in part",
+    ),
+    "algorithmicMedia": ("a program drew this picture", "made from a picture that a program drew"),
+    "compositeSynthetic": ("part of this picture is synthetic", "made from a picture that is partly synthetic"),
 }
+# What is wrong with credentials whose file shows no change; the keys are those of `credentials.DOUBTS`.
+DOUBTS = {
+    "unbound": "they hold no fingerprint of the picture, so they may belong to another one",
+    "revoked": "the certificate that signed them was revoked",
+    "expired": "the certificate that signed them is not valid at the time that counts: it expired, or begins later",
+    "certificate": "the certificate that signed them is not one that content credentials allow",
+    "malformed": "a part of them is not written as the standard asks",
+    "missing": "a part of them is missing",
+    "other": "they could not be checked",
+}
+
+
+_ENCODING = threading.Lock()  # Pillow's buffer size belongs to the whole process
 
 
 @dataclass(frozen=True)
@@ -59,18 +84,20 @@ class Mark:
     generated: bool  # it says that a model drew the picture, and nothing speaks against believing it
     state: str  # credentials: see `Credentials.state`; else "found" | "none" | "unreadable"
     sentence: str
+    by_parent: bool = False  # it says so of a picture that this one was made from
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The three marks of a file, in the order of MARK_NAMES."""
+    """The three marks of a file, in the order of MARK_NAMES, and a hint beside them."""
 
     marks: tuple[Mark, ...]
+    settings_of: str = ""  # the program that draws pictures whose settings the file holds; "" for none that is known
 
     @property
     def found(self) -> bool:
-        """Whether any mark says that a model drew the picture."""
-        return any(mark.generated for mark in self.marks)
+        """Whether anything in the file says that a model drew the picture."""
+        return bool(self.settings_of) or any(mark.generated for mark in self.marks)
 
     @property
     def tampered(self) -> bool:
@@ -78,12 +105,27 @@ class Verification:
 
     @property
     def sentence(self) -> str:
-        """The whole answer in one or two sentences."""
-        saying = sum(mark.generated for mark in self.marks)
-        changed = " The file was changed after it was signed." if self.tampered else ""
-        if not saying:
-            return f"No mark says that an AI drew this picture. That does not show that it is a photo.{changed}"
-        return f"{saying} of 3 marks say{'s' if saying == 1 else ''} that an AI drew this picture.{changed}"
+        """The whole answer in one to three sentences."""
+        saying = [mark for mark in self.marks if mark.generated]
+        count = len(saying)
+        if count == 0:
+            sentences = ["No mark says that an AI drew this picture."]
+        elif count == 1 and saying[0].by_parent:  # the watermark and the field speak of the picture itself
+            sentences = ["1 of 3 marks says that this picture was made from a picture that an AI drew."]
+        elif count == 1:
+            sentences = ["1 of 3 marks says that an AI drew this picture."]
+        else:
+            sentences = [f"{count} of 3 marks say that an AI drew this picture."]
+        if self.settings_of:
+            sentences.append(
+                f"The file holds settings of {self.settings_of}, which draws pictures: a hint, neither signed nor hard "
+                "to change."
+            )
+        elif not saying:
+            sentences.append("That does not show that it is a photo.")
+        if self.tampered:
+            sentences.append("The file was changed after it was signed.")
+        return " ".join(sentences)
 
 
 # ------------------------------------------------------------------------------------------------- making
@@ -111,7 +153,7 @@ def mark(
         pixels = with_watermark(pixels)
     data = encode(pixels, kind, quality=quality, dpi=dpi, base=base)
     data, marks = seal(data, kind, base=base, watermarked=min(pixels.shape[:2]) >= watermark.MIN_SIDE_PX)
-    workspace.write_bytes(out, data)
+    write_bytes(out, data)
     return marks
 
 
@@ -161,8 +203,28 @@ def encode(image: np.ndarray, format_name: str, *, quality: int | None = None, d
     if format_name == "AVIF":
         options |= {"speed": 6, "max_threads": 1}  # several threads cut the picture into tiles: other bits elsewhere
     packed = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(packed, format=format_name, **options)
+    with _roomy_encoder(image.shape[0] * image.shape[1]) if format_name == "JPEG" else contextlib.nullcontext():
+        Image.fromarray(np.ascontiguousarray(image)).save(packed, format=format_name, **options)
     return packed.getvalue()
+
+
+@contextlib.contextmanager
+def _roomy_encoder(pixels: int) -> Iterator[None]:
+    """Room for a whole progressive JPEG of so many pixels, however much grain it has.
+
+    Pillow hands libjpeg one buffer of 1 or 2 bytes a pixel; a larger file fails with "Suspension not allowed here". No
+    JPEG with three channels has more than 27 bits for each of its 3 coefficients a pixel. Pages that stay unused cost
+    no memory.
+    """
+    from PIL import ImageFile
+
+    with _ENCODING:
+        usual = ImageFile.MAXBLOCK
+        ImageFile.MAXBLOCK = max(usual, 11 * pixels + (1 << 20))
+        try:
+            yield
+        finally:
+            ImageFile.MAXBLOCK = usual
 
 
 def seal(data: bytes, format_name: str, *, base: str = "", watermarked: bool = True) -> tuple[bytes, Marks]:
@@ -211,7 +273,9 @@ def xmp_packet(*, base: str = "") -> bytes:
 def verify(path: Path) -> Verification:
     """What the three marks of a picture of any origin say. Raises UserError for what is no picture."""
     image = decode(path)  # refuses what is too large before a pixel is decoded
-    return Verification((_credentials_mark(credentials.read(path)), _field_mark(path), _watermark_mark(image)))
+    xmp, texts = _texts_of(path)
+    marks = (_credentials_mark(credentials.read(path)), _field_mark(xmp), _watermark_mark(image))
+    return Verification(marks, settings_of(texts))
 
 
 def _credentials_mark(found: Credentials) -> Mark:
@@ -220,8 +284,10 @@ def _credentials_mark(found: Credentials) -> Mark:
         return Mark(name, False, False, "none", "Content credentials: none in this file.")
     if found.state == "unreadable":
         return Mark(name, True, False, "unreadable", "Content credentials: there are some, but they can't be read.")
-    says = next((GENERATED[each] for each in found.source_types if each in GENERATED), "")
-    about = f" They say: {says}." if says else " They do not say that an AI drew the picture."
+    says = next((GENERATED[each][0] for each in found.source_types if each in GENERATED), "")
+    before = next((GENERATED[each][1] for each in found.parent_types if each in GENERATED), "")
+    about = says or before
+    about = f" They say: {about}." if about else " They do not say that an AI drew the picture."
     wrote = f" Written by {found.generator}." if found.generator else ""
     if found.state == "tampered":
         return Mark(
@@ -229,6 +295,10 @@ def _credentials_mark(found: Credentials) -> Mark:
             "Content credentials: the file or its credentials were changed after signing, so they prove nothing."
             f"{about}{wrote}",
         )  # fmt: skip
+    if found.state == "doubtful":
+        code = found.problems[0] if found.problems else "no code"
+        sentence = f"Content credentials: nothing shows a change, but {DOUBTS[found.doubt]} ({code}).{about}{wrote}"
+        return Mark(name, True, bool(says or before), "doubtful", sentence, by_parent=not says)
     if found.ours:
         who = "this copy of Likeness, self-signed" if found.self_signed else f"this copy's certificate ({found.issuer})"
     elif found.self_signed:
@@ -236,41 +306,71 @@ def _credentials_mark(found: Credentials) -> Mark:
     else:
         who = f"{found.issuer or 'an issuer without a name'}, which this copy has no means to check"
     return Mark(
-        name, True, bool(says), found.state,
+        name, True, bool(says or before), found.state,
         f"Content credentials: valid, the file is unchanged since it was signed by {who}.{about}{wrote}",
+        by_parent=not says,
     )  # fmt: skip
 
 
-def _field_mark(path: Path) -> Mark:
+def _field_mark(packet: bytes) -> Mark:
+    """What the IPTC field in an XMP packet says."""
     name = "field"
-    packet = _xmp_of(path)
     found = re.search(
         rb"DigitalSourceType\b[^<]{0,300}?https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet
     ) or re.search(rb"DigitalSourceType>\s*https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet)
     if found is None:
         return Mark(name, False, False, "none", "IPTC field: the file does not say how the picture came about.")
     value = found[1].decode("ascii")
-    says = GENERATED.get(value)
+    says = f" - {GENERATED[value][0]}" if value in GENERATED else ""
     return Mark(
-        name, True, says is not None, "found",
-        f"IPTC field: {value}{f' - {says}' if says else ''}. Such a field is neither signed nor hard to change.",
+        name, True, value in GENERATED, "found",
+        f"IPTC field: {value}{says}. Such a field is neither signed nor hard to change.",
     )  # fmt: skip
 
 
-def _xmp_of(path: Path) -> bytes:
-    """The XMP packet of a picture; b"" where there is none. Read as text: a stranger's XML is never interpreted."""
+def settings_of(texts: dict[str, str]) -> str:
+    """The program that draws pictures whose settings these texts of a file (by name) are; "" for none that is known."""
+    settings = texts.get("parameters", "") or texts.get("UserComment", "")
+    if "sui_image_params" in settings:
+        return "SwarmUI"
+    if "fooocus" in (settings + texts.get("fooocus_scheme", "")).lower():
+        return "Fooocus"
+    if re.search(r"\bSteps: \d+, (?:[^\n]{0,200}, )?Sampler: ", settings):
+        return "Stable Diffusion web UI (A1111) or a program that writes as it does"
+    if '"class_type"' in texts.get("prompt", "") or '"nodes"' in texts.get("workflow", ""):
+        return "ComfyUI"
+    if any(name.startswith("invokeai_") for name in texts) or "sd-metadata" in texts or "Dream" in texts:
+        return "InvokeAI"
+    if "NovelAI" in texts.get("Software", "") + texts.get("Title", "") + texts.get("Source", ""):
+        return "NovelAI"
+    if "likeness" in texts:
+        return "Likeness"
+    return ""
+
+
+def _texts_of(path: Path) -> tuple[bytes, dict[str, str]]:
+    """The XMP packet of a picture (b"" where there is none) and its other texts by name, both cut to
+    `TEXT_LIMIT_BYTES`. A stranger's XML and JSON are read as plain text, never interpreted.
+    """
     from PIL import Image
 
-    try:
-        with Image.open(path, formats=[name for name in PHOTO_FORMATS if name in Image.OPEN]) as image:
-            for key in ("xmp", "XML:com.adobe.xmp"):
-                packet = image.info.get(key)
-                if packet:
-                    data = packet.encode("utf-8", "replace") if isinstance(packet, str) else bytes(packet)
-                    return data[:XMP_LIMIT_BYTES]
-    except Exception:  # `decode` has read the picture; what is around it may be broken in any way
-        pass
-    return b""
+    packet, texts, formats = b"", {}, [name for name in PHOTO_FORMATS if name in Image.OPEN]
+    # `decode` has read the picture; what is around it may be broken in any way
+    with contextlib.suppress(Exception), Image.open(path, formats=formats) as image:
+        told = {**getattr(image, "text", {}), **image.info}  # PNG: also texts that stand behind the pixels
+        for name in ("xmp", "XML:com.adobe.xmp"):
+            found = told.get(name) or b""
+            packet = packet or (found.encode("utf-8", "replace") if isinstance(found, str) else bytes(found))
+        texts = {name: str(text)[:TEXT_LIMIT_BYTES] for name, text in told.items() if isinstance(text, str)}
+        exif = image.getexif()
+        for text in (exif.get(0x010F), exif.get(0x0110)):  # maker and model: where ComfyUI writes in WebP
+            name, _, value = str(text or "").partition(":")
+            texts.setdefault(name, value[:TEXT_LIMIT_BYTES])
+        comment = exif.get_ifd(0x8769).get(0x9286, b"")  # "user comment": 8 bytes of encoding, then the text
+        if isinstance(comment, bytes):
+            comment = comment[8 : TEXT_LIMIT_BYTES + 8].replace(b"\0", b"").decode("latin-1")
+        texts.setdefault("UserComment", str(comment)[:TEXT_LIMIT_BYTES])
+    return packet[:TEXT_LIMIT_BYTES], texts
 
 
 def _watermark_mark(image: np.ndarray) -> Mark:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.faces.faces import Face
+from pipelines.faces.face import Face
 
 WORK_PX = 256  # GrabCut's cost grows with the area; the edge is found again at full size by the guided filter
 ROUNDS = 4  # of GrabCut; more change nothing on the measured composites
@@ -68,6 +68,26 @@ def matte(image: np.ndarray, face: Face) -> Matte:
     return Matte(alpha, area, contrast, _problem(person, seeds, area, contrast))
 
 
+def lab(image: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) in 0..255 as CIELAB, float32."""
+    import cv2
+
+    return np.asarray(cv2.cvtColor(np.clip(image, 0, 255).astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """CIE76 colour difference per pixel."""
+    return np.asarray(np.linalg.norm(lab(before) - lab(after), axis=2))
+
+
+def face_core(shape: tuple[int, ...], face: Face) -> np.ndarray | None:
+    """The middle of a face, (H, W) bool; None where it lies outside the picture."""
+    eyes, apart = face.eyes.mean(0), face.eye_distance_px
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    inside = ((columns - eyes[0]) / apart) ** 2 + ((rows - eyes[1] - 0.45 * apart) / (1.1 * apart)) ** 2 < 0.8**2
+    return inside if inside.any() else None
+
+
 def _way(scale: float) -> int:
     import cv2
 
@@ -119,14 +139,14 @@ def _unlike(image: np.ndarray, wall: np.ndarray) -> np.ndarray:
     """How far (CIE76) each colour is from the nearest of the three that the wall has most."""
     import cv2
 
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    known = lab[wall]
+    pixels = lab(image)
+    known = pixels[wall]
     if len(known) < 30:
         return np.full(wall.shape, 100.0, np.float32)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 0.5)
     _, which, colours = cv2.kmeans(known, 3, np.empty(0, np.int32), stop, 2, cv2.KMEANS_PP_CENTERS)
     often = np.bincount(which.ravel(), minlength=3) > 0.15 * len(known)  # a strand of hair at the rim is no wall
-    return np.asarray(np.min([np.linalg.norm(lab - colour, axis=2) for colour in colours[often]], axis=0))
+    return np.asarray(np.min([np.linalg.norm(pixels - colour, axis=2) for colour in colours[often]], axis=0))
 
 
 def _one_piece(person: np.ndarray, middle: np.ndarray, apart: float) -> np.ndarray:
@@ -173,7 +193,7 @@ def _edge_contrast(image: np.ndarray, person: np.ndarray, apart: float) -> float
     """How different the colours on the two sides of the edge are: the median CIE76 along it."""
     import cv2
 
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    pixels = lab(image)
     step = _odd(apart / 6)
     kernel = np.ones((step, step), np.uint8)
     inside = cv2.subtract(person, cv2.erode(person, kernel))
@@ -182,7 +202,7 @@ def _edge_contrast(image: np.ndarray, person: np.ndarray, apart: float) -> float
 
     def colour(mask: np.ndarray) -> np.ndarray:
         weight = cv2.blur(mask.astype(np.float32), near)
-        return np.asarray(cv2.blur(lab * mask[..., None], near) / np.maximum(weight, 1e-4)[..., None])
+        return np.asarray(cv2.blur(pixels * mask[..., None], near) / np.maximum(weight, 1e-4)[..., None])
 
     edge = (cv2.blur(inside.astype(np.float32), near) > 0.05) & (outside > 0)
     if not edge.any():
@@ -210,6 +230,16 @@ def _problem(person: np.ndarray, seeds: Seeds, area: float, contrast: float) -> 
 
 
 # ------------------------------------------------------------------------------------------------- backgrounds
+
+
+def before_another(image: np.ndarray, face: Face | None, background: str) -> np.ndarray | str:
+    """The person before another background (see `replaced`), or the sentence why the old one stays."""
+    if face is None:
+        return "No face was found, so the person could not be told from the background."
+    cut = matte(image, face)
+    if cut.problem:
+        return f"The background stays as it is: {cut.problem}."
+    return replaced(image, cut.alpha, background)
 
 
 def replaced(image: np.ndarray, alpha: np.ndarray, background: str) -> np.ndarray:

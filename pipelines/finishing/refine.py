@@ -15,18 +15,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import PhotoSet, UserError
-from pipelines.evaluation import scoring
-from pipelines.evaluation.scoring import Reference
-from pipelines.faces import faces
-from pipelines.faces.faces import Face, Judge
+from pipelines.core.files import REPOSITORY
+from pipelines.core.records import PhotoSet, UserError
+from pipelines.evaluation import references
+from pipelines.evaluation.references import Reference
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import NO_FACE, Face, Judge, Seen
 from pipelines.finishing import matte
+from pipelines.finishing.enlarge import fitted, restored, sharpened
 
-FILE = Path(__file__).resolve().parents[2] / "presets" / "refining.json"
+FILE = REPOSITORY / "presets" / "refining.json"
 SIZE_PX, LEAST_PX = 512, 16
 KEPT, DROPPED, NOT_NEEDED = "kept", "dropped", "not needed"
 HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself"
@@ -35,6 +36,8 @@ HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself
 SAME_QUANTILE = "0.95"
 SKIN_LIMIT = 3.0  # CIE76, mean over the face: about the smallest difference that people see between two pictures
 WORTH_IT = 0.7  # CIE76, mean over the picture: a smaller correction is none
+PROMINENT = 0.6  # of the largest face's height: a face at least so high may be the one that is meant
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 NOISE_LEVEL = 1.6  # grey levels, standard deviation: below there is no noise that anybody sees
 
 
@@ -113,6 +116,7 @@ class Refined:
 
     image: np.ndarray = field(repr=False)
     steps: tuple[Outcome, ...]
+    face: Face | None  # the person's, in `image`
     reference: str  # HELD_OUT | ITSELF
     photos: int  # how many the reference is made of
     raw: dict[str, float | None]
@@ -127,11 +131,45 @@ class Refined:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Whom a picture has to stay like, by every judge that can say."""
+    """Whom a picture has to stay like, by every judge that can say. In a picture of several people the face that is
+    nearest to that person is meant, never the largest.
+    """
 
     references: tuple[Reference, ...]
     of: str  # HELD_OUT | ITSELF
     notes: tuple[str, ...] = ()
+
+    def look(self, image: np.ndarray) -> tuple[dict[str, float | None], Box | None]:
+        """Judge -> how like the person the nearest face in a picture is (None where it sees no face), and where that
+        face is, in shares of the picture's sides.
+        """
+        found: dict[str, float | None] = {}
+        place = None
+        for one in self.references:
+            seen = nearest(one, image)
+            found[one.judge.name] = None if seen.vector is None else round(one.similarity(seen.vector), 4)
+            if place is None and seen.box is not None:
+                left, top, right, bottom = seen.box
+                height, width = image.shape[:2]
+                place = left / width, top / height, right / width, bottom / height
+        return found, place
+
+
+def nearest(reference: Reference, image: np.ndarray) -> Seen:
+    """The face in a picture that is most like the person, as a judge sees it; `vector` is None where it sees none."""
+    best, most = Seen(None, NO_FACE), -math.inf
+    for seen in reference.judge.look_at_each(image):
+        if seen.vector is not None and (similarity := reference.similarity(seen.vector)) > most:
+            best, most = seen, similarity
+    return best
+
+
+def _holds(box: Box, point: Sequence[float] | np.ndarray) -> bool:
+    return bool(box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3])
+
+
+def _middle(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
@@ -140,7 +178,7 @@ def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
     notes: list[str] = []
     for judge in judges:
         try:
-            found.append(scoring.reference(judge, photo_set.held_out))
+            found.append(references.reference(judge, photo_set.held_out))
         except UserError as problem:
             notes.append(str(problem))
     if not found:
@@ -148,12 +186,39 @@ def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
     return Baseline(tuple(found), HELD_OUT, tuple(notes))
 
 
-def baseline_itself(judges: Sequence[Judge], image: np.ndarray) -> Baseline:
-    """Where no run is known: the raw picture. It says that a face did not change, not whose face it is."""
-    seen = [(judge, judge.look(image)) for judge in judges]
-    found = tuple(Reference(judge, one.vector, 1) for judge, one in seen if one.vector is not None)
-    notes = tuple(f"{judge.name} finds no face in the raw picture." for judge, one in seen if one.vector is None)
-    return Baseline(found, ITSELF, notes)
+def baseline_itself(judges: Sequence[Judge], image: np.ndarray, *, number: int | None = None) -> Baseline:
+    """Where no run is known: the raw picture. It says that a face did not change, not whose face it is.
+
+    Of several prominent faces `number` says which is meant, from 1 at the left. Raises `SeveralFaces` without it, and
+    UserError for a number that the picture does not have.
+    """
+    every = [judge.look_at_each(image) for judge in judges]
+    boxes = next(([one.box for one in seen if one.box is not None] for seen in every if seen), [])
+    least_px = PROMINENT * max((box[3] - box[1] for box in boxes), default=0.0)
+    large = sorted(box for box in boxes if box[3] - box[1] >= least_px)
+    if number is None and len(large) > 1:
+        raise SeveralFaces(len(large))
+    if number is not None and not 1 <= number <= len(large):
+        raise UserError(f"There is no face {number}: {len(large)} in the picture are prominent. Count from the left.")
+    meant = large[(number or 1) - 1] if large else None
+    known, notes = [], []
+    for judge, found in zip(judges, every, strict=True):
+        vectors = [one.vector for one in found if meant is None or one.box is None or _holds(meant, _middle(one.box))]
+        if vectors and vectors[0] is not None:
+            known.append(Reference(judge, vectors[0], 1))
+        else:
+            notes.append(f"{judge.name} finds no face in the raw picture.")
+    return Baseline(tuple(known), ITSELF, tuple(notes))
+
+
+class SeveralFaces(UserError):
+    """Nothing says whose portrait a picture with several prominent faces is."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"{count} faces in the picture are prominent, and nothing says which person is meant. Crop it."
+        )
+        self.count = count
 
 
 @lru_cache(maxsize=1)
@@ -171,10 +236,11 @@ def tolerance_of(reference: Reference, of: str, image: np.ndarray) -> float:
     known = _measured().get(reference.judge.name)
     if known is not None and of == HELD_OUT:
         return known
-    raw = reference.judge.look(image).vector
+    raw = nearest(reference, image).vector
     if raw is None:
         return 0.0
-    losses = [_loss(reference, raw, copy) for copy in harmless_copies(image)]
+    copies = [nearest(reference, copy).vector for copy in harmless_copies(image)]
+    losses = [1.0 if one is None else reference.similarity(raw) - reference.similarity(one) for one in copies]
     return round(max([0.01, *losses]), 4)
 
 
@@ -195,17 +261,12 @@ def harmless_copies(image: np.ndarray) -> list[np.ndarray]:
     return copies
 
 
-def _loss(reference: Reference, raw: np.ndarray, copy: np.ndarray) -> float:
-    seen = reference.judge.look(copy).vector
-    return 1.0 if seen is None else reference.similarity(raw) - reference.similarity(seen)
-
-
 class _Guard:
     """Looks at a picture with every judge, and says what speaks against keeping it."""
 
     def __init__(self, baseline: Baseline, raw: np.ndarray, tolerance: dict[str, float] | None) -> None:
         self.baseline = baseline
-        self.raw = self.look(raw)
+        self.raw, self.place = baseline.look(raw)
         self.tolerance = {}
         for one in baseline.references:
             name = one.judge.name
@@ -213,12 +274,15 @@ class _Guard:
                 given = (tolerance or {}).get(name)
                 self.tolerance[name] = tolerance_of(one, baseline.of, raw) if given is None else given
 
-    def look(self, image: np.ndarray) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
-        for one in self.baseline.references:
-            vector = one.judge.look(image).vector
-            found[one.judge.name] = None if vector is None else round(one.similarity(vector), 4)
-        return found
+    def face(self, image: np.ndarray) -> Face | None:
+        """The person's face as dlib finds it; None where it does not. No step moves anything, so it is where it was in
+        the raw picture.
+        """
+        size = image.shape[1], image.shape[0]
+        inside = (
+            face for face in detect_faces(image) if not self.place or _holds(self.place, face.eyes.mean(0) / size)
+        )
+        return next(inside, None)
 
     @property
     def blind(self) -> bool:
@@ -295,8 +359,9 @@ def refine(
         outcomes.append(outcome)
         on_step(outcome)
     return Refined(
-        current, tuple(outcomes), baseline.of, max((one.photos for one in baseline.references), default=0),
-        guard.raw, guard.look(current) if similarity is guard.raw else similarity, guard.tolerance,
+        current, tuple(outcomes), guard.face(current), baseline.of,
+        max((one.photos for one in baseline.references), default=0),
+        guard.raw, baseline.look(current)[0] if similarity is guard.raw else similarity, guard.tolerance,
         round(time.perf_counter() - started, 3), baseline.notes,
     )  # fmt: skip
 
@@ -319,22 +384,22 @@ def _tried(
     if guard.blind:
         return ended(DROPPED, "No recogniser finds a face in the raw picture, so nothing can watch over it."), None
     try:
-        made = _done(step, image, size_px, tools)
+        made = _done(step, image, size_px, tools, guard)
     except UserError as problem:  # a model that is damaged or not here; the other steps go on
         return ended(DROPPED, str(problem)), None
     if isinstance(made, str):
         return ended(DROPPED if step.id == "background" else NOT_NEEDED, made), None
-    after = guard.look(made)
+    after = guard.baseline.look(made)[0]
     pictures = (image, made)
     if against := guard.against(after):
         return ended(DROPPED, against, after=after, pictures=pictures), None
     return ended(KEPT, guard.kept(after), after=after, pictures=pictures), made
 
 
-def _done(step: Step, image: np.ndarray, size_px: int, tools: Tools) -> np.ndarray | str:
+def _done(step: Step, image: np.ndarray, size_px: int, tools: Tools, guard: _Guard) -> np.ndarray | str:
     """What a step makes of a picture, or the sentence why it makes nothing."""
     if step.id == "exposure":
-        return balanced(image, step.power)
+        return balanced(image, guard.face(image), step.power)
     if step.id == "denoise":
         return denoised(image, step.power)
     if step.id == "enlarge":
@@ -345,16 +410,16 @@ def _done(step: Step, image: np.ndarray, size_px: int, tools: Tools) -> np.ndarr
         restore = tools.restore or (enlarger(step.choice) if step.choice else None)
         if restore is None:
             return "No face restorer is installed here, so nothing was redrawn."
-        return restored(image, restore)
+        return restored(image, guard.face(image), restore)
     if step.id == "sharpen":
         return sharpened(image, step.power)
-    return _before_another(image, step.choice)
+    return matte.before_another(image, guard.face(image), step.choice)
 
 
 # ------------------------------------------------------------------------------------------------- colour and light
 
 
-def balanced(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
+def balanced(image: np.ndarray, face: Face | None, strength: float = 0.5) -> np.ndarray | str:
     """Small corrections of white balance and contrast, RGB uint8 in and out, or the sentence why there are none.
 
     The light's colour is that of what is nearly grey (robust grey world); levels are stretched between the 0.5th and
@@ -362,10 +427,10 @@ def balanced(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
     the face's mean colour moves by at most `SKIN_LIMIT`.
     """
     corrected = _levels(_neutral(image.astype(np.float32)))
-    skin = _skin(image)
+    skin = None if face is None else matte.face_core(image.shape[:2], face)
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
         mix = np.clip(image + strength * share * (corrected - image), 0, 255)
-        shift = _difference(image, mix)
+        shift = matte.difference(image, mix)
         if skin is None or float(shift[skin].mean()) <= SKIN_LIMIT:
             break
     if float(shift.mean()) < WORTH_IT:
@@ -375,7 +440,7 @@ def balanced(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
 
 def _neutral(image: np.ndarray) -> np.ndarray:
     """Without the light's own colour, by at most 8% a channel."""
-    lab = _lab(image)
+    lab = matte.lab(image)
     chroma = np.hypot(lab[..., 1], lab[..., 2])
     grey = (chroma < 12) & (lab[..., 0] > 25) & (lab[..., 0] < 96)
     if grey.mean() < 0.05:  # a coloured wall and a face say nothing about the light
@@ -392,28 +457,6 @@ def _levels(image: np.ndarray) -> np.ndarray:
     gain = min(1.2, (to_high - to_low) / max(high - low, 1.0))
     middle = (low + high) / 2
     return np.asarray((image - middle) * gain + min(middle * gain, (to_low + to_high) / 2))
-
-
-def _lab(image: np.ndarray) -> np.ndarray:
-    import cv2
-
-    return np.asarray(cv2.cvtColor(np.clip(image, 0, 255).astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
-
-
-def _difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """CIE76 colour difference per pixel."""
-    return np.asarray(np.linalg.norm(_lab(before) - _lab(after), axis=2))
-
-
-def _skin(image: np.ndarray) -> np.ndarray | None:
-    """The middle of the largest face, (H, W) bool; None where there is none."""
-    found = faces.detect_faces(image)
-    if not found:
-        return None
-    eyes, apart = found[0].eyes.mean(0), found[0].eye_distance_px
-    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
-    inside = ((columns - eyes[0]) / apart) ** 2 + ((rows - eyes[1] - 0.45 * apart) / (1.1 * apart)) ** 2 < 0.8**2
-    return inside if inside.any() else None
 
 
 # ------------------------------------------------------------------------------------------------- noise, detail
@@ -442,82 +485,6 @@ def denoised(image: np.ndarray, strength: float = 0.4) -> np.ndarray | str:
     return np.asarray(cv2.fastNlMeansDenoisingColored(image, None, power, power, 5, 15))
 
 
-def sharpened(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
-    """Clearer edges: an unsharp mask on the brightness alone, without rims (nothing gets brighter or darker than what
-    lies around it) and hardly in flat areas, where it would only show pores and grain. RGB uint8 in and out.
-    """
-    import cv2
-
-    if strength <= 0:
-        return "Its strength is 0."
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    light = lab[..., 0]
-    radius = max(0.8, max(image.shape[:2]) / 400)
-    detail = light - cv2.GaussianBlur(light, (0, 0), radius)
-    edge = np.clip((np.abs(detail) - 0.6) / 1.4, 0, 1)
-    around = np.ones((3, 3), np.uint8)
-    lab[..., 0] = np.clip(light + 1.2 * strength * edge * detail, cv2.erode(light, around), cv2.dilate(light, around))
-    return np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255 + 0.5, 0, 255).astype(np.uint8)
-
-
-def fitted(image: np.ndarray, size_px: int) -> np.ndarray:
-    """Enlarged until its longer side has `size_px` (Lanczos: it invents nothing); a larger picture stays as it is.
-    After a network that doubles, what is too much is averaged away.
-    """
-    import cv2
-
-    height, width = image.shape[:2]
-    scale = size_px / max(height, width)
-    if scale <= 1:
-        return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4))
-
-
-# Where face restorers want the eyes in a square of 512 px: FFHQ's framing, which all of them learned from.
-RESTORED_PX, RESTORED_EYES, RESTORED_APART_PX = 512, (256.0, 240.0), 126.0
-
-
-def restored(image: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | str:
-    """With its face redrawn: cut out as restorers want it, redrawn, put back with a soft edge."""
-    import cv2
-
-    found = faces.detect_faces(image)
-    if not found:
-        return "No face was found to restore."
-    across = found[0].eyes[1] - found[0].eyes[0]
-    scale = RESTORED_APART_PX / max(float(np.hypot(*across)), 1e-6)
-    angle = float(np.arctan2(across[1], across[0]))
-    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-    there = np.array([[cos, sin, 0.0], [-sin, cos, 0.0]])
-    there[:, 2] = np.array(RESTORED_EYES) - there[:, :2] @ found[0].eyes.mean(0)
-    side = (RESTORED_PX, RESTORED_PX)
-    crop = cv2.warpAffine(image, there, side, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    redrawn = cv2.resize(restore(crop), side, interpolation=cv2.INTER_AREA)
-    oval = cv2.ellipse(np.zeros(side, np.float32), (256, 265), (150, 190), 0, 0, 360, 1.0, -1)
-    mask = cv2.GaussianBlur(oval, (0, 0), 18)
-    inverse = cv2.invertAffineTransform(there)
-    whole = image.shape[1], image.shape[0]
-    weight = cv2.warpAffine(mask, inverse, whole)[..., None]
-    face = cv2.warpAffine(redrawn, inverse, whole, borderMode=cv2.BORDER_REPLICATE)
-    return (weight * face + (1 - weight) * image + 0.5).astype(np.uint8)
-
-
-def restorers() -> tuple[str, ...]:
-    """Face restorers whose weights a person put on this machine, by name."""
-    from pipelines.finishing.enlarge import UPSCALERS, upscaler_folder
-
-    return tuple(row.name for row in UPSCALERS.values() if row.is_restorer and (upscaler_folder() / row.file).is_file())
-
-
-def upscalers() -> tuple[str, ...]:
-    """Upscalers that work here, the embedded one first."""
-    from pipelines.finishing.enlarge import NAME, UPSCALERS, upscaler_folder
-
-    there = [row.name for row in UPSCALERS.values() if not row.is_restorer and (upscaler_folder() / row.file).is_file()]
-    return tuple(dict.fromkeys((NAME, *there)))
-
-
 @lru_cache(maxsize=2)
 def enlarger(name_or_path: str = "") -> Callable[[np.ndarray], np.ndarray]:
     """The network of that name or file; the embedded one where none is named. Kept for the next picture. Raises
@@ -526,16 +493,3 @@ def enlarger(name_or_path: str = "") -> Callable[[np.ndarray], np.ndarray]:
     from pipelines.finishing.enlarge import load_upscaler
 
     return load_upscaler(name_or_path).enlarge if name_or_path else load_upscaler().enlarge
-
-
-# ------------------------------------------------------------------------------------------------- background
-
-
-def _before_another(image: np.ndarray, background: str) -> np.ndarray | str:
-    found: list[Face] = faces.detect_faces(image)
-    if not found:
-        return "No face was found, so the person could not be told from the background."
-    cut = matte.matte(image, found[0])
-    if cut.problem:
-        return f"The background stays as it is: {cut.problem}."
-    return matte.replaced(image, cut.alpha, background)

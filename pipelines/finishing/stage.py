@@ -11,19 +11,19 @@ import contextlib
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core import inscription, workspace
-from pipelines.core.fingerprints import file_sha256
-from pipelines.core.schema import SOURCE_NAME, Event, Finish, PhotoSet, UserError
-from pipelines.core.slices import Slice
+from pipelines.core import inscription
+from pipelines.core.control import Control
+from pipelines.core.files import file_sha256, jsonable, read_json, require_space, timestamp, write_bytes, write_json
+from pipelines.core.records import SOURCE_NAME, Event, Finish, PhotoSet, UserError
+from pipelines.core.run import Run, load_photo_set
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.faces.faces import Judge
+    from pipelines.faces.face import Judge
     from pipelines.finishing.deliver import Delivered, Size
     from pipelines.finishing.refine import Baseline, Outcome, Refined, Tools
 
@@ -100,7 +100,6 @@ def finish(
     """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
     the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
     """
-    from pipelines.faces import faces
     from pipelines.finishing import deliver, refine
 
     size = size or size_of(order.size)
@@ -109,9 +108,8 @@ def finish(
         image, steps, baseline=baseline, size_px=max(refine.SIZE_PX, _side_px(size)), on_step=on_step,
         tools=tools or refine.Tools(),
     )  # fmt: skip
-    found = faces.detect_faces(refined.image)
     delivered = deliver.deliver(
-        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=found[0] if found else None,
+        refined.image, size, format_name=order.format_name, max_kb=order.max_kb, face=refined.face,
         shrink=True, base=Path(base).name,
     )  # fmt: skip
     return Finished(refined, delivered, _seen(delivered, baseline), size.id, (*refined.notes, *delivered.notes))
@@ -132,11 +130,7 @@ def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
     with Image.open(io.BytesIO(delivered.data)) as opened:
         picture = opened.convert("RGBA")
         pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
-    out: dict[str, float | None] = {}
-    for one in baseline.references:
-        vector = one.judge.look(pixels).vector
-        out[one.judge.name] = None if vector is None else round(one.similarity(vector), 4)
-    return out
+    return baseline.look(pixels)[0]
 
 
 def told(finished: Finished) -> dict[str, Any]:
@@ -174,7 +168,7 @@ def told(finished: Finished) -> dict[str, Any]:
         "height_px": delivered.height_px,
         "bytes": len(delivered.data),
         "quality": delivered.quality,
-        "marks": workspace.plain(delivered.marks),
+        "marks": jsonable(delivered.marks),
         "notes": list(finished.notes),
     }
 
@@ -182,37 +176,24 @@ def told(finished: Finished) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- in a run
 
 
-@lru_cache(maxsize=2)
-def _judges(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
-    from pipelines.faces import faces
-
-    return tuple(faces.available_judges())
-
-
-def judges() -> tuple[Judge, ...]:
-    """This machine's judges, made once per process: a worker finishes one picture after another."""
-    from pipelines.faces import faces
-
-    return _judges(tuple(faces.find_pack(name) for name in faces.ARCFACE_PACKS))
-
-
-def baseline_of(run: workspace.Run, image: np.ndarray, judging: Sequence[Judge]) -> Baseline:
-    """The person of the run; where the run has no photos to compare with, the picture itself."""
+def baseline_of(run: Run | None, image: np.ndarray, judging: Sequence[Judge], *, number: int | None = None) -> Baseline:
+    """The person of the run; without a run, or photos in it to compare with, the picture itself (see
+    `refine.baseline_itself` for `number` and what is raised).
+    """
     from pipelines.finishing import refine
 
-    photos: PhotoSet | None = workspace.load_photo_set(run)
+    photos: PhotoSet | None = load_photo_set(run) if run else None
     if photos is not None and photos.held_out:
         with contextlib.suppress(UserError):  # no judge sees a face in them
             return refine.baseline_of(judging, photos)
-    return refine.baseline_itself(judging, image)
+    return refine.baseline_itself(judging, image, number=number)
 
 
 def finish_pictures(
-    run: workspace.Run,
+    run: Run,
     order: Finish,
     *,
-    stop: Callable[[], bool] = lambda: False,
-    pause: Slice | None = None,
+    control: Control | None = None,
     tools: Tools | None = None,
 ) -> Generator[Event, None, bool]:
     """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
@@ -220,21 +201,22 @@ def finish_pictures(
     A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
     did not come to its end goes on where it was left. Returns whether it did.
     """
+    from pipelines.faces.judges import resident_judges
     from pipelines.finishing import deliver, refine
     from pipelines.photos.decode import decode
 
     total = len(order.pictures)
     plural = f"{total} pictures" if total > 1 else "the picture"
     yield Event("phase", steps=total, text=f"Finishing {plural}")
-    judging = judges()
+    judging = resident_judges()
     known: Baseline | None = None
     made: list[tuple[str, Delivered]] = []
     problems: list[str] = []
-    pause, so_far = pause or Slice(), run.folder / "finished" / SO_FAR
-    before = workspace.read_json(so_far) or {}
-    done: dict[str, str] = before["done"] if before.get("order") == workspace.plain(order) else {}
+    control, so_far = control or Control(), run.folder / "finished" / SO_FAR
+    before = read_json(so_far) or {}
+    done: dict[str, str] = before["done"] if before.get("order") == jsonable(order) else {}
     for number, picture in enumerate(order.pictures, start=1):
-        if stop() or pause():
+        if control.ended():
             return False
         try:
             path = run.folder / picture
@@ -253,8 +235,8 @@ def finish_pictures(
             finished = finish(image, order, baseline=baseline, tools=tools, base=base)
             record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
             done[picture] = raw
-            workspace.write_json(so_far, {"order": order, "done": done})
-            pause.keep()
+            write_json(so_far, {"order": order, "done": done})
+            control.keep()
             made.append((_entry(path), finished.delivered))
             yield _told_finished(run, record, number, total)
         except UserError as problem:
@@ -272,7 +254,7 @@ def _entry(path: Path) -> str:
     return f"{path.parent.name}-{path.stem}"
 
 
-def _delivered(run: workspace.Run, record: dict[str, Any]) -> Delivered:
+def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
     """A finished picture as its record has it, without its notes and marks."""
     from pipelines.finishing.deliver import Delivered
 
@@ -280,7 +262,7 @@ def _delivered(run: workspace.Run, record: dict[str, Any]) -> Delivered:
     return Delivered(data, record["format"], record["width_px"], record["height_px"], record["quality"])
 
 
-def _told_finished(run: workspace.Run, record: dict[str, Any], number: int, total: int) -> Event:
+def _told_finished(run: Run, record: dict[str, Any], number: int, total: int) -> Event:
     from pipelines.finishing import refine
 
     kept = sum(one["state"] == refine.KEPT for one in record["steps"])
@@ -289,7 +271,7 @@ def _told_finished(run: workspace.Run, record: dict[str, Any], number: int, tota
 
 
 def _keep(
-    run: workspace.Run,
+    run: Run,
     picture: str,
     raw: np.ndarray,
     finished: Finished,
@@ -303,9 +285,9 @@ def _keep(
 
     folder = run.finished(picture)
     shutil.rmtree(folder, ignore_errors=True)
-    workspace.require_space(run.folder, 5_000_000, purpose="The finished picture")
+    require_space(run.folder, 5_000_000, purpose="The finished picture")
     file = f"portrait{finished.delivered.suffix}"
-    workspace.write_bytes(folder / file, finished.delivered.data)
+    write_bytes(folder / file, finished.delivered.data)
     side_px = max(finished.refined.image.shape[:2])
 
     def preview(name: str, image: np.ndarray) -> str:
@@ -324,9 +306,9 @@ def _keep(
     record |= {
         "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file,
         "raw_file": "preview_0-raw.jpg", "refined_file": preview("9-refined", finished.refined.image),
-        "made": workspace.timestamp(), "order": workspace.plain(order), "flaws": _flaws(finished.refined.image, folder),
+        "made": timestamp(), "order": jsonable(order), "flaws": _flaws(finished.refined.image, folder),
     }  # fmt: skip
-    workspace.write_json(folder / RECORD, record)
+    write_json(folder / RECORD, record)
     return record
 
 
@@ -349,24 +331,24 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, format="JPEG", quality=88)
-    workspace.write_bytes(path, packed.getvalue())
+    write_bytes(path, packed.getvalue())
 
 
-def record_of(run: workspace.Run, picture: str) -> dict[str, Any] | None:
+def record_of(run: Run, picture: str) -> dict[str, Any] | None:
     """What is known of one finished picture; None where it was not finished, or its record is damaged."""
     with contextlib.suppress(UserError):
-        saved = workspace.read_json(run.finished(picture) / RECORD)
+        saved = read_json(run.finished(picture) / RECORD)
         if isinstance(saved, dict) and saved.get("picture") == picture:
             return saved
     return None
 
 
-def records(run: workspace.Run) -> list[dict[str, Any]]:
+def records(run: Run) -> list[dict[str, Any]]:
     """What `finish_pictures` kept, the newest first. A damaged record is left out."""
     found = []
     for file in (run.folder / "finished").glob(f"*/{RECORD}"):
         with contextlib.suppress(UserError):
-            saved = workspace.read_json(file)
+            saved = read_json(file)
             if isinstance(saved, dict) and isinstance(saved.get("picture"), str):
                 found.append((file.stat().st_mtime_ns, saved))
     return [saved for _, saved in sorted(found, key=lambda each: -each[0])]

@@ -1,0 +1,20 @@
+"""Generation: prompts and seeds -> pictures of one subject, or of the untrained base.
+
+In: `Sampling`s and a subject's folder. Out: pictures with their settings inside. The same seed is the same noise for
+every method. Files: drafts -> generator.
+Try it: `python -m pipelines generate RUN --prompt "portrait of {subject}"`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_OFFERS = {
+    "Generator": "pipelines.generation.generator",
+    "save_render": "pipelines.generation.generator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OFFERS:
+        return getattr(import_module(_OFFERS[name]), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

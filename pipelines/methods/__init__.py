@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.core.schema import ALL_METHODS, UserError
+from pipelines.core.records import ALL_METHODS, UserError
 
 if TYPE_CHECKING:
     from pipelines.methods.base import Method

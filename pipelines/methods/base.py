@@ -17,7 +17,7 @@ import torch
 
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
-from pipelines.core.schema import Recipe
+from pipelines.core.records import Recipe
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 if TYPE_CHECKING:
     import torch

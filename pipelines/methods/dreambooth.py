@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipelines.bases.checker import CHECKER, EXTRACTOR
-from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
+from pipelines.bases.family import PARKED, Family, Modules, moved
 from pipelines.bases.registry import BaseRow
-from pipelines.core.schema import Recipe, UserError
-from pipelines.core.workspace import write_folder
+from pipelines.core.device import quiet
+from pipelines.core.files import write_folder
+from pipelines.core.records import Recipe, UserError
 from pipelines.methods.base import Artifact, Group
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.bases.family import PARKED, Family, Modules
-from pipelines.core.schema import Subject, UserError
-from pipelines.core.workspace import write_file
+from pipelines.core.files import write_file
+from pipelines.core.records import Subject, UserError
 from pipelines.methods import lora_files
 from pipelines.methods.base import sort_header
 from pipelines.methods.dreambooth import DreamBooth

@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core import workspace
-from pipelines.core.fingerprints import file_sha256
-from pipelines.core.schema import IMPORTED, Recipe, Subject, UserError, is_imported
-from pipelines.core.workspace import Run
+from pipelines.core.files import (
+    file_sha256,
+    read_lines,
+    require_space,
+    told_when_full,
+    write_folder,
+    write_json,
+    write_text,
+)
+from pipelines.core.records import IMPORTED, Recipe, Subject, UserError, is_imported
+from pipelines.core.run import Run, imported_columns
+from pipelines.core.safety import check_prompt, problem
 from pipelines.methods import lora_names
 from pipelines.methods.lora_names import Entry, Header, Layout
 
@@ -258,7 +266,7 @@ def _embedding(path: Path, header: Header, row: BaseRow, layout: Layout, name: s
 def _phrase(header: Header) -> str | None:
     """What a LoRA's maker says calls the person, if that is a phrase."""
     said = header.metadata.get("modelspec.trigger_phrase", "").strip()
-    return said if said and _plain_phrase(said) else None
+    return said if said and _plain_phrase(said) and problem(said) is None else None
 
 
 def _plain_phrase(text: str) -> bool:
@@ -287,14 +295,15 @@ def add(
         raise UserError(f"{name[:40]} can't name a column. Use up to 24 small letters, digits and dashes.")
     if phrase and not _plain_phrase(phrase):
         raise UserError(f"Trigger words are one line of at most {PHRASE_LIMIT} characters without braces.")
+    check_prompt(phrase)
     column = IMPORTED + name
-    there = workspace.imported(run)
+    there = imported_columns(run)
     if column in there:
         raise UserError(f"There is a column {name} already. Choose another name, or remove that one first.")
     if len(there) >= MAX_IMPORTED:
         raise UserError(f"At most {MAX_IMPORTED} files can be compared in one run. Remove one first.")
     found = look(path, row, called=called)
-    workspace.require_space(run.folder, 2 * path.stat().st_size, purpose="The file")
+    require_space(run.folder, 2 * path.stat().st_size, purpose="The file")
 
     def fill(partial: Path) -> Subject:
         partial.mkdir()
@@ -303,11 +312,11 @@ def add(
         card = _card(column, learned, found, row, class_word, phrase)
         said = asdict(card) | {"schema": 1, "learned": [card.artifact]}
         said["imported"] = {"kind": found.kind, "rank": found.rank}
-        workspace.write_json(partial / "subject.json", said)
+        write_json(partial / "subject.json", said)
         return card
 
-    with workspace.told_when_full():
-        return workspace.write_folder(run.method(column), fill)
+    with told_when_full():
+        return write_folder(run.method(column), fill)
 
 
 def _card(column: str, learned: Path, found: Found, row: BaseRow, class_word: str, phrase: str) -> Subject:
@@ -345,15 +354,15 @@ def remove(run: Run, column: str) -> None:
 
     Raises UserError when there is no such column.
     """
-    if not is_imported(column) or column not in workspace.imported(run):
-        raise UserError("There is no such imported column in this run. Reload the page.")
+    if not is_imported(column) or column not in imported_columns(run):
+        raise UserError(f"There is no imported column {column} in this run.")
     for folder in (run.method(column), run.renders(column)):
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
             raise UserError(f"{folder.name} could not be removed. Delete it by hand.")
-    lines = [line for line in workspace.read_lines(run.scores) if not _of(column, line)]
+    lines = [line for line in read_lines(run.scores) if not _of(column, line)]
     if run.scores.exists():
-        workspace.write_text(run.scores, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(run.scores, "".join(json.dumps(line) + "\n" for line in lines))
     for stale in (run.manifest, run.report, run.page, run.cells, run.figures, run.grid):
         stale.unlink(missing_ok=True)
 

@@ -18,11 +18,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines.bases.family import PARKED, Family, Modules, moved, quiet
+from pipelines.bases.family import PARKED, Family, Modules, moved
 from pipelines.bases.registry import BaseRow
-from pipelines.core.runtime import derived_seed
-from pipelines.core.schema import Recipe, UserError
-from pipelines.core.workspace import write_file
+from pipelines.core.device import derived_seed, quiet
+from pipelines.core.files import write_file
+from pipelines.core.records import Recipe, UserError
 from pipelines.methods import lora_files
 from pipelines.methods.base import Artifact, Group, sort_header
 

@@ -18,23 +18,16 @@ from typing import Any
 import torch
 from safetensors.torch import save, save_file
 
-from pipelines.bases.family import FAMILIES, Family, Modules
+from pipelines.bases.architectures import FAMILIES
+from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BASES, BaseRow
-from pipelines.core.schema import UserError
-from pipelines.core.workspace import write_file
+from pipelines.core.files import write_file
+from pipelines.core.records import UserError
 from pipelines.methods.base import sort_header
 from pipelines.methods.lora_names import Layout, path_of, role_of
 
 # Web UIs trigger on a file's name, so there is no < or > in it. A1111 also calls a LoRA by its ss_output_name.
 FILE = "likeness_lora.safetensors"
-# What sd-scripts calls the bases (library/model_util.py, sdxl_model_util.py) and ModelSpec their architecture. A1111
-# sorts files into SD1, SD2 and SDXL by the first (network.py, `detect_version`).
-VERSIONS = {
-    "portrait": ("likeness_portrait_128", "likeness-portrait-128"),
-    "sd15": ("sd_v1", "stable-diffusion-v1"),
-    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
-    "z_image": ("z_image", "Z-Image"),  # musubi-tuner's words (dataset/architectures.py, utils/sai_model_spec.py)
-}
 STABILITY = "https://github.com/Stability-AI/generative-models"  # ModelSpec's word for SDXL's own spelling
 
 
@@ -258,7 +251,7 @@ def _training(layers: Layers, row: BaseRow, phrase: str, name: str, max_steps: i
         arguments |= {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}
     said = {
         "ss_v2": "False",
-        "ss_base_model_version": VERSIONS[row.family][0],
+        "ss_base_model_version": FAMILIES[row.family].lora_names[0],
         "ss_network_module": "lycoris.kohya" if decomposed else "networks.lora",
         "ss_network_dim": _one(layer.rank for layer in linear or kernels),
         "ss_network_alpha": _one(layer.alpha for layer in linear or kernels),
@@ -287,7 +280,7 @@ def _model_spec(row: BaseRow, phrase: str, prediction: str | None, title: str, s
     predicts = {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or "")  # it has no word for a flow
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{VERSIONS[row.family][1]}/lora",
+        "modelspec.architecture": f"{FAMILIES[row.family].lora_names[1]}/lora",
         "modelspec.implementation": STABILITY if len(FAMILIES[row.family].text_parts) > 1 else "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{width}x{height}",

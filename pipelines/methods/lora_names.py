@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from pipelines.bases.architectures import FAMILIES
 from pipelines.bases.registry import BASES, BaseRow
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 HEADER_LIMIT = 8 << 20  # bytes; a LoRA of every layer of SDXL has 0.4 MB
 TENSOR_LIMIT = 12_000  # SDXL with every layer, alphas and magnitudes: about 4,500
@@ -458,14 +459,14 @@ def role_of(name: str) -> tuple[str, str] | None:
 def made_for(header: Header) -> str | None:
     """The title of the kind of base a file says, or shows by its shapes, it was made for; None where nothing tells."""
     said = header.metadata.get("modelspec.architecture", "") + " " + header.metadata.get("ss_base_model_version", "")
-    for words, title in _SAID:
+    for words, title in (*_own_words(), *OTHER_WORDS):
         if any(word in said.lower() for word in words):
             return title
     for name, each in header.tensors.items():
         # what cross-attention reads is as wide as the base's text
         found = role_of(name)
         if found and found[1] == "down" and re.search(r"attn2_to_[kv]$", found[0]) and len(each.shape) >= 2:
-            return _WIDTHS.get(each.shape[1])
+            return _widths().get(each.shape[1])
         if found and found[1] == "down" and re.search(r"layers_\d+_attention_(to_[qkv]|qkv)$", found[0]):
             return BASES["z-image"].title if each.shape[1:] == (Z_IMAGE_WIDTH,) else None
         if re.search(r"double_blocks|single_transformer_blocks|joint_blocks", name):
@@ -475,18 +476,26 @@ def made_for(header: Header) -> str | None:
 
 def kind_of(row: BaseRow) -> str:
     """The same title for a base."""
-    return next(known.title for known in BASES.values() if known.family == row.family)
+    return _title(row.family)
 
 
-PORTRAIT = BASES["portrait-128"].title
-_SAID = (
-    (("likeness_portrait", "likeness-portrait"), PORTRAIT),
-    (("sdxl", "stable-diffusion-xl"), BASES["sdxl"].title),
-    (("sd_v2", "stable-diffusion-v2"), "Stable Diffusion 2"),
-    (("sd_v1", "sd_1.5", "stable-diffusion-v1"), BASES["sd15"].title),
+def _title(family: str) -> str:
+    return next(known.title for known in BASES.values() if known.family == family)
+
+
+def _own_words() -> list[tuple[tuple[str, ...], str]]:
+    return [(each.lora_words, _title(family)) for family, each in FAMILIES.items() if each.lora_words]
+
+
+def _widths() -> dict[int, str]:
+    own = {each.context_width: _title(family) for family, each in FAMILIES.items() if each.context_width is not None}
+    return {1024: SD2} | own
+
+
+SD2 = "Stable Diffusion 2"
+OTHER_WORDS = (
+    (("sd_v2", "stable-diffusion-v2"), SD2),
     (("flux",), "FLUX"),
-    (("z_image", "z-image", "zimage"), BASES["z-image"].title),
     (("sd3", "stable-diffusion-3"), "Stable Diffusion 3"),
 )
 Z_IMAGE_WIDTH = 3840
-_WIDTHS = {768: BASES["sd15"].title, 1024: "Stable Diffusion 2", 2048: BASES["sdxl"].title}

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
-from pipelines.core.schema import Recipe
+from pipelines.core.records import Recipe
 from pipelines.methods.base import Artifact, Group, Learner
 from pipelines.methods.lora import LoRA, LoRALearner
 from pipelines.methods.textual_inversion import TextualInversion, TextualInversionLearner, saved_rows, text_with_rows

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
 from pipelines.bases.text import LearnedRows, Text
-from pipelines.core.runtime import derived_seed
-from pipelines.core.schema import Recipe, UserError
-from pipelines.core.workspace import write_file
+from pipelines.core.device import derived_seed
+from pipelines.core.files import write_file
+from pipelines.core.records import Recipe, UserError
 from pipelines.methods.base import Artifact, Group
 
 TOKEN = "<likeness>"

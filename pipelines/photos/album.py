@@ -1,8 +1,8 @@
 """Album: a person's photos, each decoded, searched for faces and embedded once per job, whoever asks how often.
 
-In: `Photo` records (or paths of other pictures). Out: pixels, faces, crops, what a judge sees. Faces and embeddings are
+In: a `PhotoSet` (and paths of other pictures). Out: pixels, faces, crops, what a judge sees. Faces and embeddings are
 biometric: an album lives in memory, is never written, refuses to be pickled, and is gone with its job.
-Try it: `album = Album(); album.vector(judge, photo_set.held_out[0]).shape`.
+Try it: `album = Album(photo_set); album.vector(judge, album.photos.held_out[0]).shape`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipelines.core.schema import Photo
-from pipelines.faces.faces import Face, Judge, Seen, detect_faces
+from pipelines.core.records import Photo, PhotoSet
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import Face, Judge, Seen
 from pipelines.photos import framing
 from pipelines.photos.decode import decode
 
 # Decoded pixels that are kept: 14 photos of 12 megapixels. What does not fit is decoded again when it is asked for;
 # what was found in it (faces, embeddings) is small and always kept.
 LIMIT_BYTES = 512 << 20
+NOBODY = PhotoSet((), (), ())
 
 
 class Album:
-    """Pictures by their path. For one thread at a time. All methods raise `UserError` for a file that can't be read."""
+    """A person's photos, and other pictures by their path. For one thread at a time.
 
-    def __init__(self, *, limit_bytes: int = LIMIT_BYTES):
+    All methods raise `UserError` for a file that can't be read.
+    """
+
+    def __init__(self, photos: PhotoSet = NOBODY, *, limit_bytes: int = LIMIT_BYTES):
+        self.photos = photos
         self._room = limit_bytes
         self._images: dict[Path, np.ndarray] = {}
         self._faces: dict[Path, tuple[Face, ...]] = {}
@@ -58,8 +64,11 @@ class Album:
     def faces(self, picture: Photo | Path) -> tuple[Face, ...]:
         """Every face that dlib finds in the whole picture, largest first."""
         path = _path(picture)
+        return self._faces[path] if path in self._faces else self._faces_in(path, self._read(path))
+
+    def _faces_in(self, path: Path, image: np.ndarray) -> tuple[Face, ...]:
         if path not in self._faces:
-            self._faces[path] = tuple(detect_faces(self._read(path)))
+            self._faces[path] = tuple(detect_faces(image))
         return self._faces[path]
 
     def face(self, photo: Photo) -> Face | None:
@@ -73,7 +82,12 @@ class Album:
         """What a judge sees of the person in a picture. Judges are told apart by their names and weights."""
         key = (judge.name, judge.weights_sha256, _path(picture))
         if key not in self._seen:
-            self._seen[key] = judge.look(self.view(picture))
+            image = self.image(picture)
+            view = framing.person_view(image, picture) if isinstance(picture, Photo) else image
+            if view is image and getattr(judge, "detector", "") == "dlib":
+                self._seen[key] = judge.look(view, self._faces_in(_path(picture), image))  # type: ignore[call-arg]
+            else:
+                self._seen[key] = judge.look(view)
         return self._seen[key]
 
     def vector(self, judge: Judge, picture: Photo | Path) -> np.ndarray | None:

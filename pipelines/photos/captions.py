@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.core.records import Photo, UserError
 from pipelines.core.safety import check_prompt
-from pipelines.core.schema import Photo, UserError
-from pipelines.faces.faces import PORTRAIT_SIZE_PX
+from pipelines.faces.face import PORTRAIT_SIZE_PX
 
 # Prototype colours, sRGB; a colour gets the name of the nearest one in CIE Lab.
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
-from pipelines.faces import calibration, expressions
-from pipelines.faces.faces import Face, align_by_eyes, detect_faces
+from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS, PhotoCheck, SetReport
+from pipelines.faces import calibration
+from pipelines.faces import mouth as mouths
+from pipelines.faces.dlib_faces import SURE_SCORE, detect_faces
+from pipelines.faces.face import Face, align_by_eyes
 
 OVERRULABLE = {"face_too_small", "another_person", *REMARKS}  # of a photo with a face
 
@@ -40,6 +42,7 @@ class Examined:
     faces: tuple[Face, ...] = ()  # largest first
     measures: tuple[Measures, ...] = ()  # one per face
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1)), repr=False)  # (faces, d) unit vectors
+    rotated: str | None = None  # a key of ROTATIONS: how the picture was turned before it was examined
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,29 @@ def examine(image: np.ndarray, recogniser: Recogniser | None) -> Examined:
     if recogniser is None or not found:
         return Examined(shape, found, measures)
     return Examined(shape, found, measures, np.stack([recogniser.embed_face(image, face) for face in found]))
+
+
+# What to do with a picture that lies on its side or upside down, in quarters to the left.
+ROTATIONS = {"rotated_left": 1, "rotated_right": -1, "rotated_half": 2}
+
+
+def examine_upright(image: np.ndarray, recogniser: Recogniser | None) -> tuple[np.ndarray, Examined]:
+    """`examine`, and the picture (H, W, 3) that was examined: the turned one where the detector is sure of a face only
+    once the picture is turned.
+    """
+    found = examine(image, recogniser)
+    if min(image.shape[:2]) < SMALLEST_SIDE_PX or _surest(found.faces) >= SURE_SCORE:
+        return image, found
+    turned = {code: np.ascontiguousarray(np.rot90(image, quarters)) for code, quarters in ROTATIONS.items()}
+    sure = {code: _surest(detect_faces(picture)) for code, picture in turned.items()}
+    code = max(sure, key=lambda each: sure[each])
+    if sure[code] < SURE_SCORE:
+        return image, found
+    return turned[code], replace(examine(turned[code], recogniser), rotated=code)
+
+
+def _surest(faces: Sequence[Face]) -> float:
+    return max((face.score for face in faces), default=-1.0)
 
 
 class Recogniser:
@@ -104,7 +130,7 @@ def measure(image: np.ndarray, face: Face, *, mouth: bool = False) -> Measures:
         pitch=float(nose @ down) / apart - NOSE_BELOW_EYES,
         tilt_degrees=math.degrees(math.atan2(float(across[1]), float(across[0]))),
         cropped=top - reach < 0 or bottom > height or left < 0 or right > width,
-        mouth=expressions.mouth(image, face) if mouth else None,
+        mouth=mouths.read(image, face) if mouth else None,
     )
 
 
@@ -211,6 +237,7 @@ def check_set(
             codes += ["another_person"] if k in stranger else []
             codes += ["several_faces"] if len(one.faces) > 1 else []
             codes += ["near_duplicate"] if copies.get(k) else []
+            codes += [one.rotated] if one.rotated else []
             codes += remarks(found)
         verdict = "leave_out" if set(codes) & set(LEAVE_OUT) else "usable" if codes else "good"
         overruled = verdict == "leave_out" and name in keep and set(codes) <= OVERRULABLE

@@ -1,130 +1,262 @@
 """Decode: one photo file of any kind -> upright RGB pixels in sRGB, or one sentence that says what is wrong with it.
 
-This is the only place that opens what a person sent. Try it: `decode(Path("photo.heic")).shape`.
+This is the only place that opens what a person sent. Its first bytes say what a file is, before Pillow sees it.
+Try it: `decode(Path("photo.heic")).shape`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import mmap
+import os
+import re
 import struct
 import warnings
-import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import printable
+from pipelines.core.records import UserError
+from pipelines.photos import colour
 
 MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 256 << 20
 # Everything else Pillow can read (PostScript, PDF, FLI, ...) is no photo and only adds attack surface.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+    ".heic", ".heif", ".hif", ".avif",
+)  # fmt: skip
+# A progressive JPEG is decoded once for each of its scans, whatever they hold: writers make about 10. libjpeg-turbo's
+# own tools stop at 100 for the same reason.
+MAX_JPEG_SCANS, MAX_JPEG_SEGMENTS = 64, 10_000
+
+RAW = "is a raw file of a camera, which can't be read. Export it as JPEG."
+Kind = tuple[str, ...] | str | None  # Pillow's names of the format; a sentence about what is not read; unknown
+_ISO: dict[bytes, tuple[str, ...] | str] = {
+    b"avif": ("AVIF",), b"avis": ("AVIF",), b"mif1": ("HEIF", "AVIF"), b"msf1": ("HEIF", "AVIF"),
+    b"miaf": ("HEIF", "AVIF"), b"heic": ("HEIF",), b"heix": ("HEIF",), b"heim": ("HEIF",), b"heis": ("HEIF",),
+    b"hevc": ("HEIF",), b"hevx": ("HEIF",), b"crx ": RAW,
+}  # fmt: skip
+_BEGINNINGS: tuple[tuple[bytes, tuple[str, ...] | str], ...] = (
+    (rb"\xff\xd8\xff", ("JPEG", "MPO")),
+    (rb"\x89PNG\r\n\x1a\n", ("PNG",)),
+    (rb"GIF8[79]a", ("GIF",)),
+    (rb"BM", ("BMP",)),
+    (rb"RIFF....WEBP", ("WEBP",)),
+    (rb"II\*\x00....CR", RAW),
+    (rb"II\*\x00|MM\x00\*|II\+\x00|MM\x00\+", ("TIFF",)),
+    (rb"FUJIFILMCCD-RAW|IIU\x00|IIRO|IIRS|MMOR|\x00MRM|FOVb", RAW),
+    (rb"8BPS", "is a Photoshop file, which can't be read. Export it as JPEG or PNG."),
+    (rb"%PDF", "is a PDF, not a photo. Export the picture as JPEG or PNG."),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "is not a photo but a PostScript file. Export the picture as JPEG or PNG."),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "is a JPEG XL file, which can't be read yet. Save it as JPEG or PNG."),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 file, which can't be read. Save it as JPEG or PNG."),
+    (rb"PK\x03\x04", "is not a photo but an archive. Unpack it, or add it as a .zip file."),
+    (rb"....ftyp(?:qt  |isom|iso[2-9]|mp4[12]|avc1|M4V |3gp.)", "is a film, not a photo. Save one picture of it."),
+)  # fmt: skip
+HEAD_BYTES = 64
+
+
+def kind_of(head: bytes) -> Kind:
+    """What a file is by its first `HEAD_BYTES` bytes. The sentence for what is not read follows the file's name."""
+    if head[4:8] == b"ftyp":
+        size = min(max(struct.unpack(">I", head[:4])[0], 16), HEAD_BYTES)
+        brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
+        found = next((_ISO[brand] for brand in brands if brand in _ISO), None)
+        if found is not None:
+            return found
+    return next((kind for start, kind in _BEGINNINGS if re.match(start, head, re.DOTALL)), None)
+
+
+def kind_of_file(path: Path) -> Kind:
+    """`kind_of` a file; None as well for what can't be opened."""
+    try:
+        with path.open("rb") as file:
+            return kind_of(file.read(HEAD_BYTES))
+    except OSError:
+        return None
 
 
 @lru_cache(maxsize=1)
-def _register_heif() -> None:
+def restrict_pillow() -> None:
+    """Take every format that is no photo away from Pillow, for the whole process, and Ghostscript with them: whatever
+    opens a visitor's file by mistake can then do no more than `decode` could.
+    """
+    from PIL import EpsImagePlugin, Image
+
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
+    Image.init()  # all plugins now, so that none is added later
+    EpsImagePlugin.gs_binary = False
+    Image.ID[:] = [name for name in Image.ID if name in FORMATS]
+    for name in set(Image.OPEN) - set(FORMATS):
+        del Image.OPEN[name]
 
 
 def decode(path: Path) -> np.ndarray:
     """Read one photo: upright RGB uint8 (H, W, 3) in sRGB, first frame, nothing but pixels.
 
     The size is checked from the header, before a single pixel is decoded. Transparent parts become white, 16-bit
-    and CMYK become 8-bit RGB, an embedded colour profile is applied. Raises `UserError` with a sentence that starts
-    with the file's name.
+    and CMYK become 8-bit RGB, colour profiles are applied. Raises `Unreadable` with a sentence that starts with the
+    file's name.
     """
+    restrict_pillow()
+    name = printable(path.name)
+    try:
+        if not path.is_file() and path.exists():
+            raise Unreadable(name, "is not a file. Choose a photo instead.")
+        file = path.open("rb")
+    except PermissionError:
+        raise Unreadable(name, "may not be read (permission denied). Allow reading it, or leave it out.") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(name, f"could not be opened ({reason(error)}). Choose it again.") from None
+    with file:
+        try:
+            return _decoded(file)
+        except _Refused as problem:
+            raise Unreadable(name, str(problem)) from problem.__cause__
+
+
+class Unreadable(UserError):
+    """A photo can't be read. `why` is the sentence without its first word, the file's name."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(f"{name} {why}")
+        self.why = why
+
+
+class _Refused(Exception):
+    """Why a file can't be read: `Unreadable.why`."""
+
+
+def _decoded(file: IO[bytes]) -> np.ndarray:
     from PIL import Image
 
-    _register_heif()
-    name = path.name
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise UserError(f"{name} is not a file. Choose a photo instead.")
-    except OSError as error:
-        raise UserError(f"{name} could not be opened ({reason(error)}). Choose it again.") from error
+    size = os.fstat(file.fileno()).st_size
     if size == 0:
-        raise UserError(f"{name} is empty (0 bytes). Copy it again from where it came from.")
+        raise _Refused("is empty (0 bytes). Copy it again from where it came from.")
     if size > MAX_FILE_BYTES:
-        raise UserError(f"{name} is {size >> 20} MB; at most {MAX_FILE_BYTES >> 20} MB can be read. Save it smaller.")
+        raise _Refused(f"is {size >> 20} MB; at most {MAX_FILE_BYTES >> 20} MB can be read. Save it smaller.")
+    head = file.read(HEAD_BYTES)
+    kind = kind_of(head)
+    if isinstance(kind, str):
+        raise _Refused(kind)
+    if kind is None:
+        raise _Refused("is not a photo that can be read. Save it as JPEG or PNG.")
+    if "JPEG" in kind:
+        _check_scans(file)
+    file.seek(0)
+    # Decoders raise all kinds for damaged files: KeyError, TypeError and ZeroDivisionError were seen.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; the check below refuses them
-            image = Image.open(path, formats=_formats())
+            image = Image.open(file, formats=[each for each in kind if each in Image.OPEN])
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name} has far too many pixels. Save it with at most 40 megapixels.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError, MemoryError) as error:
-        raise UserError(f"{name} is not a photo that can be read. Save it as JPEG or PNG.") from error
+        raise _Refused("has far too many pixels. Save it with at most 40 megapixels.") from error
+    except Exception as error:
+        raise _Refused("is not a photo that can be read. Save it as JPEG or PNG.") from error
     with image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise UserError(
-                f"{name} has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); at most "
-                f"{MAX_PIXELS // 10**6} can be read. Save it smaller."
-            )
-        if width * height == 0:
-            raise UserError(f"{name} has no pixels. Choose another photo.")
+        _check_size(*image.size)
+        _check_tiff(image)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                at = file.tell()
+                profile = colour.profile_of(image, file)
+                file.seek(at)  # Pillow reads on from where it stopped
                 image.load()
-                return _upright_rgb(image)
-        except (
-            OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError, MemoryError,
-            Image.DecompressionBombError,
-        ) as error:  # fmt: skip
-            raise UserError(f"{name} is damaged or cut short. Copy it again or leave it out.") from error
+                pixels = _upright_rgb(image, profile)
+        except UserError as problem:
+            raise _Refused(str(problem)) from problem
+        except Exception as error:
+            if _tags(image).get(262) == 6:
+                told = "keeps its colours as YCbCr in a way that can't be read. Save it as JPEG or PNG."
+                raise _Refused(told) from error
+            raise _Refused("is damaged or cut short. Copy it again or leave it out.") from error
+    if _is_deep_rgb(image, head) and int(pixels.max()) < 16:
+        raise _Refused("uses only the lowest of its 16 bits and would be black. Save it with 8 bits a channel.")
+    return pixels
 
 
-def _formats() -> tuple[str, ...]:
-    from PIL import Image
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _Refused(
+            f"has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels); at most "
+            f"{MAX_PIXELS // 10**6} can be read. Save it smaller."
+        )
+    if width * height == 0:
+        raise _Refused("has no pixels. Choose another photo.")
 
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+def _tags(image: Any) -> dict[int, Any]:
+    """A TIFF's tags; none for other formats."""
+    return dict(getattr(image, "tag_v2", None) or {}) if image.format == "TIFF" else {}
 
 
-def reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
+def _check_tiff(image: Any) -> None:
+    """Refuse raw files: what Pillow reads from them is a thumbnail or the bare sensor."""
+    tags = _tags(image)
+    if 50706 in tags or tags.get(262) in (32803, 34892) or (330 in tags and tags.get(254, 0) & 1):
+        raise _Refused(RAW)
 
 
-def _upright_rgb(image: Any) -> np.ndarray:
+def _is_deep_rgb(image: Any, head: bytes) -> bool:
+    """Whether the file holds 16 bits in each of several channels, of which Pillow reads the upper 8."""
+    bits = _tags(image).get(258) or (head[24] if image.format == "PNG" and len(head) > 24 else 8)
+    return image.mode in ("RGB", "RGBA") and (bits if isinstance(bits, int) else max(bits)) == 16
+
+
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # in a scan's data 0xff is followed by 0 or a restart
+_EOI, _SOS, _NO_LENGTH = 0xD9, 0xDA, (0x01, 0xD8)
+
+
+def _check_scans(file: IO[bytes]) -> None:
+    """Refuse a JPEG whose first picture holds more scans than any photo does, without decoding one."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at, scans = 2, 0
+        for _ in range(MAX_JPEG_SEGMENTS):
+            found = _MARKER.search(data, at)
+            if found is None or (marker := found[1][0]) == _EOI:
+                return
+            at = found.end()
+            if marker not in _NO_LENGTH:
+                at += int.from_bytes(data[at : at + 2], "big")
+            scans += marker == _SOS
+            if scans > MAX_JPEG_SCANS:
+                raise _Refused(f"is a JPEG of more than {MAX_JPEG_SCANS} scans; photos have about 10. Save it anew.")
+    raise _Refused("is made of far too many parts to be a photo. Save it anew as JPEG.")
+
+
+def reason(error: Exception) -> str:
+    """What the system said, in small letters: "no such file or directory"."""
+    return (getattr(error, "strerror", None) or type(error).__name__).lower()
+
+
+def _upright_rgb(image: Any, profile: bytes | None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     with contextlib.suppress(Exception):  # broken EXIF: the picture counts, not its tags
         ImageOps.exif_transpose(image, in_place=True)  # else even an upright picture is copied
     if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits a pixel, always greyscale
-        values = np.asarray(image).astype(np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-9)
-        grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
-        return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
-    profile = image.info.get("icc_profile")
-    if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+        return colour.deep_grey(image, profile)
+    if image.mode in ("LA", "La"):
+        image = image.convert("LA")
+        alpha = image.getchannel("A")
+        image = colour.to_srgb(image.getchannel("L"), profile).convert("RGB")
+        image.putalpha(alpha)
+        profile = None
+    if image.mode in ("P", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image).convert("RGB")
-    if profile and image.mode in ("RGB", "CMYK", "L"):
-        image = _to_srgb(image, profile)
+    image = colour.to_srgb(image, profile)
     if image.mode != "RGB":
         image = image.convert("RGB")
     return np.array(image, dtype=np.uint8, order="C")
-
-
-def _to_srgb(image: Any, profile: bytes) -> Any:
-    """Apply an embedded profile (phones write Display P3); an unreadable one is ignored."""
-    from PIL import ImageCms
-
-    with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        return converted if converted is not None else image
-    return image

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pipelines.core.schema import Photo
-from pipelines.faces.faces import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
+from pipelines.core.records import Photo
+from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.photos.decode import decode
 
 ZOOMS = (0.8, 1.3)  # farther from the base's own framing it draws nothing well

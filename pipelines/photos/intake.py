@@ -22,13 +22,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.schema import Photo, PhotoCheck, PhotoSet, SetReport, UserError
-from pipelines.core.workspace import settle
-from pipelines.faces.faces import Face, align_by_eyes
+from pipelines.core.files import printable, settle
+from pipelines.core.records import Photo, PhotoCheck, PhotoSet, SetReport, UserError
+from pipelines.faces.face import Face
 from pipelines.photos import checks
-from pipelines.photos.checks import Examined, Recogniser, examine
-from pipelines.photos.decode import decode, reason
-from pipelines.photos.split import near_duplicates, perceptual_hash, split
+from pipelines.photos.checks import Examined, Recogniser, examine_upright
+from pipelines.photos.decode import Unreadable, decode, kind_of_file, reason
+from pipelines.photos.split import (
+    NEAR_DUPLICATE_CORRELATION,
+    NEAR_DUPLICATE_COSINE,
+    correlation,
+    face_patch,
+    near_duplicates,
+    perceptual_hash,
+    split,
+)
 
 # Larger pictures are stored as JPEG (quality 95, full colour): a 12-megapixel PNG takes 20 MB.
 PNG_UP_TO_PIXELS = 4_000_000
@@ -43,7 +51,7 @@ class _Taken:
     examined: Examined
     pixels_sha256: str
     hash_bits: np.ndarray  # (64,) bool, of the whole picture
-    face_bits: np.ndarray  # (faces, 64) bool, of each aligned face and what surrounds it
+    patches: np.ndarray  # (faces, 64, 64): each aligned face, see `split.face_patch`
 
 
 def intake(
@@ -69,12 +77,12 @@ def intake(
     Raises `UserError`, and stores nothing, when fewer than `min_photos` different pictures remain.
     """
     paths = [Path(path) for path in paths]
+    keep, held_out, trained = ([printable(name) for name in names] for names in (keep, held_out, trained))
     if not paths:
         raise UserError("No photos were given. Add 5 to 15 photos of one person.")
-    if len(paths) > max_photos:
-        raise UserError(
-            f"{len(paths)} photos were given and at most {max_photos} are used. Remove {len(paths) - max_photos}."
-        )
+    given = sum(not isinstance(kind_of_file(path), str) for path in paths)  # raw files and films are named, not counted
+    if given > max_photos:
+        raise UserError(f"{given} photos were given and at most {max_photos} are used. Remove {given - max_photos}.")
     incoming: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,9 +182,30 @@ def _moments(taken: Sequence[_Taken], who: Sequence[int]) -> list[list[int]]:
     """Indices into `taken`, grouped by near-duplicates. `who[i]` is the person's face in photo i."""
     if not taken:
         return []
-    whole = np.stack([one.hash_bits for one in taken])
-    face = np.stack([one.face_bits[index] for one, index in zip(taken, who)])
-    return near_duplicates(whole, face)
+    match = np.eye(len(taken), dtype=bool)
+    for i in range(len(taken)):
+        for j in range(i):
+            match[i, j] = match[j, i] = faces_match(taken[i], who[i], taken[j], who[j])
+    return near_duplicates(np.stack([one.hash_bits for one in taken]), match)
+
+
+# Answers of `faces_match` by the pictures' digests: a photo that is added is compared with the others only once.
+_matched: dict[tuple[str, int, str, int], bool] = {}
+MATCHED_AT_MOST = 20_000
+
+
+def faces_match(one: _Taken | Measured, who: int, other: _Taken | Measured, whom: int) -> bool:
+    """Whether two faces look like one moment: see `split.NEAR_DUPLICATE_CORRELATION`."""
+    key = (one.pixels_sha256, who, other.pixels_sha256, whom)
+    if key not in _matched:
+        vectors = one.examined.vectors, other.examined.vectors
+        cosine = float(vectors[0][who] @ vectors[1][whom]) if len(vectors[0]) and len(vectors[1]) else 0.0
+        found = cosine >= NEAR_DUPLICATE_COSINE
+        found = found or correlation(one.patches[who], other.patches[whom]) >= NEAR_DUPLICATE_CORRELATION
+        if len(_matched) >= MATCHED_AT_MOST:
+            _matched.clear()
+        _matched[key] = found
+    return _matched[key]
 
 
 def _one(read: Sequence[_Taken | None], k: int) -> _Taken:
@@ -212,8 +241,9 @@ def _read_all(
     times: dict[str, int] = {}
     ordered = sorted(paths, key=lambda path: (path.name, str(path)))
     for path in ordered:
-        times[path.name] = times.get(path.name, 0) + 1
-        names.append(path.name if times[path.name] == 1 else f"{path.name} ({times[path.name]})")
+        name = printable(path.name)
+        times[name] = times.get(name, 0) + 1
+        names.append(name if times[name] == 1 else f"{name} ({times[name]})")
     # decoding, shrinking and storing let other threads run; a 12-megapixel photo takes about 150 MB meanwhile
     with ThreadPoolExecutor(_readers()) as pool:
         waiting = [
@@ -221,12 +251,12 @@ def _read_all(
             for number, (path, name) in enumerate(zip(ordered, names), start=1)
         ]
         try:
-            for done, (path, name, taken) in enumerate(zip(ordered, names, waiting), start=1):
+            for done, (name, taken) in enumerate(zip(names, waiting), start=1):
                 try:
                     read.append(taken.result())
-                except UserError as problem:
+                except Unreadable as problem:
                     read.append(None)
-                    problems[name] = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
+                    problems[name] = problem.why
                 if progress is not None:
                     progress(done, len(paths), name)
         finally:
@@ -242,18 +272,18 @@ def _readers() -> int:
 
 
 @dataclass(frozen=True)
-class _Known:
+class Measured:
     """What was measured in one picture. Biometric: in memory only."""
 
     examined: Examined
     pixels_sha256: str
     hash_bits: np.ndarray
-    face_bits: np.ndarray
+    patches: np.ndarray
 
 
 # Of files that are ours already (metadata-free copies), so that a set is judged anew in no time when one photo is added
 # or removed. Keyed by path, time and size; at most so many, and gone with the process or with `forget_measures`.
-_known: dict[tuple[str, int, int], _Known] = {}
+_known: dict[tuple[str, int, int], Measured] = {}
 _known_lock = threading.Lock()
 KNOWN_AT_MOST = 400
 
@@ -265,10 +295,11 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 def store_copy(image: np.ndarray, target: Path) -> Path:
     """Write a metadata-free copy of an upright picture (a suffix is added), and measure the picture once for all."""
-    measured = _measured(image)
+    image, examined = examine_upright(image, _recogniser())
+    found = measured(image, examined)
     stored = _write(image, target)
     with _known_lock:
-        _known[_identity(stored)] = measured
+        _known[_identity(stored)] = found
         while len(_known) > KNOWN_AT_MOST:
             _known.pop(next(iter(_known)))
     return stored
@@ -278,16 +309,16 @@ def forget_measures(folder: Path) -> None:
     """Drop what is remembered of the copies in `folder`."""
     inside = str(folder.resolve()) + os.sep
     with _known_lock:
+        _matched.clear()
         for key in [key for key in _known if key[0].startswith(inside)]:
             del _known[key]
 
 
-def _measured(image: np.ndarray) -> _Known:
-    examined = examine(image, _recogniser())
-    face_bits = [perceptual_hash(align_by_eyes(image, face.eyes)) for face in examined.faces]
+def measured(image: np.ndarray, examined: Examined) -> Measured:
+    patches = [face_patch(image, face.eyes) for face in examined.faces]
     sha = hashlib.sha256(repr(image.shape).encode())
     sha.update(np.ascontiguousarray(image).data)
-    return _Known(examined, sha.hexdigest(), perceptual_hash(image), np.array(face_bits))
+    return Measured(examined, sha.hexdigest(), perceptual_hash(image), np.array(patches))
 
 
 def _take(path: Path, name: str, target: Path | None) -> _Taken:
@@ -295,15 +326,15 @@ def _take(path: Path, name: str, target: Path | None) -> _Taken:
         known = _known.get(_identity(path)) if path.is_file() else None
     stored = path
     if known is None:
-        image = decode(path)
-        known = _measured(image)
+        image, examined = examine_upright(decode(path), _recogniser())
+        known = measured(image, examined)
         if target is not None and known.examined.faces:
             stored = _write(image, target)
     elif target is not None and known.examined.faces:  # a copy of ours: its bytes are good as they are
         stored = target.with_suffix(path.suffix)
         shutil.copyfile(path, stored)
         stored.chmod(0o600)
-    return _Taken(name, stored, known.examined, known.pixels_sha256, known.hash_bits, known.face_bits)
+    return _Taken(name, stored, known.examined, known.pixels_sha256, known.hash_bits, known.patches)
 
 
 def _write(image: np.ndarray, target: Path) -> Path:

@@ -1,26 +1,21 @@
 """The drawings of a comparison or a study, as inline SVG from plain numbers.
 
 In: what `figures.json` of a run, or a budget of a study's report.json, holds. Out: SVG that needs no script and no
-other file, readable in light and dark. Used by the reports and by the Score tab, so that all show the same.
+other file, readable in light and dark. Used by the reports and by the Score tab, so that all show the same; the tab
+hands in its own `tell`, which makes the words in the reader's language.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipelines.core.schema import IMPORTED, is_imported
+from pipelines.core.records import IMPORTED, is_imported, title_of
+from pipelines.core.said import tell as in_english
 
-NAMES = {
-    "none": "Untrained base",
-    "textual_inversion": "Textual inversion",
-    "dreambooth": "DreamBooth",
-    "lora": "LoRA",
-    "pivotal": "Pivotal tuning",
-}
 OTHER_COLOUR = "#7c3aed"
 COLOURS = {
     "none": "#6b7280",
@@ -32,18 +27,14 @@ COLOURS = {
 PARTS = {"train": "learned from", "held_out": "held out", "other": "other people"}
 
 Span = Mapping[str, float]  # mean, low, high
+Tell = Callable[..., str]  # (text, **values) -> the words, as `pipelines.core.said.tell`
 
 
-def title_of(column: str) -> str:
-    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
+def titled(column: str, tell: Tell = in_english) -> str:
+    """A column's title as plain text."""
     if is_imported(column):
-        return f"{column.removeprefix(IMPORTED)} (imported)"
-    return NAMES.get(column) or column
-
-
-def name_of(column: str) -> str:
-    """The same for HTML."""
-    return escape(title_of(column))
+        return tell("{name} (imported)", name=column.removeprefix(IMPORTED))
+    return tell("Untrained base") if column == "none" else title_of(column)
 
 
 def colour_of(column: str) -> str:
@@ -80,7 +71,10 @@ def _svg(width: int, height: int, said: str, parts: Sequence[str]) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, colour: str = "currentColor") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">{text}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">'
+        f"{escape(text, quote=False)}</text>"
+    )
 
 
 def _line(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False, width: float = 1.5) -> str:
@@ -99,12 +93,17 @@ def _axes(x: Axis, y: Axis, x_title: str, y_title: str) -> list[str]:
     return parts
 
 
-def _level(x: Axis, y: Axis, value: float | None, name: str) -> str:
-    if value is None or not y.low <= value <= y.high:
+def _level(x: Axis, y: Axis, value: float, said: str) -> str:
+    if not y.low <= value <= y.high:
         return ""
     at = y(value)
     line = _line([(x.start_px, at), (x.end_px, at)], "currentColor", dashed=True, width=0.8)
-    return line + _text(x.end_px, at - 4, f"{name} {value:.2f}", anchor="end")
+    return line + _text(x.end_px, at - 4, said, anchor="end")
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    """A number as people read it; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 # ------------------------------------------------------------------------------------------------- the drawings
@@ -120,7 +119,7 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return sorted(best, key=lambda name: points[name])
 
 
-def scatter(found: Mapping[str, Any]) -> str:
+def scatter(found: Mapping[str, Any], tell: Tell = in_english) -> str:
     """Identity against obedience with 95% intervals, the Pareto front, and each method's way there over its
     checkpoints (which are judged by another recogniser on validation prompts, hence drawn faintly).
     """
@@ -135,8 +134,11 @@ def scatter(found: Mapping[str, Any]) -> str:
     values += [identity for way in ways.values() for _, identity in way]
     values += [v for v in (found.get("ceiling"),) if v is not None]
     x, y = Axis(0.0, 1.0, 60, 560), Axis(min(0.0, *values), max(values) + 0.02, 330, 40)
-    parts = _axes(x, y, "share of what was asked that is shown", f"similarity by {escape(found['judge'])}")
-    parts.append(_level(x, y, found.get("ceiling"), "real photos"))
+    parts = _axes(
+        x, y, tell("share of what was asked that is shown"), tell("similarity by {judge}", judge=found["judge"])
+    )
+    if (ceiling := found.get("ceiling")) is not None:
+        parts.append(_level(x, y, ceiling, tell("real photos {value}", value=f"{ceiling:.2f}")))
     front = {c: (f["following"]["mean"], f["identity"]["mean"]) for c, f in methods.items()}
     edge = [front[name] for name in pareto(front)]
     parts.append(_line([(x(a), y(b)) for a, b in edge], "currentColor", dashed=True) if len(edge) > 1 else "")
@@ -153,12 +155,48 @@ def scatter(found: Mapping[str, Any]) -> str:
             _line([(across, y(identity["low"])), (across, y(identity["high"]))], colour),
             f'<circle cx="{across:.1f}" cy="{up:.1f}" r="6" fill="{colour}"/>',
             f'<circle cx="590" cy="{52 + 20 * index}" r="5" fill="{colour}"/>',
-            _text(602, 56 + 20 * index, name_of(column)),
+            _text(602, 56 + 20 * index, titled(column, tell)),
         ]
-    return _svg(740, 370, "Identity against prompt-following, by method", parts)
+    return _svg(740, 370, tell("Identity against prompt-following, by method"), parts)
 
 
-def convergence(found: Mapping[str, Any]) -> str:
+def strip(judge: str, named: Mapping[str, float | None], dots: Mapping[str, Sequence[float]]) -> str:
+    """All similarities by one judge on one axis, a row of dots per column, with named values of its scale."""
+    values = [value for value in named.values() if value is not None] + [v for each in dots.values() for v in each]
+    low = min([0.0, *values]) - 0.03
+    high = max([1.0, *values])
+
+    def at(value: float) -> float:
+        return 170 + (value - low) / (high - low) * 810
+
+    height = 26 * len(dots) + 20 * len(named) + 16
+    lines = []
+    for index, (name, value) in enumerate(named.items()):
+        y = 26 * len(dots) + 20 * (index + 1) + 4
+        if value is None:
+            lines.append(f'<text x="170" y="{y}" font-size="13" fill="currentColor">{name}: not measured</text>')
+            continue
+        x = at(value)
+        anchor, shift = ("end", -6) if x > 700 else ("start", 6)
+        lines.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{y}" stroke="currentColor" '
+            f'stroke-dasharray="4 3" opacity=".6"/>'
+            f'<text x="{x + shift:.1f}" y="{y}" font-size="13" text-anchor="{anchor}" fill="currentColor">{name} '
+            f"{value:.2f}</text>"
+        )
+    for index, (column, each) in enumerate(dots.items()):
+        y = 26 * index + 16
+        lines.append(f'<text x="0" y="{y + 5}" font-size="14" fill="currentColor">{escape(titled(column))}</text>')
+        colour = colour_of(column)
+        lines += [f'<circle cx="{at(value):.1f}" cy="{y}" r="5" fill="{colour}" fill-opacity=".65"/>' for value in each]
+    said = "; ".join(f"{name} {figure(value)}" for name, value in named.items())
+    return (
+        f'<svg viewBox="0 0 1000 {height}" role="img" aria-label="Similarities by '
+        f'{escape(judge)}. {escape(said)}">{"".join(lines)}</svg>'
+    )
+
+
+def convergence(found: Mapping[str, Any], tell: Tell = in_english) -> str:
     """Similarity of each checkpoint's validation pictures against seconds: to the validation photos (solid) and to the
     training photos (dashed). A gap between the two that grows is memorising.
     """
@@ -169,8 +207,8 @@ def convergence(found: Mapping[str, Any]) -> str:
     values = [look[k] for look in looks for k in ("identity", "trained")]
     x = Axis(0.0, max(look["seconds"] for look in looks), 60, 480)
     y = Axis(min(0.0, *values), max(values) + 0.02, 300, 40)
-    judge = escape(next(iter(curves.values()))["judge"])
-    parts = _axes(x, y, "seconds of the method's own work", f"similarity by {judge}")
+    judge = next(iter(curves.values()))["judge"]
+    parts = _axes(x, y, tell("seconds of the method's own work"), tell("similarity by {judge}", judge=judge))
     for index, (column, curve) in enumerate(curves.items()):
         colour = colour_of(column)
         for key, dashed in (("identity", False), ("trained", True)):
@@ -180,11 +218,11 @@ def convergence(found: Mapping[str, Any]) -> str:
             at = f'cx="{x(kept["seconds"]):.1f}" cy="{y(kept["identity"]):.1f}"'
             parts.append(f'<circle {at} r="5" fill="{colour}"/>')
         parts.append(_line([(500, 52 + 20 * index), (520, 52 + 20 * index)], colour, width=3))
-        parts.append(_text(526, 56 + 20 * index, name_of(column)))
-    return _svg(660, 340, "Similarity over training time, by method", parts)
+        parts.append(_text(526, 56 + 20 * index, titled(column, tell)))
+    return _svg(660, 340, tell("Similarity over training time, by method"), parts)
 
 
-def densities(found: Mapping[str, Any]) -> str:
+def densities(found: Mapping[str, Any], tell: Tell = in_english) -> str:
     """Where the pictures of each method lie, beside real photos of the person and strangers' photos."""
     samples = {c: [v for v in f.get("similarities", ()) if v is not None] for c, f in found["methods"].items()}
     samples = {column: values for column, values in samples.items() if len(values) > 1}
@@ -200,7 +238,10 @@ def densities(found: Mapping[str, Any]) -> str:
     y = Axis(0.0, highest * 1.1, 240, 40)
     parts = [_line([(20, 240), (600, 240)], "currentColor", width=1)]
     parts += [_text(x(value), 256, f"{value:g}", anchor="middle") for value in x.ticks(8)]
-    for quantiles, name, row in ((different, "different people", 276), (same, "one person's photos", 292)):
+    for quantiles, name, row in (
+        (different, tell("different people"), 276),
+        (same, tell("one person's photos"), 292),
+    ):
         if "0.5" in quantiles:
             low, high = min(map(float, quantiles.values())), max(map(float, quantiles.values()))
             parts.append(_line([(x(low), row), (x(high), row)], "currentColor", width=4))
@@ -209,13 +250,15 @@ def densities(found: Mapping[str, Any]) -> str:
     threshold = found.get("threshold")
     if threshold is not None:
         parts.append(_line([(x(threshold), 40), (x(threshold), 240)], "currentColor", dashed=True))
-        parts.append(_text(x(threshold), 30, f"looks like you from {threshold:.2f}", anchor="middle"))
+        parts.append(
+            _text(x(threshold), 30, tell("looks like you from {value}", value=f"{threshold:.2f}"), anchor="middle")
+        )
     for index, (column, shape) in enumerate(shapes.items()):
         colour = colour_of(column)
         parts.append(_line([(x(v), y(h)) for v, h in zip(grid, shape, strict=True)], colour, width=2))
         parts.append(_line([(610, 52 + 20 * index), (630, 52 + 20 * index)], colour, width=3))
-        parts.append(_text(636, 56 + 20 * index, name_of(column)))
-    return _svg(770, 304, "How the similarities are spread, by method", parts)
+        parts.append(_text(636, 56 + 20 * index, titled(column, tell)))
+    return _svg(770, 304, tell("How the similarities are spread, by method"), parts)
 
 
 def _kernel(values: Sequence[float], grid: Sequence[float]) -> list[float]:
@@ -228,7 +271,7 @@ def _kernel(values: Sequence[float], grid: Sequence[float]) -> list[float]:
     return [scale * sum(math.exp(-0.5 * ((g - v) / width) ** 2) for v in values) for g in grid]
 
 
-def heatmap(found: Mapping[str, Any]) -> str:
+def heatmap(found: Mapping[str, Any], tell: Tell = in_english) -> str:
     """Similarity of every picture (rows, by method) with every photo (learned from | held out | other people), on one
     fixed scale from 0 to 1.
     """
@@ -244,7 +287,7 @@ def heatmap(found: Mapping[str, Any]) -> str:
     for part, k in columns:
         if part != last:
             at += gap if last else 0
-            parts.append(_text(at, top - 8, PARTS[part]))
+            parts.append(_text(at, top - 8, tell(PARTS[part])))
             last = part
         places[k] = at
         at += wide
@@ -253,10 +296,10 @@ def heatmap(found: Mapping[str, Any]) -> str:
         if row["column"] != column:
             down += 6 if column else 0
             column = row["column"]
-            parts.append(_text(left - 8, down + 11, name_of(column), anchor="end"))
+            parts.append(_text(left - 8, down + 11, titled(column, tell), anchor="end"))
         for k, value in enumerate(row["values"]):
-            shown = "no face" if value is None else f"{value:.2f}"
-            label = f"{heat['photos'][k]['name']}: {shown}"
+            photo, shown = heat["photos"][k]["name"], figure(value)
+            label = tell("{photo}: no face", photo=photo) if value is None else f"{photo}: {shown}"
             parts.append(
                 f'<rect x="{places[k]:.1f}" y="{down:.1f}" width="{wide - 1:.1f}" height="{tall:.1f}" '
                 f'fill="{_shade(value)}"><title>{escape(label)}</title></rect>'
@@ -273,7 +316,9 @@ def heatmap(found: Mapping[str, Any]) -> str:
             f'<rect x="{left + 18 * step}" y="{down + 12:.1f}" width="18" height="8" fill="{_shade(step / 10)}"/>'
         )
     parts += [_text(left - 6, down + 20, "0", anchor="end"), _text(left + 204, down + 20, "1")]
-    return _svg(int(at + 20), height, f"Similarity of pictures with photos by {found['judge']}", parts)
+    return _svg(
+        int(at + 20), height, tell("Similarity of pictures with photos by {judge}", judge=found["judge"]), parts
+    )
 
 
 def _shade(value: float | None) -> str:
@@ -285,43 +330,52 @@ def _shade(value: float | None) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(start, end, strict=True))
 
 
-def strengths(found: Mapping[str, Any]) -> str:
+def strengths(found: Mapping[str, Any], tell: Tell = in_english) -> str:
     """What was seen of a LoRA's strengths, in words and numbers; "" where none was chosen."""
     tried = found.get("strengths")
     if not tried:
         return ""
+
+    def kept(look: Mapping[str, Any]) -> str:
+        strength = f"{look['strength']:g}"
+        return tell("{value} (kept)", value=strength) if look["strength"] == tried["chosen"] else strength
+
     rows = "".join(
-        f"<tr><td>{look['strength']:g}{' (kept)' if look['strength'] == tried['chosen'] else ''}</td>"
-        f"<td>{look['identity']:.2f}</td><td>{'–' if look['following'] is None else format(look['following'], '.2f')}"
-        f"</td><td>{look['value']:.2f}</td></tr>"
+        f"<tr><td>{escape(kept(look))}</td><td>{figure(look['identity'])}</td><td>{figure(look['following'])}</td>"
+        f"<td>{figure(look['value'])}</td></tr>"
         for look in tried["looks"]
     )
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Strength", "Similarity", "As asked", "Product"))
+    names = (tell("Strength"), tell("Similarity"), tell("As asked"), tell("Product"))
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    caption = tell("LoRA strengths on validation prompts, judge: {judge}.", judge=tried["judge"])
     return (
-        f'<div class="scroll"><table><caption>LoRA strengths on validation prompts, judge: {escape(tried["judge"])}.'
-        f"</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-SECTIONS = (
+SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any], Tell], str], tuple[str, ...]], ...] = (
     ("Identity against obedience", scatter,
-     "Up and right is better; the dashed line joins what nothing else beats in both. Faint lines are checkpoints, by "
-     "another judge on validation prompts."),
+     ("Up and right is better; the dashed line joins what nothing else beats in both.",
+      "Faint lines are checkpoints, by another judge on validation prompts.")),
     ("While it learned", convergence,
-     "Validation pictures against the validation photos (solid) and the training photos (dashed). The dot is the "
-     "checkpoint that was kept."),
-    ("", strengths, ""),
-    ("Spread", densities, "Below: from the lowest to the highest quantile that was measured, the dot is the middle."),
+     ("Validation pictures against the validation photos (solid) and the training photos (dashed).",
+      "The dot is the checkpoint that was kept.")),
+    ("", strengths, ()),
+    ("Spread", densities,
+     ("Below: from the lowest to the highest quantile that was measured, the dot is the middle.",)),
     ("Every picture against every photo", heatmap,
-     "A method that copies is darker under the photos it learned from than under those it never saw."),
+     ("A method that copies is darker under the photos it learned from than under those it never saw.",)),
 )  # fmt: skip
 
 
-def sections(found: Mapping[str, Any]) -> str:
+def sections(found: Mapping[str, Any], tell: Tell = in_english) -> str:
     """All drawings there is data for, each under its heading."""
     parts = []
-    for title, draw, why in SECTIONS:
-        picture = draw(found)
+    for heading, draw, sentences in SECTIONS:
+        picture = draw(found, tell)
+        title = escape(tell(heading)) if heading else ""
+        why = escape(" ".join(tell(sentence) for sentence in sentences))
         if picture.startswith("<svg"):  # on a phone it is scrolled, not shrunk until nobody can read it
             picture = f'<div class="scroll" tabindex="0" role="group" aria-label="{title}">{picture}</div>'
         if picture:

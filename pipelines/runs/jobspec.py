@@ -6,45 +6,43 @@ what can't be done. Light: no torch.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
-from pipelines.core import presets, safety
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.core.schema import (
+from pipelines.core import presets, safety
+from pipelines.core.decode import check_record, decode
+from pipelines.core.records import (
     ALL_METHODS,
     ATTENTIONS,
-    CHECKPOINTING,
     CLASS_WORDS,
     COLUMNS,
+    METHOD_ROWS,
     METHODS,
-    OPTIMIZERS,
     QUALITIES,
     Finish,
     Recipe,
     Sampling,
+    Seed,
     UserError,
+    Within,
     check_variation,
     is_imported,
+    with_subject,
 )
 
 KINDS = ("compare", "train", "generate", "finish")
 RENDERS = 8  # per column of a comparison
 # Plain looks first: a comparison asks about the face, not about costumes. Every base family finds its own among them.
 COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
-SETTING_LIMITS: dict[str, tuple[float, float]] = {
-    "steps": (1, 100_000), "batch": (1, 256), "vectors": (1, 8), "rank": (1, 256), "alpha": (0, 1024),
-    "prior_images": (1, 1000), "checkpoint_every": (1, 100_000), "learning_rate": (0, 1), "text_learning_rate": (0, 1),
-    "ema": (0, 0.999999), "caption_dropout": (0, 1), "prior_weight": (0, 10), "clip_norm": (0, 1000),
-    "weight_decay": (0, 10), "warmup_steps": (0, 100_000), "snr_gamma": (0, 1000), "noise_from": (0, 0.99),
-    "preview_every_s": (0, 86_400), "watch_every": (0, 100_000), "patience": (0, 1000),
-    "vector_learning_rate": (0, 1), "freeze_vectors_after": (0, 1), "face_weight": (0, 100),
-    "background_weight": (0, 100),
-}  # fmt: skip
-SETTING_CHOICES = {"optimizer": OPTIMIZERS, "gradient_checkpointing": CHECKPOINTING}
+LABELS = {
+    "seed": "The seed",
+    "split_seed": "The split's seed",
+    "processes": "The number of processes",
+    "renders": "The number of pictures",
+}
 
 Setting = int | float | str | bool | None
 
@@ -57,21 +55,22 @@ class JobSpec:
     kind: str = "compare"
     base: str = "portrait-128"  # a registry name or a path
     class_word: str = "person"
-    methods: tuple[str, ...] = METHODS  # to train; for "generate" the columns to draw, "none" being the untrained base
+    # to train; for "generate" the columns to draw, "none" being the untrained base
+    methods: tuple[str, ...] = tuple(METHODS)
     quality: str = "good"
-    seed: int = 0
-    split_seed: int | None = None  # determines which photos are held out; None: `seed` does
+    seed: Seed = 0
+    split_seed: Seed | None = None  # determines which photos are held out; None: `seed` does
     photos: tuple[str, ...] = ()  # files to take in; empty: the run's photos were taken in already
     keep: tuple[str, ...] = ()  # names of photos to use although the checks would leave them out
     samplings: tuple[Sampling, ...] = ()  # what to draw; empty for "compare": `renders` plain portraits
-    renders: int = RENDERS
+    renders: Annotated[int, Within(1, 500)] = RENDERS
     stylised: tuple[str, ...] = ()  # prompts no recogniser can judge (paintings, cartoons): out of the identity figures
     others: tuple[str, ...] = ()  # photos of other people, for the heatmap; empty: the synthetic sample person's
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> pictures made elsewhere: one more column
     settings: dict[str, dict[str, Setting]] = field(default_factory=dict)  # method -> changes to its recipe
     device: str | None = None  # "cpu", "cuda", "mps"; None = the best here
     attention: str = "sdpa"  # or "xformers", on NVIDIA GPUs
-    processes: int = 1  # that teach together, on as many GPUs
+    processes: Annotated[int, Within(1, 64)] = 1  # that teach together, on as many GPUs
     download_judge: bool = False  # the person agreed that an ArcFace pack may be downloaded
     finish: Finish | None = field(default=None, metadata={"later": True})  # for "finish"
 
@@ -100,17 +99,12 @@ class JobSpec:
                 raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
             if name != "none" and name not in row.offered:
                 raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.offered)}.")
-        _number("The seed", self.seed, 0, 2**53, whole=True)
-        _number("The split's seed", self.split, 0, 2**53, whole=True)
-        _number("The number of processes", self.processes, 1, 64, whole=True)
-        _number("The number of pictures", self.renders, 1, 500, whole=True)
+        check_record(self, labels=LABELS)
         if self.kind == "generate" and not self.samplings:
             raise UserError("Nothing to draw was named. Give a prompt or pick a style.")
         for each in self.samplings:
-            for label, number in (("Guidance", each.guidance), ("Strength", each.strength), ("Steps", each.steps)):
-                _number(label, number, 0, 1000)
-            _number("The seed", each.seed, 0, 2**53, whole=True)
             check_variation(each)
+            with_subject(each.prompt)
             safety.check_prompt(each.prompt, each.negative_prompt)
             if row.own_scheduler and each.scheduler != "default":
                 raise UserError(f"{row.title} draws with its own scheduler only. Choose default.")
@@ -141,9 +135,8 @@ class JobSpec:
         row = find_base(self.base)
         pictures = max(len(self.samplings), self.renders) * len(COLUMNS) * 4 * row.resolution_px**2
         learned = 0.05e9 * (1 + row.vram_gb)
-        if (
-            "dreambooth" in self.methods
-        ):  # per parameter weights, moments and an average in float32, the artefact in half
+        # per parameter weights, moments and an average in float32, the artefact in half
+        if any("weights" in METHOD_ROWS[name].learns for name in self.methods if name in METHOD_ROWS):
             learned = 18e6 * row.footprint.denoiser_m if row.footprint is not None else 0.8e9 * row.vram_gb
         learned *= 1.25  # where checkpoints are chosen, the best one so far is saved beside the last
         if self.finish is not None:
@@ -154,46 +147,21 @@ class JobSpec:
 def spec_from_json(saved: Any) -> JobSpec:
     """The spec in a spec.json. Raises UserError when it is not one."""
     try:
-        values = {each.name: saved[each.name] for each in fields(JobSpec) if each.name in dict(saved)}
-        for name in ("methods", "photos", "keep", "stylised", "others"):
-            if name in values:
-                values[name] = tuple(str(each) for each in values[name])
-        values["images"] = {str(name): tuple(map(str, files)) for name, files in values.get("images", {}).items()}
-        values["samplings"] = tuple(Sampling(**each) for each in values.get("samplings", ()))
-        if values.get("finish") is not None:
-            lists = {name: tuple(map(str, values["finish"][name])) for name in ("pictures", "steps")}
-            values["finish"] = Finish(**values["finish"] | lists)
-        if "kind" not in values:
+        if "kind" not in saved:
             raise ValueError("it names no job")
-        return JobSpec(**values)
-    except (TypeError, ValueError, AttributeError) as error:
+        return decode(JobSpec, saved)
+    except (TypeError, ValueError, UserError) as error:
         raise UserError("The run's spec.json is damaged. Start again with the settings you want.") from error
-
-
-def _number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not low <= value <= high or (whole and int(value) != value):  # type: ignore[operator, call-overload]
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"{name} must be {kind} from {low:g} to {high:g}, not {value}.")
 
 
 def _check_settings(method: str, changes: dict[str, Setting]) -> None:
     if method not in ALL_METHODS:
         raise UserError(f"There is no method {method}. Choose one of: {', '.join(ALL_METHODS)}.")
-    known = {each.name: str(each.type) for each in fields(Recipe)}
-    for name, value in changes.items():
-        if name not in known or name in ("base", "method", "class_word", "seed"):
-            raise UserError(f"A recipe has no setting {name} to change. Leave it out.")
-        kind = known[name]
-        if value is None and "None" in kind:
-            continue
-        if name in SETTING_LIMITS:
-            low, high = SETTING_LIMITS[name]
-            _number(f"The recipe's {name}", value, low, high, whole=kind == "int")
-        elif name in SETTING_CHOICES and value not in SETTING_CHOICES[name]:
-            raise UserError(f"The recipe's {name} is one of {', '.join(SETTING_CHOICES[name])}, not {value}.")
-        elif type(value).__name__ != kind:
-            raise UserError(f"The recipe's {name} can't be {value}. Leave it out, or give a {kind}.")
+    known = {each.name for each in fields(Recipe)} - set(presets.CHOSEN)
+    if unknown := sorted(set(changes) - known):
+        raise UserError(f"A recipe has no setting {unknown[0]} to change. Leave it out.")
+    labels = {name: f"The recipe's {name}" for name in known}
+    decode(Recipe, {"base": "", "method": method, **changes}, labels=labels)
 
 
 def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: int) -> tuple[Sampling, ...]:

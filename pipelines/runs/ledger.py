@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.schema import UserError
-from pipelines.core.workspace import FULL, Run
+from pipelines.core.files import FULL
+from pipelines.core.records import UserError
+from pipelines.core.run import Run
 
 FILE = "jobs.sqlite3"
 WAITING, WORKING = "queued", "running"

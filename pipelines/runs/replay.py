@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import workspace
+from pipelines.core.files import read_json
+from pipelines.core.records import Photo, PhotoSet, UserError
+from pipelines.core.run import Run, imported_columns, is_run, load_photo_set, open_run, run_at, save_photo_set
 from pipelines.runs.jobspec import JobSpec, spec_from_json
-from pipelines.core.schema import Photo, PhotoSet, UserError
-from pipelines.core.workspace import Run
 
 CONDITIONS = ("versions", "machine", "device", "base")  # what has to be the same for the same bits
 
@@ -24,27 +24,27 @@ def prepare(manifest: Path, out: Path) -> tuple[Run, JobSpec]:
     """A new run with the same photos, split and settings. Raises UserError when the old run is not whole."""
     if not manifest.is_file():
         raise UserError(f"There is no manifest {manifest}. A finished comparison has one: RUN/manifest.json.")
-    old = workspace.open_run(manifest.parent)
-    photos, saved = workspace.load_photo_set(old), workspace.read_json(manifest)
+    old = open_run(manifest.parent)
+    photos, saved = load_photo_set(old), read_json(manifest)
     if photos is None or not isinstance(saved, dict) or saved.get("kind") != "compare":
         raise UserError(f"{manifest.parent.name} is not a whole comparison, so it can't be repeated.")
     if photos.digest != saved["photos"]["digest"]:
         raise UserError(f"The photos of {manifest.parent.name} changed after its report, so it can't be repeated.")
-    if workspace.is_run(out) and workspace.load_photo_set(Run(out)) is not None:
+    if is_run(out) and load_photo_set(Run(out)) is not None:
         again = Run(out)
-        if _needed(workspace.load_photo_set(again)).digest != photos.digest:
+        if _needed(load_photo_set(again)).digest != photos.digest:
             raise UserError(f"{out.name} holds another run. Name a new folder.")
     else:
-        again = workspace.run_at(out)
+        again = run_at(out)
         again.photos.mkdir(mode=0o700, exist_ok=True)
         parts = ((_copied(each, again) for each in part) for part in (photos.train, photos.validation, photos.held_out))
         train, validation, held_out = (tuple(part) for part in parts)
-        workspace.save_photo_set(again, replace(photos, train=train, validation=validation, held_out=held_out))
+        save_photo_set(again, replace(photos, train=train, validation=validation, held_out=held_out))
     if old.consent.exists() and not again.consent.exists():
         shutil.copy(old.consent, again.consent)
-    for column in workspace.imported(old):
+    for column in imported_columns(old):
         shutil.copytree(old.method(column), again.method(column), dirs_exist_ok=True)
-    spec = replace(spec_from_json(workspace.read_json(old.spec)), photos=())
+    spec = replace(spec_from_json(read_json(old.spec)), photos=())
     if spec.kind != "compare":
         raise UserError(f"{manifest.parent.name} was used for other work since its report. Repeat it from a copy.")
     return again, spec

@@ -1,7 +1,7 @@
 """A study: people x budgets x recipes x training seeds; every cell is an ordinary comparison, and it can be stopped.
 
 In: a folder of people (or one person's photos) and a matrix file. Out: OUT/<person>/<cell>/ - runs as `compare` makes
-them - and over all of them report.json, report.html, cells.csv and table.tex (`study_report`).
+them - and over all of them report.json, report.html, cells.csv and table.tex (`pipelines.reports.study`).
 Cells are independent: `jobs` of them run at once, each in processes of its own. Finished ones are not done again.
 
     python -m pipelines compare PEOPLE_DIR --matrix presets/studies/portrait-128.json --out OUT --jobs 2
@@ -21,15 +21,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.runs import jobs
-from pipelines.core import presets, workspace
 from pipelines.bases.registry import BaseRow, find_base
-from pipelines.runs.comparison import CONSENT, is_complete
+from pipelines.core import presets
+from pipelines.core.files import REPOSITORY, jsonable, read_json, write_json
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
+from pipelines.core.run import Run, forget, is_run, record_consent, run_at
+from pipelines.runs import jobs
+from pipelines.runs.compare import CONSENT, is_complete
 from pipelines.runs.jobspec import JobSpec, Setting
-from pipelines.core.schema import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
-from pipelines.core.workspace import Run
+
+if TYPE_CHECKING:
+    from pipelines.reports.study import FinishedRun
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
 OTHERS = 5
@@ -107,6 +111,13 @@ class Cell:
     seed: int
     folder: Path
     spec: JobSpec
+
+    @property
+    def finished(self) -> FinishedRun:
+        """What the study's report reads of it."""
+        from pipelines.reports.study import FinishedRun
+
+        return FinishedRun(self.person.name, self.condition, self.seed, self.folder)
 
 
 def read_matrix(file: Path) -> Matrix:
@@ -190,7 +201,9 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, pace: Pace) -> li
             _condition(budget, variant),
             seed,
             out / person.name / f"{_condition(budget, variant)}-seed{seed}",
-            _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {}), _others(person, people)),
+            replace(
+                _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {})), others=_others(person, people)
+            ),
         )
         for seed in matrix.seeds
         for budget in matrix.budgets
@@ -216,7 +229,6 @@ def _spec(
     variant: Variant,
     seed: int,
     seconds_per_step: dict[str, float],
-    others: tuple[str, ...] = (),
 ) -> JobSpec:
     settings: dict[str, dict[str, Setting]] = {}
     for name, changes in matrix.methods.items():
@@ -236,7 +248,6 @@ def _spec(
         split_seed=0,  # every training seed learns from the same photos
         photos=tuple(str(path.resolve()) for path in person.photos),
         stylised=matrix.stylised,
-        others=others,
         samplings=matrix.samplings(person.class_word, row),
         settings=settings,
     )
@@ -247,9 +258,9 @@ def _spec(
 
 def run_cell(folder: Path, spec: JobSpec) -> jobs.JobStatus:
     """One cell to its end in a worker process of its own, on whichever machine this is called."""
-    run = workspace.run_at(folder)
+    run = run_at(folder)
     if not run.consent.exists():
-        workspace.record_consent(run, means="study", statement=CONSENT)
+        record_consent(run, means="study", statement=CONSENT)
     jobs.start(run, spec)
     for _ in jobs.follow(run):
         pass
@@ -269,7 +280,7 @@ class RayEngine:
         except ImportError as error:
             raise UserError("Ray is not installed. Add it with: pip install -r requirements-ray.txt") from error
         self._ray = ray
-        repository = str(Path(__file__).resolve().parents[2])
+        repository = str(REPOSITORY)
         threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
         kept = ("LIKENESS_FACE_MODELS", "HF_HUB_OFFLINE", "HF_HOME")
         variables = {name: os.environ[name] for name in kept if name in os.environ}
@@ -389,20 +400,20 @@ class Study:
         if all(budget.seconds is None for budget in self.matrix.budgets):
             return {}
         file = self.out / "timing.json"
-        known = workspace.read_json(file)
-        wanted = {"jobs": at_once, "recipes": workspace.plain(self.matrix.recipes), "methods": self.matrix.methods}
+        known = read_json(file)
+        wanted = {"jobs": at_once, "recipes": jsonable(self.matrix.recipes), "methods": self.matrix.methods}
         if isinstance(known, dict) and known.get("of") == wanted:
             return {name: {m: float(value) for m, value in each.items()} for name, each in known["pace"].items()}
         self.tell("Measuring how long a step of each method takes here")
         pace = {variant.name: self._time(variant, at_once) for variant in self.matrix.recipes}
-        workspace.write_json(file, {"of": wanted, "pace": pace, "steps": [TIMED_FROM, TIMED_STEPS]})
+        write_json(file, {"of": wanted, "pace": pace, "steps": [TIMED_FROM, TIMED_STEPS]})
         return pace
 
     def _time(self, variant: Variant, at_once: int) -> dict[str, float]:
         budget = next(budget for budget in self.matrix.budgets if budget.seconds is not None)
         spec = _spec(self.matrix, self.people[0], budget, variant, 0, dict.fromkeys(self.matrix.methods, 1.0))
         watched = {
-            name: presets.recipe(spec.base, name, spec.quality, class_word=spec.class_word)
+            name: presets.recipe(find_base(spec.base), name, spec.quality, class_word=spec.class_word)
             .replaced(**spec.settings[name])
             .watch_every
             for name in spec.methods
@@ -417,7 +428,7 @@ class Study:
         for folder in folders:
             run = Run(folder)
             jobs.hold(run, lambda _, run=run: jobs.released(run))  # type: ignore[misc]
-            workspace.forget(run)
+            forget(run)
         return {name: statistics.mean(times[name] for times in each) for name in spec.methods}
 
 
@@ -447,4 +458,4 @@ def _per_step(events: Sequence[Event], watched: dict[str, int]) -> dict[str, flo
 
 
 def _finished(cell: Cell) -> bool:
-    return workspace.is_run(cell.folder) and is_complete(Run(cell.folder), cell.spec)
+    return is_run(cell.folder) and is_complete(Run(cell.folder), cell.spec)

@@ -1,8 +1,8 @@
 """The worker's side of a job: does it, writes down every outcome in words, and ends when it is asked to.
 
 In: a run's folder with a spec (`work`), or a data root with a line of jobs (`serve`). Out: files that
-`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people ask
-for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
+`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people
+ask for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import workspace
-from pipelines.training import world
-from pipelines.runs.comparison import Resident, perform
-from pipelines.runs.jobs import (
-    LONG,
-    OURS,
-    PARENT_ENV,
-    SHORT,
-    STOPPING,
+from pipelines.core.control import Control
+from pipelines.core.files import (
+    FULL,
+    Lock,
+    append_line,
+    jsonable,
+    refusal,
+    repair_lines,
+    sweep_partials,
+    timestamp,
+    write_json,
+)
+from pipelines.core.process import birth
+from pipelines.core.records import Event, OutOfMemory, UserError
+from pipelines.core.run import Run, data_root, is_run
+from pipelines.runs.compare import perform
+from pipelines.runs.jobs import LONG, SHORT, STOPPING
+from pipelines.runs.ledger import Ledger
+from pipelines.runs.prepare import Resident
+from pipelines.runs.status import (
     JobStatus,
-    birth,
     leave_asked,
     load_spec,
     me,
@@ -39,11 +49,9 @@ from pipelines.runs.jobs import (
     save_status,
     status,
     stop_asked,
-)  # fmt: skip
-from pipelines.runs.ledger import Ledger
-from pipelines.core.schema import Event, OutOfMemory, UserError
-from pipelines.core.slices import Slice
-from pipelines.core.workspace import Lock, Run
+)
+from pipelines.runs.supervisor import OURS, PARENT_ENV
+from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
 LOOK_EVERY_S = 0.25  # at the line
@@ -110,8 +118,8 @@ def work(run: Run) -> int:
             time.sleep(0.1)
         found = read_status(run)
         if not found.busy:  # started by hand, not by `start`
-            first = workspace.repair_lines(run.events)
-            found = JobStatus("queued", job=secrets.token_hex(8), first_event=first, started=workspace.timestamp())
+            first = repair_lines(run.events)
+            found = JobStatus("queued", job=secrets.token_hex(8), first_event=first, started=timestamp())
         ended = _Ended()
         ended.listen()
         one = _Worker(run, found, ended)
@@ -126,7 +134,7 @@ def work(run: Run) -> int:
 
 def _wait_for_turn(one: _Worker, held: contextlib.ExitStack) -> None:
     """Jobs below one data root take turns: two at once would starve each other. The lock dies with its holder."""
-    root = workspace.data_root()
+    root = data_root()
     if one.run.folder.parent != root:
         return  # started by hand in a folder of their own choice
     turn = held.enter_context(Lock(root / TURN))
@@ -167,7 +175,7 @@ def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
         if not lock.acquire():
             line.put(found.job, "queued")
             return
-        one = _Worker(run, found, lambda: False, pause=Slice(over), resident=Resident())
+        one = _Worker(run, found, lambda: False, over=over, resident=Resident())
         if one.begin():
             while not one.advance():
                 pass
@@ -232,7 +240,7 @@ class _Desk:
         run = Run(self.root / entry.run, entry.slot)
         found = read_status(run)
         lock = Lock(run.lock)
-        if not workspace.is_run(run.folder) or found.job != entry.job or not found.waits:
+        if not is_run(run.folder) or found.job != entry.job or not found.waits:
             self.line.put(entry.job, "cancelled")  # deleted or replaced meanwhile
             return
         if not lock.acquire():  # its last worker is still saving
@@ -261,14 +269,15 @@ class _Worker:
         found: JobStatus,
         ended: Callable[[], bool],
         *,
-        pause: Slice | None = None,
+        over: Callable[[], bool] = lambda: False,
         resident: Resident | None = None,
         device: str | None = None,
     ) -> None:
         self.run, self.status = run, found
         self.asked = _Asked(run, found.job, ended)
         self.code, self.spoiled, self.spent_s = 0, False, 0.0
-        self._pause, self._resident, self._device = pause or Slice(), resident, device
+        self._control = Control(stop=self.asked, leave=lambda name: leave_asked(run, name), over=over)
+        self._resident, self._device = resident, device
         self._kept_before = found.kept
         self._since = self._written = self._event_at = time.monotonic()
         self._last: Event | None = None
@@ -278,20 +287,13 @@ class _Worker:
     def begin(self) -> bool:
         """Whether it could begin."""
         try:
-            workspace.write_json(self.run.worker, me(self.status.job))
-            workspace.sweep_partials(self.run.folder)
+            write_json(self.run.worker, me(self.status.job))
+            sweep_partials(self.run.folder)
             spec = load_spec(self.run)
             self.save(kind=spec.kind, phase="Starting", state="running" if self._resident else self.status.state)
             if self._device and spec.device is None:
                 spec = replace(spec, device=self._device)
-            self._events = perform(
-                self.run,
-                spec,
-                stop=self.asked,
-                leave=lambda name: leave_asked(self.run, name),
-                pause=self._pause,
-                resident=self._resident,
-            )
+            self._events = perform(self.run, spec, control=self._control, resident=self._resident)
         except Exception as error:
             self._fail(error)
             return False
@@ -319,8 +321,8 @@ class _Worker:
     def _end(self) -> None:
         last = self._last
         if last is not None and last.kind == "done":
-            self.save(state="done", phase=None, left_s=None, ended=workspace.timestamp())
-        elif self._pause() and not self.asked():
+            self.save(state="done", phase=None, left_s=None, ended=timestamp())
+        elif self._control.paused() and not self.asked():
             self.save(state="queued", phase="Waiting for the next slice of the GPU")
         elif self.asked.ended() and not self.asked.by_person and self._resident and _parent_lives():
             # somebody else's job had to be ended by force, and with it this process: the next one goes on
@@ -329,16 +331,16 @@ class _Worker:
             reason = "The app was closed. Start again; it continues where it was."
             if world.launched() and not _orphaned():
                 reason = "Another of its processes ended. Start again; it continues where it was."
-            self.save(state="interrupted", reason=reason, phase=None, left_s=None, ended=workspace.timestamp())
+            self.save(state="interrupted", reason=reason, phase=None, left_s=None, ended=timestamp())
         else:
             said = last.text if last is not None and last.kind == "stopped" else None
-            self.save(state="cancelled", reason=said, phase=None, left_s=None, ended=workspace.timestamp())
+            self.save(state="cancelled", reason=said, phase=None, left_s=None, ended=timestamp())
 
     def tell(self, event: Event) -> None:
         """Write one event, and every half second how things stand."""
         now = time.monotonic()
         pace, self._event_at = now - self._event_at, now
-        workspace.append_line(self.run.events, short(event))
+        append_line(self.run.events, short(event))
         changes: dict[str, Any] = {}
         changes["pace_s"] = round(max(self.status.pace_s, pace), 3)
         if event.kind == "step":
@@ -359,28 +361,28 @@ class _Worker:
             self.status = replace(self.status, **changes)
 
     def save(self, **changes: Any) -> None:
-        from pipelines.core.runtime import peak_memory_mb
+        from pipelines.core.device import peak_memory_mb
 
         self._written = time.monotonic()
         wall = round(self._written - self._since, 3)
-        changes["kept"] = self._kept_before + self._pause.kept
+        changes["kept"] = self._kept_before + self._control.kept
         self.status = replace(self.status, wall_s=wall, peak_mem_mb=round(peak_memory_mb(), 1), **changes)
         save_status(self.run, self.status)
 
     def _fail(self, error: Exception) -> None:
         sentence = explain(error)
         self.code = 1
-        self.spoiled |= sentence in (OURS, workspace.FULL) or _out_of_memory(error)
+        self.spoiled |= sentence in (OURS, FULL) or _out_of_memory(error)
         with contextlib.suppress(OSError):
             with self.run.log.open("a", encoding="utf-8") as log:
-                log.write(f"{workspace.timestamp()} job {self.status.job} failed\n")
+                log.write(f"{timestamp()} job {self.status.job} failed\n")
                 log.write("".join(traceback.format_exception(error)))
             self.run.log.chmod(0o600)
         # on a full disk the event may not fit; the status is tried as well
         with contextlib.suppress(OSError, UserError):
-            workspace.append_line(self.run.events, short(Event("failed", text=sentence)))
+            append_line(self.run.events, short(Event("failed", text=sentence)))
         try:
-            self.save(state="failed", reason=sentence, phase=None, left_s=None, ended=workspace.timestamp())
+            self.save(state="failed", reason=sentence, phase=None, left_s=None, ended=timestamp())
         except (OSError, UserError):
             self.spoiled = True  # once this process is gone, everybody sees that the job is too
 
@@ -389,8 +391,10 @@ def explain(error: BaseException) -> str:
     """One sentence for a person about any error. No traceback, no content of a photo."""
     if isinstance(error, UserError):
         return str(error)
-    if workspace.is_full(error) or "No space left on device" in str(error):
-        return workspace.FULL
+    if "No space left on device" in str(error):
+        return FULL
+    if sentence := refusal(error):
+        return sentence
     return MEMORY if _out_of_memory(error) else OURS
 
 
@@ -403,9 +407,7 @@ def _out_of_memory(error: BaseException) -> bool:
 def short(event: Event) -> dict[str, Any]:
     """An event without what it leaves at its default: thousands of them are kept."""
     empty = Event(event.kind)
-    return {
-        name: value for name, value in workspace.plain(event).items() if name == "kind" or value != getattr(empty, name)
-    }
+    return {name: value for name, value in jsonable(event).items() if name == "kind" or value != getattr(empty, name)}
 
 
 def _orphaned() -> bool:

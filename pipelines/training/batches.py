@@ -1,13 +1,16 @@
 """What one step learns from: photos as latents, captions as conditioning, class images beside them.
 
 In: a recipe, aligned photos with captions, a base. Out: the rows of any step from (seed, step) alone, and their loss.
-Pictures and texts that never change are encoded once. The loop (`training.train`) is the only user.
+Pictures and texts that never change are encoded once. Used by `training/loop.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +18,14 @@ import torch
 
 from pipelines.bases.family import Family, Moments
 from pipelines.bases.objective import Schedule
+from pipelines.bases.registry import BaseRow
 from pipelines.bases.sampling import Row, sample_latents
 from pipelines.bases.text import Conditioning
-from pipelines.core.fingerprints import sha
-from pipelines.core.runtime import derived_seed, noise
-from pipelines.core.schema import Recipe
-from pipelines.core.slices import Slice
+from pipelines.core.control import Control
+from pipelines.core.device import derived_seed, noise
+from pipelines.core.files import sha
+from pipelines.core.records import CHECKPOINTING, OPTIMIZERS, Recipe, UserError, recipe_fields
+from pipelines.core.safety import check_prompt
 from pipelines.methods.base import Learner
 from pipelines.training.checkpoints import load_tensors, save_tensors
 from pipelines.training.world import World
@@ -28,6 +33,8 @@ from pipelines.training.world import World
 ALONE = World()
 CLASS_IMAGES = "class_images.safetensors"
 CLASS_IMAGE_STEPS = 16
+# Settings that decide how often a training is saved and shown, or only cost time or memory: no part of a fingerprint.
+SAME_LEARNING = ("checkpoint_every", "preview_every_s", "gradient_checkpointing")
 Shape = tuple[int, int]  # (height, width) of a picture in pixels
 
 
@@ -38,7 +45,10 @@ class TrainingData:
     frames: Sequence[np.ndarray]  # n pictures, (H, W, 3) uint8, each in one of the base's shapes
     captions: tuple[str, ...]  # one per frame, each with "{subject}"
     validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: never trained on, watched only
-    heads: tuple[np.ndarray, ...] = ()  # one per frame, (H, W) from 0 to 1: where the head is; () = nobody knows
+    heads: tuple[np.ndarray, ...] = ()  # one per frame, (H, W) from 0 to 1: where the head is; () = not known
+    photo_digest: str = ""  # of the photos they come from; part of what a checkpoint and a subject belong to
+    # dlib descriptors of the photos' faces, (128,) or (n, 128), for methods that start from them. In memory only.
+    identity: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -237,10 +247,10 @@ def _spread(count: int, schedule: Schedule, generator: torch.Generator, share: f
 
 
 def class_images(
-    family: Family, recipe: Recipe, data: TrainingData, out: Path, stop: Callable[[], bool], pause: Slice
+    family: Family, recipe: Recipe, data: TrainingData, out: Path, control: Control
 ) -> dict[Shape, torch.Tensor]:
-    """Latents of what the untrained base draws for the class word, (n, c, h, w) for each shape of the photos by their
-    share. Kept in `out` as they come, while training lasts. Empty when stopped or paused.
+    """What the untrained base draws for the class word: latents (n, c, h, w) for each picture shape, by its share of
+    the photos. Saved in `out` after each batch, until training ends. Empty when stopped or paused.
     """
     file, row = out / CLASS_IMAGES, family.row
     shapes = {shape: len(photos) / len(data.frames) for shape, photos in by_shape(data.frames).items()}
@@ -272,17 +282,86 @@ def class_images(
                 steps=CLASS_IMAGE_STEPS,
                 height_px=shape[0],
                 width_px=shape[1],
-                stop=lambda: stop() or pause(),
+                stop=partial(control.ended, recipe.method),
             )
             if latents is None:
                 return {}
             drawn[shape] += list(latents)
             kept = {_name(each): torch.stack(found) for each, found in drawn.items() if found}
             save_tensors(file, kept, {"stamp": stamp})
-            pause.keep()
+            control.keep()
         first = last
     return {shape: torch.stack(latents) for shape, latents in drawn.items()}
 
 
 def _name(shape: Shape) -> str:
     return f"{shape[0]}x{shape[1]}"
+
+
+# -- checks --------------------------------------------------------------------------------------------------------
+
+
+def check(recipe: Recipe, data: TrainingData) -> None:
+    """Raises UserError for settings that can't be, and ValueError for data that do not fit together."""
+    if not len(data.frames):
+        raise UserError("There are no photos to learn from. Add at least 5 photos of one person.")
+    if len(data.captions) != len(data.frames) or not all("{subject}" in caption for caption in data.captions):
+        raise ValueError("one caption per frame, each with {subject}")
+    for caption in data.captions:
+        check_prompt(caption)
+    for frame in data.frames:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+            raise ValueError(f"frames are (H, W, 3) uint8, not {frame.shape} {frame.dtype}")
+    if recipe.watch_every < 0 or recipe.patience < 0:
+        raise UserError("A recipe's watch_every and patience must be whole numbers from 0 up.")
+    numbers = {"steps": recipe.steps, "batch": recipe.batch, "checkpoint_every": recipe.checkpoint_every}
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"A recipe's {name} must be at least 1, not {value}.")
+    shares = {"face_weight": recipe.face_weight, "background_weight": recipe.background_weight,
+              "vector_learning_rate": recipe.vector_learning_rate}  # fmt: skip
+    for name, number in shares.items():
+        if not (math.isfinite(number) and number >= 0):
+            raise UserError(f"A recipe's {name} must be a number from 0 up, not {number}.")
+    if not 0 <= recipe.freeze_vectors_after <= 1:
+        raise UserError(f"A recipe's freeze_vectors_after is a share from 0 to 1, not {recipe.freeze_vectors_after}.")
+    for name, choice, known in (
+        ("optimizer", recipe.optimizer, OPTIMIZERS),
+        ("gradient_checkpointing", recipe.gradient_checkpointing, CHECKPOINTING),
+    ):
+        if choice not in known:
+            raise UserError(f"A recipe's {name} is one of {', '.join(known)}, not {choice}.")
+    if recipe.weighs_faces and len(data.heads) != len(data.frames):
+        raise UserError(
+            "Nobody knows where the faces are in these photos, so they can't count more. Leave face_weight and "
+            "background_weight at 1."
+        )
+    for head, frame in zip(data.heads, data.frames):
+        if head.shape != frame.shape[:2]:
+            raise ValueError(f"heads are as large as their frames, not {head.shape} beside {frame.shape}")
+    rates = (recipe.learning_rate, recipe.text_learning_rate, recipe.weight_decay, recipe.clip_norm)
+    if not all(math.isfinite(rate) and rate >= 0 for rate in (*rates, recipe.prior_weight)):
+        raise UserError("A recipe's learning rates, weight decay, clipping and prior weight must be numbers from 0 up.")
+
+
+def check_shapes(row: BaseRow, data: TrainingData) -> None:
+    """Raises ValueError for a picture in a shape that the base is not taught with."""
+    square = (row.resolution_px, row.resolution_px)
+    for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
+        for height, width in by_shape(frames):
+            if (height, width) not in shapes:
+                takes = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys(shapes))
+                raise ValueError(f"{row.name} takes {takes} frames, not {height}x{width}")
+
+
+def fingerprint(recipe: Recipe, data: TrainingData, family: Family) -> str:
+    """What a checkpoint belongs to: a hash of everything that decides what is learned."""
+    settings = {k: v for k, v in recipe_fields(recipe).items() if k not in SAME_LEARNING}
+    frames = hashlib.sha256()
+    for frame in data.frames:
+        frames.update(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
+    if recipe.weighs_faces:
+        for head in data.heads:
+            frames.update(np.ascontiguousarray(head).tobytes())
+    row = family.row
+    return sha(settings, data.captions, data.photo_digest, frames.hexdigest(), row.name, row.revision)

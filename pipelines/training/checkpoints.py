@@ -7,12 +7,19 @@ disk leaves the previous checkpoint as it was.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from pipelines.core.workspace import write_file
+from pipelines.core.control import Clock
+from pipelines.core.files import write_file
+from pipelines.methods.base import Learner, load_into
+from pipelines.training.watch import Watched
+
+CHECKPOINT = "checkpoint.safetensors"
 
 # What Prodigy learns about its own rate, kept beside the groups' settings.
 GROUP_STATE = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
@@ -78,3 +85,62 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
             _, index, key = name.split(".", 2)
             groups[int(index)][key] = int(value) if key == "k" else float(value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+# -- a training's checkpoint -------------------------------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """All of a training that a checkpoint holds."""
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer | None  # None: no step follows, so no moments are kept
+    average: dict[str, torch.Tensor]  # the exponential average of the weights; {} where the recipe wants none
+    watched: Watched | None = None
+    step: int = 0  # optimizer steps taken
+
+
+def save_checkpoint(out: Path, mark: str, state: State, clock: Clock) -> None:
+    """Write `out/checkpoint.safetensors` atomically. `mark` is the training's `fingerprint`."""
+    tensors = {f"model.{key}": value.detach() for key, value in state.learner.tensors().items()}
+    tensors |= {f"average.{key}": value for key, value in state.average.items()}
+    meta = {"fingerprint": mark, "step": state.step, "seconds": clock.seconds}
+    if state.watched:
+        tensors |= {f"best.{key}": value for key, value in state.watched.best.items()}
+        meta["looks"] = state.watched.looks
+    if state.optimizer is not None:
+        tensors |= optimizer_tensors(state.optimizer)
+    save_tensors(out / CHECKPOINT, tensors, meta)
+
+
+def resume(out: Path, mark: str, state: State, clock: Clock) -> str | None:
+    """Put the checkpoint of the same training back into `state` and `clock`; a sentence about it, None without one."""
+    file = out / CHECKPOINT
+    if not file.is_file():
+        return None
+    try:
+        tensors, meta = load_tensors(file)
+    except (OSError, ValueError, SafetensorError):
+        return "The checkpoint can't be read: starting again"
+    if meta.get("fingerprint") != mark:
+        return "The checkpoint is of other photos or another recipe: starting again"
+    load_into(state.learner.tensors(), {key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+    if state.average:
+        load_into(state.average, {key[8:]: value for key, value in tensors.items() if key.startswith("average.")})
+    if state.optimizer is not None:
+        load_optimizer(state.optimizer, tensors)
+    if state.watched:
+        state.watched.looks = list(meta.get("looks", []))
+        state.watched.best = {key[5:]: value for key, value in tensors.items() if key.startswith("best.")}
+    clock.before += float(meta["seconds"])
+    state.step = int(meta["step"])
+    return f"Continuing at step {state.step}"
+
+
+def has_checkpoint(out: Path, mark: str) -> bool:
+    """True when `resume` will find a checkpoint of this training."""
+    try:
+        return bool(load_tensors(out / CHECKPOINT)[1].get("fingerprint") == mark)
+    except (OSError, ValueError, SafetensorError):
+        return False

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pipelines.core.runtime import Device
-from pipelines.core.schema import OPTIMIZERS, UserError
+from pipelines.core.device import Device
+from pipelines.core.records import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
 
 BETAS = (0.9, 0.99)  # 0.999 remembers longer than these runs are

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +104,17 @@ def join(device: str | None = None) -> World:
         raise UserError(f"{asked} processes need a GPU each, and this machine has {torch.cuda.device_count()}.")
     state = PartialState(cpu=cpu)
     return World(state.process_index, state.num_processes, state.local_process_index)
+
+
+def current() -> World:
+    """The world that this process has joined; alone where it has not."""
+    if not launched():
+        return World()
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return World()
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
 
 
 def line_command(root: Path, device: str = "") -> list[str]:

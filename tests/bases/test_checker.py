@@ -13,15 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.bases import checker as checkers
 from pipelines.bases.checker import ImageFilter
-from pipelines.bases.family import load_family
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES, find_base
-from pipelines.core import workspace
-from pipelines.core.runtime import Device
-from pipelines.core.schema import COLUMNS, PhotoSet, Sampling, UserError
-from pipelines.generation.generation import Generator
-from pipelines.reports import report
-from pipelines.runs import comparison
-from pipelines.runs.comparison import perform
+from pipelines.core.device import Device
+from pipelines.core.records import COLUMNS, PhotoSet, Sampling, UserError
+from pipelines.core.run import run_at
+from pipelines.generation.draw import REFUSED
+from pipelines.generation.generator import Generator
+from pipelines.reports.findings import Findings, ScoredRender, absent
+from pipelines.reports.page import refusals
+from pipelines.reports.tables import to_json
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
 from pipelines.training.loop import train
 from tests.tiny import add_checker, make_checker, tiny_data, tiny_family, tiny_folder, tiny_recipe
@@ -99,12 +101,12 @@ def test_it_refuses_what_the_stock_pipeline_refuses():
 
 def test_a_job_says_which_pictures_were_refused_and_does_not_draw_them_again(tmp_path, monkeypatch):
     base = filtered_base(tmp_path / "base", True)
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     spec = JobSpec("generate", str(base), "man", ("none",), "draft", samplings=LOOKS, device="cpu")
     events = list(perform(run, spec))
     refused = [event for event in events if event.kind == "refused"]
     assert [event.data["seed"] for event in refused] == [1, 2]
-    assert all(event.text == comparison.REFUSED and event.path is None for event in refused)
+    assert all(event.text == REFUSED and event.path is None for event in refused)
     assert not [event for event in events if event.kind in ("render", "failed")]
     assert events[-1].kind == "done" and events[-1].text == "0 pictures are ready; the image filter refused 2 others"
     assert not list(run.folder.rglob("*.png"))
@@ -128,7 +130,7 @@ def test_a_job_says_which_pictures_were_refused_and_does_not_draw_them_again(tmp
 def test_a_refused_preview_is_not_shown(tmp_path):
     family = load_family(find_base(str(filtered_base(tmp_path / "base", True))), EXACT)
     recipe = tiny_recipe("sd15", "lora", base=family.row.name, preview_every_s=1e-9, steps=2)
-    events = list(train(recipe, tiny_data("sd15"), tmp_path / "out", photo_digest="digest", family=family))
+    events = list(train(recipe, tiny_data("sd15"), tmp_path / "out", family=family))
     assert events[-1].kind == "done"
     said = [event for event in events if event.kind == "note" and "refused a preview" in (event.text or "")]
     assert len(said) == 2 and {event.method for event in said} == {"lora"}
@@ -142,7 +144,7 @@ def test_a_dreambooth_export_keeps_the_filter_for_stock_pipelines(tmp_path, vari
     family = load_family(find_base(str(filtered_base(tmp_path / "base", True, variant))), EXACT)
     recipe = tiny_recipe("sd15", "dreambooth", base=family.row.name, steps=1)
     out = tmp_path / "out"
-    assert list(train(recipe, tiny_data("sd15"), out, photo_digest="digest", family=family))[-1].kind == "done"
+    assert list(train(recipe, tiny_data("sd15"), out, family=family))[-1].kind == "done"
     index = json.loads((out / "model_index.json").read_text())
     assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
     assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"] and index["requires_safety_checker"]
@@ -216,27 +218,26 @@ def test_the_embedded_base_needs_none():
 
 
 def test_the_report_counts_them_and_averages_over_the_others():
-    from pipelines.core.schema import Score
+    from pipelines.core.records import Score
+    from pipelines.evaluation.scale import Scale
 
     def cell(column, sampling, value):
-        return report.Cell(column, sampling, f"renders/{column}/{sampling.seed}.png", (Score("", "dlib", value),))
+        return ScoredRender(column, sampling, f"renders/{column}/{sampling.seed}.png", (Score("", "dlib", value),))
 
     looks = tuple(Sampling("portrait of {subject}", seed=seed) for seed in range(4))
     cells = [cell("none", each, 0.1) for each in looks] + [cell("lora", each, 0.5) for each in looks[1:]]
-    from pipelines.evaluation.scoring import Marks
 
-    marks = Marks("dlib", 0.2, 0.1, 0.8, 0.9, 0.8, 0.95, 0.3, 4)
-    findings = report.Findings(
+    marks = Scale("dlib", 0.2, 0.1, 0.8, 0.9, 0.8, 0.95, 0.3, 4)
+    findings = Findings(
         base="sd15", title="SD", class_word="man", quality="draft", seed=0, wall_s=1.0,
         photo_set=PhotoSet((), (), ()), columns=("none", "lora"), cells=tuple(cells), marks={"dlib": marks},
         subjects={}, refused=(("lora", looks[0]),),
     )  # fmt: skip
-    rows = report.to_json(findings)["methods"]
+    rows = to_json(findings)["methods"]
     assert (rows["lora"]["refused"], rows["none"]["refused"]) == (1, 0)
     assert rows["lora"]["identity"]["dlib"]["mean"] == 0.5, "a refused picture is no zero"
     gain = findings.against_base("lora", "dlib")
     assert gain is not None and gain.difference == pytest.approx(0.4)
-    page = report._refusals(findings)
-    assert "LoRA 1" in page and "count in no figure" in page
-    assert report._absent(findings, "lora", looks[0]) == "refused"
+    assert refusals(findings) == "LoRA 1"
+    assert absent(findings, "lora", looks[0]) == "refused"
     assert set(findings.columns) <= set(COLUMNS)

@@ -83,16 +83,16 @@ def test_latents_of_its_own_pictures_are_normalised(pipeline):
 
 def test_the_neutral_subject_is_no_particular_person(pipeline):
     """Renders of `<subject>` with different seeds differ as different people do, not as photos of one person."""
-    from pipelines.faces import faces
+    from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
 
     facts = json.loads((BASE / "likeness.json").read_text())
     subject = " ".join([facts["subject_token"]] * facts["subject_vectors"])
     descriptors = []
     for image in _render(pipeline, f"portrait of {subject} man", range(10)):
         padded = np.pad(image, ((32, 32), (32, 32), (0, 0)), mode="edge")
-        found = faces.dlib_detect(padded)
+        found = dlib_detect(padded)
         if found:
-            descriptors.append(faces.dlib_embed(padded, found[0]))
+            descriptors.append(dlib_embed(padded, found[0]))
     assert len(descriptors) >= 8
     pairs = [float(np.linalg.norm(a - b)) for i, a in enumerate(descriptors) for b in descriptors[i + 1 :]]
     assert np.median(pairs) > 0.55  # photos of one person lie below 0.6, typically at 0.4
@@ -124,9 +124,9 @@ def test_older_tools_find_the_names_and_files_they_expect():
 
 def test_a_variation_stays_as_near_to_its_source_as_asked(tmp_path):
     from pipelines.bases.registry import find_base
-    from pipelines.core.runtime import Device
-    from pipelines.core.schema import Sampling
-    from pipelines.generation.generation import Generator, save_render
+    from pipelines.core.device import Device
+    from pipelines.core.records import Sampling
+    from pipelines.generation.generator import Generator, save_render
 
     generator = Generator(find_base("portrait-128"), Device("cpu", "float32", "exact in tests"))
     first = Sampling("portrait of {subject}, navy background", seed=7, steps=12)

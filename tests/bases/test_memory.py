@@ -15,23 +15,26 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.bases.family import load_family
+from pipelines.bases import memory
+from pipelines.bases.loading import load_family
+from pipelines.bases.memory import MemoryNeeds, memory_needs, memory_plan, roomy_gb, too_large
 from pipelines.bases.registry import BASES, Footprint, find_base
-from pipelines.core import presets, runtime
-from pipelines.core.runtime import MemoryNeeds, memory_plan
-from pipelines.core.schema import Sampling, UserError
-from pipelines.generation.generation import Generator
+from pipelines.core import presets
+from pipelines.core.device import Device, free_memory_gb, gpu_dtype
+from pipelines.core.records import Look, Sampling, UserError, Watch
+from pipelines.generation.generator import Generator
 from pipelines.methods import method as find_method
-from pipelines.training import estimates, loop
-from pipelines.training.estimates import estimate, memory_needs, roomy_gb, too_large
-from pipelines.training.loop import Look, Watch, train
+from pipelines.training import loop
+from pipelines.training.estimates import estimate
+from pipelines.training.loop import train
+from pipelines.training.subjects import load_subject
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 NEEDS = MemoryNeeds(4.0, 2.0, 10.0, 1.0, 2.0, denoiser_gb=3.0, vae_gb=0.3)
 
 
 def plan_of(base, method, free_gb, *, quality="good", wish="auto", **changes):
-    recipe = presets.recipe(base, method, quality, class_word="man").replaced(**changes)
+    recipe = presets.recipe(find_base(base), method, quality, class_word="man").replaced(**changes)
     return memory_plan(memory_needs(BASES[base], recipe), free_gb, wish)
 
 
@@ -88,7 +91,7 @@ def test_a_large_gpu_pays_for_nothing(base):
 
 
 def test_what_costs_memory_costs_it_in_the_plan():
-    row, recipe = BASES["sd15"], presets.recipe("sd15", "lora", "good", class_word="man")
+    row, recipe = BASES["sd15"], presets.recipe(find_base("sd15"), "lora", "good", class_word="man")
 
     def peak(**changes):
         needs = memory_needs(row, recipe.replaced(**changes))
@@ -103,7 +106,7 @@ def test_what_costs_memory_costs_it_in_the_plan():
 
 
 def test_the_estimate_says_it_before_anything_starts():
-    recipes = {m: presets.recipe("sdxl", m, "good", class_word="man") for m in BASES["sdxl"].usual}
+    recipes = {m: presets.recipe(find_base("sdxl"), m, "good", class_word="man") for m in BASES["sdxl"].usual}
     found = estimate(BASES["sdxl"], recipes, {}, free_gb=12.0)
     assert "Gradient checkpointing is on" in found.memory and 0 < found.memory_mb < 12_000
     roomy = estimate(BASES["sdxl"], recipes, {}, free_gb=141.0)
@@ -113,7 +116,7 @@ def test_the_estimate_says_it_before_anything_starts():
 
 def test_a_method_that_cannot_fit_is_told_and_does_not_count():
     row = BASES["sdxl"]
-    recipes = {m: presets.recipe("sdxl", m, "good", class_word="man") for m in row.methods}
+    recipes = {m: presets.recipe(find_base("sdxl"), m, "good", class_word="man") for m in row.methods}
     small = estimate(row, {m: recipe for m, recipe in recipes.items() if m != "dreambooth"}, {}, free_gb=12.0)
     found = estimate(row, recipes, {}, free_gb=12.0)
     assert found.memory_mb == small.memory_mb and found.memory.endswith(small.memory)
@@ -125,7 +128,7 @@ def test_a_method_that_cannot_fit_is_told_and_does_not_count():
         assert too_large(row, large, free) is None
     assert too_large(row, large.replaced(optimizer="adamw8bit"), 40.0) is None
     for base, method in (("sd15", "dreambooth"), ("portrait-128", "dreambooth")):
-        recipe = presets.recipe(base, method, "good", class_word="man")
+        recipe = presets.recipe(find_base(base), method, "good", class_word="man")
         assert (too_large(BASES[base], recipe, 8.0) is None) == (base == "portrait-128")
         assert too_large(BASES[base], recipe, 24.0) is None
 
@@ -139,21 +142,21 @@ def test_free_memory_without_torch_is_what_the_driver_says(said, free, monkeypat
 
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: subprocess.CompletedProcess(args, 0, said))
-    assert runtime.free_memory_gb() == (pytest.approx(free) if free is not None else None)
+    assert free_memory_gb() == (pytest.approx(free) if free is not None else None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert runtime.free_memory_gb() is None
-    assert runtime.free_memory_gb(runtime.Device("cpu", "float32", "test")) is None
+    assert free_memory_gb() is None
+    assert free_memory_gb(Device("cpu", "float32", "test")) is None
 
 
 def test_a_card_without_bfloat16_needs_twice_as_much_for_what_does_not_learn():
     for base, method in (("sd15", "lora"), ("sdxl", "textual_inversion"), ("z-image", "lora")):
-        recipe = presets.recipe(base, method, "good", class_word="man").replaced(text_learning_rate=0.0)
+        recipe = presets.recipe(find_base(base), method, "good", class_word="man").replaced(text_learning_rate=0.0)
         half, whole = (memory_needs(BASES[base], recipe, dtype) for dtype in ("bfloat16", "float32"))
         assert whole.denoiser_gb == 2 * half.denoiser_gb and whole.activations_gb == 2 * half.activations_gb
         assert whole.resident_gb - half.resident_gb >= half.denoiser_gb - 1e-9
         size = BASES[base].footprint
         assert roomy_gb(size, "float32", text_learns=True) > roomy_gb(size, "bfloat16", text_learns=True)
-    recipes = {"lora": presets.recipe("sd15", "lora", "good", class_word="man")}
+    recipes = {"lora": presets.recipe(find_base("sd15"), "lora", "good", class_word="man")}
     peaks = [
         estimate(BASES["sd15"], recipes, {}, free_gb=40.0, dtype=dtype).memory_mb for dtype in ("bfloat16", "float32")
     ]
@@ -167,7 +170,7 @@ def test_the_format_without_torch_is_what_the_driver_says(said, dtype, monkeypat
 
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: subprocess.CompletedProcess(args, 0, said))
-    assert runtime.gpu_dtype() == dtype
+    assert gpu_dtype() == dtype
 
 
 # -- what lies on a card together ------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ NETWORKS = ("UNet2DConditionModel", "CLIPTextModel", "CLIPTextModelWithProjectio
 CARD = "cpu:0"  # its name; "cpu" is where parked networks wait
 
 
-class Card(runtime.Device):
+class Card(Device):
     """A GPU as far as the code knows. The arithmetic happens on the CPU; what is moved where is noted."""
 
     @property
@@ -246,9 +249,8 @@ class Ledger:
 @pytest.fixture
 def card(monkeypatch):
     """(a ledger, a function that loads the tiny base of a kind onto a card with so many GB free)."""
-    monkeypatch.setattr(estimates, "CHECKER_M", 0)  # tiny bases have none
-    monkeypatch.setattr(estimates, "CONTEXT_GB", 0.0)
-    monkeypatch.setattr(runtime, "CONTEXT_GB", 0.0)
+    monkeypatch.setattr(memory, "CHECKER_M", 0)  # tiny bases have none
+    monkeypatch.setattr(memory, "CONTEXT_GB", 0.0)
     ledger = Ledger(monkeypatch)
 
     def load(kind, free_gb):
@@ -284,7 +286,7 @@ def whole_training(family, method, out):
     )  # fmt: skip
     watch = Watch("nobody", ("portrait of {subject}",), lambda frames: Look(1.0, 1.0, None, 1.0))
     apart = []
-    for event in train(recipe, tiny_data("sdxl", validation=1), out, photo_digest="d", family=family, watch=watch):
+    for event in train(recipe, tiny_data("sdxl", validation=1), out, family=family, watch=watch):
         apart += [family.parked] if event.kind == "step" else []
     assert event.kind == "done", event
     return memory_needs(family.row, recipe, "float32"), apart
@@ -306,7 +308,7 @@ def test_no_more_lies_on_a_card_than_was_planned(card, method, tmp_path):
         assert ledger.most_denoisers == 1, "one at a time, read back too"
         assert ledger.decoded_beside == (0 if offload else 1)
         folder = tmp_path / name
-        learned.append(loop.load_subject(folder).sha256)
+        learned.append(load_subject(folder).sha256)
         ledger.forget()
         asked = [Sampling("portrait of {subject}", steps=2, strength=strength) for strength in (1.0, 0.5)]
         for column in (None, folder, None):
@@ -326,7 +328,7 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
     ledger, load = card
     family, data = load("sdxl", 1e-6), tiny_data("sdxl")
     recipe = tiny_recipe("sdxl", "dreambooth", steps=3)
-    list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
+    list(train(recipe, data, tmp_path / "whole", family=family))
 
     def full(*_args, **_options):
         raise torch.cuda.OutOfMemoryError
@@ -334,19 +336,19 @@ def test_what_fails_after_the_last_step_repeats_no_step(card, tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(type(find_method("dreambooth")), "apply", full)
         with pytest.raises(UserError, match="The GPU's memory is not enough for DreamBooth") as told:
-            list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+            list(train(recipe, data, tmp_path / "part", family=family))
         assert ledger.denoisers() == 0 and not ledger.optimizers, "nothing is left, though the error is"
         del told
-    told = list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+    told = list(train(recipe, data, tmp_path / "part", family=family))
     assert told[0].step == 3 and told[-1].kind == "done" and not any(event.kind == "step" for event in told)
-    whole, part = (loop.load_subject(tmp_path / each) for each in ("whole", "part"))
+    whole, part = (load_subject(tmp_path / each) for each in ("whole", "part"))
     assert whole.sha256 == part.sha256 and not (tmp_path / "part" / "checkpoint.safetensors").exists()
 
 
 def test_the_plan_counts_as_many_pictures_as_are_drawn_together():
-    from pipelines.runs.comparison import LARGE_BASE_BATCH
+    from pipelines.generation.draw import LARGE_BASE_BATCH
 
-    assert max(LARGE_BASE_BATCH, len(presets.prompts("validation"))) <= estimates.DRAWN_TOGETHER
+    assert max(LARGE_BASE_BATCH, len(presets.prompts("validation"))) <= memory.DRAWN_TOGETHER
 
 
 def test_an_imported_lora_is_merged_off_a_small_card_and_drawn_in_the_cards_format(card, monkeypatch):

@@ -14,22 +14,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.bases.family import FAMILIES, load_family
+from pipelines.bases.architectures import FAMILIES
+from pipelines.bases.loading import load_family
+from pipelines.bases.memory import memory_needs, memory_plan
 from pipelines.bases.objective import FlowSchedule
-from pipelines.bases.registry import BASES, FAMILY_METHODS, default_base, find_base
+from pipelines.bases.registry import BASES, default_base, find_base
 from pipelines.bases.sampling import DISTILLED, SCHEDULERS, Row, sample, sample_latents, scheduler
+from pipelines.core.control import Control
+from pipelines.core.device import Device, noise
 from pipelines.core.presets import recipe as preset_recipe
 from pipelines.core.presets import style_problem, styles
-from pipelines.core.runtime import Device, memory_plan, noise
-from pipelines.core.schema import Sampling, UserError
-from pipelines.core.slices import Slice
-from pipelines.generation.generation import Generator
+from pipelines.core.records import Sampling, UserError
+from pipelines.generation.generator import Generator
 from pipelines.methods import imports, lora_files, lora_names, method
 from pipelines.methods.lora_files import Layer
 from pipelines.methods.lora_names import Layout
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training import loop
-from pipelines.training.estimates import estimate, memory_needs
+from pipelines.training.batches import Batches
+from pipelines.training.estimates import estimate
 from pipelines.training.loop import train
 from tests.methods.test_methods import disturbed
 from tests.runs import make_run
@@ -95,7 +97,7 @@ def test_the_transformer_alone_is_no_base(tmp_path):
 def test_methods_it_does_not_offer_are_sentences(name, tmp_path):
     said = f"Z-Image does not offer {name}. Choose one of: lora"
     with pytest.raises(UserError, match=said):
-        preset_recipe("z-image", name, "draft", class_word="man")
+        preset_recipe(find_base("z-image"), name, "draft", class_word="man")
     with pytest.raises(UserError, match=said):
         JobSpec(base="z-image", methods=(name,)).check()
     with pytest.raises(UserError, match="is not offered for z_image. Choose one of: lora"):
@@ -106,7 +108,7 @@ def test_the_family_agrees_with_its_row():
     architecture = FAMILIES["z_image"]
     assert BASES["z-image"].guidance == architecture.guidance
     assert BASES["z-image"].own_scheduler and not architecture.schedulers
-    assert set(FAMILY_METHODS) == set(FAMILIES)
+    assert {row.family for row in BASES.values()} == set(FAMILIES)
     for name, each in FAMILIES.items():
         row = next(row for row in BASES.values() if row.family == name)
         assert row.own_scheduler == (not each.schedulers)
@@ -116,7 +118,7 @@ def test_recipes_estimates_and_styles_hold_for_it():
     row = BASES["z-image"]
     steps = []
     for quality in ("draft", "good", "best"):
-        recipe = preset_recipe("z-image", "lora", quality, class_word="man")
+        recipe = preset_recipe(find_base("z-image"), "lora", quality, class_word="man")
         assert (recipe.rank, recipe.alpha, recipe.learning_rate) == (32, 32.0, 1e-4)
         assert recipe.snr_gamma is None and recipe.text_learning_rate == 0
         steps.append(recipe.steps)
@@ -186,7 +188,7 @@ def test_parts_of_what_is_told_stay_together():
 
 def test_memory_is_planned_as_for_every_base():
     """Counted, chosen from what is free, and said; a person's own choice of checkpointing is kept to."""
-    row, recipe = BASES["z-image"], preset_recipe("z-image", "lora", "good", class_word="man")
+    row, recipe = BASES["z-image"], preset_recipe(find_base("z-image"), "lora", "good", class_word="man")
     needs = memory_needs(row, recipe)
     small, large, off = (memory_plan(needs, *asked) for asked in ((48.0,), (400.0,), (48.0, "off")))
     assert small.checkpointing and "is on: without it" in small.reason and small.peak_gb < 48
@@ -200,7 +202,7 @@ def test_gradient_checkpointing_is_the_plans_choice_and_changes_no_gradient():
     family, recipe, gradients = tiny_family("z_image"), tiny_recipe("z_image", "lora"), []
     for switched_on in (False, True):
         learner = disturbed(method("lora").learner(family, recipe), size=1.0)
-        batches = loop.Batches(family, learner, recipe, tiny_data("z_image"), "ohwx man", {})
+        batches = Batches(family, learner, recipe, tiny_data("z_image"), "ohwx man", {})
         assert not learner.modules.unet.is_gradient_checkpointing
         with checkpointed(learner.modules, switched_on):
             assert learner.modules.unet.is_gradient_checkpointing == switched_on
@@ -319,11 +321,11 @@ def test_other_schedulers_are_a_sentence():
 
 
 def test_the_page_offers_what_it_draws_with():
-    from ui.generate.generate import SIZES, schedulers
+    from ui.generate.values import schedulers
 
     assert schedulers(BASES["z-image"]) == ("default",)
     assert schedulers(BASES["sd15"]) == tuple(name for name in SCHEDULERS if name not in DISTILLED)
-    assert all(size % 16 == 0 for size in SIZES["z_image"])
+    assert all(size % 16 == 0 for size in BASES["z-image"].sizes_px)
 
 
 def test_a_variation_is_the_stock_img2img_pipelines():
@@ -634,7 +636,7 @@ def test_the_encoder_is_asked_before_training_only(monkeypatch):
     family = tiny_family("z_image")
     learner = method("lora").learner(family, tiny_recipe("z_image", "lora"))
     assert not learner.live_text
-    batches = loop.Batches(
+    batches = Batches(
         family, learner, tiny_recipe("z_image", "lora"), tiny_data("z_image", validation=2), "ohwx man", {}
     )
 
@@ -649,7 +651,7 @@ def test_a_step_is_of_its_seed_and_number_alone():
     family, data = tiny_family("z_image"), tiny_data("z_image")
     recipe = tiny_recipe("z_image", "lora")
     learner = method("lora").learner(family, recipe)
-    one, other = (loop.Batches(family, learner, recipe, data, "ohwx man", {}) for _ in range(2))
+    one, other = (Batches(family, learner, recipe, data, "ohwx man", {}) for _ in range(2))
     for field in ("latents", "texts", "noise", "timesteps", "weights"):
         assert torch.equal(getattr(one.at(3), field), getattr(other.at(3), field))
     assert not torch.equal(one.at(3).timesteps, one.at(4).timesteps)
@@ -659,16 +661,16 @@ def test_a_step_is_of_its_seed_and_number_alone():
 def test_resume_equals_uninterrupted(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     recipe, data, family = tiny_recipe("z_image", "lora", steps=5), tiny_data("z_image"), tiny_family("z_image")
-    list(train(recipe, data, whole, photo_digest="d", family=family))
+    list(train(recipe, data, whole, family=family))
     steps: list[int] = []
 
     def enough():
         return len(steps) >= 3
 
-    for event in train(recipe, data, parts, photo_digest="d", family=family, pause=Slice(enough)):
+    for event in train(recipe, data, parts, family=family, control=Control(over=enough)):
         steps += [event.step] if event.kind == "step" else []
     assert event.kind == "paused" and event.step == 3
-    assert list(train(recipe, data, parts, photo_digest="d", family=family))[0].step == 3
+    assert list(train(recipe, data, parts, family=family))[0].step == 3
     for name in ("pytorch_lora_weights.safetensors", "likeness_lora.safetensors"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
@@ -678,7 +680,7 @@ def test_it_learns_the_photos():
     family = tiny_family("z_image")
     recipe = tiny_recipe("z_image", "lora", rank=8, alpha=8.0)
     learner = method("lora").learner(family, recipe)
-    batches = loop.Batches(family, learner, recipe, tiny_data("z_image", photos=1), "ohwx man", {})
+    batches = Batches(family, learner, recipe, tiny_data("z_image", photos=1), "ohwx man", {})
     optimizer = torch.optim.AdamW(learner.tensors().values(), lr=2e-2)
     losses = []
     for _ in range(40):
@@ -708,16 +710,14 @@ def test_prior_pictures_and_several_shapes_train(tmp_path):
     frames = [np.concatenate([frame, frame[:32]]) if index % 2 else frame for index, frame in enumerate(data.frames)]
     recipe = tiny_recipe("z_image", "lora", steps=3, prior_weight=0.5, prior_images=2, mirror=True)
     shaped = dataclasses.replace(data, frames=frames)
-    assert list(train(recipe, shaped, tmp_path, photo_digest="d", family=family))[-1].kind == "done"
+    assert list(train(recipe, shaped, tmp_path, family=family))[-1].kind == "done"
 
 
 def test_half_precision_trains_and_proves_what_it_saved(tmp_path):
     half = Device("cpu", "bfloat16", "as on a GPU")
     family = load_family(find_base(str(tiny_folder("z_image"))), half)
     assert next(family.shared().unet.parameters()).dtype == torch.bfloat16
-    events = list(
-        train(tiny_recipe("z_image", "lora"), tiny_data("z_image"), tmp_path, photo_digest="d", family=family)
-    )
+    events = list(train(tiny_recipe("z_image", "lora"), tiny_data("z_image"), tmp_path, family=family))
     assert events[-1].kind == "done"
     assert all(parameter.dtype == torch.float32 for parameter in method("lora").learner(
         family, tiny_recipe("z_image", "lora")).tensors().values())  # fmt: skip

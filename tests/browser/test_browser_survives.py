@@ -13,7 +13,7 @@ import sqlite3
 import pytest
 
 from benchmarks.visits import App
-from pipelines.core import workspace
+from pipelines.core.run import all_runs
 from pipelines.runs import jobs, ledger
 from tests.browser.test_browser import Visit, chromium, photos  # noqa: F401
 
@@ -123,7 +123,7 @@ def test_a_killed_server_is_started_again_and_the_training_goes_on(app, visit):
     ask_for(visit, SHORT)
     page.locator("#lk-train").click()
     advances(page, "lora")
-    (run,) = workspace.runs(app.runs)
+    (run,) = all_runs(app.runs)
     assert visit.errors == []
     with page.expect_event("load"):  # the page notices and loads itself anew
         app.process.kill()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.test_browser import Visit, address, chromium, photos  # noqa: F401
-from ui.upload.upload import CONSENT  # noqa: E402
+from ui.upload.layout import CONSENT  # noqa: E402
 from ui.words.words import translate  # noqa: E402
 
 pytestmark = pytest.mark.browser

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.__main__ import main
-from pipelines.core import workspace
+from pipelines.cli.entry import main
+from pipelines.core.files import read_json
 from tests.runs import PEOPLE, make_run
 from tests.tiny import tiny_folder
 
@@ -119,7 +119,7 @@ def test_bad_photos_fail_in_words_through_the_worker(tmp_path):
     assert "at least 5 are needed" in sentence
     assert all(name in sentence for name in ("text.jpg", "empty.png", "grey.png", "cut.png"))
     assert "Traceback" not in done.stderr and sentence in done.stderr
-    status = workspace.read_json(tmp_path / "run" / "status.json")
+    status = read_json(tmp_path / "run" / "status.json")
     assert status["state"] == "failed" and status["reason"] == sentence
 
 
@@ -146,11 +146,11 @@ def test_one_method_then_the_whole_job_then_more_pictures_then_forgotten(tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report == workspace.read_json(run / "report.json")
+    assert report == read_json(run / "report.json")
     assert list(report["methods"]) == ["none", "textual_inversion", "lora"]
     assert (run / "methods" / "lora" / "subject.json").stat().st_mtime_ns == learned_at, "it was learned already"
-    assert workspace.read_json(run / "consent.json")["means"] == "command line: train"
-    assert workspace.read_json(run / "spec.json")["seed"] == 3
+    assert read_json(run / "consent.json")["means"] == "command line: train"
+    assert read_json(run / "spec.json")["seed"] == 3
     assert "drawing" in done.stderr.lower() and "Traceback" not in done.stderr
 
     done = run_cli(
@@ -207,12 +207,13 @@ def test_a_run_with_nothing_learned_can_not_generate(tmp_path, capsys):
 
 
 def test_a_variation_is_asked_for_by_its_source():
-    from pipelines.__main__ import _samplings, parser
+    from pipelines.cli.generate import samplings_of
+    from pipelines.cli.parser import parser
 
     told = ["generate", "RUN", "--prompt", "portrait of {subject}"]
-    (plain,) = _samplings(parser().parse_args(told), "portrait-128")
+    (plain,) = samplings_of(parser().parse_args(told), "portrait-128")
     assert (plain.source, plain.change) == (None, 1.0)
-    (varied,) = _samplings(parser().parse_args([*told, "--source", "renders/lora/a.png"]), "portrait-128")
+    (varied,) = samplings_of(parser().parse_args([*told, "--source", "renders/lora/a.png"]), "portrait-128")
     assert (varied.source, varied.change) == ("renders/lora/a.png", 0.5)
     asked = parser().parse_args([*told, "--source", "renders/lora/a.png", "--change", "0.3"])
-    assert _samplings(asked, "portrait-128")[0].change == 0.3
+    assert samplings_of(asked, "portrait-128")[0].change == 0.3

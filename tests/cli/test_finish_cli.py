@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.__main__ import main
-from pipelines.core import workspace
-from pipelines.core.schema import Finish, PhotoSet, UserError
-from pipelines.core.workspace import Run
+from pipelines.cli.entry import main
+from pipelines.core.control import Control
+from pipelines.core.files import jsonable
+from pipelines.core.records import Finish, PhotoSet, UserError
+from pipelines.core.run import Run, forget, load_photo_set, save_photo_set
 from pipelines.finishing import mark, refine, stage
-from pipelines.runs import comparison, jobspec
+from pipelines.runs import jobspec
+from pipelines.runs.compare import perform
 from tests.finishing.test_refine import Watcher, bicubic, greenness, never_minds
 from tests.runs import make_run
 
@@ -59,7 +61,7 @@ def run(tmp_path) -> Run:
 def watchers(monkeypatch):
     """Judges of ours in the place of the machine's: the first never minds, the second sees green."""
     judges = (Watcher("judge 1", never_minds), Watcher("judge 2", greenness))
-    monkeypatch.setattr(stage, "judges", lambda: judges)
+    monkeypatch.setattr("pipelines.faces.judges.resident_judges", lambda: judges)
     return judges
 
 
@@ -85,11 +87,11 @@ def test_a_render_becomes_a_marked_file_under_its_target(tmp_path, capsys):
 
 
 def test_whom_it_has_to_stay_like_comes_from_the_run(tmp_path, run, capsys):
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     assert photos is not None
     Image.open(SAMPLE[7]).convert("RGB").save(run.photos / "held.png")
     held = replace(photos.held_out[0], path=str(run.photos / "held.png"))
-    workspace.save_photo_set(run, PhotoSet(photos.train, photos.validation, (held,)))
+    save_photo_set(run, PhotoSet(photos.train, photos.validation, (held,)))
     out = tmp_path / "a.webp"
     picture = run.folder / "renders/lora/seed1.png"
     assert main(["finish", str(picture), "--run", str(run.folder), "--steps", "none", "--out", str(out), "--json"]) == 0
@@ -128,6 +130,63 @@ def test_wrong_use_writes_nothing(tmp_path, capsys, changes):
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and "Traceback" not in said.err
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["raw.png"]
+
+
+def two_people(path: Path, *, left_px: int, right_px: int) -> Path:
+    """Two portraits of these sizes beside each other; the left one has a blue cast."""
+    page = np.full((max(left_px, right_px), left_px + right_px, 3), 128, np.uint8)
+    one, other = (
+        np.asarray(Image.open(SAMPLE[n]).convert("RGB").resize((s, s))) for n, s in ((3, left_px), (7, right_px))
+    )
+    page[:left_px, :left_px] = (one * np.array([0.5, 0.6, 1.0])).astype(np.uint8)
+    page[:right_px, left_px:] = other
+    Image.fromarray(page).save(path)
+    return path
+
+
+def blueness(path: Path) -> float:
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    middle = pixels[pixels.shape[0] // 4 : -pixels.shape[0] // 4, pixels.shape[1] // 4 : -pixels.shape[1] // 4]
+    return float(middle[..., 2].mean() - middle[..., 0].mean())
+
+
+def test_of_two_prominent_faces_the_one_that_is_meant_has_to_be_named(tmp_path, capsys):
+    picture, out = two_people(tmp_path / "two.png", left_px=320, right_px=300), tmp_path / "a.png"
+    told = ["finish", str(picture), "--steps", "none", "--max-kb", "900", "--out", str(out)]
+    assert main(told) == 2
+    assert "2 faces in two.png are prominent" in capsys.readouterr().err and not out.exists()
+    assert main([*told, "--face", "3"]) == 1 and "There is no face 3" in capsys.readouterr().err
+    assert main([*told, "--face", "1"]) == 0 and blueness(out) > 10
+    assert main([*told, "--face", "2"]) == 0 and blueness(out) < 0
+
+
+def test_a_small_face_behind_is_no_question(tmp_path):
+    picture, out = two_people(tmp_path / "two.png", left_px=400, right_px=160), tmp_path / "a.png"
+    assert main(["finish", str(picture), "--steps", "none", "--max-kb", "900", "--out", str(out)]) == 0
+    assert blueness(out) > 10
+
+
+def test_out_that_is_the_picture_needs_overwrite(tmp_path, capsys):
+    picture = draw(tmp_path / "raw.png")
+    before = picture.read_bytes()
+    (tmp_path / "link.png").symlink_to(picture)
+    for out in (picture, tmp_path / "link.png", tmp_path / "x" / ".." / "raw.png"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        assert main(["finish", str(picture), "--steps", "none", "--out", str(out)]) == 2
+        assert "is the picture itself" in capsys.readouterr().err and picture.read_bytes() == before
+    assert main(["finish", str(picture), "--steps", "none", "--out", str(picture), "--overwrite"]) == 0
+    assert picture.read_bytes() != before and mark.verify(picture).found
+
+
+@pytest.mark.parametrize("kind", ["folder", "below a file", "long"])
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch, kind):
+    picture = draw(tmp_path / "raw.png")
+    (tmp_path / "folder.jpg").mkdir()
+    monkeypatch.setattr(stage, "finish", lambda *args, **keys: pytest.fail("the work has begun"))
+    out = {"folder": "folder.jpg", "below a file": "raw.png/a.jpg", "long": "x" * 300 + ".jpg"}[kind]
+    assert main(["finish", str(picture), "--out", str(tmp_path / out)]) == 2
+    said = capsys.readouterr().err
+    assert "can't be used" in said and "fault" not in said and "Traceback" not in said
 
 
 # ------------------------------------------------------------------------------------------------- in a run
@@ -180,7 +239,8 @@ def test_a_picture_that_is_gone_is_told_and_the_others_go_on(run, watchers):
 def test_stopping_keeps_what_is_there(run, watchers):
     order = replace(ORDER, pictures=("renders/lora/seed1.png", "renders/lora/seed2.png"))
     events = []
-    for event in stage.finish_pictures(run, order, stop=lambda: any(e.kind == "finished" for e in events)):
+    control = Control(stop=lambda: any(e.kind == "finished" for e in events))
+    for event in stage.finish_pictures(run, order, control=control):
         events.append(event)
     assert stage.record_of(run, order.pictures[0]) is not None
     assert stage.record_of(run, order.pictures[1]) is None
@@ -190,11 +250,11 @@ def test_the_worker_does_it_without_a_base_model(run, watchers, monkeypatch):
     def load(*_, **__):
         raise AssertionError("finishing needs no base model")
 
-    monkeypatch.setattr(comparison._Flow, "load", load)
+    monkeypatch.setattr("pipelines.bases.family.load_family", load)
     spec = jobspec.JobSpec("finish", methods=("none",), finish=ORDER)
-    assert jobspec.spec_from_json(workspace.plain(spec)) == spec
+    assert jobspec.spec_from_json(jsonable(spec)) == spec
     assert spec.disk_bytes() < 100e6
-    events = list(comparison.perform(run, spec))
+    events = list(perform(run, spec))
     assert [event.kind for event in events] == ["phase", "finished", "done"]
 
 
@@ -223,5 +283,5 @@ def test_an_order_that_makes_no_sense_never_becomes_a_job(changes):
 
 def test_forgetting_a_run_takes_the_finished_pictures_along(run, watchers):
     list(stage.finish_pictures(run, ORDER))
-    receipt = workspace.forget(run.folder)
+    receipt = forget(run.folder)
     assert any(each["file"].startswith("finished/") for each in receipt["removed"]) and not run.folder.exists()

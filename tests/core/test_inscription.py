@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.core import inscription
-from pipelines.core.schema import Sampling
+from pipelines.core.records import Sampling
 
 SAID = {"sampling": {"prompt": "portrait of {subject}", "seed": 7}, "base": "portrait-128", "subject": "lora-1"}
 

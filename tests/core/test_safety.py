@@ -7,10 +7,13 @@ from functools import partial
 
 import pytest
 
-from pipelines.core import presets, safety, workspace
+from pipelines.core import presets, safety
+from pipelines.core.files import write_json
+from pipelines.core.records import Sampling, UserError
+from pipelines.core.run import run_at
 from pipelines.core.safety import REFUSED, UNDRESSED, YOUNG, check_prompt, fold, problem
-from pipelines.core.schema import Sampling, UserError
-from pipelines.runs import comparison, jobs
+from pipelines.runs import jobs
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
@@ -180,16 +183,16 @@ def test_the_sampler_itself_refuses():
 
 
 def test_the_python_api_refuses(tmp_path):
-    from pipelines.generation.generation import Generator, read_settings, save_render
+    from pipelines.generation.generator import Generator, read_settings, save_render
 
     family = tiny_family("portrait")
     generator = Generator(family.row, family=family)
     with refused:
         next(generator.render([Sampling(BAD)], None, class_word="man"))
     with refused:
-        next(comparison.compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
+        next(compare([], class_word="man", base=family.row.name, prompts=[BAD], out=tmp_path / "run"))
     with refused:
-        next(comparison.perform(workspace.run_at(tmp_path / "other"), job()))
+        next(perform(run_at(tmp_path / "other"), job()))
     from PIL import Image
 
     save_render(Image.new("RGB", (8, 8)), Sampling(BAD), tmp_path / "a.png", method="none", base="x")
@@ -198,7 +201,7 @@ def test_the_python_api_refuses(tmp_path):
 
 @pytest.mark.parametrize("kind", ["generate", "compare"])
 def test_a_job_is_refused_before_it_is_one(kind, tmp_path):
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     for door in (jobs.start, partial(jobs.enqueue, owner="somebody")):
         with refused:
             door(run, job(kind=kind))
@@ -209,17 +212,17 @@ def test_a_job_is_refused_before_it_is_one(kind, tmp_path):
 
 def test_a_job_that_was_written_by_hand_is_refused_by_the_worker(tmp_path):
     """spec.json is all that a worker reads."""
-    run = workspace.run_at(tmp_path / "run")
-    workspace.write_json(run.spec, job())
+    run = run_at(tmp_path / "run")
+    write_json(run.spec, job())
     with refused:
-        next(comparison.perform(run, jobs.load_spec(run)))
+        next(perform(run, jobs.load_spec(run)))
 
 
 def test_the_command_line_refuses(tmp_path, capsys):
-    from pipelines.__main__ import main
+    from pipelines.cli.entry import main
 
-    run = workspace.run_at(tmp_path / "run")
-    workspace.write_json(run.spec, job("portrait of {subject}"))
+    run = run_at(tmp_path / "run")
+    write_json(run.spec, job("portrait of {subject}"))
     assert main(["generate", str(run.folder), "--prompt", BAD, "--methods", "none"]) != 0
     said = capsys.readouterr()
     assert REFUSED in said.err and "nude" not in said.err + said.out
@@ -228,8 +231,8 @@ def test_the_command_line_refuses(tmp_path, capsys):
 
 def test_the_page_and_its_programs_refuse(tmp_path):
     from pipelines.bases.registry import find_base
-    from ui.generate import generate
-    from ui.programs import api
+    from ui.generate import values
+    from ui.programs import answers
 
     row = find_base(str(tiny_folder("portrait")))
     dials = {
@@ -237,14 +240,14 @@ def test_the_page_and_its_programs_refuse(tmp_path):
         "strength": 1.0,
     }  # fmt: skip
     with refused as said:
-        generate.samplings(row, prompt=BAD, negative_prompt="", **dials)
+        values.samplings(row, prompt=BAD, negative_prompt="", **dials)
     assert "nude" not in str(said.value), "not even as a word that this base does not know"
     with pytest.raises(UserError, match="takes the clothes away"):
-        generate.samplings(row, prompt="portrait of {subject}", negative_prompt="clothes", **dials)
-    assert generate.samplings(row, prompt="portrait of {subject}", negative_prompt="nsfw, nude", **dials)
+        values.samplings(row, prompt="portrait of {subject}", negative_prompt="clothes", **dials)
+    assert values.samplings(row, prompt="portrait of {subject}", negative_prompt="nsfw, nude", **dials)
     with refused:
-        api._plan(row, BAD, "", 1, 0)
-    note = generate.unknown_note(row, "a nude portrait of {subject}")
+        answers.plan_of(row, BAD, "", 1, 0)
+    note = values.unknown_note(row, "a nude portrait of {subject}")
     assert REFUSED in note and "nude" not in note
 
 
@@ -284,4 +287,4 @@ def test_captions_of_training_photos_are_refused(tmp_path):
     data = tiny_data("portrait")
     data = replace(data, captions=(*data.captions[:-1], "photo of naked {subject}"))
     with refused:
-        next(train(tiny_recipe("portrait", "lora"), data, tmp_path, photo_digest="digest"))
+        next(train(tiny_recipe("portrait", "lora"), data, tmp_path))

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import Photo, PhotoSet, Score, UserError
-from pipelines.evaluation import scoring
-from pipelines.faces import calibration, faces
+from pipelines.core.records import Photo, PhotoSet, Score, UserError
+from pipelines.evaluation import references, statistics
+from pipelines.evaluation.scale import Scale, in_words, measure_scale, normalised, summary
+from pipelines.faces import calibration
+from pipelines.faces.arcface import find_pack
 from pipelines.faces.calibration import Calibration, Comparisons
+from pipelines.faces.face import Judge, Seen
+from pipelines.faces.judges import judge_named
 from pipelines.photos import gather, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -51,8 +55,8 @@ class ColourJudge:
     def look(self, image):
         mean = np.asarray(image, np.float64).reshape(-1, 3).mean(0)
         if mean.max() == 0:
-            return faces.Seen(None, "no face found")
-        return faces.Seen(mean / np.linalg.norm(mean), None, float(len(image)), 1 + (len(image) == 40))
+            return Seen(None, "no face found")
+        return Seen(mean / np.linalg.norm(mean), None, float(len(image)), 1 + (len(image) == 40))
 
     def similarity(self, a, b):
         return float(np.dot(a, b))
@@ -73,13 +77,13 @@ def photo(folder: Path, name: str, colour) -> Photo:
 
 
 def test_the_reference_is_the_normalised_mean(tmp_path):
-    made = scoring.reference(JUDGE, [photo(tmp_path, "r.png", RED), flat(GREEN), flat(BLACK)])
+    made = references.reference(JUDGE, [photo(tmp_path, "r.png", RED), flat(GREEN), flat(BLACK)])
     assert np.allclose(made.mean, [0.5**0.5, 0.5**0.5, 0]) and made.photos == 2
     assert made.without_face == ("picture 3",) and "picture 3: colour finds no face" in made.notes[0]
-    crowd = scoring.reference(JUDGE, [np.full((40, 40, 3), RED, np.uint8)])
+    crowd = references.reference(JUDGE, [np.full((40, 40, 3), RED, np.uint8)])
     assert crowd.notes == ("picture 1: 2 faces are in it; the largest is compared with.",)
     with pytest.raises(UserError, match="colour finds no face in picture 1"):
-        scoring.reference(JUDGE, [flat(BLACK)])
+        references.reference(JUDGE, [flat(BLACK)])
 
 
 def test_in_a_group_photo_the_person_is_compared_with_and_not_the_largest_face(tmp_path):
@@ -90,12 +94,12 @@ def test_in_a_group_photo_the_person_is_compared_with_and_not_the_largest_face(t
     box, eyes = (310, 60, 370, 120), ((330, 80), (350, 80))
     person = Photo("group.png", str(tmp_path / "group.png"), "0", 400, 200, box, eyes, 20.0)
     noted = replace(person, reasons=("several_faces",))
-    assert scoring.reference(JUDGE, [noted]).mean[0] == pytest.approx(1.0)
-    assert scoring.reference(JUDGE, [person]).mean[2] > 0.5
+    assert references.reference(JUDGE, [noted]).mean[0] == pytest.approx(1.0)
+    assert references.reference(JUDGE, [person]).mean[2] > 0.5
 
 
 def test_a_reference_stays_in_memory():
-    made = scoring.reference(JUDGE, [flat(RED)])
+    made = references.reference(JUDGE, [flat(RED)])
     with pytest.raises(TypeError, match="stays in memory"):
         pickle.dumps(made)
     assert "0." not in repr(made).replace("0.35", "") and "mean" not in repr(made)
@@ -106,7 +110,7 @@ def test_every_picture_keeps_its_row(tmp_path):
         Image.fromarray(flat(colour)).save(tmp_path / name)
     (tmp_path / "d.png").write_text("no picture")
     paths = [tmp_path / f"{letter}.png" for letter in "abcde"]
-    scores = scoring.score_renders(paths, scoring.reference(JUDGE, [flat(RED)]))
+    scores = references.score_renders(paths, references.reference(JUDGE, [flat(RED)]))
     assert [score.render for score in scores] == [str(path) for path in paths]
     assert [score.similarity for score in scores] == [1.0, 0.0, None, None, None]
     assert scores[2].reason == "no face found" and "d.png is not a photo" in str(scores[3].reason)
@@ -120,7 +124,7 @@ def test_marks_are_what_they_are_defined_to_be(tmp_path):
     held_out = tuple(photo(tmp_path, f"h{i}.png", colour) for i, colour in enumerate((RED, (255, 255, 0))))
     people = PhotoSet(train=train, validation=(), held_out=held_out)
     half = 0.5**0.5
-    made = scoring.marks(
+    made = measure_scale(
         JUDGE,
         people,
         floor_scores=[0.1, None, Score("x", "buffalo_sc", 0.2)],
@@ -135,9 +139,9 @@ def test_marks_are_what_they_are_defined_to_be(tmp_path):
     assert made.best_possible == pytest.approx(half / 2, abs=1e-3)
     assert made.impostor == made.threshold == 0.6  # two held out: the figures for several photos
     with pytest.raises(ValueError, match="one each"):
-        scoring.marks(JUDGE, people, rebuilt_images=[flat(RED)])
+        measure_scale(JUDGE, people, rebuilt_images=[flat(RED)])
     one = PhotoSet(train=train, validation=(), held_out=held_out[:1], weak=True)
-    alone = scoring.marks(JUDGE, one)
+    alone = measure_scale(JUDGE, one)
     assert (
         alone.impostor == 0.4 and alone.comparisons == 1 and alone.ceiling == pytest.approx(1) and alone.floor is None
     )
@@ -145,31 +149,31 @@ def test_marks_are_what_they_are_defined_to_be(tmp_path):
 
 def test_marks_without_any_face_are_none(tmp_path):
     dark = PhotoSet((photo(tmp_path, "t.png", BLACK),), (), (photo(tmp_path, "h.png", BLACK),))
-    made = scoring.marks(JUDGE, dark, rebuilt_images=[flat(BLACK)])
+    made = measure_scale(JUDGE, dark, rebuilt_images=[flat(BLACK)])
     assert made.ceiling is made.best_possible is made.ceiling_low is None
 
 
 def test_normalised_identity():
-    assert scoring.normalised(0.1, 0.1, 0.7) == 0
-    assert scoring.normalised(0.7, 0.1, 0.7) == pytest.approx(1)
-    assert scoring.normalised(0.4, 0.1, 0.7) == pytest.approx(0.5)
-    assert scoring.normalised(0.9, 0.1, 0.7) > 1
+    assert normalised(0.1, 0.1, 0.7) == 0
+    assert normalised(0.7, 0.1, 0.7) == pytest.approx(1)
+    assert normalised(0.4, 0.1, 0.7) == pytest.approx(0.5)
+    assert normalised(0.9, 0.1, 0.7) > 1
     for gen, floor, ceiling in ((None, 0.1, 0.7), (0.3, None, 0.7), (0.3, 0.1, None), (0.3, 0.7, 0.7), (0.3, 0.8, 0.2)):
-        assert scoring.normalised(gen, floor, ceiling) is None
+        assert normalised(gen, floor, ceiling) is None
 
 
 def test_failures_cost(tmp_path):
-    marks = scoring.Marks("buffalo_sc", 0.25, 0.0, 0.5, 0.8, 0.7, 0.9, 0.35)
+    marks = Scale("buffalo_sc", 0.25, 0.0, 0.5, 0.8, 0.7, 0.9, 0.35)
     found = [Score("a", "buffalo_sc", 0.6), Score("b", "buffalo_sc", 0.4)]
-    whole = scoring.summary(found, marks)
+    whole = summary(found, marks)
     assert (whole.mean, whole.best, whole.faces_found, whole.renders) == (0.5, 0.6, 2, 2)
     assert whole.normalised == pytest.approx(0.625)
-    half = scoring.summary([*found, *[Score(c, "buffalo_sc", None, "no face found") for c in "cd"]], marks)
+    half = summary([*found, *[Score(c, "buffalo_sc", None, "no face found") for c in "cd"]], marks)
     assert half.mean == 0.5 and half.mean_zero_imputed == 0.25 and half.faces_found == 2 and half.renders == 4
     assert half.normalised == pytest.approx(0.3125)
-    none = scoring.summary([Score("a", "buffalo_sc", None, "no face found")], marks)
+    none = summary([Score("a", "buffalo_sc", None, "no face found")], marks)
     assert none.mean is None and none.best is None and none.mean_zero_imputed == 0 and none.faces_found == 0
-    empty = scoring.summary([], marks)
+    empty = summary([], marks)
     assert empty.mean_zero_imputed is None and empty.renders == 0 and empty.normalised is None
     json.dumps(asdict(whole))
 
@@ -184,9 +188,9 @@ def test_verdicts_come_from_the_calibrated_thresholds():
 
 
 def test_a_score_in_words_claims_what_was_measured_and_no_more(tmp_path):
-    marks = scoring.Marks("colour", 0.6, 0.1, 0.5, 0.66, 0.58, 0.74, 0.6, 4)
+    marks = Scale("colour", 0.6, 0.1, 0.5, 0.66, 0.58, 0.74, 0.6, 4)
     score = Score("a.png", "colour", 0.61, words=calibration.in_words(MEASURED, 0.61, 3))
-    assert scoring.in_words(score, marks) == (
+    assert in_words(score, marks) == (
         "0.61 - higher than 99.9% of different-person pairs; your own photos agree with each other at 0.58-0.74"
     )
     said = {value: calibration.in_words(MEASURED, value, 3) for value in (0.05, 0.3, 0.55, 0.9)}
@@ -200,10 +204,10 @@ def test_a_score_in_words_claims_what_was_measured_and_no_more(tmp_path):
 
 
 def test_small_faces_and_company_are_told(tmp_path):
-    against = scoring.reference(JUDGE, [flat(RED)])
+    against = references.reference(JUDGE, [flat(RED)])
     for side, words in ((10, "10 px high, too small to judge"), (40, "2 faces are in the picture"), (16, None)):
         Image.fromarray(np.full((side, side, 3), RED, np.uint8)).save(tmp_path / "a.png")
-        (score,) = scoring.score_renders([tmp_path / "a.png"], against)
+        (score,) = references.score_renders([tmp_path / "a.png"], against)
         assert score.verdict == "looks like you" and score.face_px == side
         assert (score.note is None) if words is None else words in str(score.note)
 
@@ -214,12 +218,12 @@ def test_small_faces_and_company_are_told(tmp_path):
 def test_bootstrap_finds_a_real_difference_and_no_other():
     rng = np.random.default_rng(1)
     base = rng.normal(0.1, 0.1, 16)
-    better = scoring.paired_bootstrap(base + 0.2 + rng.normal(0, 0.05, 16), base)
+    better = statistics.paired_bootstrap(base + 0.2 + rng.normal(0, 0.05, 16), base)
     assert better.significant and better.low > 0.15 and 0.15 < better.difference < 0.25
     assert better.p == pytest.approx(2 / 10_001) and better.pairs == 16 and better.people == 1
-    same = scoring.paired_bootstrap(base, base)
+    same = statistics.paired_bootstrap(base, base)
     assert same.p == 1 and same.difference == 0 and same.low == same.high == 0
-    mirrored = scoring.paired_bootstrap(base, base + 0.2)
+    mirrored = statistics.paired_bootstrap(base, base + 0.2)
     assert mirrored.difference == pytest.approx(-0.2) and mirrored.significant
 
 
@@ -227,31 +231,40 @@ def test_bootstrap_is_paired_seeded_and_knows_people():
     rng = np.random.default_rng(2)
     base = rng.normal(0.0, 1.0, (6, 8))  # far more spread between people than the effect
     a = base + 0.1 + rng.normal(0, 0.01, base.shape)
-    first = scoring.paired_bootstrap(a, base, seed=3)
+    first = statistics.paired_bootstrap(a, base, seed=3)
     assert first.significant and first.people == 6 and first.pairs == 48
-    assert scoring.paired_bootstrap(a, base, seed=3) == first
-    assert scoring.paired_bootstrap(a, base, seed=4).low != first.low
+    assert statistics.paired_bootstrap(a, base, seed=3) == first
+    assert statistics.paired_bootstrap(a, base, seed=4).low != first.low
     # An effect that one person alone shows is no finding about people, whatever the number of seeds.
     only_one = np.zeros((6, 200))
     only_one[0] = 1.0
-    assert not scoring.paired_bootstrap(only_one, np.zeros_like(only_one)).significant
+    assert not statistics.paired_bootstrap(only_one, np.zeros_like(only_one)).significant
 
 
 def test_bootstrap_keeps_its_promise():
     """With no difference at all, about 5% of experiments come out significant."""
     rng = np.random.default_rng(5)
     hits = [
-        scoring.paired_bootstrap(rng.normal(size=40), rng.normal(size=40), resamples=400, seed=i).significant
+        statistics.paired_bootstrap(rng.normal(size=40), rng.normal(size=40), resamples=400, seed=i).significant
         for i in range(300)
     ]
     assert 0.02 <= np.mean(hits) <= 0.10
 
 
 def test_bootstrap_counts_missing_faces_as_zero_and_refuses_other_shapes():
-    assert scoring.paired_bootstrap([np.nan, 0.4], [0.2, 0.2]).difference == pytest.approx(0.0)
+    assert statistics.paired_bootstrap([np.nan, 0.4], [0.2, 0.2]).difference == pytest.approx(0.0)
     for a, b in (([1.0], [1.0, 2.0]), ([], [])):
         with pytest.raises(ValueError, match="one shape"):
-            scoring.paired_bootstrap(a, b)
+            statistics.paired_bootstrap(a, b)
+
+
+def test_one_level_drawn_all_at_once_gives_the_numbers_of_one_draw_after_another():
+    for shape in ((1, 1, 12, 3), (12, 1, 1, 1), (1, 12, 1, 1)):
+        values = np.random.default_rng(0).random(shape)
+        rng, cells = np.random.default_rng(0), values.mean(3)
+        means = [cells.ravel()[rng.integers(12, size=12)].mean() for _ in range(200)]
+        found = statistics.cluster_bootstrap(values, resamples=200)
+        assert (found.low, found.high) == tuple(np.quantile(means, [0.025, 0.975]))
 
 
 # ------------------------------------------------------------------------------------------------- real photos
@@ -259,16 +272,16 @@ def test_bootstrap_counts_missing_faces_as_zero_and_refuses_other_shapes():
 
 @pytest.mark.skipif(not PEOPLE.is_dir(), reason="needs ../shared/data/people")
 def test_real_people_reach_their_ceiling_and_strangers_do_not(tmp_path):
-    judges: list[faces.Judge] = [faces.judge("arcface-mini"), faces.judge("dlib")]
-    if faces.find_pack("buffalo_sc", SHARED / "models"):
+    judges: list[Judge] = [judge_named("arcface-mini"), judge_named("dlib")]
+    if find_pack("buffalo_sc", SHARED / "models"):
         pytest.importorskip("insightface")
-        judges.append(faces.judge("buffalo_sc", SHARED / "models"))
+        judges.append(judge_named("buffalo_sc", SHARED / "models"))
     people = intake.intake(gather.photo_files(PEOPLE / "p04")[:8], tmp_path / "set")
     stranger = gather.photo_files(PEOPLE / "p12")[0]
     for judge in judges:
-        made = scoring.marks(judge, people)
-        against = scoring.reference(judge, people.held_out)
-        own, other = scoring.score_renders([Path(people.train[0].path), stranger], against)
+        made = measure_scale(judge, people)
+        against = references.reference(judge, people.held_out)
+        own, other = references.score_renders([Path(people.train[0].path), stranger], against)
         assert made.ceiling is not None and made.threshold is not None and made.ceiling > made.threshold
         assert (own.verdict, other.verdict) == ("looks like you", "someone else")
         assert abs(float(own.similarity or 0) - made.ceiling) < 0.25

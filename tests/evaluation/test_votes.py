@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.core import presets, workspace
-from pipelines.core.schema import METHODS, UserError
+from pipelines.core import presets
+from pipelines.core.files import read_json, write_json, write_text
+from pipelines.core.records import METHODS, UserError
+from pipelines.core.run import Run, forget, load_photo_set, save_photo_set
 from pipelines.evaluation import votes
 from tests.runs import make_run
 
@@ -24,12 +26,12 @@ COLUMNS = ("none", *METHODS)
 NOW = votes.Standing("d" * 64, "portrait-128", {m: f"{m}-1" for m in METHODS})
 
 
-def teach(run: workspace.Run, method: str, *, digest: str, name: str = "1") -> None:
+def teach(run: Run, method: str, *, digest: str, name: str = "1") -> None:
     card = {"id": f"{method}-{name}", "method": method, "base": "portrait-128", "photo_digest": digest}
-    workspace.write_json(run.method(method) / "subject.json", card)
+    write_json(run.method(method) / "subject.json", card)
 
 
-def draw(run: workspace.Run, column: str, seed: int, subject: str | None, prompt: str = "photo of {subject}") -> Path:
+def draw(run: Run, column: str, seed: int, subject: str | None, prompt: str = "photo of {subject}") -> Path:
     about = {"sampling": {"prompt": prompt, "seed": seed}, "base": "portrait-128", "subject": subject}
     text = PngInfo()
     text.add_text("likeness", json.dumps(about))
@@ -42,10 +44,10 @@ def draw(run: workspace.Run, column: str, seed: int, subject: str | None, prompt
 
 
 @pytest.fixture
-def run(tmp_path) -> workspace.Run:
+def run(tmp_path) -> Run:
     """Three methods and the base, drawn with three seeds each."""
     made = make_run(tmp_path / "run")
-    photos = workspace.load_photo_set(made)
+    photos = load_photo_set(made)
     assert photos is not None
     for column in COLUMNS:
         if column != "none":
@@ -53,6 +55,10 @@ def run(tmp_path) -> workspace.Run:
         for seed in range(3):
             draw(made, column, seed, None if column == "none" else f"{column}-1")
     return made
+
+
+def in_english(*counted) -> str:
+    return " ".join(map(str, votes.told(*counted)))
 
 
 def said(voter: str, number: int, pick: str | None, *, answer: str = "", order=METHODS, standing=NOW) -> votes.Answer:
@@ -70,7 +76,7 @@ def test_rounds_are_pictures_of_one_prompt_and_seed_by_every_method(run):
     for one in asked.rounds:
         assert len({Path(file).name for file in one.files}) == 1, "one prompt, one seed"
         assert all(file.startswith(f"renders/{column}/") for column, file in zip(one.order, one.files, strict=True))
-        assert one.photo in [run.relative(photo.path) for photo in workspace.load_photo_set(run).held_out]
+        assert one.photo in [run.relative(photo.path) for photo in load_photo_set(run).held_out]
     assert {c for r in votes.start(run, with_base=True).rounds for c in r.order} == set(COLUMNS)
     assert votes.ballot(run, asked.voter) == asked, "a ballot survives a restart"
 
@@ -95,7 +101,7 @@ def test_nothing_to_choose_between_is_a_sentence(tmp_path):
     made = make_run(tmp_path / "run")
     with pytest.raises(UserError, match="nothing to vote about"):
         votes.start(made)
-    teach(made, "lora", digest=workspace.load_photo_set(made).digest)
+    teach(made, "lora", digest=load_photo_set(made).digest)
     draw(made, "lora", 0, "lora-1")
     with pytest.raises(UserError, match="two methods"):
         votes.start(made)
@@ -153,14 +159,14 @@ def test_votes_about_an_earlier_training_or_other_photos_do_not_count(run):
     asked = votes.start(run)
     votes.answer(run, asked.voter, round=0, pick=0)
     assert len(votes.answers(run)) == 1
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     teach(run, "lora", digest=photos.digest, name="2")
     assert votes.answers(run) == [] and votes.started(run) == []
     with pytest.raises(UserError, match="over"):
         votes.answer(run, asked.voter, round=1, pick=0)
     teach(run, "lora", digest=photos.digest)
     assert len(votes.answers(run)) == 1, "nothing was lost"
-    workspace.save_photo_set(run, replace(photos, train=photos.train[1:]))
+    save_photo_set(run, replace(photos, train=photos.train[1:]))
     assert votes.answers(run) == [] and votes.standing(run) is None
 
 
@@ -168,7 +174,7 @@ def test_a_new_training_of_a_method_that_did_not_stand_changes_nothing(run):
     (run.method("dreambooth") / "subject.json").unlink()
     asked = votes.start(run)
     votes.answer(run, asked.voter, round=0, pick=0)
-    teach(run, "dreambooth", digest=workspace.load_photo_set(run).digest, name="9")
+    teach(run, "dreambooth", digest=load_photo_set(run).digest, name="9")
     assert len(votes.answers(run)) == 1
 
 
@@ -192,7 +198,7 @@ def test_the_tally_is_what_was_planted_whatever_the_order():
 
 def test_where_a_picture_stood_does_not_matter():
     one = [said("a", n, "lora", order=METHODS) for n in range(4)]
-    other = [said("a", n, "lora", order=METHODS[::-1]) for n in range(4)]
+    other = [said("a", n, "lora", order=tuple(METHODS)[::-1]) for n in range(4)]
     assert votes.tally(one) == votes.tally(other)
 
 
@@ -200,17 +206,17 @@ def test_no_votes_and_only_cant_say():
     assert votes.tally([]) == votes.Tally(0, 0, 0, 0, {})
     counted = votes.tally([said("a", 0, None, answer=votes.CANT_SAY)])
     assert counted.shares["lora"] == votes.Share(0, 0, None, None, None, None)
-    assert votes.in_words(votes.tally([]), None, {}) == "Nobody has voted yet."
+    assert votes.told(votes.tally([]), None, {}) == []
     assert votes.interval([]) == (None, None) and votes.interval([(0, 0)]) == (None, None)
 
 
 def test_level_methods_are_not_called_ahead():
     level = votes.tally([said("a", 0, "lora"), said("a", 1, "dreambooth")])
-    assert "No method is ahead" in votes.in_words(level, None, {})
+    assert "No method is ahead" in in_english(level, None, {})
     close = votes.tally([said("a", 0, "lora"), said("a", 1, "lora"), said("a", 2, "dreambooth")])
-    assert "more votes are needed" in votes.in_words(close, None, {"lora": "LoRA"})
+    assert "more votes are needed" in in_english(close, None, {"lora": "LoRA"})
     clear = votes.tally([said(f"v{v}", n, "lora") for v in range(5) for n in range(12)])
-    assert "LoRA is ahead of the others beyond chance" in votes.in_words(clear, None, {"lora": "LoRA"})
+    assert "LoRA is ahead of the others beyond chance" in in_english(clear, None, {"lora": "LoRA"})
 
 
 def test_wilson_is_wilsons():
@@ -254,7 +260,7 @@ def test_friends_and_judge_agree_or_not():
     level = votes.agreement(found, "judge", scores, dict.fromkeys(METHODS, 0.3))
     assert level.pairs == 0, "a judge that finds all alike has no order"
     assert votes.agreement(found, "judge", {}, means).rounds == 0, "no scores, no favourites"
-    words = votes.in_words(votes.tally(found), same, {})
+    words = in_english(votes.tally(found), same, {})
     assert "order of the methods is that of judge" in words and "In 3 of 4 rounds" in words
 
 
@@ -345,7 +351,7 @@ def test_addresses_of_no_vote_show_nothing(run, tmp_path):
 def test_a_deleted_run_takes_its_votes_along(run):
     asked = votes.start(run)
     votes.answer(run, asked.voter, round=0, pick=0)
-    assert workspace.forget(run.folder)["remaining_files"] == 0
+    assert forget(run.folder)["remaining_files"] == 0
     assert not run.folder.exists()
 
 
@@ -353,24 +359,24 @@ def test_a_deleted_run_takes_its_votes_along(run):
 
 
 def test_the_report_is_brought_up_to_date_with_the_votes(run):
-    from pipelines.reports import report
+    from pipelines.reports.page import VOTES_BEGIN, VOTES_END, refresh_votes
 
-    assert report.refresh_votes(run) is None, "no report, nothing to add to"
+    assert refresh_votes(run) is None, "no report, nothing to add to"
     means = {"textual_inversion": 0.1, "dreambooth": 0.3, "lora": 0.5}
     saved = {"judges": {"dlib": {}}, "methods": {m: {"identity": {"dlib": {"mean": v}}} for m, v in means.items()}}
-    workspace.write_json(run.report, saved)
-    workspace.write_text(run.page, f"<p>before</p>{report.VOTES_BEGIN}{report.VOTES_END}<p>after</p>")
-    assert report.refresh_votes(run) == saved, "without votes nothing is added"
+    write_json(run.report, saved)
+    write_text(run.page, f"<p>before</p>{VOTES_BEGIN}{VOTES_END}<p>after</p>")
+    assert refresh_votes(run) == saved, "without votes nothing is added"
     asked = votes.start(run)
     for number in range(3):
         place = asked.rounds[number].order.index("lora")
         votes.answer(run, asked.voter, round=number, pick=place)
     for _ in range(2):  # again changes nothing
-        found = report.refresh_votes(run)["votes"]
-        assert found == workspace.read_json(run.report)["votes"]
+        found = refresh_votes(run)["votes"]
+        assert found == read_json(run.report)["votes"]
         assert (found["voters"], found["rounds"]) == (1, 3) and found["methods"]["lora"]["wins"] == 3
         assert found["agreement"]["judge"] == "dlib" and found["agreement"]["pairs"] == 2
         page = run.page.read_text()
         assert page.count("Blind votes") == 1 and page.startswith("<p>before</p>") and page.endswith("<p>after</p>")
-    teach(run, "lora", digest=workspace.load_photo_set(run).digest, name="2")
-    assert "votes" not in report.refresh_votes(run) and "Blind votes" not in run.page.read_text(), "of another training"
+    teach(run, "lora", digest=load_photo_set(run).digest, name="2")
+    assert "votes" not in refresh_votes(run) and "Blind votes" not in run.page.read_text(), "of another training"

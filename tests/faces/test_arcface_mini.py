@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.core.schema import UserError
-from pipelines.faces import arcface_mini, faces
+from pipelines.core.records import UserError
+from pipelines.faces import arcface_mini, dlib_faces
+from pipelines.faces.face import Seen
+from pipelines.faces.judges import judge_named
 from pipelines.photos.decode import decode
 from pipelines.photos.gather import photo_files
 
@@ -38,7 +40,7 @@ def test_the_similarity_transform_finds_turn_scale_and_shift():
 def test_the_judge_sees_the_same_person_at_any_size(astronaut):
     from PIL import Image
 
-    judge = faces.judge("arcface-mini")
+    judge = judge_named("arcface-mini")
     seen = judge.look(astronaut)
     assert seen.vector is not None and seen.vector.shape == (512,) and np.linalg.norm(seen.vector) == pytest.approx(1)
     for side in (128, 300, 1500):
@@ -46,7 +48,7 @@ def test_the_judge_sees_the_same_person_at_any_size(astronaut):
         assert other.vector is not None and judge.similarity(seen.vector, other.vector) > 0.7, side
     mirrored = judge.look(np.ascontiguousarray(astronaut[:, ::-1])).vector
     assert mirrored is not None and judge.similarity(seen.vector, mirrored) > 0.9
-    assert judge.look(np.full((128, 128, 3), 90, np.uint8)) == faces.Seen(None, "no face found")
+    assert judge.look(np.full((128, 128, 3), 90, np.uint8)) == Seen(None, "no face found")
     assert judge.look(np.full((10, 10, 3), 90, np.uint8)).vector is None
 
 
@@ -55,7 +57,7 @@ def test_the_judge_sees_the_same_person_at_any_size(astronaut):
 def test_dlibs_landmarks_give_nine_tenths_of_the_score_that_scrfds_give():
     pytest.importorskip("insightface")
     by_dlib = arcface_mini.ArcFaceMini()
-    by_scrfd = faces.judge("arcface-mini", MODELS)
+    by_scrfd = judge_named("arcface-mini", MODELS)
     assert isinstance(by_scrfd, arcface_mini.ArcFaceMini)
     assert (by_dlib.detector, by_scrfd.detector) == ("dlib", "scrfd")
     means = {}
@@ -71,7 +73,7 @@ def test_dlibs_landmarks_give_nine_tenths_of_the_score_that_scrfds_give():
 
 def test_a_hundred_renders_are_scored_within_ten_seconds_of_work(astronaut):
     """Counted, not timed: one detection and one pass of the network per picture, shared with the second judge."""
-    mini, dlib = arcface_mini.ArcFaceMini(), faces.judge("dlib")
+    mini, dlib = arcface_mini.ArcFaceMini(), judge_named("dlib")
     calls = []
     model = mini._load()
 
@@ -81,10 +83,10 @@ def test_a_hundred_renders_are_scored_within_ten_seconds_of_work(astronaut):
             return model.run(*arguments)
 
     mini._session = Counting()
-    original = faces._detect
+    original = dlib_faces._detect
     pictures = [np.roll(astronaut[:256, 128:384], k, axis=0) for k in range(4)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faces, "_detect", lambda image: calls.append("detection") or original(image))
+        patch.setattr(dlib_faces, "_detect", lambda image: calls.append("detection") or original(image))
         for picture in pictures:
             mini.look(picture)
             dlib.look(picture)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.core.schema import UserError
-from pipelines.faces import calibration, faces
+from pipelines.core.records import UserError
+from pipelines.faces import calibration
+from pipelines.faces.judges import judge_named
 from tools import calibrate_judge as tool
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -87,7 +88,7 @@ def test_every_shipped_calibration_belongs_to_its_weights_and_says_where_it_come
     files = sorted(calibration.FOLDER.glob("*.json"))
     assert {"arcface-mini", "dlib"} <= {path.stem for path in files}
     for name in ("arcface-mini", "dlib"):
-        assert faces.judge(name).calibration is not None, f"{name}: calibrate these weights"
+        assert judge_named(name).calibration is not None, f"{name}: calibrate these weights"
     for path in files:
         text = path.read_text()
         saved = json.loads(text)
@@ -102,20 +103,20 @@ def test_every_shipped_calibration_belongs_to_its_weights_and_says_where_it_come
 
 def test_unknown_weights_are_uncalibrated_and_borrow_nothing(tmp_path):
     assert calibration.load("dlib", "0" * 64, "dlib") is None
-    assert calibration.load("dlib", faces.judge("dlib").weights_sha256, "scrfd") is None
+    assert calibration.load("dlib", judge_named("dlib").weights_sha256, "scrfd") is None
     assert calibration.load("buffalo_l", "0" * 64, "scrfd") is None
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match="x.json can't be read"):
         calibration.load("x", "0" * 64, "dlib", tmp_path)
     with pytest.raises(UserError, match="no judge called alice"):
-        faces.judge("alice")
+        judge_named("alice")
 
 
 @pytest.mark.skipif(not LFW.is_dir(), reason="needs ../shared/data/lfw")
 def test_the_tool_measures_a_real_judge_on_a_few_people():
     people = tool.people_of(LFW, LFW / "test_people.txt", 12)
     assert all(len(files) > 1 for files in people)
-    one = faces.judge("dlib")
+    one = judge_named("dlib")
     vectors, who, missed = tool.embed(one, people, 2)
     assert len(vectors) + missed == 24
     found = tool.pairs(one, vectors, who, 1)

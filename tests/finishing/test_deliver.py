@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
-from pipelines.faces.faces import Face
+from pipelines.core.records import UserError
+from pipelines.faces.face import Face
 from pipelines.finishing import deliver, mark
 from pipelines.finishing.deliver import Size
 from pipelines.photos.decode import decode

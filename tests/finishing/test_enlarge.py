@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pipelines.core.schema import UserError  # noqa: E402
+from pipelines.core.records import UserError  # noqa: E402
 from pipelines.finishing import enlarge  # noqa: E402
 from pipelines.finishing.enlarge import FlawMap, find_upscaler, flaw_map, load_upscaler, overlay  # noqa: E402
 from pipelines.finishing.nets import Critic, Enlarger, Shape  # noqa: E402
@@ -390,19 +390,20 @@ def test_a_held_out_portrait_is_enlarged_better_than_by_bicubic_and_stays_the_pe
 
     from PIL import Image
 
-    from pipelines.faces import faces
+    from pipelines.faces.dlib_faces import dlib_detect
+    from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
     from tools.upscaler import data, evaluate
 
     rows = list(csv.DictReader((PORTRAITS / "portraits.csv").open()))
     held = np.random.default_rng(0).permutation(len(rows))[: data.HELD_OUT]
-    scale = data.LARGE_PX / faces.PORTRAIT_SIZE_PX
-    mid = (faces.PORTRAIT_EYES_MID[0] * scale, faces.PORTRAIT_EYES_MID[1] * scale)
+    scale = data.LARGE_PX / PORTRAIT_SIZE_PX
+    mid = (PORTRAIT_EYES_MID[0] * scale, PORTRAIT_EYES_MID[1] * scale)
     photos = []
     for k in held[:6]:
         image = np.array(Image.open(PORTRAITS / rows[k]["file"]).convert("RGB"))
-        eyes = faces.dlib_detect(image)[0].eyes
-        apart = faces.PORTRAIT_EYES_APART_PX * scale
-        photos.append(faces.align_by_eyes(image, eyes, size_px=data.LARGE_PX, midpoint=mid, apart_px=apart))
+        eyes = dlib_detect(image)[0].eyes
+        apart = PORTRAIT_EYES_APART_PX * scale
+        photos.append(align_by_eyes(image, eyes, size_px=data.LARGE_PX, midpoint=mid, apart_px=apart))
     small = [data.resized(one, data.SMALL_PX, Image.Resampling.BICUBIC) for one in photos]
     made = np.stack([upscaler.enlarge(one) for one in small])
     plain = np.stack([evaluate.bicubic(one) for one in small])

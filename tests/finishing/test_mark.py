@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.__main__ import main
-from pipelines.core.schema import UserError
+from pipelines.cli.entry import main
+from pipelines.core.records import UserError
 from pipelines.finishing import credentials, mark, watermark
 from pipelines.photos.decode import decode
 
@@ -384,3 +384,63 @@ def test_a_file_does_not_say_when_it_was_made(tmp_path, portrait, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 4e9)
     assert mark.encode(portrait, "PNG", base="portrait-128") == first
     assert os.environ["TZ"] == "Pacific/Auckland"
+
+
+# ------------------------------------------------------------------------------------------------- settings of others
+
+A1111 = "portrait photo\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
+COMFY = json.dumps({"3": {"class_type": "KSampler", "inputs": {"seed": 1}}})
+GENERATORS = {
+    "Stable Diffusion web UI (A1111)": {"parameters": A1111},
+    "SwarmUI": {"parameters": json.dumps({"sui_image_params": {"prompt": "x"}})},
+    "Fooocus": {"parameters": json.dumps({"prompt": "x"}), "fooocus_scheme": "fooocus"},
+    "ComfyUI": {"prompt": COMFY, "workflow": json.dumps({"nodes": []})},
+    "InvokeAI": {"invokeai_metadata": json.dumps({"positive_prompt": "x", "app_version": "4"})},
+    "NovelAI": {"Title": "NovelAI generated image", "Software": "NovelAI", "Comment": json.dumps({"steps": 28})},
+    "Likeness": {"likeness": json.dumps({"base": "portrait-128"})},
+}
+
+
+@pytest.mark.parametrize("program", GENERATORS)
+def test_a_png_with_the_settings_of_a_generator_is_a_hint(program, tmp_path, portrait, capsys):
+    chunks = PngInfo()
+    for name, text in GENERATORS[program].items():
+        chunks.add_text(name, text)
+    path = saved(portrait, tmp_path / "picture.png", pnginfo=chunks)
+    found = mark.verify(path)
+    assert found.found and found.settings_of.startswith(program) and not any(each.present for each in found.marks)
+    assert found.sentence.startswith("No mark says that an AI drew this picture. The file holds settings of " + program)
+    assert "a hint, neither signed nor hard to change." in found.sentence and "photo" not in found.sentence
+    assert main(["verify", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings_of"].startswith(program)
+
+
+def test_settings_in_the_exif_of_a_jpeg_or_webp_are_a_hint_too(tmp_path, portrait):
+    for order in ("utf-16-be", "utf-16-le"):
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode(order)
+        assert mark.verify(saved(portrait, tmp_path / "x.jpg", exif=exif)).settings_of.startswith("Stable Diffusion")
+    exif = Image.Exif()
+    exif[0x0110] = f"prompt:{COMFY}"
+    assert mark.verify(saved(portrait, tmp_path / "x.webp", exif=exif)).settings_of == "ComfyUI"
+
+
+def test_other_texts_are_no_hint(tmp_path, portrait):
+    chunks = PngInfo()
+    for name, text in {"Software": "GIMP", "Title": "Steps: 3", "parameters": "size 4", "prompt": "go on"}.items():
+        chunks.add_text(name, text)
+    found = mark.verify(saved(portrait, tmp_path / "x.png", pnginfo=chunks))
+    assert not found.found and found.settings_of == "" and "does not show that it is a photo" in found.sentence
+
+
+# ------------------------------------------------------------------------------------------------- grain
+
+
+@pytest.mark.parametrize("sigma", [0, 15, 40, 80, 1000])
+@pytest.mark.parametrize("quality", [75, 90, 92, 94, 95, 100])
+def test_a_jpeg_with_any_grain_is_written(sigma, quality):
+    grain = np.random.default_rng(0).normal(128, sigma, (512, 512, 3))
+    data = mark.encode(np.clip(grain, 0, 255).astype(np.uint8), "JPEG", quality=quality)
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        assert opened.size == (512, 512) and opened.info["progressive"]

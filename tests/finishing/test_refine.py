@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import UserError
-from pipelines.evaluation.scoring import Reference
-from pipelines.faces import faces
-from pipelines.faces.faces import Seen
-from pipelines.finishing import matte, refine
+from pipelines.core.records import UserError
+from pipelines.evaluation.references import Reference
+from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.face import Seen
+from pipelines.faces.judges import available_judges
+from pipelines.finishing import enlarge, matte, refine
 from pipelines.finishing.refine import DROPPED, KEPT, NOT_NEEDED, Baseline, Step, Tools, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,10 @@ class Watcher:
 def watched(*says) -> Baseline:
     judges = [Watcher(f"judge {n}", one) for n, one in enumerate(says, start=1)]
     return Baseline(tuple(Reference(judge, np.array([0.0, 1.0]), 3) for judge in judges), refine.HELD_OUT)
+
+
+def face_in(image):
+    return next(iter(detect_faces(image)), None)
 
 
 def never_minds(image):
@@ -103,7 +108,7 @@ def test_either_judge_may_veto_and_what_it_saw_is_told(raw, says):
     (step,) = out.steps
     who = "judge 1" if says[0] is greenness else "judge 2"
     assert step.state == DROPPED and step.sentence.startswith(who) and "0.10 instead of 0.90" in step.sentence
-    assert np.array_equal(out.image, refine.fitted(raw, 256)), "plainly enlarged, as if it had not been tried"
+    assert np.array_equal(out.image, enlarge.fitted(raw, 256)), "plainly enlarged, as if it had not been tried"
     assert out.similarity[who] == pytest.approx(0.9, abs=0.01)
     assert step.pictures is not None and step.pictures[1][0, 0].tolist() == [0, 255, 0], "a person may see what it was"
 
@@ -176,7 +181,7 @@ def test_tolerances_are_measured_ones_and_no_judge_borrows_anothers(raw):
 
 
 def test_a_lone_picture_is_held_to_the_likeness_of_two_photos_of_one_person(raw):
-    judges = faces.available_judges()
+    judges = available_judges()
     found = refine.baseline_itself(judges, raw)
     assert found.of == refine.ITSELF and len(found.references) == len(judges)
     for reference in found.references:
@@ -227,28 +232,28 @@ def test_nothing_redraws_a_face_or_smooths_skin_unasked():
 @pytest.mark.parametrize("cast", [(1.0, 0.85, 0.7), (0.75, 0.9, 1.0), (0.6, 0.6, 0.6), (0.5, 0.4, 0.3)])
 def test_skin_moves_by_no_more_than_people_see(large, cast):
     tinted = np.clip(large * np.array(cast), 0, 255).astype(np.uint8)
-    made = refine.balanced(tinted, 1.0)
+    made = refine.balanced(tinted, face_in(tinted), 1.0)
     if isinstance(made, str):
         return
-    (face, *_) = faces.detect_faces(tinted)
+    (face, *_) = detect_faces(tinted)
     x, y = (int(value) for value in face.eyes.mean(0) + (0, 0.45 * face.eye_distance_px))
     reach = int(0.5 * face.eye_distance_px)
     part = slice(y - reach, y + reach), slice(x - reach, x + reach)
-    moved = refine._difference(tinted, made)[part].mean()
+    moved = matte.difference(tinted, made)[part].mean()
     assert 0 < moved <= refine.SKIN_LIMIT * 1.15
 
 
 def test_a_cast_on_what_is_grey_gets_weaker_and_a_balanced_picture_stays():
     grey = np.linspace(5, 245, 128, dtype=np.uint8)[None, :, None].repeat(128, 0).repeat(3, 2)
     tinted = np.clip(grey * np.array([1.0, 0.97, 0.93]), 0, 255).astype(np.uint8)
-    made = refine.balanced(tinted, 1.0)
+    made = refine.balanced(tinted, face_in(tinted), 1.0)
     assert not isinstance(made, str)
 
     def colour(image):
         return float(np.abs(image[..., 0].astype(int) - image[..., 2]).mean())
 
     assert colour(made) < 0.5 * colour(tinted)
-    assert isinstance(refine.balanced(grey, 1.0), str), "nothing to do is said, not done"
+    assert isinstance(refine.balanced(grey, None, 1.0), str), "nothing to do is said, not done"
 
 
 def test_grain_goes_and_a_clean_picture_is_left_alone(large):
@@ -265,31 +270,31 @@ def test_sharpening_makes_no_rims_and_leaves_flat_areas_alone():
     edge = np.full((64, 64, 3), 80, np.uint8)
     edge[:, 32:] = 170
     soft = cv2.GaussianBlur(edge, (0, 0), 1.0)
-    made = refine.sharpened(soft, 1.0)
+    made = enlarge.sharpened(soft, 1.0)
     assert made.min() >= soft.min() - 1 and made.max() <= soft.max() + 1
     steepest = [int(np.abs(np.diff(image[32, :, 0].astype(int))).max()) for image in (soft, made)]
     assert steepest[1] > steepest[0] + 3
     skin = np.full((64, 64, 3), 150, np.uint8)
     skin[::4, ::4] += 1  # pores
-    assert np.abs(refine.sharpened(skin, 1.0).astype(int) - skin).max() <= 1
-    assert isinstance(refine.sharpened(soft, 0.0), str)
+    assert np.abs(enlarge.sharpened(skin, 1.0).astype(int) - skin).max() <= 1
+    assert isinstance(enlarge.sharpened(soft, 0.0), str)
 
 
 def test_a_picture_grows_to_a_size_and_never_shrinks():
-    assert refine.fitted(np.zeros((100, 50, 3), np.uint8), 200).shape == (200, 100, 3)
-    assert refine.fitted(np.zeros((300, 50, 3), np.uint8), 200).shape == (300, 50, 3)
+    assert enlarge.fitted(np.zeros((100, 50, 3), np.uint8), 200).shape == (200, 100, 3)
+    assert enlarge.fitted(np.zeros((300, 50, 3), np.uint8), 200).shape == (300, 50, 3)
 
 
 def test_a_restorer_touches_the_face_and_nothing_else(large):
-    same = refine.restored(large, bicubic)
+    same = enlarge.restored(large, face_in(large), bicubic)
     assert not isinstance(same, str) and np.abs(same.astype(int) - large).mean() < 2
-    other = refine.restored(large, lambda crop: np.full((1024, 1024, 3), (0, 255, 0), np.uint8))
+    other = enlarge.restored(large, face_in(large), lambda crop: np.full((1024, 1024, 3), (0, 255, 0), np.uint8))
     assert not isinstance(other, str)
     changed = np.abs(other.astype(int) - large).max(2) > 20
-    (face, *_) = faces.detect_faces(large)
+    (face, *_) = detect_faces(large)
     x, y = (int(value) for value in face.nose)
     assert changed[y, x] and not changed[:20].any() and not changed[:, :20].any() and changed.mean() < 0.5
-    assert isinstance(refine.restored(np.full((128, 128, 3), 90, np.uint8), bicubic), str)
+    assert isinstance(enlarge.restored(np.full((128, 128, 3), 90, np.uint8), None, bicubic), str)
 
 
 # ------------------------------------------------------------------------------------------------- the matte
@@ -298,7 +303,7 @@ def test_a_restorer_touches_the_face_and_nothing_else(large):
 def portrait_on(background: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The sample person before another wall, and the alpha that put her there: where her own blue wall is not."""
     image = np.asarray(Image.open(path).convert("RGB").resize((256, 256)))
-    (face, *_) = faces.detect_faces(image)
+    (face, *_) = detect_faces(image)
     alpha = matte.matte(image, face).alpha
     return (alpha[..., None] * image + (1 - alpha[..., None]) * background + 0.5).astype(np.uint8), alpha
 
@@ -308,7 +313,7 @@ def test_the_person_is_found_again_before_another_wall(number):
     rows, columns = np.mgrid[:256, :256]
     wall = np.stack([90 + rows / 4, 150 + 20 * np.sin(columns / 20), 120 + columns / 8], axis=2)
     picture, alpha = portrait_on(wall, SAMPLE[number])
-    (face, *_) = faces.detect_faces(picture)
+    (face, *_) = detect_faces(picture)
     found = matte.matte(picture, face)
     person, truth = found.alpha > 0.5, alpha > 0.5
     overlap = (person & truth).sum() / (person | truth).sum()
@@ -321,7 +326,7 @@ def test_the_person_is_found_again_before_another_wall(number):
 
 
 def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
-    (face, *_) = faces.detect_faces(large)
+    (face, *_) = detect_faces(large)
     skin = large[int(face.nose[1]), int(face.nose[0])]
     noise = np.random.default_rng(1).normal(0, 25, (48, 48, 3))
     noisy = cv2.resize(noise.astype(np.float32), (384, 384))
@@ -329,19 +334,88 @@ def test_a_wall_that_can_not_be_told_from_the_person_is_left_alone(large):
     picture = np.asarray(Image.fromarray(picture).resize((384, 384)))
     wall = picture.max(2, keepdims=True) < 40
     hidden = np.where(wall, np.clip(skin * 0.35 + noisy, 0, 255), picture).astype(np.uint8)
-    (again, *_) = faces.detect_faces(hidden)
+    (again, *_) = detect_faces(hidden)
     assert matte.matte(hidden, again).problem is not None
     blank = np.full_like(large, 128)
     assert matte.matte(blank, face).problem is not None
-    said = refine._before_another(blank, "white")
+    said = matte.before_another(blank, None, "white")
     assert isinstance(said, str) and said.startswith("No face")
 
 
 def test_every_background_can_be_drawn_and_none_else(large):
-    (face, *_) = faces.detect_faces(large)
+    (face, *_) = detect_faces(large)
     alpha = matte.matte(large, face).alpha
     for name in matte.BACKGROUNDS:
         made = matte.replaced(large, alpha, name)
         assert made.shape == large.shape and made.dtype == np.uint8 and not np.array_equal(made, large)
     with pytest.raises(ValueError, match="no background"):
         matte.replaced(large, alpha, "palm beach")
+
+
+# ------------------------------------------------------------------------------------------------- several people
+
+
+class TwoFaces:
+    """A judge that sees a large stranger at the left and the person, smaller, at the right."""
+
+    name, licence, weights_sha256, calibration = "two", "none", "0", None
+
+    def __init__(self, split: float, person: float = 0.8):
+        self.split, self.person = split, person
+
+    def look_at_each(self, image):
+        height, width = image.shape[:2]
+        at = self.split * width
+        return [
+            Seen(np.array([0.02, 1.0]), None, float(height), 2, (0.0, 0.0, at, float(height))),
+            Seen(np.array([self.person, 1.0]), None, height / 2, 2, (at, 0.0, float(width), float(height))),
+        ]
+
+    def look(self, image):
+        return self.look_at_each(image)[0]
+
+    def similarity(self, a, b):
+        return float(a[0])
+
+
+@pytest.fixture(scope="module")
+def beside_a_stranger() -> np.ndarray:
+    """A stranger of 384 px at the left, the person of 256 px at the right."""
+    page = np.full((384, 640, 3), 128, np.uint8)
+    for number, side, left in ((3, 384, 0), (7, 256, 384)):
+        page[:side, left : left + side] = np.asarray(Image.open(SAMPLE[number]).convert("RGB").resize((side, side)))
+    return page
+
+
+def test_the_face_nearest_to_the_person_is_meant_and_never_the_largest(beside_a_stranger):
+    judge = TwoFaces(0.6)
+    baseline = Baseline((Reference(judge, np.array([0.0, 1.0]), 3),), refine.HELD_OUT)
+    steps = steps_of(("restore", "sharpen"), restorer="x")
+    green = np.full((1024, 1024, 3), (0, 255, 0), np.uint8)
+    made = refine.refine(beside_a_stranger, steps, baseline=baseline, tolerance={"two": 0.9}, size_px=640,
+                         tools=Tools(restore=lambda crop: green))  # fmt: skip
+    assert made.raw == {"two": 0.8}, "of the person, not of the larger face"
+    changed = np.abs(made.image.astype(int) - beside_a_stranger).max(2) > 60
+    assert changed[:, 384:].mean() > 0.1 and changed[:, :384].mean() < 0.01, "only the person was redrawn"
+    face = refine.refine(beside_a_stranger, (), baseline=baseline, size_px=640).face
+    assert face is not None and face.eyes[:, 0].min() > 384, "the person is cut out"
+
+
+def test_a_person_whose_face_dlib_does_not_find_is_not_somebody_else(beside_a_stranger):
+    baseline = Baseline((Reference(TwoFaces(0.99), np.array([0.0, 1.0]), 3),), refine.HELD_OUT)
+    assert refine.refine(beside_a_stranger, (), baseline=baseline, size_px=640).face is None
+
+
+def test_where_nobody_is_known_several_prominent_faces_are_a_question(beside_a_stranger):
+    judges = available_judges()
+    with pytest.raises(refine.SeveralFaces, match="2 faces in the picture are prominent") as caught:
+        refine.baseline_itself(judges, beside_a_stranger)
+    assert caught.value.count == 2
+    for number, inside in ((1, (0, 384)), (2, (384, 640))):
+        found = refine.baseline_itself(judges, beside_a_stranger, number=number)
+        face = refine.refine(beside_a_stranger, (), baseline=found, size_px=640).face
+        assert face is not None and inside[0] <= face.eyes[:, 0].mean() < inside[1]
+        assert all(value == 1.0 for value in found.look(beside_a_stranger)[0].values())
+    for number in (0, 3):
+        with pytest.raises(UserError, match=f"There is no face {number}"):
+            refine.baseline_itself(judges, beside_a_stranger, number=number)

@@ -10,16 +10,20 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from pipelines import __main__ as cli
-from pipelines.bases.family import Family, load_family
+from pipelines.bases.family import Family
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES
-from pipelines.core.runtime import Device
-from pipelines.core.schema import Sampling, UserError, sampling_fields
-from pipelines.evaluation import metrics
-from pipelines.generation.generation import Generator, read_settings, save_render
+from pipelines.cli.generate import samplings_of
+from pipelines.cli.parser import parser
+from pipelines.core.device import Device
+from pipelines.core.records import Sampling, UserError, sampling_fields
+from pipelines.evaluation.facts import is_counted
+from pipelines.generation.generator import Generator, read_settings, save_render
 from pipelines.methods import drafts, lora_files, lora_names
 from pipelines.methods import method as find_method
-from pipelines.training.loop import PREVIEW_STEPS, load_subject, train
+from pipelines.training.loop import train
+from pipelines.training.previews import PREVIEW_STEPS
+from pipelines.training.subjects import load_subject
 from tests.tiny import add_checker, tiny_data, tiny_folder, tiny_recipe, tiny_subject
 
 EXACT = Device("cpu", "float32", "exact in tests")
@@ -151,13 +155,11 @@ def test_on_top_is_what_merging_gives(there, what, tmp_path):
 def test_a_draft_takes_four_calls_and_says_so(there, asked, tmp_path):
     family, folder = load_family(there, EXACT), tmp_path / "lora"
     recipe = tiny_recipe(there.name, "lora", steps=2).replaced(base=there.name)
-    list(train(recipe, tiny_data(there.name), folder, photo_digest="d", family=family))
+    list(train(recipe, tiny_data(there.name), folder, family=family))
     asked.clear()
     generator = Generator(there, family=family)
-    options = cli.parser().parse_args(
-        ["generate", "run", "--prompt", "portrait of {subject}", "--draft", "--number", "2"]
-    )
-    plan = cli._samplings(options, there.name)
+    options = parser().parse_args(["generate", "run", "--prompt", "portrait of {subject}", "--draft", "--number", "2"])
+    plan = samplings_of(options, there.name)
     usual = replace(plan[0], draft=False)
     pictures = list(generator.render([*plan, usual], folder, class_word="man"))
     assert asked == [True] * 4 + [False] * 4, "two drafts at once, and no guidance doubles them"
@@ -165,23 +167,23 @@ def test_a_draft_takes_four_calls_and_says_so(there, asked, tmp_path):
     save_render(pictures[0][1], plan[0], tmp_path / "a.png", method="lora", base=there.name)
     found = read_settings(tmp_path / "a.png")
     assert found == plan[0] and (found.steps, found.guidance, found.scheduler, found.draft) == (4, 1.0, "lcm", True)
-    assert not metrics.is_counted(found) and metrics.is_counted(usual)
+    assert not is_counted(found) and is_counted(usual)
 
 
 def test_one_can_say_how_a_draft_is_drawn(there):
-    options = cli.parser().parse_args(
+    options = parser().parse_args(
         ["generate", "r", "--draft", "--steps", "6", "--guidance", "1.5", "--scheduler", "tcd"]
     )
-    (found,) = cli._samplings(options, there.name)
+    (found,) = samplings_of(options, there.name)
     assert (found.steps, found.guidance, found.scheduler, found.draft) == (6, 1.5, "tcd", True)
     assert "draft" not in sampling_fields(Sampling("portrait of {subject}")), "old pictures keep their names"
 
 
 def test_without_it_a_draft_is_a_sentence(hub):
     row, _ = hub
-    options = cli.parser().parse_args(["generate", "run", "--draft"])
+    options = parser().parse_args(["generate", "run", "--draft"])
     with pytest.raises(UserError, match="is not on this machine.*hf download"):
-        cli._samplings(options, row.name)
+        samplings_of(options, row.name)
     generator = Generator(row, family=load_family(row, EXACT))
     with pytest.raises(UserError, match="is not on this machine.*hf download"):
         list(generator.render([Sampling("portrait of man", draft=True)], None, class_word="man"))
@@ -194,7 +196,7 @@ def test_previews_are_drafts_and_what_is_kept_is_not(hub, asked, is_there, tmp_p
         distilled_file(snapshot(cache, *row.draft_lora) / drafts.FILE, row)
     recipe = tiny_recipe(row.name, "lora").replaced(base=row.name, steps=3, preview_every_s=1e-9)
     family = load_family(row, EXACT)
-    events = list(train(recipe, tiny_data(row.name), tmp_path / "run", photo_digest="d", family=family))
+    events = list(train(recipe, tiny_data(row.name), tmp_path / "run", family=family))
     assert [event.kind for event in events].count("preview") == 3 and events[-1].kind == "done"
     previews = 2  # while it learns; the third is the one that is kept
     answers = PREVIEW_STEPS * 2 + 3  # the live picture and the reloaded one; three times the same noise
@@ -208,6 +210,6 @@ def test_previews_leave_no_trace(there, tmp_path):
     learned = []
     for name, every_s in (("shown", 1e-9), ("not", 0.0)):
         recipe = tiny_recipe(there.name, "lora").replaced(base=there.name, steps=3, preview_every_s=every_s)
-        list(train(recipe, tiny_data(there.name), tmp_path / name, photo_digest="d", family=family))
+        list(train(recipe, tiny_data(there.name), tmp_path / name, family=family))
         learned.append(load_subject(tmp_path / name).sha256)
     assert learned[0] == learned[1]

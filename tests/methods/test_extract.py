@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipelines.bases.family import Modules, load_family
-from pipelines.core.runtime import Device
-from pipelines.core.schema import Subject, UserError
+from pipelines.bases.family import Modules
+from pipelines.bases.loading import load_family
+from pipelines.core.device import Device
+from pipelines.core.records import Subject, UserError
 from pipelines.methods import extract, lora_files, method
 from tests.methods.test_methods import KINDS, disturbed, picture, stock, stock_picture
 from tests.tiny import tiny_family, tiny_recipe

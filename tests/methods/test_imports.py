@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.bases.registry import find_base
-from pipelines.core import workspace
-from pipelines.core.schema import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of
+from pipelines.core.files import read_lines, write_text
+from pipelines.core.records import COLUMNS, METHODS, Sampling, UserError, is_imported, place_of
+from pipelines.core.run import imported_columns
 from pipelines.methods import imports, lora_files, lora_names, method
-from pipelines.reports import packing
-from pipelines.reports.report import to_json
-from pipelines.runs.comparison import perform
+from pipelines.reports import archive
+from pipelines.reports.tables import to_json
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
 from tests.methods.test_methods import disturbed, picture
 from tests.runs import make_run
@@ -291,6 +292,16 @@ def test_only_what_was_understood_is_kept(tmp_path):
         imports.add(run, file, row(), name="z", class_word="man", phrase=evil)
 
 
+def test_words_that_are_not_drawn_call_nobody(tmp_path):
+    refused = "a naked woman"
+    file = one_layer(tmp_path / "x.safetensors", metadata={"modelspec.trigger_phrase": refused})
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError):
+        imports.add(run, file, row(), name="x", class_word="man", phrase=refused)
+    assert imported_columns(run) == ()
+    assert imports.add(run, file, row(), name="x", class_word="man").phrase == "man", "nor what the file itself says"
+
+
 def test_names_are_free_plain_and_few(tmp_path):
     run, file = make_run(tmp_path / "run"), one_layer(tmp_path / "x.safetensors")
     for bad in ("", "../up", "A", "a b", "-a", "x" * 25, "a/b"):
@@ -329,13 +340,13 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
     assert drawn == list(columns)
     pictures = [next(run.renders(column).glob("*.png")) for column in columns]
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
-    said = packing.readme(run, [*pictures, run.method("imported-theirs") / "lora.safetensors"])
+    said = archive.readme(run, [*pictures, run.method("imported-theirs") / "lora.safetensors"])
     assert "renders/imported-theirs/: 1 picture" in said
     score = {"render": run.relative(pictures[1]), "judge": "x", "similarity": 0.5}
-    workspace.write_text(run.scores, "".join(json.dumps(score | {"render": run.relative(p)}) + "\n" for p in pictures))
+    write_text(run.scores, "".join(json.dumps(score | {"render": run.relative(p)}) + "\n" for p in pictures))
     imports.remove(run, "imported-theirs")
-    assert workspace.imported(run) == () and not run.renders("imported-theirs").exists()
-    assert [line["render"] for line in workspace.read_lines(run.scores)] == [run.relative(pictures[0])]
+    assert imported_columns(run) == () and not run.renders("imported-theirs").exists()
+    assert [line["render"] for line in read_lines(run.scores)] == [run.relative(pictures[0])]
     for name in ("imported-theirs", "lora", "../photos", "imported-../.."):
         with pytest.raises(UserError):
             imports.remove(run, name)
@@ -344,19 +355,19 @@ def test_an_imported_column_is_drawn_reported_packed_and_removed(tmp_path):
 
 
 def test_no_imported_column_wins(tmp_path):
-    from pipelines.core.schema import PhotoSet, Score
-    from pipelines.evaluation.scoring import Marks
-    from pipelines.reports.report import Cell, Findings, verdict
+    from pipelines.core.records import PhotoSet, Score
+    from pipelines.evaluation.scale import Scale
+    from pipelines.reports.findings import Findings, ScoredRender, verdict
 
     def cells(column, value):
         return [
-            Cell(column, Sampling("portrait of {subject}", seed=k), f"{column}{k}", (Score("", "j", value),))
+            ScoredRender(column, Sampling("portrait of {subject}", seed=k), f"{column}{k}", (Score("", "j", value),))
             for k in range(4)
         ]
 
     names = ("none", "lora", "imported-best")
     found = [cell for name, value in zip(names, (0.1, 0.4, 0.9), strict=True) for cell in cells(name, value)]
-    marks = {"j": Marks(judge="j", **{k: None for k in Marks.__dataclass_fields__ if k != "judge"})}
+    marks = {"j": Scale(judge="j", **{k: None for k in Scale.__dataclass_fields__ if k != "judge"})}
     findings = Findings("b", "B", "man", "good", 0, 1.0, PhotoSet((), (), ()), names, tuple(found), marks, {})
     assert findings.best_column() == "lora" and "imported" not in verdict(findings)
     assert "imported-best" in findings.drawn_here  # it answered the same prompts and seeds

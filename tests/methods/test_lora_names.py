@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save, save_file
 
 from pipelines.bases.family import Modules
 from pipelines.bases.registry import BASES, find_base
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.methods import lora_files, lora_names, method
 from pipelines.methods.lora import TARGETS, TEXT_TARGETS
 from pipelines.methods.lora_files import Layer

@@ -11,12 +11,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipelines.bases.family import FAMILIES, load_family, moved
+from pipelines.bases.architectures import FAMILIES
+from pipelines.bases.family import moved
+from pipelines.bases.loading import load_family
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample
-from pipelines.core.runtime import Device, noise
-from pipelines.core.schema import ALL_METHODS as METHODS
-from pipelines.core.schema import UserError
+from pipelines.core.device import Device, noise
+from pipelines.core.records import ALL_METHODS as METHODS
+from pipelines.core.records import UserError
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, tokens
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
@@ -417,7 +419,7 @@ def test_every_text_encoder_learns_and_is_put_back(kind, name, tmp_path):
     recipe = tiny_recipe(kind, name, steps=2, text_learning_rate=1e-3)
     fresh = method(name).learner(family, recipe)
     start = {key: tensor.detach().clone() for key, tensor in fresh.tensors().items()}
-    events = list(train(recipe, tiny_data(kind), tmp_path, photo_digest="d", family=family))  # verified by itself
+    events = list(train(recipe, tiny_data(kind), tmp_path, family=family))  # verified by itself
     assert events[-1].kind == "done"
     ended = method(name).learner(family, recipe)
     ended.start_from(tmp_path)

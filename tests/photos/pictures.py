@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.faces.faces import Face
+from pipelines.faces.face import Face
 
 
 def scene(seed: int, width: int = 160, height: int = 120) -> Image.Image:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import REASONS, Photo, UserError
-from pipelines.faces.faces import Face, Seen
+from pipelines.core.records import REASONS, Photo, UserError
+from pipelines.faces.face import Face, Seen
 from pipelines.photos import album as album_module
 from pipelines.photos import framing
 from pipelines.photos.album import Album
@@ -79,6 +79,26 @@ def test_whoever_asks_how_often_a_photo_is_decoded_searched_and_embedded_once(gr
         album.faces(group)
         album.face(group)
     assert calls == {"decode": 1, "detect_faces": 1} and [judge.looks for judge in judges] == [1, 1, 1]
+
+
+class ByDlib(Counting):
+    """One of the judges that read dlib's landmarks."""
+
+    detector = "dlib"
+
+    def look(self, image: np.ndarray, faces: list[Face] | None = None) -> Seen:
+        assert faces is not None, "it would look for them again"
+        return super().look(image)
+
+
+def test_judges_that_read_one_detectors_faces_are_given_them(group, calls):
+    photos = [replace(group, reasons=()), replace(group, path=str(Path(group.path).with_name("b.png")), reasons=())]
+    Image.new("RGB", (64, 64)).save(photos[1].path)
+    album = Album()
+    for judge in (ByDlib("one"), ByDlib("two")):
+        for photo in photos:
+            assert album.vector(judge, photo) is not None
+    assert calls == {"decode": 2, "detect_faces": 2}
 
 
 def test_what_an_album_gives_is_what_the_single_steps_give(group):

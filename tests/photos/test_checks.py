@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from pipelines.__main__ import main
-from pipelines.core.schema import LEAVE_OUT, REASONS, REMARKS, UserError
+from pipelines.cli.entry import main
+from pipelines.core.records import LEAVE_OUT, REASONS, REMARKS, UserError
 from pipelines.faces.calibration import Calibration, Comparisons
-from pipelines.faces.faces import Face
+from pipelines.faces.face import Face
 from pipelines.photos import checks, gather, intake
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -277,3 +277,32 @@ def test_a_corpus_of_files_gets_the_expected_verdicts(tmp_path, astronaut):
     assert got == wanted
     assert all(check.text for check in found) and report.left_out == 11
     assert {check.verdict for check in found if check.reasons == ("near_duplicate",)} == {"usable"}
+
+
+@pytest.mark.parametrize(("quarters", "code"), [(-1, "rotated_left"), (1, "rotated_right"), (2, "rotated_half")])
+def test_a_photo_that_lies_on_its_side_is_turned_and_that_is_said(tmp_path, astronaut, quarters, code):
+    lying = np.ascontiguousarray(np.rot90(np.asarray(astronaut.convert("RGB")), quarters))
+    Image.fromarray(lying).save(tmp_path / "lying.png")
+    (found,), _ = intake.check([tmp_path / "lying.png"])
+    assert found.reasons == (code,) and found.verdict == "usable" and found.text == REASONS[code]
+    stored = intake.store_copy(lying, tmp_path / "copy")
+    assert (np.asarray(Image.open(stored)) == np.asarray(astronaut.convert("RGB"))).all(), "what is kept is upright"
+
+
+def test_made_copies_of_a_photo_are_one_moment(tmp_path, astronaut):
+    """Mirrored, cropped, turned and covered in a corner."""
+    width, height = astronaut.size
+    covered = astronaut.copy()
+    covered.paste((250, 210, 40), (width * 3 // 4, height * 3 // 4, width, height))
+    pictures = {
+        "a.png": astronaut,
+        "mirrored.png": astronaut.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "cropped.png": astronaut.crop((width // 5, 0, width * 4 // 5, height * 3 // 5)),
+        "turned.png": astronaut.rotate(10, Image.Resampling.BICUBIC),
+        "covered.png": covered,
+    }
+    for name, image in pictures.items():
+        image.save(tmp_path / name)
+    found, _ = intake.check([tmp_path / name for name in pictures])
+    assert all("near_duplicate" in check.reasons for check in found)
+    assert all(check.text.count(".png") == len(pictures) - 1 for check in found)

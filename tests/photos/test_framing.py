@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.schema import Photo
+from pipelines.core.records import Photo
 from pipelines.photos import framing
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFilter
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.photos import captions, checks, framing, gather, intake
 from tests.photos.pictures import centre_face, save_scenes, scene
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from pipelines.core.schema import Photo, UserError
+from pipelines.core.records import Photo, UserError
 from pipelines.photos import split
 
 

@@ -19,15 +19,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.bases.registry import BASES, find_base
-from pipelines.core import workspace
-from pipelines.core.schema import METHODS, Event, PhotoSet, Sampling, Score, UserError
-from pipelines.core.workspace import Run
-from pipelines.evaluation.metrics import Worth
-from pipelines.evaluation.scoring import Marks
-from pipelines.reports import report
-from pipelines.runs import comparison, jobs, replay
-from pipelines.runs.comparison import compare, perform, render_name
+from pipelines.core.control import Control
+from pipelines.core.files import jsonable, read_json, read_lines
+from pipelines.core.records import METHODS, Event, PhotoSet, Sampling, Score, UserError
+from pipelines.core.run import Run, load_photo_set, run_at
+from pipelines.evaluation.facts import Worth
+from pipelines.evaluation.scale import Scale
+from pipelines.generation.draw import render_name
+from pipelines.reports.findings import Findings, ScoredRender, verdict
+from pipelines.reports.grid import TILE_PX
+from pipelines.reports.page import to_html
+from pipelines.reports.tables import to_csv, to_json
+from pipelines.runs import jobs, replay
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec, default_samplings, samplings_of
+from pipelines.training.teach import Taught, in_turn
+from pipelines.training.world import World
 from tests.runs import PEOPLE, make_run, quick
 from tests.tiny import tiny_folder
 
@@ -103,14 +110,14 @@ def test_every_column_draws_the_same_prompts_and_seeds(finished):
 def test_what_lies_in_a_run(finished):
     run, _ = finished
     with Image.open(run.grid) as grid:
-        assert grid.width > 5 * report.TILE_PX and grid.height > 2 * report.TILE_PX
+        assert grid.width > 5 * TILE_PX and grid.height > 2 * TILE_PX
     rows = list(csv.DictReader(io.StringIO(run.cells.read_text())))
     assert len(rows) == 8 and all((run.folder / row["file"]).is_file() for row in rows)
-    scores = workspace.read_lines(run.scores)
+    scores = read_lines(run.scores)
     assert len(scores) == 16 and all(score["similarity"] is not None or score["reason"] for score in scores)
-    marks = workspace.read_json(run.marks)["dlib"]
+    marks = read_json(run.marks)["dlib"]
     assert marks["ceiling"] is not None and marks["impostor"] > 0 and marks["floor"] is not None
-    manifest = workspace.read_json(run.manifest)
+    manifest = read_json(run.manifest)
     newest = max(p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file() and p.name != "clock.json")
     assert run.manifest.stat().st_mtime_ns == newest, "the manifest is written last"
     assert manifest["versions"]["torch"] and manifest["device"]["reason"] and manifest["peak_mem_mb"] > 0
@@ -124,7 +131,7 @@ def test_what_lies_in_a_run(finished):
     assert (run.method("lora") / "pytorch_lora_weights.safetensors").is_file()
     assert (run.method("textual_inversion") / "learned_embeds.safetensors").is_file()
     assert (run.method("dreambooth") / "model_index.json").is_file()
-    assert workspace.read_json(run.consent)["means"] == "Python API"
+    assert read_json(run.consent)["means"] == "Python API"
 
 
 @needs_people
@@ -143,17 +150,15 @@ def test_the_page_needs_nothing_from_outside(finished):
 
 @needs_people
 def test_pictures_are_looked_at_closely_once(finished, monkeypatch):
-    from pipelines.evaluation import metrics
-
     run, _ = finished
     before = json.loads(run.report.read_text())["methods"]
     manifest = run.manifest.read_text()
-    saved = workspace.read_json(run.folder / "closer.json")
+    saved = read_json(run.folder / "closer.json")
     assert len(saved["pictures"]) == 8
     spec = jobs.load_spec(run) if run.spec.exists() else None
     assert spec is not None
     run.manifest.unlink()
-    monkeypatch.setattr(metrics, "facts", lambda *_: pytest.fail("it was looked at before"))
+    monkeypatch.setattr("pipelines.evaluation.facts.facts_of", lambda *_: pytest.fail("it was looked at before"))
     assert [event.kind for event in perform(run, spec)][-1] == "done"
     assert json.loads(run.report.read_text())["methods"] == before
     assert json.loads(run.manifest.read_text())["renders"] == json.loads(manifest)["renders"]
@@ -173,7 +178,7 @@ def test_no_embedding_is_written_anywhere(finished):
         return 0
 
     for path in [*run.folder.glob("*.json"), *run.folder.glob("*.jsonl")]:
-        values = workspace.read_lines(path) if path.suffix == ".jsonl" else [workspace.read_json(path)]
+        values = read_lines(path) if path.suffix == ".jsonl" else [read_json(path)]
         assert longest(values) < 16, path.name
 
 
@@ -219,7 +224,7 @@ def test_pictures_of_an_earlier_training_are_kept_apart(finished, tmp_path, monk
     assert len(list(run.renders("none").glob("*.png"))) == 3  # the untrained base is what it was
     rows = json.loads(run.report.read_text())["methods"]
     assert rows["none"]["renders"] == 3 and rows["lora"]["renders"] == 1 and rows["lora"]["steps"] == 3
-    scored = {line["render"] for line in workspace.read_lines(run.scores)}
+    scored = {line["render"] for line in read_lines(run.scores)}
     assert f"renders/lora/{render_name(asked)}" in scored
 
 
@@ -229,21 +234,21 @@ def test_variations_are_scored_and_count_for_no_column(finished, tmp_path, monke
     run = Run(shutil.copytree(finished[0].folder, tmp_path / "run"))
     base = str(tiny_folder("portrait"))
     source = sorted(run.renders("lora").glob("*.png"))[0]
-    before = workspace.read_json(run.marks)
+    before = read_json(run.marks)
     run.manifest.unlink()  # so that the report is written anew
     asked = Sampling("portrait of {subject}", seed=5, steps=4, source=run.relative(source), change=0.5)
     spec = JobSpec("generate", base, "man", ("none", "lora"), samplings=(asked,))
     counts = {name: json.loads(run.report.read_text())["methods"][name]["renders"] for name in ("none", "lora")}
     assert list(perform(run, spec))[-1].kind == "done"
     drawn = run.renders("none") / render_name(asked)
-    scored = {line["render"] for line in workspace.read_lines(run.scores)}
+    scored = {line["render"] for line in read_lines(run.scores)}
     assert {f"renders/{column}/{render_name(asked)}" for column in ("none", "lora")} <= scored
-    after = workspace.read_json(run.marks)
+    after = read_json(run.marks)
     assert {judge: found["floor"] for judge, found in after.items()} == {j: f["floor"] for j, f in before.items()}
     rows = json.loads(run.report.read_text())["methods"]
     assert {name: rows[name]["renders"] for name in counts} == counts
     saved = [each for each in json.loads(run.manifest.read_text())["samplings"] if "source" in each]
-    assert saved == [workspace.plain(asked)] and saved[0]["change"] == 0.5
+    assert saved == [jsonable(asked)] and saved[0]["change"] == 0.5
     # it is not drawn twice; it is drawn again when its source was
     first = drawn.stat().st_mtime_ns
     assert list(perform(run, spec))[-1].kind == "done" and drawn.stat().st_mtime_ns == first
@@ -274,21 +279,20 @@ def test_a_method_that_fails_leaves_its_row_empty_and_the_job_failed(photos, tmp
 
 def test_photos_are_needed(tmp_path):
     with pytest.raises(UserError, match="no photos in this run"):
-        list(perform(workspace.run_at(tmp_path / "run"), JobSpec(base=str(tiny_folder("portrait")))))
+        list(perform(run_at(tmp_path / "run"), JobSpec(base=str(tiny_folder("portrait")))))
     with pytest.raises(UserError, match="not trained in this run yet"):
         spec = JobSpec("generate", str(tiny_folder("portrait")), methods=("lora",), samplings=(Sampling("x"),))
         list(perform(make_run(tmp_path / "other"), spec))
 
 
-def test_larger_bases_learn_one_after_another(tmp_path):
-    run = make_run(tmp_path / "run")
-    flow = comparison._Flow(run, JobSpec(base=str(tiny_folder("sd15"))), lambda: False)
-    assert flow.row.vram_gb > comparison.SIDE_BY_SIDE_UP_TO_GB
+def test_larger_bases_learn_one_after_another():
+    row = find_base(str(tiny_folder("sd15")))
+    assert not row.is_small
 
     def learner(name):
         yield from (Event("step", name, step, 2) for step in (1, 2))
 
-    told = list(flow._advance({name: learner(name) for name in METHODS}))
+    told = list(in_turn({name: learner(name) for name in METHODS}, Taught(), row, Control(), World()))
     assert [event.method for event in told] == [name for name in METHODS for _ in range(2)]
 
 
@@ -310,7 +314,7 @@ def test_pictures_made_elsewhere_are_one_more_column_and_frauds_are_caught(tmp_p
     frauds = {name: tmp_path / name for name in ("copier", "sleeper", "noise")}
     for folder in frauds.values():
         folder.mkdir()
-    for number, photo in enumerate(workspace.load_photo_set(run).train):
+    for number, photo in enumerate(load_photo_set(run).train):
         Image.open(photo.path).convert("RGB").resize((200, 200)).save(frauds["copier"] / f"{number}.jpg", quality=70)
     for render in run.renders("none").glob("*.png"):
         shutil.copy(render, frauds["sleeper"])
@@ -357,7 +361,7 @@ def test_a_run_is_repeated_to_the_bit_from_its_manifest(tmp_path, monkeypatch):
     assert told["different"]["scores"]["lora dlib mean"][1] == 0.5
     with pytest.raises(UserError, match="no manifest"):
         replay.prepare(tmp_path / "nowhere" / "manifest.json", tmp_path / "x")
-    Path(workspace.load_photo_set(old).train[0].path).unlink()
+    Path(load_photo_set(old).train[0].path).unlink()
     with pytest.raises(UserError, match="no longer in the run"):
         replay.prepare(old.manifest, tmp_path / "third")
 
@@ -365,16 +369,16 @@ def test_a_run_is_repeated_to_the_bit_from_its_manifest(tmp_path, monkeypatch):
 # -- the figures of a report, by hand ------------------------------------------------------------------------------
 
 
-def _findings(similarities: dict[str, list[float | None]], **changes) -> report.Findings:
+def _findings(similarities: dict[str, list[float | None]], **changes) -> Findings:
     cells = [
-        report.Cell(column, Sampling("portrait of {subject}", seed=seed), f"renders/{column}/{seed}.png",
+        ScoredRender(column, Sampling("portrait of {subject}", seed=seed), f"renders/{column}/{seed}.png",
                     (Score(f"{column}{seed}", "dlib", value, None if value is not None else "no face found"),))
         for column, values in similarities.items()
         for seed, value in enumerate(values)
     ]  # fmt: skip
     none = [value or 0.0 for value in similarities["none"]]
-    mark = Marks("dlib", 0.3, sum(none) / len(none), 0.6, 0.8, 0.7, 0.9, 0.45)
-    found = report.Findings(
+    mark = Scale("dlib", 0.3, sum(none) / len(none), 0.6, 0.8, 0.7, 0.9, 0.45)
+    found = Findings(
         "b", "B", "man", "draft", 0, 1.0, PhotoSet((), (), ()), tuple(similarities), tuple(cells), {"dlib": mark}, {}
     )
     return replace(found, **changes)
@@ -382,28 +386,28 @@ def _findings(similarities: dict[str, list[float | None]], **changes) -> report.
 
 def test_a_picture_without_a_face_costs():
     found = _findings({"none": [0.1, 0.1], "lora": [0.6, None]})
-    row = report.to_json(found)["methods"]["lora"]
+    row = to_json(found)["methods"]["lora"]
     assert row["identity"]["dlib"] == {"mean": 0.3, "best": 0.6, "normalised": round(0.2 / 0.7, 4)}
     assert row["faces_found"] == 1
 
 
 def test_the_verdict_says_no_more_than_the_figures():
     clear = _findings({"none": [0.0, 0.1, 0.05] * 3, "lora": [0.5, 0.6, 0.4] * 3, "dreambooth": [0.3] * 9})
-    assert report.verdict(clear).startswith("LoRA comes closest")
+    assert verdict(clear).startswith("LoRA comes closest")
     chance = _findings({"none": [0.0, 0.5, 0.1, 0.4], "lora": [0.1, 0.4, 0.1, 0.45]})
-    assert "No method is clearly closer" in report.verdict(chance)
-    assert report.verdict(replace(clear, marks={})) == "No method could be compared."
+    assert "No method is clearly closer" in verdict(chance)
+    assert verdict(replace(clear, marks={})) == "No method could be compared."
 
 
 def test_a_spreadsheet_runs_nothing_that_was_typed(tmp_path):
     found = _findings({"none": [0.1]})
     cell = replace(found.cells[0], sampling=Sampling('=HYPERLINK("http://x")', "@cmd"))
-    row = list(csv.DictReader(io.StringIO(report.to_csv(replace(found, cells=(cell,))))))[0]
+    row = list(csv.DictReader(io.StringIO(to_csv(replace(found, cells=(cell,))))))[0]
     assert row["prompt"].startswith("'=") and row["negative_prompt"] == "'@cmd" and row["dlib"] == "0.1000"
 
 
 def test_a_page_shows_names_as_text(tmp_path):
-    run = workspace.run_at(tmp_path / "run")
+    run = run_at(tmp_path / "run")
     run.renders("none").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(run.renders("none") / "0.png")
     evil = "<img src=x onerror=alert(1)>.jpg"
@@ -411,7 +415,7 @@ def test_a_page_shows_names_as_text(tmp_path):
         {"none": [None]}, photo_set=PhotoSet((), (), (), rejected={evil: "<b>no face</b>"}), title="<i>B</i>"
     )
     cell = replace(found.cells[0], sampling=Sampling('"><script>alert(1)</script>'))
-    page = report.to_html(replace(found, cells=(cell,)), run)
+    page = to_html(replace(found, cells=(cell,)), run)
     assert "<script" not in page and "onerror=alert(1)>.jpg" not in page.replace("&gt;", "") and "&lt;img src=x" in page
     assert "<b>no face" not in page and "<i>B" not in page
 
@@ -447,7 +451,7 @@ def quick_sdxl(*methods):
 def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     run = make_run(tmp_path / "run")
     told = list(perform(run, quick_sdxl("dreambooth")))
@@ -463,13 +467,12 @@ def test_dreambooth_of_sdxl_trains_saves_and_loads_in_stock_diffusers(tiny_sdxl,
 
 
 def test_a_gpu_too_small_for_it_is_told_before_anything_is_loaded(tiny_sdxl, tmp_path, monkeypatch):
-    from pipelines.bases import family
-    from pipelines.core import runtime
+    from pipelines.bases import loading
 
-    monkeypatch.setattr(runtime, "free_memory_gb", lambda device=None: 24.0)
+    monkeypatch.setattr("pipelines.core.device.free_memory_gb", lambda device=None: 24.0)
     loaded = []
-    load = family.load_family
-    monkeypatch.setattr(family, "load_family", lambda *args, **options: loaded.append(1) or load(*args, **options))
+    load = loading.load_family
+    monkeypatch.setattr(loading, "load_family", lambda *args, **options: loaded.append(1) or load(*args, **options))
     run = make_run(tmp_path / "run")
     said = r"DreamBooth was not trained: it needs about 46 GB of the GPU's memory on Stable Diffusion XL, and 24.0 GB"
     with pytest.raises(UserError, match=said):

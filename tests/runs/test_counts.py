@@ -6,6 +6,7 @@ Speed on somebody's machine is a measurement (benchmarks/); that nothing is comp
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +16,16 @@ import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.bases import family as family_module
-from pipelines.core.schema import METHODS, Sampling
-from pipelines.core.workspace import load_photo_set, run_at
-from pipelines.generation.generation import Generator
-from pipelines.runs.comparison import compare, perform
+from pipelines.bases import loading
+from pipelines.core.records import METHODS, Look, Sampling, Watch
+from pipelines.core.run import load_photo_set, run_at
+from pipelines.generation.generator import Generator
+from pipelines.photos.album import Album
+from pipelines.runs.compare import compare, perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.loop import PREVIEW_STEPS, WATCH_STEPS, Look, Watch, train
+from pipelines.training.loop import train
+from pipelines.training.previews import PREVIEW_STEPS
+from pipelines.training.watch import WATCH_STEPS
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 
@@ -43,13 +48,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counter[str], Cou
             calls[part] += 1
             rows[part] += len(args[0])
 
-    load = family_module._load
+    load = loading._load
 
     def loaded(*args, **options):
         calls["load"] += 1
         return load(*args, **options)
 
-    monkeypatch.setattr(family_module, "_load", loaded)
+    monkeypatch.setattr(loading, "_load", loaded)
     handle = register_module_forward_pre_hook(before)
     try:
         yield calls, rows
@@ -62,7 +67,7 @@ def trained(monkeypatch, tmp_path: Path, method: str, *, photos=PHOTOS, validati
     family, data = tiny_family("portrait"), tiny_data("portrait", photos=photos, validation=validation)
     recipe = tiny_recipe("portrait", method, **changes)
     with counted(monkeypatch) as (calls, rows):
-        told = list(train(recipe, data, tmp_path / method, photo_digest="d", family=family, watch=watch))
+        told = list(train(recipe, data, tmp_path / method, family=family, watch=watch))
     assert told[-1].kind == "done"
     return calls, rows
 
@@ -220,7 +225,58 @@ def test_a_comparison(monkeypatch, tmp_path):
     assert rows["decode"] == PROOF["decode"] * methods + renders * columns + 2
     sampling_steps = 20
     assert calls["denoise"] == (steps + PROOF["denoise"]) * methods + sampling_steps * columns
-    # each file once; of the copies the four that are learned from once, whatever the number of methods. Then two judges
-    # look at what they need by turns, and the report shows every photo: dozens of small reads that no step waits for.
-    assert Counter({path: n for path, n in read.items() if path.parent == photos}) == Counter(photos.iterdir())
-    assert sum(n for path, n in read.items() if path.parent == copies) == 4 + 38
+    # each file once when it is taken in, its copy once for all methods, judges and looks together
+    taken = Counter(Path(photo.path) for photo in load_photo_set(run_at(tmp_path / "run")).photos)
+    assert read == Counter(photos.iterdir()) + taken and read.total() == 6 + 6
+
+
+@contextlib.contextmanager
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[tuple[str, str]]]:
+    """How often each judge looked at each picture: (judge, hash of its pixels)."""
+    from pipelines.faces.arcface_mini import ArcFaceMini
+    from pipelines.faces.dlib_faces import DlibJudge
+
+    looks: Counter[tuple[str, str]] = Counter()
+
+    def counting(kind: type) -> None:
+        plain = kind.look
+
+        def look(judge, image, *known):
+            looks[judge.name, hashlib.sha256(image.tobytes()).hexdigest()] += 1
+            return plain(judge, image, *known)
+
+        patch.setattr(kind, "look", look)
+
+    with monkeypatch.context() as patch:
+        counting(ArcFaceMini)
+        counting(DlibJudge)
+        yield looks
+
+
+@pytest.mark.parametrize("methods", [("lora",), ("textual_inversion", "lora")])
+def test_each_photo_is_decoded_once_and_each_judge_looks_at_it_once(monkeypatch, tmp_path, methods):
+    """Whatever the methods, judges and looks: training is watched by one judge, two of them score, one looks closer."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(8):
+        shutil.copy(SAMPLE / f"synthetic-{index:02d}.png", photos)
+    monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
+    settings = {name: quick(name, steps=2)[name] | {"watch_every": 1} for name in methods}
+    run = run_at(tmp_path / "run")
+    with photos_read(monkeypatch, photos, run.photos) as read, looked_at(monkeypatch) as looks:
+        told = list(
+            compare(
+                photos, class_word="woman", base=str(tiny_folder("portrait")), quality="draft", out=run.folder,
+                methods=methods, renders=1, settings=settings,
+            )
+        )  # fmt: skip
+    assert told[-1].kind == "done" and sum(event.kind == "watch" for event in told) == 2 * len(methods)
+    taken = load_photo_set(run)
+    assert taken is not None and (len(taken.train), len(taken.validation), len(taken.held_out)) == (5, 1, 2)
+    assert read == Counter(photos.iterdir()) + Counter(Path(photo.path) for photo in taken.photos)
+    album = Album(taken)
+    seen = {photo.name: hashlib.sha256(album.view(photo).tobytes()).hexdigest() for photo in taken.photos}
+    scoring = [("arcface-mini", photo) for photo in (*taken.train, *taken.held_out)]
+    watching = [("dlib", photo) for photo in taken.photos]
+    expected = {(judge, seen[photo.name]): 1 for judge, photo in scoring + watching}
+    assert {key: count for key, count in looks.items() if key[1] in seen.values()} == expected

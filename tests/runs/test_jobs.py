@@ -15,15 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import METHODS, Event, Sampling, UserError
-from pipelines.core.workspace import Lock
+from pipelines.core.control import Control
+from pipelines.core.files import FULL, Lock, append_line, read_json, write_json
+from pipelines.core.process import birth
+from pipelines.core.records import METHODS, Event, Sampling, UserError
+from pipelines.core.run import Run, forget
 from pipelines.runs import jobs
-from pipelines.runs.comparison import perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import JobStatus, follow, hold, start, status, stop
 from pipelines.runs.jobspec import JobSpec, spec_from_json
+from pipelines.runs.status import START_GRACE_S
+from pipelines.runs.supervisor import OURS
 from pipelines.runs.worker import MEMORY, explain, short
-from pipelines.training.loop import load_subject
+from pipelines.training.subjects import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 
@@ -31,7 +35,7 @@ BASE = "portrait"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes by signal")
 
 
-def until_step(run: workspace.Run, step: int, *, timeout_s: float = 120.0) -> None:
+def until_step(run: Run, step: int, *, timeout_s: float = 120.0) -> None:
     """Wait until this job told of `step`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -43,7 +47,7 @@ def until_step(run: workspace.Run, step: int, *, timeout_s: float = 120.0) -> No
     raise AssertionError(f"step {step} was not reached: {status(run)}")
 
 
-def of_this_job(run: workspace.Run) -> list[Event]:
+def of_this_job(run: Run) -> list[Event]:
     return jobs.events(run, status(run).first_event)
 
 
@@ -57,11 +61,11 @@ def test_killed_continued_stopped_and_continued_again_is_equal_to_never_having_s
         start(run, spec)
     with pytest.raises(UserError, match="Stop it first"):
         hold(run, lambda found: found.state == "running")
-        workspace.forget(run.folder)
+        forget(run.folder)
 
     # kill -9: nothing is written at death, and still everybody knows
     until_step(run, 12)
-    os.kill(workspace.read_json(run.worker)["pid"], signal.SIGKILL)
+    os.kill(read_json(run.worker)["pid"], signal.SIGKILL)
     found = hold(run, lambda each: not each.busy)
     assert found.state == "interrupted" and "continues from the last checkpoint" in str(found.reason)
     assert list(follow(run))[-1].kind == "step"
@@ -103,7 +107,7 @@ def test_killed_continued_stopped_and_continued_again_is_equal_to_never_having_s
     # once more is no work at all
     again = list(perform(other, spec))
     assert not [event for event in again if event.kind == "step"]
-    workspace.forget(run.folder)
+    forget(run.folder)
 
 
 def test_stop_is_seen_within_one_step(tmp_path):
@@ -115,7 +119,7 @@ def test_stop_is_seen_within_one_step(tmp_path):
         return seen >= 3
 
     told = []
-    for event in perform(run, spec, stop=asked):
+    for event in perform(run, spec, control=Control(stop=asked)):
         told.append(event)
         seen = event.step if event.kind == "step" else seen
     assert max(event.step for event in told if event.kind == "step") == 3
@@ -185,11 +189,11 @@ def test_a_worker_ends_with_the_app_that_started_it(tmp_path, monkeypatch):
         pytest.skip("only Linux tells a process that its parent died")
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path))
     run = make_run(tmp_path / "run")
-    workspace.write_json(run.spec, train_spec(tiny_folder(BASE)))
+    write_json(run.spec, train_spec(tiny_folder(BASE)))
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from pipelines.core import workspace; from pipelines.runs import jobs\n"
-        "run = workspace.open_run(Path(sys.argv[1])); jobs.start(run)\n"
+        "from pipelines.core.run import open_run; from pipelines.runs import jobs\n"
+        "run = open_run(Path(sys.argv[1])); jobs.start(run)\n"
         "jobs.hold(run, lambda each: 'another job' in str(each.phase)); print('started', flush=True); time.sleep(60)"
     )
     with Lock(tmp_path / ".turn") as busy:
@@ -210,8 +214,8 @@ def test_a_worker_that_does_not_react_is_ended_by_force(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline().strip() == "deaf"
-    workspace.write_json(run.status, JobStatus("running", "train", job="j1"))
-    workspace.write_json(run.worker, {"job": "j1", "pid": process.pid, "born": jobs.birth(process.pid)})
+    write_json(run.status, JobStatus("running", "train", job="j1"))
+    write_json(run.worker, {"job": "j1", "pid": process.pid, "born": birth(process.pid)})
     assert status(run).busy
     stop(run, patience_s=0.2)
     assert process.wait(20) == -signal.SIGKILL
@@ -221,28 +225,28 @@ def test_a_worker_that_does_not_react_is_ended_by_force(tmp_path):
 
 def test_a_number_that_another_process_has_now_is_not_our_worker(tmp_path):
     run = make_run(tmp_path / "run")
-    workspace.write_json(run.status, JobStatus("running", "train", job="j1"))
-    workspace.write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": "another boot:1"})
+    write_json(run.status, JobStatus("running", "train", job="j1"))
+    write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": "another boot:1"})
     assert status(run).state == "interrupted"
-    workspace.write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": jobs.birth(os.getpid())})
+    write_json(run.worker, {"job": "j1", "pid": os.getpid(), "born": birth(os.getpid())})
     assert status(run).state == "running"
     # a dead child that nobody has looked after yet still has its number
     child = subprocess.Popen([sys.executable, "-c", "pass"])
-    born = jobs.birth(child.pid)
+    born = birth(child.pid)
     deadline = time.monotonic() + 20
-    while jobs.birth(child.pid) is not None and time.monotonic() < deadline:
+    while birth(child.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert jobs.birth(child.pid) is None
+    assert birth(child.pid) is None
     child.wait()
-    workspace.write_json(run.worker, {"job": "j1", "pid": child.pid, "born": born})
+    write_json(run.worker, {"job": "j1", "pid": child.pid, "born": born})
     assert status(run).state == "interrupted"
 
 
 def test_a_job_whose_process_never_came_is_interrupted_after_a_while(tmp_path):
     run = make_run(tmp_path / "run")
-    workspace.write_json(run.status, JobStatus("queued", "train", job="j2"))
+    write_json(run.status, JobStatus("queued", "train", job="j2"))
     assert status(run).state == "queued"
-    long_ago = time.time() - 2 * jobs.START_GRACE_S
+    long_ago = time.time() - 2 * START_GRACE_S
     os.utime(run.status, (long_ago, long_ago))
     assert status(run).state == "interrupted"
 
@@ -258,8 +262,8 @@ def test_a_spec_survives_its_file(tmp_path):
         samplings=(Sampling("portrait of {subject}", seed=3, guidance=2.5),),
         settings={"lora": {"rank": 8, "targets": "all", "snr_gamma": None}},
     )
-    workspace.write_json(tmp_path / "spec.json", spec)
-    assert spec_from_json(workspace.read_json(tmp_path / "spec.json")) == spec
+    write_json(tmp_path / "spec.json", spec)
+    assert spec_from_json(read_json(tmp_path / "spec.json")) == spec
     for damaged in ([], {"samplings": [{"colour": 1}]}, {"samplings": 3}):
         with pytest.raises(UserError, match="damaged"):
             spec_from_json(damaged)
@@ -298,11 +302,11 @@ def test_every_error_becomes_one_sentence():
 
     for error, said in (
         (UserError("Add photos."), "Add photos."),
-        (OSError(errno.ENOSPC, "No space left on device"), workspace.FULL),
-        (RuntimeError("safetensors: No space left on device (os error 28)"), workspace.FULL),
+        (OSError(errno.ENOSPC, "No space left on device"), FULL),
+        (RuntimeError("safetensors: No space left on device (os error 28)"), FULL),
         (MemoryError(), MEMORY),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), MEMORY),
-        (ZeroDivisionError("division by zero"), jobs.OURS),
+        (ZeroDivisionError("division by zero"), OURS),
     ):
         assert explain(error) == said
 
@@ -311,7 +315,7 @@ def test_events_keep_their_order_and_their_numbers(tmp_path):
     run = make_run(tmp_path / "run")
     told = [Event("step", "lora", step, 9, loss=0.5, seconds=0.25 * step, data={"norm": 1.0}) for step in range(4)]
     for event in told:
-        workspace.append_line(run.events, short(event))
+        append_line(run.events, short(event))
     assert jobs.events(run) == told and jobs.events(run, 3) == told[3:]
     assert "path" not in json.loads(run.events.read_text().splitlines()[1])
     assert Path(run.events).stat().st_size < 600

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.core.schema import UserError
-from pipelines.core.workspace import Run
+from pipelines.core.records import UserError
+from pipelines.core.run import Run
 from pipelines.runs.ledger import FILE, Entry, Ledger
 
 

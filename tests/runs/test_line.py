@@ -12,14 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import METHODS, Event, Sampling, UserError
-from pipelines.runs import jobs, worker
-from pipelines.runs.comparison import perform
+from pipelines.core.control import Control
+from pipelines.core.files import read_json, write_json
+from pipelines.core.process import birth
+from pipelines.core.records import METHODS, Event, Sampling, UserError
+from pipelines.core.run import Run, all_runs, forget
+from pipelines.runs import jobs, supervisor, worker
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, events, hold, place, status, stop
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import FILE, Ledger
-from pipelines.training.loop import load_subject
+from pipelines.runs.status import me, read_status
+from pipelines.training.subjects import load_subject
 from tests.runs import make_run, train_spec
 from tests.tiny import tiny_folder
 
@@ -32,11 +36,11 @@ def draw_spec(pictures: int = 2) -> JobSpec:
     return JobSpec("generate", str(tiny_folder(BASE)), "man", ("none",), samplings=plan)
 
 
-def pictures(run: workspace.Run) -> dict[str, bytes]:
+def pictures(run: Run) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(run.renders("none").glob("*.png"))}
 
 
-def until(run: workspace.Run, kind: str, count: int, *, timeout_s: float = 120.0) -> None:
+def until(run: Run, kind: str, count: int, *, timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if sum(event.kind == kind for event in events(run, status(run).first_event)) >= count:
@@ -50,10 +54,10 @@ def until(run: workspace.Run, kind: str, count: int, *, timeout_s: float = 120.0
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path))
     yield tmp_path
-    for run in workspace.runs(tmp_path):
+    for run in all_runs(tmp_path):
         for slot in (run, run.drawing):
             stop(slot, patience_s=1.0)
-    for run in workspace.runs(tmp_path):
+    for run in all_runs(tmp_path):
         for slot in (run, run.drawing):
             hold(slot, lambda found: not found.busy)
 
@@ -80,10 +84,10 @@ def test_one_worker_draws_between_the_steps_of_a_training_and_changes_neither(ro
     assert hold(drawing.drawing, lambda now: not now.busy).state == "done"
     now = status(learning)
     assert now.state == "running", "the training was over before the pictures were: make it longer"
-    pids = {workspace.read_json(run.worker)["pid"] for run in (learning, drawing.drawing)}
+    pids = {read_json(run.worker)["pid"] for run in (learning, drawing.drawing)}
     assert len(pids) == 1
     with pytest.raises(UserError, match="Stop it first"):
-        workspace.forget(learning.folder)
+        forget(learning.folder)
 
     # neither knows of the other
     assert hold(learning, lambda now: not now.busy).state == "done"
@@ -99,10 +103,10 @@ def test_one_worker_draws_between_the_steps_of_a_training_and_changes_neither(ro
     until(waiting, "step", 12)
     enqueue(learning, train_spec(tiny_folder(BASE), steps=5001), owner="anna")
     assert status(learning).waits
-    os.kill(workspace.read_json(waiting.worker)["pid"], signal.SIGKILL)
+    os.kill(read_json(waiting.worker)["pid"], signal.SIGKILL)
     assert hold(waiting, lambda now: not now.busy).state == "interrupted"
     until(learning, "step", 2)
-    assert workspace.read_json(learning.worker)["pid"] not in pids
+    assert read_json(learning.worker)["pid"] not in pids
 
     # one who still waits can leave, and who is at work stops within a step
     enqueue(waiting, owner="ben")
@@ -121,14 +125,14 @@ def test_after_a_restart_the_line_is_what_the_folders_say(root, monkeypatch):
     runs = [make_run(root / name) for name in ("first", "second", "dead")]
     for run in runs:
         enqueue(run, train_spec(tiny_folder(BASE), steps=2), owner=run.id)
-    workspace.write_json(runs[2].status, replace(status(runs[2]), state="running"))
-    workspace.write_json(runs[2].worker, {"job": status(runs[2]).job, "pid": 2**22 + 1, "born": "before"})
+    write_json(runs[2].status, replace(status(runs[2]), state="running"))
+    write_json(runs[2].worker, {"job": status(runs[2]).job, "pid": 2**22 + 1, "born": "before"})
     for file in root.glob(FILE + "*"):
         file.unlink()
     jobs.recover(root)
     assert [entry.run for entry in Ledger(root).unfinished()] == ["first", "second"]
     assert status(runs[2]).state == "interrupted"
-    assert workspace.read_json(runs[2].status)["state"] == "interrupted"
+    assert read_json(runs[2].status)["state"] == "interrupted"
     monkeypatch.undo()
     monkeypatch.setenv("LIKENESS_HOME", str(root))
     jobs.watch(root)
@@ -146,8 +150,8 @@ def test_a_line_that_is_lost_while_jobs_wait_is_made_anew(root, monkeypatch):
         file.unlink()
     assert Ledger(root).unfinished() == []
     started = []
-    monkeypatch.setattr(jobs, "_spawn", lambda command, log: started.append(command))
-    jobs._Supervisor()._man(root, "", jobs._Post())
+    monkeypatch.setattr(supervisor, "_spawn", lambda command, log: started.append(command))
+    supervisor.Supervisor()._man(root, "", supervisor.Post())
     assert [entry.run for entry in Ledger(root).unfinished()] == ["first", "second"] and started
     assert place(runs[1]) == jobs.Place(1, 100.0)  # estimates stand in the folders too
 
@@ -209,7 +213,7 @@ def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root
         yield
 
     monkeypatch.setattr(jobs, "watch", lambda root: None)
-    monkeypatch.setattr(loop, "_run", no_memory)
+    monkeypatch.setattr(loop._Training, "run", no_memory)
     big, next_one = make_run(root / "big"), make_run(root / "next")
     enqueue(big, train_spec(tiny_folder(BASE)), owner="a")
     enqueue(next_one, train_spec(tiny_folder(BASE)), owner="b")
@@ -228,17 +232,17 @@ def test_a_method_that_runs_out_of_gpu_memory_spoils_the_process_for_others(root
 def test_a_worker_that_linux_ended_for_want_of_memory_fails_that_job_with_advice(root, monkeypatch):
     monkeypatch.setattr(jobs, "watch", lambda root: None)
     killed = 3
-    monkeypatch.setattr(jobs, "oom_kills", lambda: killed)
+    monkeypatch.setattr("pipelines.runs.status.oom_kills", lambda: killed)
     run = make_run(root / "run")
     enqueue(run, train_spec(tiny_folder(BASE)), owner="a")
     taken = Ledger(root).take(jobs.LONG, f"{2**22 + 1}@nobody")
     assert taken is not None
-    workspace.write_json(run.status, replace(status(run), state="running"))
-    workspace.write_json(run.worker, jobs.me(taken.job) | {"pid": 2**22 + 1})
+    write_json(run.status, replace(status(run), state="running"))
+    write_json(run.worker, me(taken.job) | {"pid": 2**22 + 1})
     assert status(run).state == "interrupted"  # none since it began
     killed = 4
-    jobs._take_back(root, Ledger(root))
-    found = jobs.read_status(run)
+    supervisor.take_back(root, Ledger(root))
+    found = read_status(run)
     assert found.state == "failed" and "ran out of memory" in str(found.reason) and "smaller batch" in str(found.reason)
     assert Ledger(root).unfinished() == []
     killed = 3
@@ -259,16 +263,16 @@ def test_who_shared_a_worker_that_had_to_be_ended_by_force_goes_on_with_the_next
     enqueue(other.drawing, draw_spec(), owner="b")
     line = Ledger(root)
     for run, kinds in ((hangs, jobs.LONG), (other.drawing, jobs.SHORT)):
-        taken = line.take(kinds, f"{process.pid}@{jobs.birth(process.pid)}")
+        taken = line.take(kinds, f"{process.pid}@{birth(process.pid)}")
         assert taken is not None
-        workspace.write_json(run.status, replace(status(run), state="running"))
-        workspace.write_json(run.worker, jobs.me(taken.job, process.pid))
+        write_json(run.status, replace(status(run), state="running"))
+        write_json(run.worker, me(taken.job, process.pid))
     assert status(hangs).state == status(other.drawing).state == "running"
     stop(hangs, patience_s=0.1)
     assert process.wait(20) == -signal.SIGKILL
     assert status(hangs).state == "cancelled" and "by force" in str(status(hangs).reason)
-    jobs._take_back(root, line)
-    assert jobs.read_status(hangs).state == "cancelled"
+    supervisor.take_back(root, line)
+    assert read_status(hangs).state == "cancelled"
     assert status(other.drawing).waits
     assert [(entry.run, entry.state) for entry in line.unfinished()] == [("other", "queued")]
 
@@ -298,15 +302,15 @@ def test_one_worker_process_per_device(root, monkeypatch):
         other = serve("cpu:0")
         started.append(other)
         until(runs[1], "step", 2)
-        pids = [workspace.read_json(run.worker)["pid"] for run in runs]
+        pids = [read_json(run.worker)["pid"] for run in runs]
         assert pids == [one.pid, other.pid]
     finally:
         for process in started:
             process.terminate()
         for process in started:
             process.wait(60)
-    monkeypatch.setenv(jobs.DEVICES_ENV, "cuda:0, cuda:1,cuda:0,")
-    assert jobs.devices() == ("cuda:0", "cuda:1")
+    monkeypatch.setenv(supervisor.DEVICES_ENV, "cuda:0, cuda:1,cuda:0,")
+    assert supervisor.devices() == ("cuda:0", "cuda:1")
 
 
 def test_pictures_and_training_share_the_time_and_a_flood_of_pictures_does_not_starve_it(root, monkeypatch):
@@ -344,8 +348,8 @@ def test_a_training_in_slices_is_equal_to_one_in_one_go(root):
     enqueue(sliced, spec, owner="anna", serve=False)
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipelines.core import workspace; from pipelines.runs import jobs, worker\n"
-        "run = workspace.open_run(Path(sys.argv[1]))\n"
+        "from pipelines.core.run import open_run; from pipelines.runs import jobs, worker\n"
+        "run = open_run(Path(sys.argv[1]))\n"
         "worker.work_slice(run, over=lambda: len(jobs.events(run)) >= int(sys.argv[2]))"
     )
     first_step = []
@@ -369,7 +373,8 @@ def test_one_method_can_be_stopped_and_the_others_go_on(tmp_path):
     spec = replace(spec, methods=METHODS, settings={name: spec.settings["lora"] for name in METHODS})
     steps: dict[str, int] = {}
     told = []
-    for event in perform(run, spec, leave=lambda name: name == "lora" and steps.get("lora", 0) >= 2):
+    control = Control(leave=lambda name: name == "lora" and steps.get("lora", 0) >= 2)
+    for event in perform(run, spec, control=control):
         told.append(event)
         if event.kind == "step" and event.method:
             steps[event.method] = event.step

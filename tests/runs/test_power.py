@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import METHODS, Sampling
-from pipelines.runs import comparison, jobs
-from pipelines.runs.comparison import perform
+from pipelines.core.files import append_line, read_lines
+from pipelines.core.records import METHODS, Event, Sampling
+from pipelines.core.run import FORGOTTEN, sweep_forgotten
+from pipelines.runs import jobs
+from pipelines.runs.compare import perform
 from pipelines.runs.jobspec import JobSpec
-from pipelines.training.loop import CHECKPOINT
+from pipelines.training.checkpoints import CHECKPOINT
 from tests.runs import make_run, quick
 from tests.tiny import tiny_folder
 
@@ -72,11 +73,11 @@ def test_what_was_learned_is_on_the_disk_before_the_checkpoint_goes(tmp_path, ca
 def test_a_line_that_was_damaged_hides_no_other(tmp_path):
     run = make_run(tmp_path / "run")
     for step in range(3):
-        workspace.append_line(run.events, {"kind": "step", "step": step})
+        append_line(run.events, {"kind": "step", "step": step})
     data = run.events.read_bytes()
     first = data.index(b"\n") + 1
     run.events.write_bytes(data[:first] + b"\0" * 12 + b'{"k\n' + data[first:])
-    assert [line["step"] for line in workspace.read_lines(run.events)] == [0, 1, 2]
+    assert [line["step"] for line in read_lines(run.events)] == [0, 1, 2]
     told = jobs.events(run)
     assert [event.kind for event in told] == ["step", "note", "step", "step"]
     assert [event.step for event in jobs.events(run, after=2)] == [1, 2]  # who counted to two misses none
@@ -104,7 +105,7 @@ def test_what_killed_writers_left_goes_with_the_next_job(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "watch", lambda root: None)
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path))
     jobs.enqueue(run, spec, owner="anna", serve=False)
-    monkeypatch.setattr("pipelines.runs.worker.perform", lambda *_, **__: iter([comparison.Event("done", text="Done")]))
+    monkeypatch.setattr("pipelines.runs.worker.perform", lambda *_, **__: iter([Event("done", text="Done")]))
     from pipelines.runs import worker
 
     worker.work_slice(run, over=lambda: False)
@@ -113,9 +114,9 @@ def test_what_killed_writers_left_goes_with_the_next_job(tmp_path, monkeypatch):
 
 
 def test_removals_that_a_crash_interrupted_are_finished_at_the_next_start(tmp_path):
-    left = tmp_path / f"{workspace.FORGOTTEN}abc-12345678"
+    left = tmp_path / f"{FORGOTTEN}abc-12345678"
     (left / "photos").mkdir(parents=True)
     (left / "photos" / "00.png").write_bytes(b"somebody")
-    assert workspace.sweep(tmp_path, older_than_s=60.0) == 0  # whoever removes it this moment is left alone
+    assert sweep_forgotten(tmp_path, older_than_s=60.0) == 0  # whoever removes it this moment is left alone
     jobs.recover(tmp_path)
     assert not left.exists()

@@ -12,20 +12,22 @@ import pytest
 from PIL import Image
 
 from pipelines.bases import sampling as sampler
-from pipelines.core import workspace
-from pipelines.core.schema import Event, Finish, Sampling
-from pipelines.core.workspace import Run
-from pipelines.evaluation import metrics, scoring
+from pipelines.core.files import read_json, read_lines
+from pipelines.core.records import Event, Finish, Look, Sampling, Watch
+from pipelines.core.run import Run, run_at, save_photo_set
+from pipelines.evaluation import facts, references
 from pipelines.finishing import stage
 from pipelines.photos import intake
 from pipelines.runs import jobs, worker
-from pipelines.runs.comparison import Resident, perform
+from pipelines.runs.compare import perform
 from pipelines.runs.jobs import enqueue, read_status, status
 from pipelines.runs.jobspec import JobSpec
 from pipelines.runs.ledger import Ledger
-from pipelines.training import loop
+from pipelines.runs.prepare import Resident
+from pipelines.training import previews
 from pipelines.training.batches import Batches
-from pipelines.training.loop import STRENGTHS, Look, Watch, load_subject
+from pipelines.training.subjects import load_subject
+from pipelines.training.watch import STRENGTHS
 from tests.runs import quick
 from tests.tiny import tiny_folder
 
@@ -45,10 +47,8 @@ def taken_in(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The sample person's photos, taken in once for all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKENESS_FACE_MODELS", str(tmp_path_factory.mktemp("no-packs")))
-        run = workspace.run_at(tmp_path_factory.mktemp("photos") / "run")
-        workspace.save_photo_set(
-            run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE])
-        )
+        run = run_at(tmp_path_factory.mktemp("photos") / "run")
+        save_photo_set(run, intake.intake(SAMPLE[:5], run.photos, seed=0, keep=[each.name for each in SAMPLE]))
     return run
 
 
@@ -60,7 +60,7 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(worker, "Resident", lambda: resident)
     # what a look sees follows from the pictures, without a face in them
     monkeypatch.setattr(
-        "pipelines.evaluation.selection.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
+        "pipelines.evaluation.validation.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
     )
     return tmp_path
 
@@ -100,22 +100,22 @@ def in_slices(run: Run, spec: JobSpec, *, over: Callable[[], bool] = lambda: Tru
 def outcome(run: Run) -> dict[str, object]:
     """Everything a comparison gives, but for times."""
     learned = {name: load_subject(run.method(name)) for name in ("lora", "dreambooth")}
-    looks = {name: workspace.read_json(run.method(name) / "watch.json") for name in learned}
+    looks = {name: read_json(run.method(name) / "watch.json") for name in learned}
     for seen in looks.values():
         for look in seen["looks"]:
             del look["seconds"]
-    report = workspace.read_json(run.report)["methods"]
+    report = read_json(run.report)["methods"]
     for row in report.values():
         for figure in ("train_s", "peak_mem_mb"):
             row.pop(figure)
     return {
         "learned": {name: (card.sha256, card.steps, card.complete) for name, card in learned.items()},
         "looks": looks,
-        "strengths": workspace.read_json(run.method("lora") / "strengths.json"),
+        "strengths": read_json(run.method("lora") / "strengths.json"),
         "pictures": {run.relative(path): path.read_bytes() for path in sorted(run.folder.glob("renders/*/*.png"))},
-        "scores": workspace.read_lines(run.scores),
-        "marks": workspace.read_json(run.marks),
-        "closer": workspace.read_json(run.folder / "closer.json"),
+        "scores": read_lines(run.scores),
+        "marks": read_json(run.marks),
+        "closer": read_json(run.folder / "closer.json"),
         "report": report,
     }
 
@@ -142,7 +142,7 @@ def test_a_comparison_in_the_smallest_slices_is_equal_to_one_in_one_go(root, tak
     one, other = outcome(whole), outcome(sliced)
     for name in one:
         assert one[name] == other[name], name
-    assert any(line["similarity"] is not None for line in workspace.read_lines(sliced.scores))
+    assert any(line["similarity"] is not None for line in read_lines(sliced.scores))
     left = [path.name for name in ("lora", "dreambooth") for path in sliced.method(name).iterdir()]
     assert not [name for name in left if name.startswith(("checkpoint", "class_images", "."))]
 
@@ -160,8 +160,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         monkeypatch.setattr(owner, name, counting)
 
     count(Batches, "loss", "step")
-    count(scoring, "score_renders", "score")
-    count(metrics, "facts", "closer look")
+    count(references, "score_renders", "score")
+    count(facts, "facts_of", "closer look")
     count(stage, "finish", "finished picture")
     denoise = sampler.Family.predict
 
@@ -170,7 +170,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
         return denoise(self, unet, *args)
 
     proving: list[bool] = []
-    prove = loop._verify
+    prove = previews.verify
 
     def verify(*args):
         done["artefact"] += 1
@@ -181,7 +181,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, done: Counter[str]) -> None:
             proving.clear()
 
     monkeypatch.setattr(sampler.Family, "predict", denoising)
-    monkeypatch.setattr(loop, "_verify", verify)
+    monkeypatch.setattr(previews, "verify", verify)
     objective = sampler.Family.objective
 
     def judged(*args, **keywords):  # a step's own, or a validation loss: no picture is drawn

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import Event, UserError
-from pipelines.evaluation.scoring import cluster_bootstrap, holm
-from pipelines.reports import study_report
+from pipelines.core.records import Event, UserError
+from pipelines.core.run import Run, load_photo_set
+from pipelines.evaluation.statistics import cluster_bootstrap, holm
+from pipelines.reports.study import table, write_study
 from pipelines.runs import jobs, study
 from pipelines.runs.study import Budget, Matrix, Person, Study, Variant, read_matrix, read_people
 from tests.tiny import tiny_folder
@@ -68,7 +68,7 @@ def test_a_study_does_every_cell_and_none_twice(done):
     assert not doing.failed and said[0] == "4 cells, 0 of them done already"
     assert {(c.person.name, c.seed) for c in finished} == {(p, s) for p in "ab" for s in (0, 1)}
     first, second = (c for c in finished if c.person.name == "a")
-    photos = [workspace.load_photo_set(workspace.Run(c.folder)) for c in (first, second)]
+    photos = [load_photo_set(Run(c.folder)) for c in (first, second)]
     assert photos[0].digest == photos[1].digest, "every training seed learns from the same photos"
     recipes = [json.loads((c.folder / "methods/lora/subject.json").read_text())["recipe"] for c in (first, second)]
     assert [r["seed"] for r in recipes] == [0, 1]
@@ -88,7 +88,9 @@ def test_a_study_does_every_cell_and_none_twice(done):
 
 def test_the_reports_of_a_study(done, tmp_path):
     _, finished, _ = done
-    saved = study_report.write(finished, tmp_path, command="cmd <x>", machine="m", failed={"p x": "why <b>"})
+    saved = write_study(
+        [cell.finished for cell in finished], tmp_path, command="cmd <x>", machine="m", failed={"p x": "why <b>"}
+    )
     assert saved == json.loads((tmp_path / "report.json").read_text())
     found = saved["budgets"]["two"]
     assert found["people"] == ["a", "b"] and found["prompts"] == 2 and found["render_seeds"] == 1
@@ -288,4 +290,4 @@ def test_a_study_whose_pictures_were_refused_says_so(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({"methods": {"none": {"refused": 0}, "lora": {"refused": 2}}}))
     cell = SimpleNamespace(person=SimpleNamespace(name="a"), seed=0, folder=tmp_path, condition="two")
     with pytest.raises(UserError, match="refused 2 pictures of two"):
-        study_report.table([cell])
+        table([cell.finished])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.core.schema import Photo, UserError
+from pipelines.core.records import Photo, UserError
 from pipelines.methods import method
 from pipelines.photos.framing import HEAD_ACROSS, HEAD_DOWN, crops, heads
 from pipelines.training.batches import Batches, loss_masks
@@ -66,7 +66,7 @@ def test_a_mask_has_mean_one_and_follows_its_photo_into_the_mirror():
 
 
 def _seed(each, step):
-    from pipelines.core.runtime import derived_seed
+    from pipelines.core.device import derived_seed
 
     return derived_seed(each._recipe.seed, step, 1)
 
@@ -114,17 +114,17 @@ def test_a_photo_without_a_head_in_view_still_teaches():
 def test_weighing_faces_nobody_found_is_refused(tmp_path):
     recipe, family = tiny_recipe("sd15", "lora", face_weight=3.0), tiny_family("sd15")
     with pytest.raises(UserError, match="Nobody knows where the faces are"):
-        list(train(recipe, tiny_data("sd15"), tmp_path, photo_digest="d", family=family))
+        list(train(recipe, tiny_data("sd15"), tmp_path, family=family))
 
 
 @pytest.mark.parametrize("kind", ["portrait", "sd15", "sdxl"])
 def test_masked_training_is_done_and_learns_something_else(kind, tmp_path):
-    from pipelines.training.loop import load_subject
+    from pipelines.training.subjects import load_subject
 
     family = tiny_family(kind)
     for name, changes in (("plain", {}), ("masked", {"face_weight": 4.0, "background_weight": 0.5})):
         recipe = tiny_recipe(kind, "lora", steps=2, mirror=True, **changes)
-        events = list(train(recipe, with_heads(kind), tmp_path / name, photo_digest="d", family=family))
+        events = list(train(recipe, with_heads(kind), tmp_path / name, family=family))
         assert events[-1].kind == "done"
     assert load_subject(tmp_path / "plain").sha256 != load_subject(tmp_path / "masked").sha256
 

@@ -8,13 +8,13 @@ import pytest
 
 from pipelines.bases.registry import find_base
 from pipelines.core import presets
-from pipelines.core.schema import METHODS
-from pipelines.core.workspace import plain
+from pipelines.core.files import jsonable as plain
+from pipelines.core.records import METHODS
 from pipelines.training import estimates
 from pipelines.training.estimates import SPEED, Pace, estimate, key
 
 ROW = find_base("portrait-128")
-RECIPES = {m: presets.recipe(ROW.name, m, "draft", class_word="man") for m in METHODS}
+RECIPES = {m: presets.recipe(ROW, m, "draft", class_word="man") for m in METHODS}
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_this_machine_took_counts_first_and_scales_with_steps_and_batch(hal
 
 
 def test_a_method_made_of_others_is_reckoned_as_its_slowest_part(half_as_fast):
-    recipe = presets.recipe(ROW.name, "pivotal", "draft", class_word="man")
+    recipe = presets.recipe(ROW, "pivotal", "draft", class_word="man")
     slowest = max(half_as_fast["paces"][key(ROW, part)]["step_s"] for part in ("textual_inversion", "lora"))
     assert estimate(ROW, {"pivotal": recipe}, {}).seconds == pytest.approx(2 * recipe.steps * slowest)
 
@@ -74,6 +74,6 @@ def test_damaged_paces_are_no_paces(damaged, half_as_fast):
 
 def test_where_nothing_is_known_no_time_is_given():
     row = find_base("sdxl")
-    recipes = {"lora": presets.recipe("sdxl", "lora", "draft", class_word="man")}
+    recipes = {"lora": presets.recipe(find_base("sdxl"), "lora", "draft", class_word="man")}
     found = estimate(row, recipes, {})
     assert found.seconds is None and found.memory_mb == 1e3 * row.vram_gb and "arithmetic" in found.basis

@@ -15,11 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.bases.objective import NoiseSchedule
-from pipelines.core.schema import ALL_METHODS, METHODS, UserError
+from pipelines.core.control import Control
+from pipelines.core.device import derived_seed
+from pipelines.core.records import ALL_METHODS, METHODS, UserError
 from pipelines.methods import method
 from pipelines.methods.lora import LoRALearner
-from pipelines.training import loop
-from pipelines.training.loop import Batches, load_subject, train
+from pipelines.training import checkpoints, loop
+from pipelines.training.batches import Batches, fingerprint
+from pipelines.training.loop import train
+from pipelines.training.subjects import load_subject
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
 
 
@@ -52,20 +56,20 @@ RICH = {
 def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
     recipe = tiny_recipe("portrait", name, steps=5, checkpoint_every=2, **RICH[name])
     data, family = tiny_data("portrait"), tiny_family("portrait")
-    whole = list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
+    whole = list(train(recipe, data, tmp_path / "whole", family=family))
 
-    killed = train(recipe, data, tmp_path / "killed", photo_digest="d", family=family)
+    killed = train(recipe, data, tmp_path / "killed", family=family)
     for event in killed:
         if event.kind == "step" and event.step == 3:
             break
     killed.close()  # as kill -9 would: the checkpoint of step 2 is all there is
-    second = list(train(recipe, data, tmp_path / "killed", photo_digest="d", family=family))
+    second = list(train(recipe, data, tmp_path / "killed", family=family))
     assert second[0].text == "Continuing at step 2" and second[0].step == 2
     assert losses(second) == losses(whole)[2:]
 
     stopped = list(_stopped_after(recipe, data, tmp_path / "stopped", family, steps=3))
     assert stopped[-1].kind == "stopped"
-    third = list(train(recipe, data, tmp_path / "stopped", photo_digest="d", family=family))
+    third = list(train(recipe, data, tmp_path / "stopped", family=family))
     assert third[0].step == 3
 
     expected, subject = learned(tmp_path / "whole")
@@ -80,7 +84,7 @@ def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
 def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
     family, rich = tiny_family("portrait"), RICH[name] | {"prior_weight": 0.0}
     recipe = tiny_recipe("portrait", name, steps=3, checkpoint_every=2, **rich)
-    list(train(recipe, tiny_data("portrait"), tmp_path / "one", photo_digest="d", family=family))
+    list(train(recipe, tiny_data("portrait"), tmp_path / "one", family=family))
     expected, before = learned(tmp_path / "one")
     for folder in ("still", "other", "killed"):
         shutil.copytree(tmp_path / "one", tmp_path / folder)
@@ -91,40 +95,39 @@ def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
         text_learning_rate=1e-30 * recipe.text_learning_rate, ema=0.0,
         weight_decay=0.0,
     )  # fmt: skip
-    list(train(still, tiny_data("portrait"), tmp_path / "still", photo_digest="new", family=family))
+    list(train(still, tiny_data("portrait"), tmp_path / "still", family=family))
     tensors, _ = learned(tmp_path / "still")
     assert all(torch.allclose(tensors[key], expected[key], atol=1e-6) for key in expected)
 
     # more photos: it moves on, and a killed training goes on to the same end
-    more, data = recipe.replaced(start_from=before.sha256, steps=4), tiny_data("portrait", photos=6)
-    list(train(more, data, tmp_path / "other", photo_digest="new", family=family))
+    more, data = (
+        recipe.replaced(start_from=before.sha256, steps=4),
+        replace(tiny_data("portrait", photos=6), photo_digest="new"),
+    )
+    list(train(more, data, tmp_path / "other", family=family))
     tensors, after = learned(tmp_path / "other")
     assert after.sha256 != before.sha256 and after.photo_digest == "new"
-    killed = train(more, data, tmp_path / "killed", photo_digest="new", family=family)
+    killed = train(more, data, tmp_path / "killed", family=family)
     for event in killed:
         if event.kind == "step" and event.step == 3:
             break
     killed.close()
-    list(train(more, data, tmp_path / "killed", photo_digest="new", family=family))
+    list(train(more, data, tmp_path / "killed", family=family))
     assert learned(tmp_path / "killed")[1].sha256 == after.sha256
 
     # what it should start from is not there any more
     with pytest.raises(UserError, match="Train it afresh"):
-        list(train(more.replaced(seed=9), data, tmp_path / "other", photo_digest="new", family=family))
+        list(train(more.replaced(seed=9), data, tmp_path / "other", family=family))
     assert learned(tmp_path / "other")[1] == after
 
 
 def _stopped_after(recipe, data, out, family, *, steps):
-    yield from _stopped_after_with(recipe, data, out, family, steps=steps, photo_digest="d")
-
-
-def _stopped_after_with(recipe, data, out, family, *, steps, photo_digest):
     done = 0
 
     def stop():
         return done >= steps
 
-    for event in train(recipe, data, out, photo_digest=photo_digest, family=family, stop=stop):
+    for event in train(recipe, data, out, family=family, control=Control(stop=stop)):
         done = event.step if event.kind == "step" else done
         yield event
 
@@ -144,17 +147,17 @@ def test_stop_keeps_what_was_learned(name, tmp_path):
 def test_a_stopped_training_does_not_replace_a_complete_one(tmp_path):
     family, data = tiny_family("portrait"), tiny_data("portrait")
     recipe = tiny_recipe("portrait", "lora", steps=3)
-    list(train(recipe, data, tmp_path, photo_digest="d", family=family))
+    list(train(recipe, data, tmp_path, family=family))
     tensors, before = learned(tmp_path)
     longer = recipe.replaced(steps=9)
     told = list(_stopped_after(longer, data, tmp_path, family, steps=2))
     assert told[-1].kind == "stopped" and told[-1].step == 2 and "trained before stays" in str(told[-1].text)
     same, after = learned(tmp_path)
     assert after == before and all(torch.equal(same[key], tensors[key]) for key in tensors)
-    again = list(train(longer, data, tmp_path, photo_digest="d", family=family))
+    again = list(train(longer, data, tmp_path, family=family))
     assert again[0].step == 2 and learned(tmp_path)[1].steps == 9, "and it goes on where it was stopped"
     # of other photos it is no longer the person's: what is learned now takes its place
-    list(_stopped_after_with(longer, data, tmp_path, family, steps=2, photo_digest="other"))
+    list(_stopped_after(longer, replace(data, photo_digest="other"), tmp_path, family, steps=2))
     assert learned(tmp_path)[1].photo_digest == "other"
 
 
@@ -178,7 +181,7 @@ def test_cached_latents_and_text_give_the_uncached_loss(kind):
         batch = cached.at(step)
         rows = cached._photos(step)
         moments = family.encode_images(data.frames[rows.numpy()])  # straight from the pixels
-        generator = torch.Generator().manual_seed(loop.derived_seed(recipe.seed, step, 1))
+        generator = torch.Generator().manual_seed(derived_seed(recipe.seed, step, 1))
         torch.rand(len(rows), generator=generator), torch.rand(len(rows), generator=generator)
         drawn = torch.randn(moments.mean.shape, generator=generator)
         latents = moments.latents(drawn if family.architecture.sampled_latents else None)
@@ -241,19 +244,19 @@ def test_noise_levels_can_be_kept_to_those_where_words_decide():
 def test_a_training_with_several_shapes_resumes_bit_equal_and_draws_its_class_in_each(tmp_path):
     family, data = bucketed()
     recipe = tiny_recipe("sdxl", "lora", steps=5, prior_weight=0.5, prior_images=3, mirror=True)
-    whole = list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
-    killed = train(recipe, data, tmp_path / "killed", photo_digest="d", family=family)
+    whole = list(train(recipe, data, tmp_path / "whole", family=family))
+    killed = train(recipe, data, tmp_path / "killed", family=family)
     for event in killed:
         if event.kind == "step" and event.step == 3:
             break
     killed.close()
     drawn = load_file(str(tmp_path / "killed" / "class_images.safetensors"))
     assert {k: tuple(v.shape[-2:]) for k, v in drawn.items() if "x" in k} == {"64x64": (8, 8), "80x48": (10, 6)}
-    second = list(train(recipe, data, tmp_path / "killed", photo_digest="d", family=family))
+    second = list(train(recipe, data, tmp_path / "killed", family=family))
     assert losses(second) == losses(whole)[2:] and second[-1].kind == "done"
     with pytest.raises(ValueError, match="takes 64x64 or 80x48 frames, not 48x80"):
         turned = replace(data, frames=tuple(np.swapaxes(frame, 0, 1) for frame in data.frames))
-        list(train(recipe, turned, tmp_path / "turned", photo_digest="d", family=family))
+        list(train(recipe, turned, tmp_path / "turned", family=family))
 
 
 def test_every_photo_is_seen_equally_often_and_timesteps_are_spread():
@@ -315,10 +318,7 @@ def test_sdxl_trains_with_every_method(name):
 
 def test_side_by_side_is_the_same_as_one_after_the_other(tmp_path):
     data, family = tiny_data("portrait"), tiny_family("portrait")
-    runs = {
-        name: train(tiny_recipe("portrait", name), data, tmp_path / name, photo_digest="d", family=family)
-        for name in METHODS
-    }
+    runs = {name: train(tiny_recipe("portrait", name), data, tmp_path / name, family=family) for name in METHODS}
     live = dict(runs)
     events = {name: [] for name in METHODS}
     while live:
@@ -337,7 +337,7 @@ def test_side_by_side_is_the_same_as_one_after_the_other(tmp_path):
 def test_what_a_run_tells_and_leaves(tmp_path):
     recipe = tiny_recipe("portrait", "lora", preview_every_s=1e-9, steps=3)
     data = tiny_data("portrait", validation=1)
-    events = list(train(recipe, data, tmp_path, photo_digest="d", family=tiny_family("portrait")))
+    events = list(train(recipe, data, tmp_path, family=tiny_family("portrait")))
     kinds = [event.kind for event in events]
     assert kinds[0] == "start" and kinds[-1] == "done"
     assert [event.step for event in events if event.kind == "step"] == [1, 2, 3]
@@ -353,7 +353,7 @@ def test_what_a_run_tells_and_leaves(tmp_path):
     assert subject.trainable_params == events[0].data["trainable_params"] > 0
     assert subject.train_s > 0
     # asking again for the same thing is answered at once
-    again = list(train(recipe, data, tmp_path, photo_digest="d", family=tiny_family("portrait")))
+    again = list(train(recipe, data, tmp_path, family=tiny_family("portrait")))
     assert [event.kind for event in again] == ["done"]
 
 
@@ -366,10 +366,12 @@ def test_previews_do_not_change_what_is_learned(tmp_path):
 def test_a_checkpoint_of_other_photos_is_not_continued(tmp_path):
     recipe, family = tiny_recipe("sd15", "lora", steps=6), tiny_family("sd15")
     list(_stopped_after(recipe, tiny_data("sd15"), tmp_path, family, steps=2))
-    first = next(iter(train(recipe, tiny_data("sd15", photos=3), tmp_path, photo_digest="other", family=family)))
+    first = next(
+        iter(train(recipe, replace(tiny_data("sd15", photos=3), photo_digest="other"), tmp_path, family=family))
+    )
     assert first.step == 0 and "other photos" in first.text
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a file")
-    first = next(iter(train(recipe, tiny_data("sd15"), tmp_path, photo_digest="d", family=family)))
+    first = next(iter(train(recipe, tiny_data("sd15"), tmp_path, family=family)))
     assert first.step == 0 and "can't be read" in first.text
 
 
@@ -393,7 +395,7 @@ def test_an_artefact_that_draws_something_else_is_not_called_done(tmp_path, monk
 
 
 def test_a_full_disk_is_a_sentence_and_the_checkpoint_stays(tmp_path, monkeypatch):
-    save = loop.save_tensors
+    save = checkpoints.save_tensors
     calls = []
 
     def full(path, tensors, meta=None):
@@ -402,7 +404,7 @@ def test_a_full_disk_is_a_sentence_and_the_checkpoint_stays(tmp_path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         save(path, tensors, meta)
 
-    monkeypatch.setattr(loop, "save_tensors", full)
+    monkeypatch.setattr(checkpoints, "save_tensors", full)
     with pytest.raises(UserError, match="The disk is full.*continues"):
         tiny_run("sd15", "lora", tmp_path, steps=8)
     monkeypatch.undo()
@@ -422,11 +424,11 @@ def test_no_photos_and_a_method_that_is_not_offered(tmp_path):
     data = dataclasses.replace(tiny_data("sd15"), frames=np.zeros((0, 64, 64, 3), np.uint8), captions=())
     recipe, family = tiny_recipe("sd15", "lora"), tiny_family("sd15")
     with pytest.raises(UserError, match="no photos"):
-        list(train(recipe, data, tmp_path, photo_digest="d", family=family))
-    row = dataclasses.replace(family.row, methods=("lora",))
+        list(train(recipe, data, tmp_path, family=family))
+    row = dataclasses.replace(family.row, learns=("adapters",))
     large = loop.load_family(row, family.device)
     with pytest.raises(UserError, match="not offered"):
-        list(train(tiny_recipe("sd15", "dreambooth"), tiny_data("sd15"), tmp_path, photo_digest="d", family=large))
+        list(train(tiny_recipe("sd15", "dreambooth"), tiny_data("sd15"), tmp_path, family=large))
 
 
 def test_a_missing_subject_is_a_sentence(tmp_path):
@@ -440,7 +442,7 @@ def test_a_missing_subject_is_a_sentence(tmp_path):
 def test_the_base_is_loaded_when_none_is_given(tmp_path):
     recipe = tiny_recipe("portrait", "textual_inversion", steps=1)
     assert recipe.base == str(tiny_folder("portrait"))
-    events = list(train(recipe, tiny_data("portrait"), tmp_path, photo_digest="d"))  # in this machine's own format
+    events = list(train(recipe, tiny_data("portrait"), tmp_path))  # in this machine's own format
     assert events[0].kind == "phase" and events[-1].kind == "done"
 
 
@@ -478,21 +480,21 @@ def test_gradient_checkpointing_changes_no_gradient(kind, name):
 def test_gradient_checkpointing_gives_the_same_result_and_takes_up_the_same_checkpoint(name, tmp_path):
     recipe = tiny_recipe("sd15", name, steps=4, checkpoint_every=2, text_learning_rate=1e-4)
     data, family = tiny_data("sd15"), tiny_family("sd15")
-    list(train(recipe, data, tmp_path / "off", photo_digest="d", family=family))
+    list(train(recipe, data, tmp_path / "off", family=family))
     on = recipe.replaced(gradient_checkpointing="on")
-    told = list(train(on, data, tmp_path / "on", photo_digest="d", family=family))
+    told = list(train(on, data, tmp_path / "on", family=family))
     assert "on as asked" in told[0].data["memory"]
     one, other = (learned(tmp_path / each)[0] for each in ("off", "on"))
     assert all(torch.allclose(one[key].float(), other[key].float(), atol=2e-3) for key in one)
     list(_stopped_after(recipe, data, tmp_path / "part", family, steps=2))
-    assert next(iter(train(on, data, tmp_path / "part", photo_digest="d", family=family))).step == 2
+    assert next(iter(train(on, data, tmp_path / "part", family=family))).step == 2
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)
 def test_with_little_memory_idle_parts_wait_elsewhere_and_the_result_is_the_same(name, tmp_path, monkeypatch):
     family, data = tiny_family("sdxl"), tiny_data("sdxl", validation=1)
     recipe = tiny_recipe("sdxl", name, steps=3, preview_every_s=1e-9, prior_weight=0.5, prior_images=2)
-    list(train(recipe, data, tmp_path / "roomy", photo_digest="d", family=family))
+    list(train(recipe, data, tmp_path / "roomy", family=family))
     moves, placed = [], {}
     real = type(family)._place
 
@@ -509,7 +511,7 @@ def test_with_little_memory_idle_parts_wait_elsewhere_and_the_result_is_the_same
     needs = loop.memory_needs(loop.find_base("sdxl"), recipe.replaced(method="lora"))
     monkeypatch.setattr(loop, "memory_needs", lambda *_: needs)
     steps_with = []
-    for event in train(recipe, data, tmp_path / "short", photo_digest="d", family=family):
+    for event in train(recipe, data, tmp_path / "short", family=family):
         if event.kind == "start":
             assert "waits outside the GPU" in event.data["memory"]
         if event.kind == "step":
@@ -531,7 +533,7 @@ def test_the_words_of_pivotal_tuning_stay_after_their_share_of_the_steps(tmp_pat
     words = load_file(str(tmp_path / "part" / "learned_embeds.safetensors"))
     adapters = load_file(str(tmp_path / "part" / "pytorch_lora_weights.safetensors"))
     assert first.step == 3
-    list(train(recipe, data, tmp_path / "part", photo_digest="d", family=family))
+    list(train(recipe, data, tmp_path / "part", family=family))
     assert all(
         torch.equal(words[k], v) for k, v in load_file(str(tmp_path / "part" / "learned_embeds.safetensors")).items()
     )
@@ -544,7 +546,7 @@ def test_checkpoints_and_subjects_of_earlier_versions_still_fit(tmp_path):
     import hashlib
     import json
 
-    from pipelines.core.schema import recipe_fields
+    from pipelines.core.records import recipe_fields
 
     recipe, data, family = tiny_recipe("sd15", "lora"), tiny_data("sd15"), tiny_family("sd15")
     before = {
@@ -555,11 +557,11 @@ def test_checkpoints_and_subjects_of_earlier_versions_still_fit(tmp_path):
     frames = hashlib.sha256()
     for frame in data.frames:
         frames.update(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
-    parts = [before, data.captions, "d", frames.hexdigest(), family.row.name, family.row.revision]
+    parts = [before, data.captions, data.photo_digest, frames.hexdigest(), family.row.name, family.row.revision]
     old = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    assert loop._fingerprint(recipe, data, "d", family) == old
-    assert loop._fingerprint(recipe.replaced(dora=True), data, "d", family) != old
-    assert loop._fingerprint(recipe.replaced(gradient_checkpointing="on"), data, "d", family) == old
+    assert fingerprint(recipe, data, family) == old
+    assert fingerprint(recipe.replaced(dora=True), data, family) != old
+    assert fingerprint(recipe.replaced(gradient_checkpointing="on"), data, family) == old
     assert set(recipe_fields(recipe)) == {*before, "checkpoint_every", "preview_every_s"}
     tiny_run("sd15", "lora", tmp_path, steps=1)
     saved = json.loads((tmp_path / "subject.json").read_text())

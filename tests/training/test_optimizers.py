@@ -9,12 +9,13 @@ from collections import defaultdict
 import pytest
 import torch
 
-from pipelines.core.runtime import Device
-from pipelines.core.schema import OPTIMIZERS, UserError
+from pipelines.core.device import Device
+from pipelines.core.records import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
 from pipelines.training import optimizers
 from pipelines.training.checkpoints import load_optimizer, load_tensors, optimizer_tensors, save_tensors
-from pipelines.training.loop import load_subject, train
+from pipelines.training.loop import train
+from pipelines.training.subjects import load_subject
 from tests.tiny import tiny_data, tiny_family, tiny_recipe
 from tests.training.test_loop import learned, losses
 
@@ -214,23 +215,23 @@ def test_prodigy_resumes_bit_equal(name, tmp_path):
     changes = {"text_learning_rate": 1e-4, "freeze_vectors_after": 0.6, "ema": 0.9}
     recipe = tiny_recipe("sd15", name, steps=5, checkpoint_every=2, optimizer="prodigy", **changes)
     data, family = tiny_data("sd15"), tiny_family("sd15")
-    whole = list(train(recipe, data, tmp_path / "whole", photo_digest="d", family=family))
-    killed = train(recipe, data, tmp_path / "killed", photo_digest="d", family=family)
+    whole = list(train(recipe, data, tmp_path / "whole", family=family))
+    killed = train(recipe, data, tmp_path / "killed", family=family)
     for event in killed:
         if event.kind == "step" and event.step == 3:
             break
     killed.close()
-    second = list(train(recipe, data, tmp_path / "killed", photo_digest="d", family=family))
+    second = list(train(recipe, data, tmp_path / "killed", family=family))
     assert second[0].step == 2 and losses(second) == losses(whole)[2:]
     expected, _ = learned(tmp_path / "whole")
     tensors, subject = learned(tmp_path / "killed")
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
     assert subject.sha256 == load_subject(tmp_path / "whole").sha256
-    plain = list(train(recipe.replaced(optimizer="adamw"), data, tmp_path / "adamw", photo_digest="d", family=family))
+    plain = list(train(recipe.replaced(optimizer="adamw"), data, tmp_path / "adamw", family=family))
     assert losses(plain)[-1] != losses(whole)[-1]
 
 
 def test_every_name_is_known_to_the_arithmetic_of_memory():
-    from pipelines.training.estimates import BYTES
+    from pipelines.bases.memory import BYTES
 
     assert set(BYTES) == set(OPTIMIZERS)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.core.schema import METHODS, UserError
+from pipelines.core.records import METHODS, UserError
 from pipelines.runs import jobs
 from pipelines.training import world
-from pipelines.training.loop import load_subject, train
+from pipelines.training.loop import train
+from pipelines.training.subjects import load_subject
 from pipelines.training.world import World
 from tests.runs import make_run, quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
@@ -49,11 +50,12 @@ def test_alone_nothing_is_sent():
     world.wait()
 
 
-def test_a_batch_must_reach_for_all(tmp_path):
+def test_a_batch_must_reach_for_all(tmp_path, monkeypatch):
     recipe = tiny_recipe("portrait", "lora", batch=1)
     data, family = tiny_data("portrait"), tiny_family("portrait")
+    monkeypatch.setattr(world, "current", lambda: World(0, 2))
     with pytest.raises(UserError, match="can't be shared by 2 processes"):
-        list(train(recipe, data, tmp_path, photo_digest="d", family=family, world=World(0, 2)))
+        list(train(recipe, data, tmp_path, family=family))
 
 
 def test_one_process_needs_no_launcher(tmp_path):

@@ -161,8 +161,8 @@ def test_every_endpoint_wants_a_key_and_checks_what_it_is_told(client, key):
 
 def test_what_can_not_be_drawn_is_refused():
     from pipelines.bases.registry import BASES
-    from pipelines.core.schema import UserError
-    from ui.programs.api import _plan
+    from pipelines.core.records import UserError
+    from ui.programs.answers import plan_of
 
     row = BASES["portrait-128"]
     for changes, said in (
@@ -171,7 +171,7 @@ def test_what_can_not_be_drawn_is_refused():
         ({"style": ["studio-grey"]}, "There is no style"),
         ({"prompt": "", "style": ""}, "either a prompt"),
         ({"prompt": "portrait of {subject}", "style": "studio-grey"}, "either a prompt"),
-        ({"prompt": "portrait of nobody"}, "has no {subject}"),
+        ({"prompt": "portrait of {}"}, "says {}"),
         ({"prompt": "portrait of {subject}, spaceship"}, "does not know: spaceship"),
         ({"prompt": "portrait of {subject}", "number": 25}, "number must be a whole number from 1 to 24"),
         ({"prompt": "portrait of {subject}", "number": True}, "number must be"),
@@ -179,8 +179,8 @@ def test_what_can_not_be_drawn_is_refused():
     ):
         asked = {"prompt": "", "style": "", "number": 1, "seed": 0} | changes
         with pytest.raises(UserError, match=re.escape(said)):
-            _plan(row, **asked)
-    plan = _plan(row, "", "studio-grey", 3, 7)
+            plan_of(row, **asked)
+    plan = plan_of(row, "", "studio-grey", 3, 7)
     assert [each.seed for each in plan] == [7, 8, 9] and plan[0].prompt == plan[2].prompt
 
 
@@ -204,17 +204,22 @@ def test_too_few_photos_say_how_many_are_missing_and_more_can_follow(client, pho
     client.predict(key=first["key"], api_name="/delete")
 
 
-def test_links_open_for_programs_and_for_no_other_browser(client, key, address):
+def test_links_open_for_the_program_that_showed_the_key_and_for_nobody_else(client, key, address):
+    from gradio_client import Client
+
     links = client.predict(key=key, api_name="/download")
     link = f"{address}/{links[0]['link']}"
-    assert httpx.get(link).status_code == 200, "a program without cookies"
+    assert httpx.get(link, cookies=client.cookies).status_code == 200
+    assert httpx.get(link).status_code == 403, "a program without the cookie"
+    other = Client(address, analytics_enabled=False, verbose=False)
+    assert other.cookies and httpx.get(link, cookies=other.cookies).status_code == 403, "another program"
     with httpx.Client() as browser:
         browser.get(address)
         assert browser.cookies and browser.get(link).status_code == 403, "another browser"
-    assert httpx.get(link.replace("/media/", "/media/9")).status_code == 403
+    assert httpx.get(link.replace("/media/", "/media/9"), cookies=client.cookies).status_code == 403
     assert httpx.get(f"{address}/gradio_api/file={SAMPLE[0]}").status_code == 403
     client.predict(key=key, api_name="/delete")
-    assert httpx.get(link).status_code == 403, "nothing is left to fetch"
+    assert httpx.get(link, cookies=client.cookies).status_code == 403, "nothing is left to fetch"
 
 
 def test_calls_that_go_around_the_queue_are_closed(address, key):

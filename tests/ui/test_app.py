@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from pipelines.bases.registry import BASES
-from pipelines.core import presets, workspace
-from pipelines.core.schema import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
-from pipelines.core.workspace import Lock
+from pipelines.core import presets
+from pipelines.core.files import Lock, append_line, jsonable, write_json
+from pipelines.core.records import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
+from pipelines.core.run import Run
 from pipelines.photos.captions import COLOURS
 from pipelines.runs import jobs
 
@@ -58,7 +59,7 @@ def base(tmp_path, monkeypatch):
 
 @pytest.fixture
 def services(base):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     return Services()
 
@@ -75,7 +76,7 @@ ROW = BASES["portrait-128"]
 
 def middle_face(image: np.ndarray) -> list:
     """A face in the middle, whatever the picture shows."""
-    from pipelines.faces.faces import Face
+    from pipelines.faces.face import Face
 
     height, width = image.shape[:2]
     x, y = width / 2, height / 2
@@ -83,7 +84,7 @@ def middle_face(image: np.ndarray) -> list:
     return [Face((x - 20, y - 20, x + 20, y + 22), eyes, eyes, np.array([x, y + 10]), 1.0)]
 
 
-def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
+def take_in(run: Run, count: int = 8) -> PhotoSet:
     """A photo set in a run, as intake leaves it - without a face in sight."""
     from ui.run import photobox
 
@@ -101,20 +102,20 @@ def take_in(run: workspace.Run, count: int = 8) -> PhotoSet:
     return found
 
 
-def teach(run: workspace.Run, base_name: str, digest: str, method: str = "lora") -> None:
+def teach(run: Run, base_name: str, digest: str, method: str = "lora") -> None:
     """A subject.json such as training writes."""
     folder = run.method(method)
     folder.mkdir(parents=True)
     (folder / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
     (folder / "checkpoint.safetensors").write_bytes(b"private")
-    workspace.write_json(
+    write_json(
         folder / "subject.json",
         {"id": f"{method}-1", "method": method, "base": base_name, "complete": True, "steps": 100, "train_s": 50.0,
          "artifact_bytes": 7, "trainable_params": 1234, "photo_digest": digest, "recipe": {"batch": 8}},
     )  # fmt: skip
 
 
-def draw(run: workspace.Run, column: str, seed: int, base_name: str, subject: str | None) -> Path:
+def draw(run: Run, column: str, seed: int, base_name: str, subject: str | None) -> Path:
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
@@ -165,7 +166,7 @@ def test_styles_follow_the_grammar_the_base_was_trained_on(base):
 
 def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
     from pipelines.bases.registry import find_base
-    from ui.generate.generate import style_choices
+    from ui.generate.styles import style_choices
 
     choices, marked = style_choices(find_base(str(base)))
     assert "astronaut" not in [name for _, name in choices]
@@ -176,11 +177,11 @@ def test_a_style_the_base_cannot_draw_is_listed_with_its_reason(base):
 
 def test_the_schedulers_on_the_page_are_the_generators():
     from pipelines.bases.sampling import DISTILLED
-    from pipelines.generation.generation import SCHEDULERS
-    from ui.generate import generate
+    from pipelines.generation.generator import SCHEDULERS
+    from ui.generate import values
 
     undemanding = tuple(name for name in SCHEDULERS if name not in DISTILLED)
-    assert undemanding == generate.SCHEDULERS, "what needs distilled weights is for those who know that they have them"
+    assert undemanding == values.SCHEDULERS, "what needs distilled weights is for those who know that they have them"
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -202,7 +203,7 @@ def test_the_schedulers_on_the_page_are_the_generators():
         ({"seed": -5}, "Seed must be a whole number"),
         ({"prompt": "   "}, "prompt is empty"),
         ({"prompt": None}, "prompt is empty"),
-        ({"prompt": "portrait of a man"}, "no {subject}"),
+        ({"prompt": "portrait of {Subject}"}, "says {Subject}"),
         ({"prompt": "{subject} " * 200}, "at most 500"),
         ({"prompt": "portrait of {subject} in a spaceship"}, "does not know: in, spaceship"),
         ({"scheduler": "../../etc"}, "no such scheduler"),
@@ -212,7 +213,7 @@ def test_the_schedulers_on_the_page_are_the_generators():
 )
 def test_every_dial_is_checked_on_the_server(base, changes, says):
     from pipelines.bases.registry import find_base
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     row = find_base(str(base))
     assert [s.seed for s in samplings(row, **DIALS)] == [7, 8]
@@ -222,7 +223,7 @@ def test_every_dial_is_checked_on_the_server(base, changes, says):
 
 
 def test_real_bases_take_sizes_and_any_word():
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
 
     wish = DIALS | {"prompt": "{subject} in a spaceship", "width": 512, "height": 768}
     (first, _) = samplings(BASES["sd15"], **wish)
@@ -292,15 +293,15 @@ def test_a_record_that_was_tampered_with_leads_nowhere(services, tmp_path):
     capability, session = services.sessions.create()
     file = services.sessions.folder / f"{session.key}.json"
     for run in ("..", "../elsewhere", str(tmp_path), "sessions", "", None, 7):
-        workspace.write_json(file, {"run": run})
+        write_json(file, {"run": run})
         assert services.sessions.find(capability) is None
     (services.sessions.root / "link").symlink_to(session.run.folder)
-    workspace.write_json(file, {"run": "link"})
+    write_json(file, {"run": "link"})
     assert services.sessions.find(capability) is None
 
 
 def test_choices_survive_a_restart_and_forgetting_removes_them(services):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     capability, session = services.sessions.create()
     services.sessions.choose(session, class_word="woman", consent_at="2026-01-01T00:00:00Z")
@@ -449,6 +450,9 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
 
     owner, media = web
     page = "owner-page"
+    (base,) = {
+        c["props"]["value"] for c in owner.get("/config").json()["components"] if c["props"].get("elem_id") == "lk-base"
+    }
     assert owner.get("/").headers.get("set-cookie") is None, "a browser keeps the name it has"
     photo = tmp_path / "me.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(photo)
@@ -456,21 +460,18 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
     sent = owner.post("/gradio_api/upload", params=progress, files={"files": ("me.png", photo.open("rb"), "image/png")})
     (upload,) = sent.json()
     kept = {"path": upload, "meta": {"_type": "gradio.FileData"}}
-    event = join(owner, page, "use_sample", [None]).json()["event_id"]
+    event = join(owner, page, "use_sample", [None, base]).json()["event_id"]
 
     with httpx.Client(base_url=owner.base_url, timeout=60) as stranger, httpx.Client(base_url=owner.base_url) as bare:
         assert "HttpOnly" in stranger.get("/").headers["set-cookie"]
         for other in (stranger, bare):  # another browser, and a script without a cookie
             status, text = stream(other, page)
-            assert status == 403 and "media/" not in text, "another page's event stream"
-            assert other.get(f"/gradio_api/heartbeat/{page}").status_code == 403
-            assert other.get("/gradio_api/upload_progress", params=progress).status_code == 403
-            assert other.post("/gradio_api/upload", params=progress, files={"files": b"x"}).status_code == 403
+            assert "media/" not in text and "process_" not in text, "another page's event stream"
+            assert other.get("/gradio_api/upload_progress", params=progress).status_code in (403, 404)
             for route in ("reset", "cancel"):
                 ids = {"session_hash": page, "event_id": event, "fn_index": 0}
-                assert other.post(f"/gradio_api/{route}", json=ids).status_code == 403
-            assert join(other, page, "use_sample", [None]).status_code == 403, "acting as another page"
-            mine = join(other, f"page of {other.cookies}", "add", [None, [kept]])
+                assert other.post(f"/gradio_api/{route}", json=ids).status_code in (200, 403), "as if it had ended"
+            mine = join(other, "their-page", "add", [None, [kept], "person", base, False])
             assert mine.status_code == 403, "another's upload handed in as one's own"
             nested = {"data": [], "event_data": {"x": [{"y": kept}]}, "fn_index": 0, "session_hash": "s"}
             assert other.post("/gradio_api/run/predict", json=nested).status_code == 403
@@ -504,25 +505,17 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
         assert bare.get("/" + min(links)).status_code == 403
 
 
-def test_ids_belong_to_the_browser_that_used_them_first():
-    from ui.web.guard import Owners
-
-    owners = Owners(limit=2)
-    assert owners.claim("session a", "me") and not owners.claim("session a", "you") and owners.claim("session a", "me")
-    assert owners.claim("session b", "you") and owners.claim("session a", "me"), "a used id stays"
-    assert owners.claim("session c", "you") and not owners.knows("session b"), "the longest unused one goes"
-    assert not owners.claim("session a", "you")
-
-
 def test_the_cookie_fits_a_frame_on_https_and_a_page_at_home():
-    from ui.web.guard import COOKIE, cookie, set_cookie
+    from ui.web.visitors import COOKIE, Visitor, cookie
 
     value = "v" * 43
-    at_home, framed = (set_cookie(value, {"scheme": s}, {}) for s in ("http", "https"))
-    assert "SameSite=Lax" in at_home and "Secure" not in at_home
-    assert "SameSite=None; Secure; Partitioned" in framed
-    assert framed == set_cookie(value, {"scheme": "http"}, {"x-forwarded-proto": "https, http"})
-    assert cookie({"cookie": f"a=b; {COOKIE}={value}"}) == value and cookie({"cookie": f"{COOKIE}=short"}) == ""
+    at_home, framed = (Visitor(value, "1.2.3.4", secure).cookie for secure in (False, True))
+    assert "SameSite=Lax" in at_home and "Secure" not in at_home and at_home.startswith(f"{COOKIE}={value}; Path=/;")
+    assert framed.startswith(f"__Host-{COOKIE}={value}; Path=/;") and "SameSite=None; Secure; Partitioned" in framed
+    assert cookie({"cookie": f"a=b; {COOKIE}={value}"}, secure=False) == value
+    assert cookie({"cookie": f"{COOKIE}=short"}, secure=False) == ""
+    assert cookie({"cookie": f"{COOKIE}={value}"}, secure=True) == "", "what another host of the domain can set"
+    assert cookie({"cookie": f"__Host-{COOKIE}={value}"}, secure=True) == value
 
 
 def test_an_event_is_read_only_up_to_its_limit(web):
@@ -577,7 +570,7 @@ def test_what_is_ticked_while_photos_arrive_stays_ticked(base, tmp_path, monkeyp
     add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
     monkeypatch.setattr(photobox, "add", lambda run, paths, row: iter([photobox.load(run)]))
     assert add is not None
-    *_, last = add(None, [str(photo_file(tmp_path, "a.png"))])
+    *_, last = add(None, [str(photo_file(tmp_path, "a.png"))], "woman", ROW.name, True)
     said = {component.elem_id: update for component, update in last.items()}
     assert "value" in said["lk-upload-status"] and "value" not in said["lk-consent"]
     assert "lk-class-word" not in said and "lk-quality" not in said
@@ -592,7 +585,7 @@ def test_photos_for_a_run_that_is_gone_start_afresh(base, tmp_path, monkeypatch)
     add = next(event.fn for event in demo.fns.values() if getattr(event.fn, "__name__", "") == "add")
     monkeypatch.setattr(photobox, "add", lambda run, paths, row: iter([photobox.load(run)]))
     assert add is not None
-    first, *_ = add({"id": "0" * 32, "secret": "swept"}, [str(photo_file(tmp_path, "a.png"))])
+    first, *_ = add("0" * 43, [str(photo_file(tmp_path, "a.png"))], "woman", ROW.name, True)
     said = {component.elem_id: update for component, update in first.items()}
     assert said["lk-consent"]["value"] is False and said["lk-class-word"]["value"] == "person"
     assert said["lk-base"]["value"]
@@ -617,6 +610,7 @@ def test_the_page_needs_no_torch():
 def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch):
     from pipelines.photos import checks
     from ui.run import photobox
+    from ui.upload import html as upload_html
 
     monkeypatch.setattr(checks, "detect_faces", lambda image: middle_face(image) if image[0, 0, 0] != 90 else [])
     _, session = services.sessions.create()
@@ -638,7 +632,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
                        ("bomb.png", "megapixels"), ("lawn.png", "no face")):  # fmt: skip
         assert verdicts[name].file is None and word in verdicts[name].text, name
     assert photobox.load(session.run) == box, "a reload shows the same"
-    html = services.photo_cards(session.run, box)
+    html = upload_html.photo_cards(services.photo_cards(session.run, box))
     assert html.count(">left out<") == 5 and html.index("bomb.png") < html.index("ok.png")
     assert not any(one.can_be_kept for one in box.staged), "a file without a face can't be used whatever one says"
     assert len(list((session.run.folder / photobox.STAGED).iterdir())) == 1, "and is not kept"
@@ -652,6 +646,7 @@ def test_bad_files_are_named_and_good_ones_stay(services, tmp_path, monkeypatch)
 def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatch):
     from pipelines.photos import checks, intake
     from ui.run import photobox
+    from ui.upload import html as upload_html
 
     monkeypatch.setattr(checks, "detect_faces", middle_face)
     monkeypatch.setattr(intake, "_recogniser", lambda: None)
@@ -659,10 +654,14 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
     run, small = session.run, replace(ROW, min_eye_distance_px=30.0)
     *_, box = photobox.add(run, [photo_file(tmp_path, f"me{k}.png", k) for k in range(6)], small)
     assert box.good == 0 and all(one.can_be_kept and "too small" in one.text for one in box.staged)
-    assert services.photo_cards(run, box).count(">Use it anyway<") == 6
+    assert upload_html.photo_cards(services.photo_cards(run, box)).count(">Use it anyway<") == 6
     for one in box.staged:
         box = photobox.change(run, one.key, "keep", small)
-    assert box.good == 6 and box.photo_set is not None and services.photo_cards(run, box).count("as you asked") == 6
+    assert (
+        box.good == 6
+        and box.photo_set is not None
+        and upload_html.photo_cards(services.photo_cards(run, box)).count("as you asked") == 6
+    )
     box = photobox.judge_again(run, ROW)  # another base, for which the faces are large enough
     assert [one.verdict for one in box.staged] == ["good"] * 6
 
@@ -678,7 +677,7 @@ def test_a_person_has_the_last_word_about_a_photo(services, tmp_path, monkeypatc
     assert told["me1.png"] == ("portrait of {subject}, navy background", True, 1.1)
     assert len(told) == 6 and box.photo_set.digest != digest, "other captions are another training"
     assert photobox.load(run) == box
-    html = services.crop_cards(run, box)
+    html = upload_html.crop_cards(services.crop_cards(run, box))
     assert html.count("<img") == 6 and "navy background" in html and "1.10×" in html
     with pytest.raises(UserError, match="does not know: spaceship"):
         photobox.change(run, second.key, "caption", ROW, "a spaceship")
@@ -760,14 +759,31 @@ def test_names_are_made_fit_to_show(name, shown):
     assert shown is None or found == shown
 
 
-def test_drop_upload_deletes_only_inside_gradios_folder(tmp_path, monkeypatch):
-    from ui.run.photobox import drop_upload
+def test_uploads_go_with_their_last_owner_and_only_inside_gradios_folder(tmp_path, monkeypatch):
+    from ui.web.uploads import Uploads
+    from ui.web.visitors import Visitor
 
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     inside = photo_file(tmp_path / "uploads" / "hash", "a.png")
     outside = photo_file(tmp_path / "mine", "a.png")
-    drop_upload(inside)
-    drop_upload(outside)
-    assert not inside.exists() and not inside.parent.exists() and outside.exists()
+    me, you = Visitor("me", "1.2.3.4"), Visitor("you", "1.2.3.4")
+    uploads = Uploads()
+    uploads.add([str(inside), str(outside)], me)
+    uploads.add([str(inside)], you)
+    assert uploads.owned(str(inside), "me") and not uploads.owned(str(outside), "you")
+    uploads.name("event", "me", [str(inside), str(outside)])
+    uploads.settle({"event"})
+    assert uploads.owned(str(inside), "me"), "the event is not done"
+    uploads.settle(set())
+    assert not uploads.owned(str(inside), "me") and inside.exists() and outside.exists() and not uploads.awaited
+    photo_file(tmp_path / "again", "a.png").rename(inside)
+    uploads.settle(set())
+    assert uploads.forget("you") == (1, inside.stat().st_size) and inside.exists(), "sent again this moment"
+    uploads.add([str(inside)], me)
+    assert uploads.forget("me")[0] == 1 and not inside.exists() and not inside.parent.exists()
+    uploads.add([str(inside)], me)
+    uploads.prune()
+    assert not uploads.owned(str(inside), "me"), "swept"
 
 
 # ------------------------------------------------------------------------------------------------- tabs
@@ -790,12 +806,12 @@ def test_each_closed_tab_says_why(services, base):
     view = services.view(capability)
     assert view.generate_blocked is None and view.columns == ("none", "dreambooth")
     assert "Generate pictures first" in view.score_blocked
-    steps = view.steps_html()
-    assert steps.count('class="open"') == 3 and "8 good photos" in steps
+    assert [is_open for _, _, is_open in view.steps()] == [True, True, True, False]
+    assert "8 good photos" in view.steps()[0][1]
 
 
 def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_path):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     missing = replace(BASES["portrait-128"], path=str(tmp_path / "nothing"))
     monkeypatch.setitem(BASES, "portrait-128", missing)
@@ -807,6 +823,8 @@ def test_a_base_that_is_not_here_is_said_and_closes_training(monkeypatch, tmp_pa
 
 
 def test_progress_is_read_from_the_job_files(services, base):
+    from ui.run.progress import progress_of
+
     capability, session = services.sessions.create()
     take_in(session.run)
     run = session.run
@@ -822,8 +840,8 @@ def test_progress_is_read_from_the_job_files(services, base):
     preview = photo_file(run.method("lora"), "preview_00004.png")
     events += [Event("preview", "lora", 4, 4, path=str(preview)), Event("done", "lora", 4, 4, seconds=4)]
     for event in events:
-        workspace.append_line(run.events, event)
-    progress = services.progress(run)
+        append_line(run.events, event)
+    progress = progress_of(run, services.events(run))
     assert progress.losses["lora"] == ((1, 1.0), (2, 0.5), (3, 9.0), (4, 8.0)), "a continued curve has no step twice"
     lane = services.view(capability).lane("lora")
     assert (lane.state, lane.step, lane.steps) == ("done", 4, 4) and "media/" in lane.preview
@@ -832,34 +850,38 @@ def test_progress_is_read_from_the_job_files(services, base):
              Event("watch", "lora", 3, 4, data={"identity": 0.3}), Event("start", "lora", 2, 4),
              Event("preview", "lora", 2, 4, path=str(early)), Event("watch", "lora", 3, 4, data={"identity": 0.25}),
              *events]  # fmt: skip
-    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in looks[:6]))
+    run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in looks[:6]))
     services._events.clear()
-    assert services.progress(run).likeness["lora"] == ((1, 0.1), (3, 0.25)), "what is taught again is seen again"
-    workspace.append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
+    assert progress_of(run, services.events(run)).likeness["lora"] == ((1, 0.1), (3, 0.25)), (
+        "what is taught again is seen again"
+    )
+    append_line(run.events, Event("preview", "lora", 4, 4, path=str(preview)))
     lane = services.view(capability).lane("lora")
     assert lane.likeness == ((1, 0.1), (3, 0.25)) and len(lane.strip) == 1 and "media/" in lane.strip[0]
-    from ui import views
+    from ui.train import html as train_html
 
-    html = views.lane(lane)
+    html = train_html.lane(lane)
     assert "best 0.25" in html and html.count("<circle") == 2 and html.count("An earlier preview of LoRA") == 1
-    run.events.write_text("".join(json.dumps(workspace.plain(each)) + "\n" for each in events))
+    run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in events))
     services._events.clear()
-    from ui.train.train import loss_frame
+    from ui.train.plots import loss_frame
 
     frame = loss_frame(progress.losses["lora"])
     assert list(frame[frame.line == "smoothed"].loss)[0] == pytest.approx(1.0), "the running mean starts unbiased"
     long = loss_frame([(i, 1.0) for i in range(1, 5000)])
     assert len(long) <= 2 * 162 and long.step.max() == 4999
     assert services.view(capability).lane("dreambooth") is None and progress.seconds_left is None
-    workspace.append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
-    workspace.append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
-    assert services.progress(run).seconds_left == 42.0, "methods that take turns wait for each other"
-    workspace.append_line(run.events, Event("start", "lora", 0, 2))
-    assert services.progress(run).losses["lora"] == (), "a new training starts a new curve"
+    append_line(run.events, Event("step", "dreambooth", 1, 4, loss=1.0, seconds=1, seconds_left=30.0))
+    append_line(run.events, Event("step", "textual_inversion", 1, 4, loss=1.0, seconds=1, seconds_left=12.0))
+    assert progress_of(run, services.events(run)).seconds_left == 42.0, "methods that take turns wait for each other"
+    append_line(run.events, Event("start", "lora", 0, 2))
+    assert progress_of(run, services.events(run)).losses["lora"] == (), "a new training starts a new curve"
 
 
 def test_pictures_scores_and_table(services, base):
-    from ui import views
+    from ui.generate import html as generate_html
+    from ui.run.package import pack
+    from ui.score import html as score_html
 
     capability, session = services.sessions.create()
     found = take_in(session.run)
@@ -877,7 +899,7 @@ def test_pictures_scores_and_table(services, base):
                 "similarity": value,
                 "reason": None if value else "no face found",
             }
-            workspace.append_line(run.scores, line)
+            append_line(run.scores, line)
     figures = {
         "impostor": 0.25,
         "floor": 0.1,
@@ -886,7 +908,7 @@ def test_pictures_scores_and_table(services, base):
         "ceiling_low": 0.6,
         "ceiling_high": 0.8,
     }
-    workspace.write_json(run.marks, {"dlib": figures, "buffalo_sc": figures | {"threshold": 0.4}})
+    write_json(run.marks, {"dlib": figures, "buffalo_sc": figures | {"threshold": 0.4}})
     view = services.view(capability)
     assert view.judges == ("buffalo_sc", "dlib"), "ArcFace speaks first"
     assert len(view.pictures) == 3, "pictures of another training are mixed with nothing"
@@ -894,15 +916,15 @@ def test_pictures_scores_and_table(services, base):
     assert rows["lora"].faces_found == 1 and rows["lora"].renders == 2
     assert rows["lora"].mean == pytest.approx(0.25), "a picture without a face costs"
     assert rows["lora"].best == 0.5 and rows["lora"].normalised == pytest.approx((0.25 - 0.1) / 0.6)
-    strip = views.strip(view.axis("buffalo_sc"))
+    strip = score_html.strip(view.axis("buffalo_sc"))
     assert strip.count("lk-dot") == 2 and strip.count('class="lk-mark"') == 4 and "0.60 – 0.80" in strip
-    gallery = views.gallery(view.pictures)
+    gallery = generate_html.gallery(view.pictures)
     assert gallery.index("0.50") < gallery.index("0.10") < gallery.index("no face found")
-    grid = views.side_by_side(view.latest_shots, view.drawn_columns)
+    grid = generate_html.side_by_side(view.latest_shots, view.drawn_columns)
     assert grid.count("<img") == 3 and grid.count("not drawn") == 1 and "0.50 ★" in grid
     services.sessions.choose(session, judge="dlib")
     assert services.view(capability).judge() == "dlib"
-    (zipped, *_) = services.package(run)
+    (zipped, *_) = pack(run, services.media)
     import zipfile
 
     names = zipfile.ZipFile(run.folder / "likeness.zip").namelist()
@@ -912,33 +934,38 @@ def test_pictures_scores_and_table(services, base):
 
 
 def test_the_best_of_many_are_kept_with_the_reason():
-    from ui import views
+    from ui.generate import html as generate_html
+    from ui.run import cards
 
     def shot(method, seed, similarity, verdict=None, reason=None):
-        return views.Shot(method, seed, f"/media/{seed}", "p {subject}", similarity, reason, verdict, scored=True)
+        return cards.Shot(method, seed, f"/media/{seed}", "p {subject}", similarity, reason, verdict, scored=True)
 
     shots = [shot("lora", 1, 0.3, "borderline"), shot("none", 2, 0.9, "looks like you"),
              shot("lora", 3, None, "no face", "no face found"), shot("dreambooth", 4, 0.6, "looks like you"),
              shot("lora", 5, 0.7, "someone else"), shot("lora", 6, 0.5, "looks like you")]  # fmt: skip
-    told = {each.seed: (kept, why) for each, kept, why in views.best_of(shots, 2)}
+    told = {each.seed: (kept, why) for each, kept, why in generate_html.best_of(shots, 2)}
     assert [seed for seed, (kept, _) in told.items() if kept] == [4, 6] and len(told) == 6
     assert "number 1 of 6" in told[4][1] and "less alike than the last one kept (0.50)" in told[1][1]
     assert "nobody in particular" in told[2][1] and "no face found" in told[3][1] and "somebody else" in told[5][1]
-    assert views.gallery(shots, 2).count("lk-dropped") == 4 and "lk-dropped" not in views.gallery(shots)
-    assert [kept for _, kept, _ in views.best_of(shots[1:3], 5)] == [False, False], "nothing fits, nothing is kept"
+    assert generate_html.gallery(shots, 2).count("lk-dropped") == 4 and "lk-dropped" not in generate_html.gallery(shots)
+    assert [kept for _, kept, _ in generate_html.best_of(shots[1:3], 5)] == [False, False], (
+        "nothing fits, nothing is kept"
+    )
 
 
 def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
+    from ui.run.start import start_generation, start_training
+
     capability, session = services.sessions.create()
     take_in(session.run)
     session = services.sessions.choose(session, class_word="man", consent_at="now")
     asked = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **who: asked.append((run, spec)))
-    services.start_training(session, methods=("lora",), quality="draft")
-    from ui.generate.generate import samplings
+    start_training(services, session, methods=("lora",), quality="draft")
+    from ui.generate.values import samplings
 
     plan = samplings(services.view(capability).row, **DIALS)
-    services.start_generation(session, columns=("none", "lora"), samplings=plan)
+    start_generation(services, session, columns=("none", "lora"), samplings=plan)
     (run, train), (_, generate) = asked
     assert (
         run == session.run
@@ -951,7 +978,7 @@ def test_the_jobs_asked_for_are_the_ones_chosen(services, base, monkeypatch):
 
 
 def test_estimates_are_measured_or_not_given(services, base):
-    from ui import views
+    from ui.words import phrases
 
     capability, session = services.sessions.create()
     found = take_in(session.run)
@@ -959,33 +986,42 @@ def test_estimates_are_measured_or_not_given(services, base):
     assert "nothing was timed on this machine yet" in view.estimate("draft", ["lora"])
     assert "Choose at least one" in view.estimate("draft", ["nonsense"])
     teach(session.run, view.row.name, found.digest)
-    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
+    steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
     told = services.view(capability).estimate("draft", ["lora"])
-    assert f"about {views.duration(views.rounded(steps / 2))}" in told and "as measured on this machine" in told
+    assert f"about {phrases.duration(phrases.rounded(steps / 2))}" in told and "as measured on this machine" in told
 
 
 def test_what_people_typed_is_escaped():
-    from ui import views
+    from ui.generate import html as generate_html
+    from ui.page import html as page_html
+    from ui.run import cards
+    from ui.train import html as train_html
+    from ui.upload import html as upload_html
 
     evil = '<script>alert("x")</script>'
-    html = views.photo_cards([views.PhotoCard(evil, None, "leave_out", evil, "", evil)])
-    html += views.gallery([views.Shot("lora", 1, 'x" onerror="alert(1)', evil, None, evil, True)])
-    html += views.note(evil) + views.stepper([(evil, evil, True)]) + views.downloads([(evil, evil)])
-    html += views.lane(views.Lane("lora", evil, note=evil, preview=evil, strip=(evil,)))
+    html = upload_html.photo_cards([cards.PhotoCard(evil, None, "leave_out", evil, "", evil)])
+    html += generate_html.gallery([cards.Shot("lora", 1, 'x" onerror="alert(1)', evil, None, evil, True)])
+    html += page_html.note(evil) + page_html.stepper([(evil, evil, True)]) + page_html.downloads([(evil, evil)])
+    html += train_html.lane(cards.Lane("lora", evil, note=evil, preview=evil, strip=(evil,)))
     assert "<script" not in html and ' onerror="' not in html
 
 
 def test_only_what_changed_is_sent(services, base):
     import gradio as gr
 
-    from ui.generate import generate
+    from ui.generate import layout as generate_layout
     from ui.page.wiring import Show
     from ui.score import score
-    from ui.train import train
-    from ui.upload import upload
+    from ui.train import layout as train_layout
+    from ui.upload import layout as upload_layout
 
     with gr.Blocks():
-        tabs = [upload.build(services), train.build(services), generate.build(services), score.build(services)]
+        tabs = [
+            upload_layout.build(services),
+            train_layout.build(services),
+            generate_layout.build(services),
+            score.build(services),
+        ]
     show = Show(services, tabs, lambda view: {})
     capability, session = services.sessions.create()
     fresh, seen = show.changed(capability, {})
@@ -1003,7 +1039,8 @@ def test_columns_and_methods_have_names_and_colours():
 
 
 def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(services, base, monkeypatch):
-    from ui.generate.generate import samplings
+    from ui.generate.values import samplings
+    from ui.run.start import start_generation, start_training
 
     capability, session = services.sessions.create()
     found = take_in(session.run)
@@ -1012,28 +1049,28 @@ def test_every_job_of_the_line_has_an_estimate_once_this_machine_was_timed(servi
     told = []
     monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **how: told.append(how["estimate_s"]))
     plan = samplings(row, **DIALS)
-    services.start_generation(session, columns=("none",), samplings=plan)
+    start_generation(services, session, columns=("none",), samplings=plan)
     teach(session.run, row.name, found.digest)
     services.view(capability)  # notes that a step took half a second
-    services.start_training(session, methods=("lora",), quality="draft")
-    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps / 2
+    start_training(services, session, methods=("lora",), quality="draft")
+    whole = presets.recipe(row, "lora", "draft", class_word="man").steps / 2
     assert told == [None, pytest.approx(whole)]
 
     # a training that was stopped: what it had taken is done
     spec = jobs.JobSpec("train", row.name, "man", ("lora",), "draft")
-    workspace.write_json(session.run.spec, spec)
-    workspace.write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
+    write_json(session.run.spec, spec)
+    write_json(session.run.status, jobs.JobStatus("cancelled", "train", job="one", wall_s=20.0))
     session = services.sessions.find(capability)
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     assert told[2] == pytest.approx(whole - 20.0)
 
     # pictures: as long as the last ones took, a step
     done = replace(spec, kind="generate", methods=("none", "lora"), samplings=plan)
     session.run.drawing.job_folder.mkdir()
-    workspace.write_json(session.run.drawing.spec, done)
-    workspace.write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
+    write_json(session.run.drawing.spec, done)
+    write_json(session.run.drawing.status, jobs.JobStatus("done", "generate", job="two", wall_s=8.0))
     services.view(capability)
-    services.start_generation(session, columns=("none",), samplings=plan)
+    start_generation(services, session, columns=("none",), samplings=plan)
     assert told[3] == pytest.approx(4.0)
 
 

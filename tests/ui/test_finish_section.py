@@ -9,15 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.files import write_json
+from pipelines.core.records import UserError
 from pipelines.finishing import refine, stage
 from tests.ui.test_app import base, own_home, services, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, Page
-from ui import views
 from ui.generate import finish
+from ui.generate import html as generate_html
 from ui.page.wiring import Show
 from ui.run import pictures
+from ui.run.package import pack
 
 EVIL = '<script>alert("x")</script>'
 DIALS = {
@@ -56,7 +57,7 @@ def record(page, **changes) -> dict:
             {"step": "enlarge", "name": "Super-resolution", "choice": "", "state": "kept", "sentence": "Fine."},
         ],
     } | changes  # fmt: skip
-    workspace.write_json(folder / stage.RECORD, saved)
+    write_json(folder / stage.RECORD, saved)
     return saved
 
 
@@ -74,7 +75,7 @@ def test_the_wand_below_a_picture_chooses_it_and_only_real_pictures_can_be(page)
     chosen = page.shot("none")
     page.press("finish", chosen.id)
     assert finish.shot_of(page.view).id == chosen.id
-    assert 'data-action="finish"' in views.gallery(page.view.pictures)
+    assert 'data-action="finish"' in generate_html.gallery(page.view.pictures)
     with pytest.raises(UserError, match="no longer here"):
         page.press("finish", "0" * 16)
     assert finish.shot_of(page.view).id == chosen.id
@@ -177,7 +178,7 @@ def test_the_download_takes_finished_files_along_and_no_previews(page):
 
     page.draw()
     record(page)
-    links = page.services.package(page.run)
+    links = pack(page.run, page.services.media)
     with zipfile.ZipFile(page.services.media.path_of(links[0][1])) as archive:
         names = [name for name in archive.namelist() if name.startswith("finished/")]
     assert sorted(name.rpartition("/")[2] for name in names) == ["finished.json", "portrait.jpg"]

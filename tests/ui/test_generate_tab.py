@@ -17,19 +17,22 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.bases.registry import completions, find_base, unknown_words
-from pipelines.core import inscription, presets, workspace
-from pipelines.core.schema import Event, Sampling, UserError
+from pipelines.bases.registry import find_base, unknown_words
+from pipelines.core import inscription, presets
+from pipelines.core.files import append_line, write_json
+from pipelines.core.records import Event, Sampling, UserError
+from pipelines.core.run import Run
+from pipelines.generation.draw import render_name
 from pipelines.runs import jobs
-from pipelines.runs.comparison import render_name
 from tests.ui.test_app import DIALS, base, own_home, services, take_in, teach  # noqa: F401
+from ui.generate.completion import completions
 
 PROMPT = "portrait of {subject}, grey background"
 SAMPLING = Sampling(PROMPT, steps=4, guidance=2.0)
 EVIL = '<script>alert("x")</script>'
 
 
-def draw(run: workspace.Run, column: str, sampling: Sampling, base_name: str, subject: str | None) -> Path:
+def draw(run: Run, column: str, sampling: Sampling, base_name: str, subject: str | None) -> Path:
     """A picture with its settings inside, as the worker leaves it."""
     text = PngInfo()
     text.add_text("likeness", json.dumps({"sampling": asdict(sampling), "base": base_name, "subject": subject}))
@@ -39,11 +42,11 @@ def draw(run: workspace.Run, column: str, sampling: Sampling, base_name: str, su
     return path
 
 
-def job(run: workspace.Run, files: list[Path]) -> None:
+def job(run: Run, files: list[Path]) -> None:
     """The events of a job that drew `files`."""
     for place, file in enumerate(files, start=1):
         run.drawing.job_folder.mkdir(exist_ok=True)
-        workspace.append_line(run.drawing.events, Event("render", file.parent.name, place, len(files), path=str(file)))
+        append_line(run.drawing.events, Event("render", file.parent.name, place, len(files), path=str(file)))
 
 
 class Page:
@@ -52,7 +55,8 @@ class Page:
     def __init__(self, services, monkeypatch) -> None:
         import gradio as gr
 
-        from ui.generate import generate
+        from ui.generate import events as generate_events
+        from ui.generate import layout as generate_layout
         from ui.page.wiring import Show
 
         self.services = services
@@ -63,8 +67,8 @@ class Page:
         teach(session.run, self.row.name, found.digest)
         self.run = session.run
         with gr.Blocks():
-            self.tab = generate.build(services)
-        self.act = generate.Actions(self.tab, services, Show(services, [self.tab], lambda view: {}))
+            self.tab = generate_layout.build(services)
+        self.act = generate_events.Actions(self.tab, services, Show(services, [self.tab], lambda view: {}))
         self.asked: list = []
         monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **_: (spec.check(), self.asked.append(spec)))
 
@@ -98,21 +102,23 @@ def value(update):
 
 
 def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
-    from ui import views
-    from ui.generate.generate import look_cards, style_choices
+    from ui.generate import html as generate_html
+    from ui.generate.styles import look_cards, style_choices
+    from ui.run import cards
 
     row = find_base(str(base))
     cards, marked = look_cards(row)
     assert [(card.name, card.id) for card in cards] == style_choices(row)[0] and cards[-1].id == "own"
-    html = views.look_cards(cards, cards[0].id)
+    html = generate_html.look_cards(cards, cards[0].id)
     assert html.count('aria-checked="true"') == html.count('tabindex="0"') == 1
     assert html.count('role="radio"') == len(cards) and 'role="radiogroup"' in html
     assert "Astronaut" in marked and "Astronaut" not in html
 
 
 def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_path, monkeypatch):
-    from ui import views
-    from ui.generate import generate
+    from ui.generate import html as generate_html
+    from ui.generate import styles
+    from ui.run import cards
 
     (tmp_path / "presets" / "thumbnails").mkdir(parents=True)
     for name, size in (("small.jpg", 8), ("large.png", 400)):
@@ -121,14 +127,16 @@ def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_pa
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     (tmp_path / "presets" / "notes.txt").write_text("secret")
     monkeypatch.setattr(presets, "PRESETS", tmp_path / "presets")
-    generate._thumbnail.cache_clear()
+    styles._thumbnail.cache_clear()
     try:
-        assert str(generate._thumbnail("thumbnails/small.jpg")).startswith("data:image/jpeg;base64,")
+        assert str(styles._thumbnail("thumbnails/small.jpg")).startswith("data:image/jpeg;base64,")
         for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/large.png", "gone.jpg"):
-            assert generate._thumbnail(wrong) is None, wrong
+            assert styles._thumbnail(wrong) is None, wrong
     finally:
-        generate._thumbnail.cache_clear()
-    pictured = views.look_cards([views.LookCard("a", "A", "data:image/jpeg;base64,AA=="), views.LookCard("b", "B")])
+        styles._thumbnail.cache_clear()
+    pictured = generate_html.look_cards(
+        [cards.LookCard("a", "A", "data:image/jpeg;base64,AA=="), cards.LookCard("b", "B")]
+    )
     assert pictured.count("<img") == 1 and 'alt="Example of A"' in pictured
 
 
@@ -200,7 +208,7 @@ def test_best_of_many_is_one_press(page):
 
 
 def test_a_sweep_draws_every_pair_on_one_seed(page):
-    from ui import views
+    from ui.generate import html as generate_html
 
     page.act.sweep(page.capability, "lora", "20, 10;10", "1 2.5", True, **(DIALS | {"number": 9}))
     (spec,) = page.asked
@@ -210,16 +218,16 @@ def test_a_sweep_draws_every_pair_on_one_seed(page):
     assert {(each.seed, each.prompt) for each in spec.samplings} == {(DIALS["seed"], DIALS["prompt"])}
     files = [draw(page.run, "lora", each, page.row.name, "lora-1") for each in spec.samplings[:3]]
     job(page.run, files)
-    html = views.side_by_side(page.view.latest_shots, page.view.drawn_columns)
+    html = generate_html.side_by_side(page.view.latest_shots, page.view.drawn_columns)
     assert html.count('scope="row"') == 2 and html.count('scope="col"') == 2
     assert html.count("<img") == 3 and html.count("not drawn") == 1
-    assert "Sweep" in views.history([_card(page.view)])
+    assert "Sweep" in generate_html.history([_card(page.view)])
 
 
 def _card(view):
-    from ui.generate.generate import _job_card
+    from ui.generate.compare import job_card
 
-    return _job_card(view, view.history[-1])
+    return job_card(view, view.history[-1])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +256,7 @@ def test_a_sweep_checks_what_was_written(page, steps, guidance, says):
 
 
 def test_variations_start_from_the_picked_picture(page):
-    from ui import views
+    from ui.generate import html as generate_html
 
     page.draw()
     shot = page.shot()
@@ -268,7 +276,7 @@ def test_variations_start_from_the_picked_picture(page):
     assert page.asked[-1].methods == ("none",) and page.asked[-1].samplings[0].prompt.endswith("red")
     file = draw(page.run, "lora", own[0], page.row.name, "lora-1")
     job(page.run, [file])
-    assert "seed 7, change 0.4" in views.side_by_side(page.view.latest_shots, ("lora",))
+    assert "seed 7, change 0.4" in generate_html.side_by_side(page.view.latest_shots, ("lora",))
     used = page.press("use", page.view.latest_shots[0].id)
     assert used[page.tab.vary_change] == 0.4, "its settings include where it came from"
     page.act.unpick(page.capability)
@@ -321,31 +329,32 @@ def test_pictures_of_somebody_else_are_not_found(page, services, monkeypatch):
 
 
 def test_favourites_stay_come_first_and_are_in_the_download(page):
-    from ui import views
-    from ui.run.state import Services
+    from ui.generate import html as generate_html
+    from ui.run.package import pack
+    from ui.run.services import Services
 
     page.draw()
     low, high = page.draw(replace(SAMPLING, seed=1))
     for file, score in zip((low, high), (0.1, 0.9), strict=True):
         line = {"render": page.run.relative(file), "judge": "dlib", "similarity": score, "reason": None}
-        workspace.append_line(page.run.scores, line)
+        append_line(page.run.scores, line)
     shot = next(each for each in page.view.pictures if each.path == page.run.relative(low))
     page.press("like", shot.id)
     page.press("like", shot.id)
     assert len(json.loads(page.run.favourites.read_text())["pictures"]) == 1, "twice is once"
     assert [each.favourite for each in Services().view(page.capability).pictures].count(True) == 1
-    html = views.gallery(page.view.pictures)
+    html = generate_html.gallery(page.view.pictures)
     assert html.index(shot.id) == min(html.index(each.id) for each in page.view.pictures)
     page.act.filter(page.capability, True)
     assert page.view.choices.only_favourites
-    only = views.gallery(page.view.pictures, only_favourites=True)
+    only = generate_html.gallery(page.view.pictures, only_favourites=True)
     assert only.count("<img") == 1 and 'aria-pressed="true"' in only
-    page.services.package(page.run)
+    pack(page.run, page.services.media)
     names = zipfile.ZipFile(page.run.folder / "likeness.zip").namelist()
     assert [name for name in names if name.startswith("favourites/")] == [f"favourites/01-none-{low.name}"]
     page.press("unlike", shot.id)
     assert not any(each.favourite for each in page.view.pictures)
-    assert "No favourites yet" in views.gallery(page.view.pictures, only_favourites=True)
+    assert "No favourites yet" in generate_html.gallery(page.view.pictures, only_favourites=True)
 
 
 def test_a_favourite_is_a_picture_not_a_place(page):
@@ -360,12 +369,12 @@ def test_a_favourite_is_a_picture_not_a_place(page):
     draw(page.run, "lora", SAMPLING, page.row.name, "lora-2")
     assert pictures.favourite_files(page.run) == [aside]
     entries = [{"path": path, "base": page.row.name, "subject": "lora-1"} for path in ("../x.png", "/etc/passwd", "")]
-    workspace.write_json(page.run.favourites, {"schema": 1, "pictures": [*entries, 7, None, {"path": 3}]})
+    write_json(page.run.favourites, {"schema": 1, "pictures": [*entries, 7, None, {"path": 3}]})
     assert pictures.favourite_files(page.run) == [], "only pictures of this run"
 
 
 def test_history_is_read_from_the_run_and_survives_a_restart(page):
-    from ui.run.state import Services
+    from ui.run.services import Services
 
     page.draw()
     page.draw(replace(SAMPLING, seed=5, steps=9), columns=("lora",))
@@ -424,24 +433,29 @@ def test_what_can_be_laid_over_each_other_has_the_same_noise(page):
 
 
 def test_pictures_of_one_seed_and_other_steps_do_not_hide_each_other(page):
-    from ui import views
+    from ui.generate import html as generate_html
 
     for steps in (4, 8):
         page.draw(replace(SAMPLING, steps=steps))
-    html = views.side_by_side(page.view.pictures, ("none", "lora"))
+    html = generate_html.side_by_side(page.view.pictures, ("none", "lora"))
     assert html.count("<img") == 4
-    buttons = 4 * len(views.SHOT_ACTS)
+    buttons = 4 * len(generate_html.SHOT_ACTS)
     assert html.count("data-picture") == buttons and html.count("aria-label") == buttons
 
 
 def test_nothing_a_person_typed_gets_through_unescaped():
-    from ui import views
+    from ui.generate import html as generate_html
+    from ui.run import cards
 
-    shot = views.Shot("lora", 1, EVIL, EVIL, None, EVIL, EVIL, EVIL, EVIL, True, id=EVIL, path=EVIL,
+    shot = cards.Shot("lora", 1, EVIL, EVIL, None, EVIL, EVIL, EVIL, EVIL, True, id=EVIL, path=EVIL,
                       sampling=Sampling(EVIL, source=EVIL))  # fmt: skip
     other = replace(shot, sampling=Sampling(EVIL, steps=7, source=EVIL))
-    html = views.look_cards([views.LookCard(EVIL, EVIL, EVIL, EVIL)]) + views.chips([EVIL]) + views.picked(shot)
-    html += views.history([views.JobCard(0, EVIL, EVIL, 0.0, EVIL)]) + views.before_after(shot, shot)
-    html += views.side_by_side([shot, other], ["lora"]) + views.side_by_side([shot], ["lora"])
-    html += views.gallery([shot, other], 1) + views.gallery([shot], only_favourites=True)
+    html = (
+        generate_html.look_cards([cards.LookCard(EVIL, EVIL, EVIL, EVIL)])
+        + generate_html.chips([EVIL])
+        + generate_html.picked(shot)
+    )
+    html += generate_html.history([cards.JobCard(0, EVIL, EVIL, 0.0, EVIL)]) + generate_html.before_after(shot, shot)
+    html += generate_html.side_by_side([shot, other], ["lora"]) + generate_html.side_by_side([shot], ["lora"])
+    html += generate_html.gallery([shot, other], 1) + generate_html.gallery([shot], only_favourites=True)
     assert "<script" not in html and 'alert("x")' not in html

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core import workspace
-from pipelines.core.schema import Photo, PhotoSet, UserError
+from pipelines.core.files import append_line
+from pipelines.core.records import Photo, PhotoSet, UserError
+from pipelines.core.run import load_photo_set, run_at, save_photo_set
 from pipelines.evaluation import lookalike, votes
-from pipelines.faces import faces
+from pipelines.faces.face import Seen
+from pipelines.faces.judges import available_judges
 from tests.evaluation.test_scoring import MEASURED, ColourJudge
 from tests.ui.test_app import base, draw, own_home, services, take_in, teach  # noqa: F401
 
@@ -35,7 +37,7 @@ class PatchJudge(ColourJudge):
             patch = image[:20, left : left + 20].astype(np.float64).reshape(-1, 3).mean(0)
             if patch.max():
                 box = (float(left), 0.0, left + 20.0, 20.0)
-                found.append(faces.Seen(patch / np.linalg.norm(patch), None, 20.0, 1, box))
+                found.append(Seen(patch / np.linalg.norm(patch), None, 20.0, 1, box))
         return found
 
 
@@ -77,15 +79,16 @@ def test_every_face_is_judged_for_itself_from_left_to_right(red):
 
 
 def test_the_score_is_the_one_every_render_gets(red, tmp_path):
-    from pipelines.evaluation import scoring
+    from pipelines.evaluation import references
+    from pipelines.evaluation.scale import measure_scale
 
     knowing, _ = lookalike.known([JUDGE], red)
     path = Path(photo(tmp_path, "any.png", (200, 90, 0)).path)
     (face,) = lookalike.look_at_any(np.asarray(Image.open(path)), knowing).faces
-    (usual,) = scoring.score_renders([path], scoring.reference(JUDGE, red.held_out))
+    (usual,) = references.score_renders([path], references.reference(JUDGE, red.held_out))
     mine = face.opinions[0].score
     assert (mine.similarity, mine.verdict, mine.words) == (usual.similarity, usual.verdict, usual.words)
-    assert knowing[0].marks == scoring.marks(JUDGE, red)
+    assert knowing[0].marks == measure_scale(JUDGE, red)
 
 
 def test_who_it_is_nearest_to_is_asked_of_as_many_pictures_each(red, tmp_path):
@@ -155,7 +158,7 @@ def test_what_is_remembered_stays_in_memory_and_goes_with_the_run(red, tmp_path,
             looked.append(1)
             return super().look(image)
 
-    monkeypatch.setattr(lookalike, "judges", lambda: (Counting(),))
+    monkeypatch.setattr(lookalike, "resident_judges", lambda: (Counting(),))
     knowing, _ = lookalike.known_of(tmp_path, red)
     with pytest.raises(TypeError, match="memory"):
         pickle.dumps(knowing[0])
@@ -171,14 +174,14 @@ def test_what_is_remembered_stays_in_memory_and_goes_with_the_run(red, tmp_path,
 
 
 def test_judges_are_made_once():
-    assert lookalike.judges() is lookalike.judges()
+    assert lookalike.resident_judges() is lookalike.resident_judges()
 
 
 def test_the_largest_of_all_faces_is_the_one_that_look_sees():
     pytest.importorskip("dlib")
     image = np.concatenate([np.asarray(Image.open(SAMPLE / f"synthetic-0{n}.png").convert("RGB").resize(size))
                             for n, size in ((3, (240, 240)), (4, (240, 240)))], axis=1)  # fmt: skip
-    for judge in faces.available_judges():
+    for judge in available_judges():
         one, every = judge.look(image), judge.look_at_each(image)
         assert len(every) == one.faces == 2 and np.array_equal(every[0].vector, one.vector)
         assert every[0].face_px >= every[1].face_px and every[0].box[0] != every[1].box[0]
@@ -190,7 +193,7 @@ def test_asking_needs_no_torch():
     import sys
 
     code = (
-        "import sys; from pipelines.evaluation import lookalike, votes; from pipelines.reports import packing, report; "
+        "import sys; from pipelines.evaluation import lookalike, votes; from pipelines.reports import archive, page; "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -214,7 +217,7 @@ def page(services, monkeypatch):  # noqa: F811
         monkeypatch.setattr(section.drop, "upload", lambda handler, *args, **kwargs: caught.update(kwargs, f=handler))
         look.wire(section, services, gr.BrowserState(None), Show(services, [], lambda view: {}))
     assert caught["concurrency_id"] == "look" and inspect.isgeneratorfunction(caught["f"])
-    monkeypatch.setattr(lookalike, "judges", lambda: (JUDGE,))
+    monkeypatch.setattr(lookalike, "resident_judges", lambda: (JUDGE,))
     capability, session = services.sessions.create()
     take_in(session.run)
     session = services.sessions.choose(session, consent_at="now")
@@ -254,7 +257,6 @@ def test_a_dropped_picture_is_judged_and_kept_nowhere(page, tmp_path, caplog):
         "Face 1 of 2" in said and "Face 2 of 2" in said and 'alt="The dropped picture; faces marked in it: 2"' in said
     )
     assert said.count("lk-strip") == 1 and "This person&#x27;s own photos: " in said
-    assert not path.exists() and not path.parent.exists(), "Gradio's copy is gone"
     assert {path for path in session.run.folder.rglob("*")} == before, "nothing of it is in the run"
     assert "aunt" not in caplog.text
 
@@ -271,14 +273,14 @@ def test_a_dropped_picture_is_judged_and_kept_nowhere(page, tmp_path, caplog):
 def test_what_can_not_be_judged_is_said(page, tmp_path, name, content, sentence):
     path = upload(name, content, tmp_path)
     said = ask(page, path)
-    assert sentence in said and "<script" not in said and "<img src=x" not in said and not path.exists()
+    assert sentence in said and "<script" not in said and "<img src=x" not in said
 
 
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(page, tmp_path):
     path = tmp_path / "uploads" / "hash" / "bomb.png"
     path.parent.mkdir(parents=True)
     Image.new("L", (12_000, 12_000)).save(path)
-    assert "at most" in ask(page, path) and not path.exists()
+    assert "at most" in ask(page, path)
 
 
 def test_heic_is_read(page, tmp_path):
@@ -287,19 +289,19 @@ def test_heic_is_read(page, tmp_path):
     path.parent.mkdir(parents=True)
     heif.from_pillow(Image.fromarray(patches(RED)).resize((64, 64))).save(path, quality=90)
     said = ask(page, path)
-    assert "Face 1 of 4" in said and not path.exists(), "64 px: four squares of 20 px and what is left"
+    assert "Face 1 of 4" in said, "64 px: four squares of 20 px and what is left"
 
 
 def test_without_photos_or_consent_nobody_is_compared(page, services, tmp_path):  # noqa: F811
     handler, section, capability, session = page
     services.sessions.choose(session, consent_at=None)
     path = upload("a.png", patches(RED), tmp_path)
-    assert "consent" in ask(page, path) and not path.exists()
+    assert "consent" in ask(page, path)
     stranger, _ = services.sessions.create()
     path = upload("a.png", patches(RED), tmp_path)
-    assert "Add 5 more photos" in _last(handler, section, stranger, path) and not path.exists()
+    assert "Add 5 more photos" in _last(handler, section, stranger, path)
     path = upload("a.png", patches(RED), tmp_path)
-    assert "no longer here" in _last(handler, section, "forged", path) and not path.exists()
+    assert "no longer here" in _last(handler, section, "forged", path)
     assert "No picture arrived" in ask((handler, section, _agreed(services, session, capability), session), None)
 
 
@@ -311,9 +313,9 @@ def _agreed(services, session, capability):  # noqa: F811
 def test_a_small_face_is_said_to_be_small(page, tmp_path, monkeypatch):
     class Far(PatchJudge):
         def look_at_each(self, image):
-            return [faces.Seen(np.array([1.0, 0, 0]), None, 5.0, 1, (0.0, 0.0, 5.0, 5.0))]
+            return [Seen(np.array([1.0, 0, 0]), None, 5.0, 1, (0.0, 0.0, 5.0, 5.0))]
 
-    monkeypatch.setattr(lookalike, "judges", lambda: (Far(),))
+    monkeypatch.setattr(lookalike, "resident_judges", lambda: (Far(),))
     assert MEASURED.smallest_face_px == 12 and "too small to judge" in ask(
         page, upload("a.png", patches(RED), tmp_path)
     )
@@ -322,10 +324,10 @@ def test_a_small_face_is_said_to_be_small(page, tmp_path, monkeypatch):
 def test_the_best_render_stands_beside_the_answer(page, services, tmp_path):  # noqa: F811
     *_, capability, session = page
     row, run = services.view(capability).row.name, session.run
-    teach(run, row, workspace.load_photo_set(run).digest)
+    teach(run, row, load_photo_set(run).digest)
     for column, subject, value in (("lora", "lora-1", 0.61), ("none", None, 0.9)):
         line = {"render": run.relative(draw(run, column, 1, row, subject)), "judge": "colour", "similarity": value}
-        workspace.append_line(run.scores, line)
+        append_line(run.scores, line)
     view = services.view(capability)
     assert view.best_score("colour") == ("lora", 0.61), "the untrained base draws nobody in particular"
     said = ask(page, upload("a.png", patches(RED), tmp_path))
@@ -336,8 +338,8 @@ def test_the_best_render_stands_beside_the_answer(page, services, tmp_path):  # 
 def test_the_best_picture_is_none_of_the_untrained_bases(services):  # noqa: F811
     from types import SimpleNamespace
 
+    from ui.run.cards import Shot
     from ui.score.score import _best
-    from ui.views import Shot
 
     def shot(method, value):
         return Shot(method, 1, "", "", similarity=value, words=f"alike at {value}", verdict="borderline", scored=True)
@@ -370,12 +372,13 @@ def test_the_tab_opens_with_the_photos_and_says_what_is_missing(services, base):
     assert view.look_blocked is None and shown[tab.looking.drop]["interactive"]
     assert "No method has a score yet. Train at least one method" in shown[tab.blocked]["value"]
     assert not shown[tab.table]["visible"] and not shown[tab.voting.row]["visible"]
-    assert "Judges any picture now" in view.steps_html()
+    assert "Judges any picture now" in view.steps()[3][1]
 
 
 def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  # noqa: F811
     import gradio as gr
 
+    from ui.run.package import pack
     from ui.score import score, vote
 
     with gr.Blocks():
@@ -390,7 +393,7 @@ def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  #
         for method, value in (("lora", 0.5), ("dreambooth", 0.2), ("none", 0.0)):
             path = draw(run, method, seed, row, None if method == "none" else f"{method}-1")
             line = {"render": run.relative(path), "judge": "dlib", "similarity": value}
-            workspace.append_line(run.scores, line)
+            append_line(run.scores, line)
     view = services.view(capability)
     shown = tab.show(view)
     assert shown[tab.voting.row]["visible"] and shown[tab.voting.links]["value"] == ""
@@ -408,7 +411,7 @@ def test_a_vote_is_started_counted_and_told_beside_the_judge(services, base):  #
     assert "3 of 3" in said and "In 3 of 3 rounds" in said
     links = shown[tab.voting.links]["value"]
     assert f"vote/{run.id}/{second.voter}" in links and asked.voter not in links, "a finished vote has no link"
-    services.package(run)
+    pack(run, services.media)
     with zipfile.ZipFile(run.folder / "likeness.zip") as archive:
         assert len(archive.read("votes.jsonl").splitlines()) == 3
         settings = json.loads(archive.read("settings.json"))
@@ -456,44 +459,48 @@ def test_a_vote_page_is_served_behind_the_guard(services, base):  # noqa: F811
 
 
 def test_names_on_the_strip_and_in_votes_are_escaped():
-    from ui import views
+    from ui.run import cards
+    from ui.score import html as score_html
 
     evil = '<script>alert("x")</script>'
-    html = views.strip(views.StripData(evil, (), {evil: (0.1,)})) + views.vote_links([(evil, 1, 2)])
-    html += views.table([views.MethodRow("lora", *[None] * 8)], {"lora": evil}) + views.judge_title(evil, first=True)
+    html = score_html.strip(cards.StripData(evil, (), {evil: (0.1,)})) + score_html.vote_links([(evil, 1, 2)])
+    html += score_html.table([cards.MethodRow("lora", *[None] * 8)], {"lora": evil}) + score_html.judge_title(
+        evil, first=True
+    )
     assert "<script" not in html
 
 
 def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
-    from pipelines import __main__ as command
+    from pipelines.cli.main import main
 
-    monkeypatch.setattr(faces, "available_judges", lambda **_: [JUDGE])
-    run = workspace.run_at(tmp_path / "run")
+    monkeypatch.setattr("pipelines.faces.judges.available_judges", lambda **_: [JUDGE])
+    run = run_at(tmp_path / "run")
     run.photos.mkdir()
     moved = [photo(run.photos, Path(one.path).name, np.asarray(Image.open(one.path))[0, 0]) for one in red.photos]
-    workspace.save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
+    save_photo_set(run, PhotoSet(tuple(moved[:2]), (), tuple(moved[2:])))
     any_picture = tmp_path / "any.png"
     Image.fromarray(patches(RED, BLACK, BLUE)).save(any_picture)
-    assert command.main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == command.DONE
+    assert main(["score", str(any_picture), "--run", str(run.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["images"]["any.png"]["faces"]
     first, second = (one["judges"]["colour"] for one in found)
     assert first["looks_like"] == lookalike.PERSON != second["looks_like"]
     assert set(first["nearest"]) == {lookalike.PERSON, lookalike.SAMPLE}, "nothing was drawn by the base yet"
-    assert command.main(["score", str(any_picture), "--run", str(run.folder)]) == command.DONE
+    assert main(["score", str(any_picture), "--run", str(run.folder)]) == 0
     assert "face 1, colour: It looks like this person." in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        command.main(["score", str(any_picture)])
+        main(["score", str(any_picture)])
 
 
 def test_letters_stand_above_their_lines_and_not_on_each_other():
-    from ui import views
+    from ui.run import cards
+    from ui.score import html as score_html
 
     values = (0.37, 0.30, 0.49, 0.488)
-    marks = tuple(views.Mark(f"mark {n}", value, "what it means") for n, value in enumerate(values))
-    html = views.strip(views.StripData("a judge", marks))
+    marks = tuple(cards.Mark(f"mark {n}", value, "what it means") for n, value in enumerate(values))
+    html = score_html.strip(cards.StripData("a judge", marks))
     places = re.findall(r'lk-mark" style="left:([\d.]+)%;bottom:(\d+)px" title="mark (\d)"', html)
     assert sorted(int(n) for *_, n in places) == [0, 1, 2, 3]
     assert all(float(left) == pytest.approx(100 * values[int(n)]) for left, _, n in places)
     for bottom in {bottom for _, bottom, _ in places}:
         row = sorted(float(left) for left, at, _ in places if at == bottom)
-        assert all(b - a >= views.LETTER_GAP for a, b in zip(row, row[1:]))
+        assert all(b - a >= score_html.LETTER_GAP for a, b in zip(row, row[1:]))

@@ -23,26 +23,32 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from pipelines.core import presets, runtime, workspace
-from pipelines.core.schema import REASONS, Event, Sampling, Score
-from pipelines.evaluation import lookalike, scoring, votes
-from pipelines.faces import faces
+from pipelines.bases.memory import MemoryNeeds, memory_plan
+from pipelines.core import presets
+from pipelines.core.files import append_line, write_json
+from pipelines.core.records import REASONS, Event, Sampling, Score
+from pipelines.evaluation import lookalike, votes
+from pipelines.evaluation.scale import Scale
+from pipelines.faces.judges import judge_named
 from pipelines.finishing import mark, refine
-from pipelines.finishing.credentials import Credentials
+from pipelines.finishing.credentials import ADOBE, Credentials
 from pipelines.photos import checks
 from pipelines.reports import figures
 from tests.reports.test_figures import FOUND
 from tests.ui.test_app import PORTRAIT_WORDS, base, own_home, photo_file, take_in, teach  # noqa: F401
 from tests.ui.test_generate_tab import SAMPLING, draw, job
 from tests.ui.test_words import LANGUAGES, every_text, measured
-from ui import views
-from ui.generate import generate
-from ui.programs import api
-from ui.run import photobox
-from ui.run.state import offered_bases
+from ui.generate import html as generate_html
+from ui.generate import styles, values
+from ui.page import html as page_html
+from ui.programs import endpoints
+from ui.run import cards, photobox
+from ui.run.services import offered_bases
+from ui.score import html as score_html
 from ui.score import look
-from ui.train import train
-from ui.words import retold, words
+from ui.train import dials, plots
+from ui.train import html as train_html
+from ui.words import phrases, retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
 # What no language of ours changes: names, licences, what goes into a prompt, and what this test calls things.
@@ -110,12 +116,12 @@ def names() -> set[str]:
     texts = [
         NAMES,
         *PORTRAIT_WORDS,
-        *generate.SCHEDULERS[1:],
-        *train.OPTIMIZER_NAMES.values(),
+        *values.SCHEDULERS[1:],
+        *dials.OPTIMIZER_NAMES.values(),
     ]
     texts += [part for style in presets.styles().values() for part in (style.name, style.prompt, style.negative_prompt)]
     texts += [part for row in offered_bases()[0].values() for part in (row.title, row.licence)]
-    texts += [faces.judge("dlib").licence]
+    texts += [judge_named("dlib").licence]
     return set(re.findall(r"[^\W\d_]{2,}", " ".join(texts)))
 
 
@@ -175,14 +181,14 @@ def rich(show) -> str:
     told = [Event("start", "lora", 0, 4), *(Event("step", "lora", i, 4, loss=1 / i, seconds=i) for i in (1, 2, 3, 4))]
     told += [Event("preview", "lora", 2 * i, 4, path=str(path)) for i, path in enumerate(preview, start=1)]
     for event in (*told, Event("done", "lora", 4, 4, seconds=4)):
-        workspace.append_line(run.events, event)
+        append_line(run.events, event)
     mine = {
         "id": "mine-1", "base": row, "photo_digest": "", "phrase": "sks", "complete": True, "steps": 0, "train_s": 0,
         "artifact_bytes": 1, "trainable_params": 1, "imported": {"kind": "embedding", "rank": 2},
     }  # fmt: skip
     for name, kind in (("imported-mine", "lora"), ("imported-other", "embedding")):
         card = mine | {"id": name, "imported": {"kind": kind, "rank": 2}}
-        workspace.write_json(run.method(name) / "subject.json", card)
+        write_json(run.method(name) / "subject.json", card)
     subjects = {"none": None, "lora": "lora-1", "dreambooth": "dreambooth-1", "imported-mine": "imported-mine"}
     files = [draw(run, column, SAMPLING, row, subject) for column, subject in subjects.items()]
     job(run, files)
@@ -196,15 +202,15 @@ def rich(show) -> str:
         {"similarity": None, "verdict": "no face", "reason": "no face found"},
     ]  # fmt: skip
     for file, said in zip(files, told_of, strict=True):
-        workspace.append_line(run.scores, {"render": run.relative(file), "judge": "dlib", **said})
+        append_line(run.scores, {"render": run.relative(file), "judge": "dlib", **said})
     marks = {"impostor": 0.25, "floor": 0.1, "best_possible": 0.6, "ceiling": 0.7, "ceiling_low": 0.6,
              "ceiling_high": 0.8, "threshold": 0.4}  # fmt: skip
-    workspace.write_json(run.marks, {"dlib": marks, "arc": marks})
+    write_json(run.marks, {"dlib": marks, "arc": marks})
     job(run, [draw(run, "lora", each, row, "lora-1") for each in swept(SAMPLING)])
     change = replace(SAMPLING, source=run.relative(files[1]), change=0.4, seed=5)
     job(run, [draw(run, "lora", change, row, "lora-1")])
     worst = [run.relative(file) for file in files[:2]]
-    workspace.write_json(run.figures, drawn() | {"worst": worst})
+    write_json(run.figures, drawn() | {"worst": worst})
     session = services.sessions.choose(session, consent_at="now", base=row, keep=2)
     asked = votes.start(run)
     for number in range(len(asked.rounds)):
@@ -249,7 +255,7 @@ def record(view) -> None:
                       "400 x 300 pixels: more would not have fitted into 60 kB."],
             "similarity": {"dlib": {"raw": 0.61, "refined": 0.6, "delivered": None, "may_lose": 0.04}},
         }  # fmt: skip
-        workspace.write_json(folder / "finished.json", saved)
+        write_json(folder / "finished.json", saved)
 
 
 def test_nothing_of_a_rich_run_stays_english(show):
@@ -282,16 +288,16 @@ def test_a_run_with_photos_and_nothing_else(show, count):
 # ------------------------------------------------------------------------------------------------- pieces
 
 
-def shots() -> list[views.Shot]:
+def shots() -> list[cards.Shot]:
     return [
-        views.Shot("lora", 1, "/1", "p {subject}", 0.6, None, "looks like you", scored=True, id="1", sampling=SAMPLING),
-        views.Shot("none", 1, "/2", "p {subject}", 0.2, None, "someone else", scored=True, id="2", sampling=SAMPLING),
-        views.Shot("dreambooth", 2, "/3", "p {subject}", 0.7, None, "someone else", scored=True),
-        views.Shot("dreambooth", 3, "/4", "p {subject}", None, "no face found", "no face", scored=True),
-        views.Shot("dreambooth", 4, "/5", "p {subject}", None, scored=True),
-        views.Shot("dreambooth", 5, "/6", "p {subject}"),
-        views.Shot("dreambooth", 6, "/7", "p {subject}", 0.3, None, "borderline", drawing=True, scored=True),
-        views.Shot("lora", 7, "/8", "p {subject}", 0.5, None, "uncalibrated", scored=True),
+        cards.Shot("lora", 1, "/1", "p {subject}", 0.6, None, "looks like you", scored=True, id="1", sampling=SAMPLING),
+        cards.Shot("none", 1, "/2", "p {subject}", 0.2, None, "someone else", scored=True, id="2", sampling=SAMPLING),
+        cards.Shot("dreambooth", 2, "/3", "p {subject}", 0.7, None, "someone else", scored=True),
+        cards.Shot("dreambooth", 3, "/4", "p {subject}", None, "no face found", "no face", scored=True),
+        cards.Shot("dreambooth", 4, "/5", "p {subject}", None, scored=True),
+        cards.Shot("dreambooth", 5, "/6", "p {subject}"),
+        cards.Shot("dreambooth", 6, "/7", "p {subject}", 0.3, None, "borderline", drawing=True, scored=True),
+        cards.Shot("lora", 7, "/8", "p {subject}", 0.5, None, "uncalibrated", scored=True),
     ]
 
 
@@ -300,23 +306,29 @@ def swept(one: Sampling) -> list[Sampling]:
 
 
 PIECES = {
-    "gallery": lambda: [views.gallery(shots(), 1), views.gallery(shots(), only_favourites=True)],
-    "grid": lambda: [views.side_by_side(shots(), ("none", "lora", "dreambooth"))],
+    "gallery": lambda: [generate_html.gallery(shots(), 1), generate_html.gallery(shots(), only_favourites=True)],
+    "grid": lambda: [generate_html.side_by_side(shots(), ("none", "lora", "dreambooth"))],
     "sweep": lambda: [
-        views.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)], ("lora",)),
-        views.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)[:3]], ("lora",)),
+        generate_html.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)], ("lora",)),
+        generate_html.side_by_side([replace(shots()[0], sampling=each) for each in swept(SAMPLING)[:3]], ("lora",)),
     ],
-    "before and after": lambda: [views.before_after(*shots()[:2]), views.before_after(shots()[0], shots()[7])],
-    "picked": lambda: [views.picked(shots()[0])],
-    "helped": lambda: [views.chips(["grey"]), views.look_cards([views.LookCard("a", "A", "x")])],
-    "votes": lambda: [views.vote_links([("a", 1, 3), ("b", 3, 3)])],
-    "marks": lambda: [views.marks(mark.Verification(tuple(found))) for found in verifications()],
-    "drawings": lambda: [retold.retell_html(figures.sections(drawn()))],
-    "looked at": lambda: [views.looked(answer(), {"colour": ("lora", 0.6)}), views.judge_title("colour", first=False)],
+    "before and after": lambda: [
+        generate_html.before_after(*shots()[:2]),
+        generate_html.before_after(shots()[0], shots()[7]),
+    ],
+    "picked": lambda: [generate_html.picked(shots()[0])],
+    "helped": lambda: [generate_html.chips(["grey"]), generate_html.look_cards([cards.LookCard("a", "A", "x")])],
+    "votes": lambda: [score_html.vote_links([("a", 1, 3), ("b", 3, 3)])],
+    "marks": lambda: [score_html.marks(mark.Verification(tuple(found), "dlib")) for found in verifications()],
+    "drawings": lambda: [figures.sections(drawn(), words.tell)],
+    "looked at": lambda: [
+        score_html.looked(answer(), {"colour": ("lora", 0.6)}),
+        score_html.judge_title("colour", first=False),
+    ],
     "dropped": lambda: [look.shown(np.zeros((20, 20, 3), np.uint8), [(1, 1, 5, 5)])],
-    "loss": lambda: [train.loss_in_words("lora", train.loss_frame([(1, 0.5), (2, 0.4)]))],
-    "waiting": lambda: [views.waiting(1, 5.0), views.waiting(3, None), views.note(words.tell("Looking ..."))],
-    "unknown word": lambda: [generate.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
+    "loss": lambda: [plots.loss_in_words("lora", plots.loss_frame([(1, 0.5), (2, 0.4)]))],
+    "waiting": lambda: [phrases.waiting(1, 5.0), phrases.waiting(3, None), page_html.note(words.tell("Looking ..."))],
+    "unknown word": lambda: [values.unknown_note(SimpleNamespace(  # type: ignore[arg-type]
         name="portrait-128", title="x", unknown_words=lambda text: ("colour",)), "{subject}, colour")],
 }  # fmt: skip
 
@@ -335,6 +347,8 @@ def verifications() -> Iterator[list[mark.Mark]]:
         Credentials("valid", "", ("compositeSynthetic",), "", self_signed=True, ours=True),
         Credentials("valid", "", ("algorithmicMedia",), "", self_signed=True),
         Credentials("valid", "", ("compositeWithTrainedAlgorithmicMedia",), ""),
+        *(Credentials("valid", parent_types=(name,), issuer="dlib") for name in mark.GENERATED),
+        *(Credentials("doubtful", doubt=name, problems=("a.b",), source_types=(ADOBE,)) for name in mark.DOUBTS),
     ]  # fmt: skip
     for found in states:
         yield [mark._credentials_mark(found)]
@@ -357,8 +371,8 @@ def answer() -> lookalike.Answer:
         opinion(0.6, "looks like you", is_held_out=True), opinion(0.3, "borderline"), opinion(0.1, "someone else"),
         opinion(None, "no face"),
     ]  # fmt: skip
-    marks = scoring.Marks("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
-    return lookalike.Answer(tuple(lookalike.Face(box, (one,)) for one in found), ("colour",), {"colour": marks})
+    marks = Scale("colour", 0.2, None, None, 0.7, 0.6, 0.8, 0.4)
+    return lookalike.Answer(tuple(lookalike.JudgedFace(box, (one,)) for one in found), ("colour",), {"colour": marks})
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -378,14 +392,14 @@ def outcome() -> Iterator[str]:
                 voters, voters, none, cant, {"lora": share, "none": votes.Share(1, 2, 0.5, 0.1, 0.6, 0.5)}
             )
             for agreed in (None, votes.Agreement("dlib", 3, 3, 4, 2, 1.5), votes.Agreement("dlib", 3, 2, 0, 0, 0.0)):
-                yield votes.in_words(counted, agreed, {"lora": "LoRA", "none": "dlib"})
+                yield from map(words.in_words, votes.told(counted, agreed, {"lora": "LoRA", "none": "dlib"}))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_friends_said_is_told_whole(language):
     english = words_of(list(outcome()))
     with words.speaking(language):
-        other = words_of([retold.retell(text) for text in outcome()])
+        other = words_of(list(outcome()))
     assert (english & other) - known_words(language) - names() == set()
 
 
@@ -408,11 +422,10 @@ def test_every_sentence_that_is_looked_for_is_one_that_somebody_says():
     forms = {form for _, form in sources()}
     # put together from clauses, or from what other forms hold
     made = {
-        "1 voter", "1 round", "{count} rounds", "{value} (kept)", "{photo}: no face", "Stable Diffusion 1.5 or SDXL",
+        "Stable Diffusion 1.5 or SDXL",
         "{value} - higher than all measured of different-person pairs",
         *(each for each in retold.SENTENCES if each.startswith("The picture is too narrow for this size")),
-        "Watermark: the picture is too small to read one from.", "real photos {value}",
-        "LoRA strengths on validation prompts, judge: {judge}.",
+        "Watermark: the picture is too small to read one from.",
     }  # fmt: skip
     for sentence in retold.SENTENCES:
         plain = re.sub(r"\{\w+\}", "1", sentence)
@@ -420,7 +433,7 @@ def test_every_sentence_that_is_looked_for_is_one_that_somebody_says():
 
 
 # Modules whose every sentence can reach a page.
-WATCHED = ("refine", "matte", "mark", "lookalike", "figures")
+WATCHED = ("refine", "matte", "mark")
 
 
 def test_no_sentence_of_a_watched_layer_is_missing():
@@ -458,15 +471,10 @@ def _unsaid(node: ast.AST) -> Iterator[ast.AST]:
 def test_a_sentence_is_told_in_clauses_and_parts():
     with words.speaking("de"):
         assert retold.retell("no face found") == "kein Gesicht gefunden" == retold.retell("no face found.")[:-1]
-        assert retold.retell("A new sentence. It looks like this person.") == (
-            "A new sentence. Es sieht dieser Person ähnlich."
-        )
+        assert retold.retell("A new sentence. That does not show that it is a photo.").startswith("A new sentence. Das")
         assert retold.retell("They say: an AI model drew this picture.").startswith("Sie sagen: ein KI-Modell")
-        assert "teal" in retold.retell("teal (imported)"), "somebody's own name for it"
-        assert retold.retell_html('<p class="no">kept &amp; dropped</p><b aria-label="Spread">kept</b>') == (
-            '<p class="no">kept &amp; dropped</p><b aria-label="Streuung">behalten</b>'
-        )
-        plan = runtime.memory_plan(runtime.MemoryNeeds(4, 2, 9, 3, 1, 2, 1), 8.0).reason
+        assert "teal" in phrases.named("imported-teal"), "somebody's own name for it"
+        plan = memory_plan(MemoryNeeds(4, 2, 9, 3, 1, 2, 1), 8.0).reason
         assert "Gradient Checkpointing ist" in retold.retell(plan) and "needed" not in retold.retell(plan)
     assert retold.retell("no face found") == "no face found"
 
@@ -474,14 +482,14 @@ def test_a_sentence_is_told_in_clauses_and_parts():
 def test_programs_are_told_in_english_whatever_they_like():
     with words.speaking("de"):
         assert retold.retell("kept") == "behalten"
-        assert api.spoken(lambda: f"{retold.retell('kept')} {words.tell('Train')}")() == "kept Train"
+        assert endpoints.spoken(lambda: f"{retold.retell('kept')} {words.tell('Train')}")() == "kept Train"
 
 
 def test_why_a_style_can_not_be_drawn_is_told(base):
     from pipelines.bases.registry import find_base
 
     row = find_base(str(base))
-    assert_told(lambda: [generate.style_choices(row)[1]])
+    assert_told(lambda: [styles.style_choices(row)[1]])
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -504,7 +512,7 @@ def test_the_plot_of_the_loss_has_its_last_values_beside_it(show):
     lane = next(html for html in spoken(show(capability)) if "lk-lane" in html and "Loss: " in html)
     assert "Loss: 1.0000 at first, 0.2500 at step 4, smoothed " in unescape(lane)
     view = show.services.view(capability)
-    assert "LoRA" in views.lane(view.lane("lora")) and "Loss: " not in views.lane(view.lane("dreambooth"))
+    assert "LoRA" in train_html.lane(view.lane("lora")) and "Loss: " not in train_html.lane(view.lane("dreambooth"))
 
 
 @pytest.mark.parametrize(
@@ -514,10 +522,10 @@ def test_a_lane_says_why_it_has_no_likeness_curve(show, photos, says):
     capability, session = show.services.sessions.create()
     found = take_in(session.run, photos)
     teach(session.run, show.services.view(capability).row.name, found.digest)
-    html = views.lane(show.services.view(capability).lane("lora"))
+    html = train_html.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" in html and says in html
-    workspace.append_line(session.run.events, Event("watch", "lora", 3, 4, data={"identity": 0.25}))
-    html = views.lane(show.services.view(capability).lane("lora"))
+    append_line(session.run.events, Event("watch", "lora", 3, 4, data={"identity": 0.25}))
+    html = train_html.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" not in html and "lk-likeness" in html
 
 
@@ -532,7 +540,7 @@ def test_with_a_photo_to_watch_with_nothing_is_missing(show):
 
 def test_from_how_many_photos_on_one_is_kept_to_watch():
     from pipelines.photos.split import split_sizes
-    from ui.run.state import WATCHED_FROM
+    from ui.run.view import WATCHED_FROM
 
     assert split_sizes(WATCHED_FROM)[1] == 1 and split_sizes(WATCHED_FROM - 1)[1] == 0
     assert any(f"fewer than {WATCHED_FROM} photos" in text for text in every_text())

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.core import presets, workspace
-from pipelines.core.schema import METHODS, UserError
+from pipelines.bases.registry import find_base
+from pipelines.core import presets
+from pipelines.core.files import read_json, write_json
+from pipelines.core.records import METHODS, UserError
+from pipelines.core.run import load_photo_set
 from pipelines.runs import jobs
 from tests.ui.test_app import base, own_home, services, take_in, teach  # noqa: F401  (fixtures)
 
@@ -21,7 +24,7 @@ def asked(monkeypatch):
     def enqueue(run, spec=None, *, owner, estimate_s=None, serve=True):
         found.append(spec)
         if spec is not None:
-            workspace.write_json(run.spec, spec)
+            write_json(run.spec, spec)
 
     monkeypatch.setattr(jobs, "enqueue", enqueue)
     return found
@@ -35,16 +38,16 @@ def ready(services):  # noqa: F811
 
 def usual(view, quality="draft"):
     """The dials as the page shows them."""
-    from ui.train.train import COMMON, DIALS, _name
+    from ui.train.dials import COMMON, DIALS, dial_name
 
     recipes = view.services.recipes(view.row, quality, view.row.offered, {})
-    dials = {_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
+    dials = {dial_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
     dials |= {dial.setting: max(getattr(recipe, dial.setting) for recipe in recipes.values()) for dial in COMMON}
     return dials | {"optimizer": "adamw", "lora_dora": False}
 
 
 def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(services):  # noqa: F811
-    from ui.train.train import requested
+    from ui.train.dials import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -72,7 +75,7 @@ def test_untouched_dials_change_nothing_and_a_touched_one_changes_one_thing(serv
     ],
 )
 def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F811
-    from ui.train.train import requested
+    from ui.train.dials import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -81,20 +84,20 @@ def test_forged_choices_are_refused_in_words(services, forged, said):  # noqa: F
 
 
 def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # noqa: F811
-    from ui.train.train import _chosen
+    from ui.train.dials import chosen_methods
 
     capability, _, _ = ready(services)
     view = services.view(capability)
-    assert _chosen(view, "draft", list(METHODS), []) == list(METHODS)
-    assert _chosen(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
-    assert _chosen(view, "draft", [], "pivotal") == [] and _chosen(view, "draft", [], [["pivotal"]]) == []
+    assert chosen_methods(view, "draft", list(METHODS), []) == list(METHODS)
+    assert chosen_methods(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
+    assert chosen_methods(view, "draft", [], "pivotal") == [] and chosen_methods(view, "draft", [], [["pivotal"]]) == []
     assert view.row.methods == METHODS and view.row.offered == (*METHODS, "pivotal")
     assert "Pivotal tuning" in view.estimate("draft", ["pivotal"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e9, "many", True, [3], 2.5])
 def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
-    from ui.train.train import requested
+    from ui.train.dials import requested
 
     capability, _, _ = ready(services)
     view = services.view(capability)
@@ -105,20 +108,20 @@ def test_a_forged_dial_is_refused_in_words(services, value):  # noqa: F811
 def test_every_dial_is_a_setting_of_a_recipe_within_its_limits():
     from dataclasses import fields
 
-    from pipelines.core.schema import Recipe
-    from pipelines.runs.jobspec import SETTING_LIMITS
-    from ui.train.train import COMMON, DIALS
+    from pipelines.core.decode import limits
+    from pipelines.core.records import Recipe
+    from ui.train.dials import COMMON, DIALS
 
     known = {each.name for each in fields(Recipe)}
     assert len(DIALS) + len(COMMON) == 14
     for dial in (*DIALS, *COMMON):
-        low, high = SETTING_LIMITS[dial.setting]
+        low, high = limits(Recipe, dial.setting)
         assert dial.setting in known and low <= dial.low < dial.high <= high
     for family in ("portrait-128", "sd15", "sdxl", "z-image"):  # and no recipe lies outside
         for dial in DIALS:
             for quality in ("draft", "good", "best"):
                 try:
-                    recipe = presets.recipe(family, dial.method, quality, class_word="man")
+                    recipe = presets.recipe(find_base(family), dial.method, quality, class_word="man")
                 except UserError:
                     continue  # this base does not offer the method
                 assert dial.low <= getattr(recipe, dial.setting) <= dial.high, (family, dial, quality)
@@ -129,98 +132,103 @@ def test_the_estimate_follows_the_dials(services):  # noqa: F811
     view = services.view(capability)
     teach(session.run, view.row.name, found.digest)
     view = services.view(capability)
-    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
-    from ui import views
+    steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
+    from ui.words import phrases
 
     twice = view.estimate("draft", ["lora"], {"lora": {"steps": 2 * steps}})
-    assert f"about {views.duration(views.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
+    assert f"about {phrases.duration(phrases.rounded(steps))}" in twice and f"LoRA {2 * steps}" in twice
 
 
 def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa: F811
     """The page shows it without a reload, for the controls as the page has them."""
     import gradio as gr
 
-    from ui import views
-    from ui.train import train
+    from ui.train import dials
+    from ui.train import layout as train_layout
+    from ui.words import phrases
 
     with gr.Blocks():
-        tab = train.build(services)
+        tab = train_layout.build(services)
     capability, session, found = ready(services)
     view = services.view(capability)
     tab.restore(view)
-    tab.estimated(view, train.Asked("draft", ["lora"], {}, True))  # what `estimate` does when a box is ticked
+    tab.estimated(view, dials.Asked("draft", ["lora"], {}, True))  # what `estimate` does when a box is ticked
     before = tab.news(services.view(capability))[tab.estimate]["value"]
     teach(session.run, view.row.name, found.digest)
     after = tab.news(services.view(capability))[tab.estimate]["value"]
-    steps = presets.recipe(view.row.name, "lora", "draft", class_word="person").steps
+    steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
     assert "as measured on this machine" not in before and "as measured on this machine" in after
-    assert f"about {views.duration(views.rounded(steps / 2))}" in after and "DreamBooth" not in after
+    assert f"about {phrases.duration(phrases.rounded(steps / 2))}" in after and "DreamBooth" not in after
     assert tab.news(services.view(None)) == {}
 
 
 def test_a_visitor_who_touched_nothing_gets_the_new_estimate_too(services):  # noqa: F811
     import gradio as gr
 
-    from ui.train import train
+    from ui.train import dials
+    from ui.train import layout as train_layout
 
     with gr.Blocks():
-        tab = train.build(services)
+        tab = train_layout.build(services)
     capability, session, found = ready(services)
     teach(session.run, services.view(capability).row.name, found.digest)
     assert "Takes" in tab.news(services.view(capability))[tab.estimate]["value"]
-    many = train.REMEMBERED + 5
+    many = train_layout.REMEMBERED + 5
     view = services.view(capability)
     from dataclasses import replace
 
     for number in range(many):
         other = replace(view, session=replace(view.session, key=str(number)))
-        tab.asked.setdefault(str(number), train.Asked("draft", ["lora"], {}, True))
+        tab.asked.setdefault(str(number), dials.Asked("draft", ["lora"], {}, True))
         if number == many - 1:
-            tab.estimated(other, train.Asked("draft", ["lora"], {}, True))
-    assert len(tab.asked) == train.REMEMBERED
+            tab.estimated(other, dials.Asked("draft", ["lora"], {}, True))
+    assert len(tab.asked) == train_layout.REMEMBERED
 
 
 def test_what_was_stopped_continues_unless_something_else_is_asked_for(services, asked):  # noqa: F811
+    from ui.run.start import start_training
+
     capability, session, _ = ready(services)
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
     assert asked[-1].settings["lora"]["rank"] == 4 and asked[-1].settings["lora"]["watch_every"] >= 10
-    workspace.write_json(session.run.status, jobs.JobStatus("cancelled", "train"))
+    write_json(session.run.status, jobs.JobStatus("cancelled", "train"))
     session = services.sessions.find(capability)
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 4}})
     assert asked[-1] is None, "the same again: the run's own spec is continued"
-    services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"rank": 8}})
+    start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"rank": 8}})
     assert asked[-1].settings["lora"]["rank"] == 8
 
 
 def test_nobody_keeps_the_machine_for_a_day(services, asked):  # noqa: F811
-    from ui.run.state import MAX_STEPS
-    from ui.train.train import BATCH, DIALS
+    from ui.run.start import MAX_STEPS, start_training
+    from ui.train.dials import BATCH, DIALS
 
     _, session, _ = ready(services)
     with pytest.raises(UserError, match="others get their turn"):
-        services.start_training(session, methods=("lora",), quality="draft", settings={"lora": {"steps": 100_000}})
+        start_training(services, session, methods=("lora",), quality="draft", settings={"lora": {"steps": 100_000}})
     assert asked == []
     assert {dial.high for dial in DIALS if dial.setting == "steps"} == {MAX_STEPS} and BATCH.high == 32
 
 
 def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked):  # noqa: F811
     from ui.run import photobox
+    from ui.run.start import start_training
 
     capability, session, found = ready(services)
-    services.start_training(session, methods=("lora",), quality="draft")
+    start_training(services, session, methods=("lora",), quality="draft")
     full = asked[-1]
     assert "start_from" not in full.settings["lora"]
     row = services.view(capability).row
     teach(session.run, row.name, found.digest)
-    card = workspace.read_json(session.run.method("lora") / "subject.json") | {"sha256": "abc"}
-    workspace.write_json(session.run.method("lora") / "subject.json", card)
+    card = read_json(session.run.method("lora") / "subject.json") | {"sha256": "abc"}
+    write_json(session.run.method("lora") / "subject.json", card)
     assert services.view(capability).older == (), "the photos are the same"
 
     # the judging photos stay, one more to learn from
     box = photobox.load(session.run)
     more = photobox.Staged("new.jpg", "099.png")
     (session.run.folder / photobox.STAGED / "099.png").write_bytes(b"another picture")
-    wider = workspace.load_photo_set(session.run)
+    wider = load_photo_set(session.run)
     from dataclasses import replace
 
     extra = replace(wider.train[0], name="new.jpg", sha256="f" * 64)
@@ -230,14 +238,14 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
     view = services.view(capability)
     assert view.older == ("lora",) and view.stale
     session = services.sessions.find(capability)
-    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps
+    whole = presets.recipe(row, "lora", "draft", class_word="man").steps
     fresh, going_on = (view.estimate("draft", ["lora", "dreambooth"], go_on=each) for each in (False, True))
     assert f"LoRA {whole}" in fresh and f"LoRA {round(whole / 2)}" in going_on
-    other = presets.recipe(row.name, "dreambooth", "draft", class_word="man").steps
+    other = presets.recipe(row, "dreambooth", "draft", class_word="man").steps
     assert f"DreamBooth {other}" in fresh and f"DreamBooth {other}" in going_on, "it has learned nothing to go on from"
-    services.start_training(session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
+    start_training(services, session, methods=("lora", "dreambooth"), quality="draft", go_on=True)
     spec = asked[-1]
-    whole = presets.recipe(row.name, "lora", "draft", class_word="man").steps
+    whole = presets.recipe(row, "lora", "draft", class_word="man").steps
     assert spec.settings["lora"]["start_from"] == "abc" and spec.settings["lora"]["steps"] == round(whole / 2)
     assert "start_from" not in spec.settings["dreambooth"]
 
@@ -247,7 +255,7 @@ def test_with_more_photos_training_goes_on_from_what_was_learned(services, asked
         session.run, replace(box, photo_set=replace(wider, train=wider.train[1:], held_out=(*judging, learned)))
     )
     assert services.view(capability).older == ()
-    services.start_training(session, methods=("lora",), quality="draft", go_on=True)
+    start_training(services, session, methods=("lora",), quality="draft", go_on=True)
     assert "start_from" not in asked[-1].settings["lora"]
 
     # nor does one that is gone from the list: it may come back as a copy that nobody recognises
@@ -280,12 +288,12 @@ def test_a_base_with_one_method_shows_one(services):  # noqa: F811
     import gradio as gr
 
     from pipelines.bases.registry import BASES
-    from ui.generate import generate
-    from ui.train import train
+    from ui.generate import layout as generate_layout
+    from ui.train import layout as train_layout
 
     view = replace(services.view(None), row=BASES["z-image"])
     with gr.Blocks():
-        tab, drawing = train.build(services), generate.build(services)
+        tab, drawing = train_layout.build(services), generate_layout.build(services)
     updates = tab.restore(view)
     assert updates[tab.methods]["choices"] == [("LoRA", "lora")] and updates[tab.methods]["value"] == ["lora"]
     assert {method for method, column in tab.advanced.items() if updates[column]["visible"]} == {"lora"}

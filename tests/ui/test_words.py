@@ -15,20 +15,27 @@ import pytest
 from gradio.context import LocalContext
 
 from pipelines.bases.registry import BASES
-from pipelines.core.schema import CLASS_WORDS, LOW_CEILING, REASONS
-from pipelines.evaluation import votes
+from pipelines.core.records import CLASS_WORDS, LOW_CEILING, REASONS
+from pipelines.evaluation import lookalike, votes
 from pipelines.faces.calibration import BORDERLINE, LOOKS_LIKE, SOMEONE_ELSE
 from pipelines.finishing import deliver
 from pipelines.photos import checks
+from pipelines.reports import figures
 from pipelines.training import estimates
-from ui import views
-from ui.page import errors
-from ui.run import photobox
-from ui.train import train
-from ui.words import retold, words
+from ui.generate import html as generate_html
+from ui.page import errors, theme
+from ui.run import cards, photobox
+from ui.score import html as score_html
+from ui.train import dials
+from ui.train import html as train_html
+from ui.train import layout as train_layout
+from ui.upload import html as upload_html
+from ui.words import phrases, retold, words
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (*sorted((ROOT / "ui").rglob("*.py")), ROOT / "app.py")
+# Lower rooms whose sentences are told with their values.
+LOWER = [ROOT / "pipelines" / name for name in ("evaluation/lookalike.py", "evaluation/votes.py", "reports/figures.py")]
 LANGUAGES = ("de", "es")
 # Names of products and methods, and words that a language took over as they are.
 SAME = {"de": {"Prompt", "Seed", "Scheduler", "Guidance", "DoRA"}, "es": {"Prompt", "DoRA", "Megabytes", "no"}}
@@ -46,14 +53,14 @@ NEXT_PHOTOS = {
 } - {None}
 # What is said by a variable, and which texts that can be.
 TABLES = {
-    "dial.label": {dial.label for dial in (*train.DIALS, *train.COMMON)},
-    "dial.info": {dial.info for dial in (*train.DIALS, *train.COMMON)} - {""},
-    "LEAVE[method]": set(train.LEAVE.values()),
+    "dial.label": {dial.label for dial in (*dials.DIALS, *dials.COMMON)},
+    "dial.info": {dial.info for dial in (*dials.DIALS, *dials.COMMON)} - {""},
+    "LEAVE[method]": set(train_layout.LEAVE.values()),
     # what `tell` says of things that have a fixed set of names
-    "word": {word for _, word in views.VERDICTS.values()}
-    | {*views.PHOTO_ACTS.values(), *dict(views.SHOT_ACTS).values(), *CLASS_WORDS},
-    "part": {*views.PARTS, *views.PINNED.values()},
-    "head": {*views.TABLE_HEADS, "Friends' picks"},
+    "word": {word for _, word in upload_html.VERDICTS.values()}
+    | {*upload_html.PHOTO_ACTS.values(), *dict(generate_html.SHOT_ACTS).values(), *CLASS_WORDS},
+    "part": {*upload_html.PARTS, *upload_html.PINNED.values()},
+    "head": {*score_html.TABLE_HEADS, "Friends' picks"},
     "data.state": {"waiting", "training", "done", "stopped", "failed"},
     "shot.verdict": VERDICTS,
     "best.verdict or ''": VERDICTS,
@@ -62,15 +69,19 @@ TABLES = {
     "what": CHECKLIST,
     "report.next_photo": NEXT_PHOTOS,
     "row.about": {row.about for row in BASES.values()},
-    "QUALITY_MEANS[q]": set(train.QUALITY_MEANS.values()),
+    "QUALITY_MEANS[q]": set(train_layout.QUALITY_MEANS.values()),
     "basis": {"as measured on this machine", estimates.UNTIMED},
     "title": {errors.CHECK, errors.NOT_DONE},
     "CHECK": {errors.CHECK},
     "size.name": {size.name for size in deliver.sizes().values()},
-    "MARKS[mark.name]": set(views.MARKS.values()),
-    "views.MARKS[key]": set(views.MARKS.values()),
+    "MARKS[mark.name]": set(score_html.MARKS.values()),
+    "score_html.MARKS[key]": set(score_html.MARKS.values()),
     "NAMING[code]": set(photobox.NAMING.values()),
     "template": set(retold.SENTENCES),
+    "name": {lookalike.PERSON, lookalike.SAMPLE, lookalike.BASE},
+    "heading": {heading for heading, _, _ in figures.SECTIONS if heading},
+    "sentence": {sentence for _, _, sentences in figures.SECTIONS for sentence in sentences},
+    "PARTS[part]": set(figures.PARTS.values()),
     "sentence(error)": {errors.OURS, errors.DISK_FULL, errors.MEMORY, votes.GONE},
 }
 
@@ -94,7 +105,7 @@ def said(source: str) -> set[str]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
-        if node.func.id not in ("say", "tell", "translate"):
+        if node.func.id not in ("say", "tell", "translate", "Said"):
             continue
         text = node.args[0]
         if isinstance(text, ast.Constant) and isinstance(text.value, str):
@@ -124,7 +135,12 @@ def refusals(path: Path, *, but: str = "") -> set[str]:
 
 @cache
 def every_text() -> frozenset[str]:
-    found = {text for path in SOURCES if path.name != "words.py" for text in said(path.read_text(encoding="utf-8"))}
+    found = {
+        text
+        for path in (*SOURCES, *LOWER)
+        if path.name != "words.py"
+        for text in said(path.read_text(encoding="utf-8"))
+    }
     # votes.start speaks to whoever starts a vote: an error, and those are English
     found |= refusals(ROOT / "ui" / "web" / "ballot.py")
     found |= refusals(ROOT / "pipelines" / "evaluation" / "votes.py", but="start")
@@ -211,12 +227,22 @@ def test_what_is_worked_out_is_told_in_the_language_of_the_browser_that_asks():
 
 def test_an_answer_is_told_whole(tmp_path):
     """No English word is left in what a photo, a lane and a step say, where all of it is known words."""
-    card = views.PhotoCard("a.jpg", "/a", "overruled", "", "training", "k", True, "held_out")
-    lane = views.Lane("lora", "training", 3, 9, 5.0, 60.0, 0.2, None, "", ((1, 0.1), (2, 0.3)))
-    english = [views.photo_cards([card]), views.lane(lane), views.waiting(2, 30.0), views.waiting(1, None)]
+    card = cards.PhotoCard("a.jpg", "/a", "overruled", "", "training", "k", True, "held_out")
+    lane = cards.Lane("lora", "training", 3, 9, 5.0, 60.0, 0.2, None, "", ((1, 0.1), (2, 0.3)))
+    english = [
+        upload_html.photo_cards([card]),
+        train_html.lane(lane),
+        phrases.waiting(2, 30.0),
+        phrases.waiting(1, None),
+    ]
     for language in LANGUAGES:
         with words.speaking(language):
-            other = [views.photo_cards([card]), views.lane(lane), views.waiting(2, 30.0), views.waiting(1, None)]
+            other = [
+                upload_html.photo_cards([card]),
+                train_html.lane(lane),
+                phrases.waiting(2, 30.0),
+                phrases.waiting(1, None),
+            ]
         for before, after in zip(english, other, strict=True):
             shown = set(re.findall(r"[a-z]{4,}", re.sub(r"<[^>]*>", " ", before)))
             assert shown and not shown & set(re.findall(r"[a-z]{4,}", re.sub(r"<[^>]*>", " ", after))), (before, after)
@@ -242,12 +268,16 @@ def test_a_text_made_of_parts_is_found_out():
 
 
 def test_the_numbers_in_fixed_texts_are_those_of_the_code():
-    from ui.generate import generate
+    from ui.generate import layout as generate_layout
+    from ui.generate import values
 
-    assert f"Make {generate.BEST_NUMBER} per method, keep the {generate.BEST_KEPT} most like me" in every_text()
-    assert any(f"Up to {generate.SWEPT} values each" in text for text in every_text())
-    for method, text in train.LEAVE.items():
-        assert text == f"Stop {train.METHOD_NAMES[method]} alone"
+    assert (
+        f"Make {generate_layout.BEST_NUMBER} per method, keep the {generate_layout.BEST_KEPT} most like me"
+        in every_text()
+    )
+    assert any(f"Up to {values.SWEPT} values each" in text for text in every_text())
+    for method, text in train_layout.LEAVE.items():
+        assert text == f"Stop {theme.METHOD_NAMES[method]} alone"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +316,7 @@ def test_the_vote_page_speaks_it(tmp_path, language):
 
 
 def test_a_round_is_asked_in_the_voters_language(monkeypatch, tmp_path):
-    from pipelines.core.workspace import Run
+    from pipelines.core.run import Run
     from ui.web import ballot
 
     monkeypatch.setattr(ballot, "picture", lambda path: "data:,")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
 from pipelines.faces import arcface_mini, calibration
 
 TEXT = """---
@@ -25,8 +25,8 @@ Likeness judges with it where no InsightFace pack is present. Input `face`: RGB 
 standard ArcFace five-point template; output `embedding`: (n, 512), compare by cosine. float16 on disk, float32
 in the arithmetic.
 
-    from pipelines.faces import faces
-    judge = faces.judge("arcface-mini")
+    from pipelines.faces import judge_named
+    judge = judge_named("arcface-mini")
     print(judge.similarity(judge.look(photo_a).vector, judge.look(photo_b).vector))
 
 ## What it learned from, and under which right

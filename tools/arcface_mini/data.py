@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines.faces import arcface_mini, faces
+from pipelines.faces import arcface_mini
+from pipelines.faces.dlib_faces import detect_faces, dlib_detect
+from pipelines.faces.face import Face, moved
 
 MARGIN_PX = 8  # around the 112-pixel crop, so that shifts and turns show photo and not repeated edge
 PACKED_PX = arcface_mini.SIZE_PX + 2 * MARGIN_PX
@@ -80,17 +82,17 @@ def pack(lfw: Path, portraits: Path, out: Path) -> None:
     )
 
 
-def _middle_face(image: np.ndarray) -> faces.Face | None:
+def _middle_face(image: np.ndarray) -> Face | None:
     """The face nearest to the middle: whom the photo is of. Looks at the middle first, where it nearly always is."""
     height, width = image.shape[:2]
     cut = (height // 6, width // 6)
     inner = np.ascontiguousarray(image[cut[0] : height - cut[0], cut[1] : width - cut[1]])
-    found = faces.dlib_detect(inner, upsample=1)
+    found = dlib_detect(inner, upsample=1)
     if found:
         shift = np.array(cut[::-1], np.float64)
-        moved = [faces.moved(face, shift) for face in found]
+        moved = [moved(face, shift) for face in found]
     else:
-        moved = faces.detect_faces(image)
+        moved = detect_faces(image)
     middle = np.array([width / 2, height / 2])
     return min(moved, key=lambda face: float(np.linalg.norm(face.eyes.mean(0) - middle)), default=None)
 

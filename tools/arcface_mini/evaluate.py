@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.faces import arcface_mini
-from pipelines.faces.faces import Judge, judge
+from pipelines.faces.face import Judge
+from pipelines.faces.judges import judge_named
 from pipelines.photos.decode import decode
 from tools.arcface_mini.data import people
 from tools.arcface_mini.training import best_accuracy
@@ -69,7 +70,7 @@ def everything(
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     figures: dict[str, dict[str, float]] = {}
     # arcface-mini by dlib's landmarks, as it works where nothing was downloaded
-    judges = [arcface_mini.ArcFaceMini() if name == arcface_mini.NAME else judge(name, packs) for name in names]
+    judges = [arcface_mini.ArcFaceMini() if name == arcface_mini.NAME else judge_named(name, packs) for name in names]
     seen = look(judges, [pair for kind in (*train, *test) for pair in kind])
     for one in judges:
         name, known = one.name, seen[one.name]

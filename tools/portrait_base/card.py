@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.core.runtime import machine
+from pipelines.core.device import machine
 from tools.portrait_base import data, denoiser, variants
 
 HISTORY = Path(__file__).parent / "history.md"  # what each try gave, one line with its figure

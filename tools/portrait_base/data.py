@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines.faces import faces
+from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
+from pipelines.faces.face import PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Face, align_by_eyes
 
 MARGIN_PX = 8  # around the 128-pixel frame, so that shifts and turns show photo and not repeated edge
-PACKED_PX = faces.PORTRAIT_SIZE_PX + 2 * MARGIN_PX
+PACKED_PX = PORTRAIT_SIZE_PX + 2 * MARGIN_PX
 HELD_OUT = 40
 PHOTO_YEAR = 2011  # the official portraits are from about 2007-2015; their table has only birth years
 AGES = ((45, "young"), (63, "middle aged"), (200, "elderly"))
@@ -64,11 +65,11 @@ def age_word(birth_year: int) -> str:
 def _official(folder: Path) -> list[tuple[np.ndarray, np.ndarray, dict[str, str]]]:
     """(packed crop, descriptor, labels) of every photo of `portraits.csv` in which dlib finds a face."""
     rows, found = list(csv.DictReader((folder / "portraits.csv").open())), []
-    mid = (faces.PORTRAIT_EYES_MID[0] + MARGIN_PX, faces.PORTRAIT_EYES_MID[1] + MARGIN_PX)
+    mid = (PORTRAIT_EYES_MID[0] + MARGIN_PX, PORTRAIT_EYES_MID[1] + MARGIN_PX)
     for row in rows:
         image = np.array(Image.open(folder / row["file"]).convert("RGB"))
-        if seen := faces.dlib_detect(image):
-            crop = faces.align_by_eyes(image, seen[0].eyes, size_px=PACKED_PX, midpoint=mid)
+        if seen := dlib_detect(image):
+            crop = align_by_eyes(image, seen[0].eyes, size_px=PACKED_PX, midpoint=mid)
             labels = {
                 "noun": row["gender"],
                 "age": age_word(int(row["birth_year"] or 0)),
@@ -76,7 +77,7 @@ def _official(folder: Path) -> list[tuple[np.ndarray, np.ndarray, dict[str, str]
                 "background": "plain",
                 "source": "congress",
             }
-            found.append((crop, faces.dlib_embed(image, seen[0]), labels))
+            found.append((crop, dlib_embed(image, seen[0]), labels))
     return found
 
 
@@ -87,8 +88,8 @@ def _labelled(folder: Path) -> list[tuple[np.ndarray, np.ndarray, dict[str, str]
         if row["split"] == "train":
             image = Image.open(folder / row["file"]).convert("RGB")
             crop = np.array(image.resize((PACKED_PX, PACKED_PX), Image.Resampling.LANCZOS))
-            seen = faces.dlib_detect(np.array(image))
-            descriptor = faces.dlib_embed(np.array(image), seen[0]) if seen else describe(crop[8:-8, 8:-8])
+            seen = dlib_detect(np.array(image))
+            descriptor = dlib_embed(np.array(image), seen[0]) if seen else describe(crop[8:-8, 8:-8])
             found.append((crop, descriptor, row))
     return found
 
@@ -126,14 +127,14 @@ def load(packed: Path) -> Portraits:
     return Portraits(pixels, data["descriptors"], data["held_out"], *(data[name] for name in LABELS))
 
 
-_ALIGNED = faces.Face(
+_ALIGNED = Face(
     (31, 38, 97, 104), np.zeros((0, 2)), np.array([[49.0, 58.0], [79.0, 58.0]]), np.array([64.0, 78.0]), 1.0
 )
 
 
 def describe(frame: np.ndarray) -> np.ndarray:
     """dlib's descriptor of an aligned 128-pixel frame. The box is where HOG finds aligned faces: no search."""
-    return faces.dlib_embed(np.ascontiguousarray(frame), _ALIGNED)
+    return dlib_embed(np.ascontiguousarray(frame), _ALIGNED)
 
 
 def sample_views(

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.evaluation.metrics import holds
-from pipelines.faces import faces
+from pipelines.evaluation.facts import holds
+from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
+from pipelines.faces.face import align_by_eyes
 from pipelines.photos import captions
 from tools.portrait_base import autoencoder, data, denoiser, probes, variants
 
@@ -32,8 +33,8 @@ def _padded(image: np.ndarray, pad: int = 32) -> np.ndarray:
 def _descriptor(frame: np.ndarray) -> np.ndarray | None:
     """dlib descriptor of a 128-pixel frame; `None` where no face is found (padded, doubled)."""
     image = _padded(frame)
-    found = faces.dlib_detect(image, upsample=1) or faces.dlib_detect(image, upsample=2)
-    return faces.dlib_embed(image, found[0]) if found else None
+    found = dlib_detect(image, upsample=1) or dlib_detect(image, upsample=2)
+    return dlib_embed(image, found[0]) if found else None
 
 
 def _same_person(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
@@ -50,9 +51,9 @@ def people_frames(folder: Path) -> dict[str, np.ndarray]:
         frames = []
         for path in sorted((folder / row["person"]).glob("*.jpg")):
             image = np.array(Image.open(path).convert("RGB"))
-            found = faces.dlib_detect(image)
+            found = dlib_detect(image)
             if found:
-                frames.append(faces.align_by_eyes(image, found[0].eyes))
+                frames.append(align_by_eyes(image, found[0].eyes))
         out[row["person"]] = np.stack(frames)
     return out
 

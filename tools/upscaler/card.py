@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from pipelines.core.runtime import machine
-from pipelines.core.workspace import write_json
+from pipelines.core.device import machine
+from pipelines.core.files import write_json
 
 TEXT = """---
 license: apache-2.0

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipelines.faces import faces
+from pipelines.faces.dlib_faces import dlib_detect
+from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 
 # The portraits are 225 pixels wide, eyes about 53 px apart: at the base's framing (30 of 128) that is 226 a side.
 LARGE_PX, SMALL_PX = 226, 113
@@ -35,15 +36,15 @@ class Portraits:
 def pack(folder: Path, out: Path) -> None:
     """Frame every portrait in `folder` by its eyes and rebuild it with the base's autoencoder (some 3 minutes)."""
     rows = list(csv.DictReader((folder / "portraits.csv").open()))
-    scale = LARGE_PX / faces.PORTRAIT_SIZE_PX
-    mid = (faces.PORTRAIT_EYES_MID[0] * scale, faces.PORTRAIT_EYES_MID[1] * scale)
+    scale = LARGE_PX / PORTRAIT_SIZE_PX
+    mid = (PORTRAIT_EYES_MID[0] * scale, PORTRAIT_EYES_MID[1] * scale)
     frames = []
     for row in rows:
         image = np.array(Image.open(folder / row["file"]).convert("RGB"))
-        found = faces.dlib_detect(image)
+        found = dlib_detect(image)
         if found:
-            apart = faces.PORTRAIT_EYES_APART_PX * scale
-            frames.append(faces.align_by_eyes(image, found[0].eyes, size_px=LARGE_PX, midpoint=mid, apart_px=apart))
+            apart = PORTRAIT_EYES_APART_PX * scale
+            frames.append(align_by_eyes(image, found[0].eyes, size_px=LARGE_PX, midpoint=mid, apart_px=apart))
     # the same draw as tools/portrait_base/data.py: who was held out of the base is held out here
     held = np.zeros(len(frames), bool)
     held[np.random.default_rng(0).permutation(len(frames))[:HELD_OUT]] = True
@@ -59,7 +60,7 @@ def rebuild(large: np.ndarray) -> np.ndarray:
     from tools.portrait_base.autoencoder import rebuild
 
     vae = AutoencoderKL.from_pretrained(EMBEDDED / "portrait-128", subfolder="vae").float().eval()
-    return rebuild(vae, np.stack([resized(one, faces.PORTRAIT_SIZE_PX) for one in large]))
+    return rebuild(vae, np.stack([resized(one, PORTRAIT_SIZE_PX) for one in large]))
 
 
 def resized(image: np.ndarray, size_px: int, kernel: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
@@ -105,7 +106,7 @@ def load(path: Path) -> Portraits:
 
 def draw(out: Path, *, count: int = SAMPLES + HELD_OUT_SAMPLES, steps: int = 12) -> None:
     """`count` pictures of nobody by the untrained embedded base (about a second each), for the judge of flaws."""
-    from pipelines.bases.family import load_family
+    from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
     from pipelines.bases.sampling import Row, sample
     from tools.portrait_base.evaluate import asked_prompts

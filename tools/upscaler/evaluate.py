@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.faces import faces
+from pipelines.faces.arcface import ArcFaceJudge
+from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
+from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.finishing import enlarge
 from tools.upscaler import critic, data
 
@@ -79,12 +81,12 @@ class Judges:
         from pipelines.faces.arcface_mini import ArcFaceMini
 
         self.mini = ArcFaceMini()
-        self.pack = faces.ArcFaceJudge("buffalo_sc", packs / "models" / "buffalo_sc") if packs else None
+        self.pack = ArcFaceJudge("buffalo_sc", packs / "models" / "buffalo_sc") if packs else None
 
     def look(self, image: np.ndarray) -> dict[str, np.ndarray | None]:
-        found = faces.dlib_detect(image)
+        found = dlib_detect(image)
         out: dict[str, np.ndarray | None] = {
-            "dlib": faces.dlib_embed(image, found[0]) if found else None,
+            "dlib": dlib_embed(image, found[0]) if found else None,
             "arcface_mini": self.mini.embed_face(image, found[0]) if found else None,
         }
         if self.pack is not None:
@@ -198,16 +200,14 @@ def _brightness(image: np.ndarray) -> float:
 
 def people_frames(folder: Path) -> list[np.ndarray]:
     """Photos that no studio took, framed as the base draws at the large size."""
-    scale = data.LARGE_PX / faces.PORTRAIT_SIZE_PX
-    mid = (faces.PORTRAIT_EYES_MID[0] * scale, faces.PORTRAIT_EYES_MID[1] * scale)
-    apart = faces.PORTRAIT_EYES_APART_PX * scale
+    scale = data.LARGE_PX / PORTRAIT_SIZE_PX
+    mid = (PORTRAIT_EYES_MID[0] * scale, PORTRAIT_EYES_MID[1] * scale)
+    apart = PORTRAIT_EYES_APART_PX * scale
     frames = []
     for row in csv.DictReader((folder / "people.csv").open()):
         for path in sorted((folder / row["person"]).glob("*.jpg"))[:5]:
             image = np.array(Image.open(path).convert("RGB"))
-            found = faces.dlib_detect(image)
+            found = dlib_detect(image)
             if found:
-                frames.append(
-                    faces.align_by_eyes(image, found[0].eyes, size_px=data.LARGE_PX, midpoint=mid, apart_px=apart)
-                )
+                frames.append(align_by_eyes(image, found[0].eyes, size_px=data.LARGE_PX, midpoint=mid, apart_px=apart))
     return frames

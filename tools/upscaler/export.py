@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.core.workspace import write_json
+from pipelines.core.files import write_json
 from pipelines.finishing.nets import Enlarger
 from pipelines.training.checkpoints import save_tensors
 from tools.upscaler import critic, data, training

@@ -15,16 +15,21 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import Finish, UserError
-from pipelines.finishing import deliver, mark, refine, stage
+from pipelines.core.records import Finish, UserError
+from pipelines.finishing import deliver, enlarge, mark, refine, stage
 from pipelines.finishing.matte import BACKGROUNDS
-from ui import views
-from ui.generate.generate import ON_SLIDE
+from ui.generate import html as generate_html
+from ui.generate.layout import ON_SLIDE
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import pictures
-from ui.run.state import Services, View
-from ui.views import Shot
+from ui.run.cards import Shot
+from ui.run.services import Services
+from ui.run.start import start_finishing
+from ui.run.view import View
+from ui.score import html as score_html
+from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import say, tell
 
@@ -77,7 +82,7 @@ class FinishSection:
 
 
 def build(services: Services) -> FinishSection:
-    restorers, upscalers = refine.restorers(), refine.upscalers()
+    restorers, upscalers = enlarge.restorers(), enlarge.upscalers()
     with gr.Column(visible=False, elem_id="lk-finish") as box:
         gr.HTML(ABOUT)
         with gr.Row(equal_height=False):
@@ -167,7 +172,7 @@ class Actions:
         return view
 
     def _start(self, kept: object, chosen: tuple[str, ...], dials: Mapping[str, object]) -> Updates:
-        self.services.start_finishing(self.services.sessions.need(kept), order_of(chosen, **dials))
+        start_finishing(self.services, self.services.sessions.need(kept), order_of(chosen, **dials))
         return self.show(kept)
 
 
@@ -190,9 +195,9 @@ def order_of(
     for label, text in (("background", background), ("size", size), ("format", format_name), ("upscaler", upscaler)):
         if not isinstance(text, str) or len(text) > 60:
             raise UserError(f"There is no such {label}. Choose one from the list.")
-    if upscaler and upscaler not in refine.upscalers():
-        raise UserError(f"There is no such upscaler here. Choose one of: {', '.join(refine.upscalers())}.")
-    there = refine.restorers()
+    if upscaler and upscaler not in enlarge.upscalers():
+        raise UserError(f"There is no such upscaler here. Choose one of: {', '.join(enlarge.upscalers())}.")
+    there = enlarge.restorers()
     restorer = restorer or (there[0] if there else "")
     if restorer and restorer not in there:
         raise UserError("There is no such face restorer here.")
@@ -223,7 +228,7 @@ def shot_of(view: View) -> Shot | None:
 
 
 def _offered() -> list[tuple[str, str]]:
-    there = [name for name in refine.STEPS if name != "background" and (name != "restore" or refine.restorers())]
+    there = [name for name in refine.STEPS if name != "background" and (name != "restore" or enlarge.restorers())]
     return [(retell(refine.STEPS[name].name), name) for name in there]
 
 
@@ -236,7 +241,7 @@ def _sizes() -> list[tuple[str, str]]:
 
 
 def _chosen(view: View, shot: Shot) -> str:
-    alt = tell("To finish: {picture}", picture=views.called(shot))
+    alt = tell("To finish: {picture}", picture=phrases.called(shot))
     why = tell("The most alike favourite.") if shot.favourite else tell("The most alike.")
     if shot.id == view.choices.finishing:
         why = tell("The one you chose.")
@@ -246,7 +251,7 @@ def _chosen(view: View, shot: Shot) -> str:
     another = tell("Press the wand below any picture to finish that one.")
     return (
         f'<figure class="lk-picked"><img src="{escape(shot.link)}" alt="{escape(alt)}"><figcaption>'
-        f"<b>{escape(views.called(shot))}</b><span>{escape(score)}</span><span>{escape(f'{why} {another}')}</span>"
+        f"<b>{escape(phrases.called(shot))}</b><span>{escape(score)}</span><span>{escape(f'{why} {another}')}</span>"
         "</figcaption></figure>"
     )
 
@@ -255,11 +260,11 @@ def _status(view: View, liked: int) -> str:
     if view.drawing.kind != "finish":
         return ""
     if view.drawing.problem:
-        return views.note(view.drawing.problem, "bad")
+        return page_html.note(view.drawing.problem, "bad")
     if view.drawing.busy:
-        waiting = views.waiting(view.drawing.ahead, view.drawing.starts_in_s)
+        waiting = phrases.waiting(view.drawing.ahead, view.drawing.starts_in_s)
         now = waiting or view.drawing.text or tell("Starting ...")
-        return views.note(f"{now} {view.drawn_text} {view.safe_to_leave}")
+        return page_html.note(f"{now} {view.drawn_text} {view.safe_to_leave}")
     return ""
 
 
@@ -282,9 +287,9 @@ def _result(view: View, shot: Shot) -> str:
         if together > 1:
             links.append((tell("All finished together (ZIP)"), view.services.media.link(archive, name="portraits.zip")))
     if record is None:
-        return views.downloads(links)
+        return page_html.downloads(links)
     folder = run.finished(shot.path)
-    return finished(record, lambda name: view.services.media.link(folder / Path(name).name), views.downloads(links))
+    return finished(record, lambda name: view.services.media.link(folder / Path(name).name), page_html.downloads(links))
 
 
 def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: str = "") -> str:
@@ -302,11 +307,11 @@ def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: s
         head += " " + tell("Every recogniser finds as much of the person in it as in the raw picture.")
     items = "".join(_step(step, link) for step in record["steps"])
     marks = record.get("marks") or {}
-    there = ", ".join(tell(views.MARKS[key]) for key in views.MARKS if marks.get(key))
+    there = ", ".join(tell(score_html.MARKS[key]) for key in score_html.MARKS if marks.get(key))
     marked = tell("Marked as drawn by an AI: {marks}.", marks=there) if there else tell("It could not be marked.")
     notes = "".join(f"<li>{escape(note)}</li>" for note in (marked, *map(retell, record["notes"])))
     return (
-        f'<div class="lk-fin"><div>{whole}</div><div>{views.note(head, "warn" if dropped else "ok")}{downloads}'
+        f'<div class="lk-fin"><div>{whole}</div><div>{page_html.note(head, "warn" if dropped else "ok")}{downloads}'
         f'{_judges(record)}<ul class="lk-opinions">{notes}</ul></div></div><div class="lk-fin-steps">{items}'
         f"{_flaws(record, link)}</div>"
     )
@@ -314,14 +319,15 @@ def finished(record: Mapping[str, Any], link: Callable[[str], str], downloads: s
 
 def _slider(before: str, after: str, one: str, other: str, what: str) -> str:
     border = tell("Border between {one} and {other}", one=one, other=other)
-    return views.laid_over((before, one, f"{what}, {one}"), (after, other, f"{what}, {other}"), f"{what}: {border}")
+    left, right = (before, one, f"{what}, {one}"), (after, other, f"{what}, {other}")
+    return generate_html.laid_over(left, right, f"{what}: {border}")
 
 
 def _judges(record: Mapping[str, Any]) -> str:
     """Both judges before and after, and what that means."""
     rows = []
     for judge, found in record["similarity"].items():
-        cells = "".join(f"<td>{views.number(found[key])}</td>" for key in ("raw", "refined", "delivered"))
+        cells = "".join(f"<td>{phrases.number(found[key])}</td>" for key in ("raw", "refined", "delivered"))
         may = "–" if found["may_lose"] is None else f"{found['may_lose']:.2f}"
         rows.append(f'<tr><th scope="row">{escape(judge)}</th>{cells}<td>{may}</td></tr>')
     if record["reference"] == refine.HELD_OUT:
@@ -332,7 +338,7 @@ def _judges(record: Mapping[str, Any]) -> str:
     else:
         about = tell("How alike it is to the raw picture itself.")
     caption = escape(f"{about} {tell('A step that loses more is dropped.')}")
-    heads = views.heads(tell("Recogniser"), tell("Raw"), tell("Refined"), tell("File"), tell("May lose"))
+    heads = page_html.heads(tell("Recogniser"), tell("Raw"), tell("Refined"), tell("File"), tell("May lose"))
     return (
         f'<div class="lk-scroll"><table class="lk-table"><caption>{caption}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

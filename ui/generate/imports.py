@@ -1,6 +1,6 @@
 """Compare with a LoRA or embedding you have: one file in, one more column in Generate, Score and the report.
 
-The file is checked while the person waits (`methods/imports.py`), and Gradio's copy is deleted whatever comes of it.
+The file is checked while the person waits (`methods/imports.py`); Gradio's copy goes with the event (`ui.web.uploads`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core import workspace
-from pipelines.core.schema import IMPORTED, UserError
+from pipelines.core.files import read_json
+from pipelines.core.records import IMPORTED, UserError
+from pipelines.core.run import Run, imported_columns
 from pipelines.methods import imports
-from ui import views
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
 from ui.run import photobox
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
 from ui.web.limits import require_room
+from ui.words import phrases
 from ui.words.words import say, tell
 
 LIMIT = 200  # characters of trigger words
@@ -38,7 +41,7 @@ class ImportSection:
     remove: gr.Button
 
     def show(self, view: View) -> Updates:
-        choices = [(views.named(column), column) for column in view.imported]
+        choices = [(phrases.named(column), column) for column in view.imported]
         return {
             self.listed: gr.update(value=_listed(view)),
             self.remove_box: gr.update(visible=bool(choices)),
@@ -113,16 +116,13 @@ class Actions:
                 called=photobox.display_name(path.name),
             )
         except UserError as problem:  # it stays beside the field: a toast is gone when the person looks up
-            return {self.section.file: None, self.section.answer: views.note(str(problem), "bad")}
-        finally:
-            if path is not None:
-                photobox.drop_upload(path)
+            return {self.section.file: None, self.section.answer: page_html.note(str(problem), "bad")}
         newest = tell("It is a column now. Draw the same prompt and seed with it and with your own methods.")
         return {
             **self._shown(kept),
             self.section.file: None,
             self.section.trigger: "",
-            self.section.answer: views.note(newest),
+            self.section.answer: page_html.note(newest),
         }
 
     def remove(self, kept: object, column: object) -> Updates:
@@ -143,22 +143,22 @@ class Actions:
 
     def _shown(self, kept: object) -> Updates:
         view = self.services.view(kept)
-        choices = [(views.named(column), column) for column in view.columns]
+        choices = [(phrases.named(column), column) for column in view.columns]
         return {
             **self.show(kept),
             self.columns: gr.update(choices=choices, value=list(view.columns)),
             self.section.which: gr.update(
-                choices=[(views.named(column), column) for column in view.imported],
+                choices=[(phrases.named(column), column) for column in view.imported],
                 value=next(reversed(view.imported), None),
             ),
         }
 
 
-def free_name(run: workspace.Run, stem: str) -> str:
+def free_name(run: Run, stem: str) -> str:
     """A column's name from a file's that no other column of the run has."""
     first = name = imports.slug(stem)
     count = 2
-    while IMPORTED + name in workspace.imported(run):
+    while IMPORTED + name in imported_columns(run):
         name = f"{first[:20].rstrip('-')}-{count}"
         count += 1
     return name
@@ -170,7 +170,7 @@ def _listed(view: View) -> str:
         return ""
     items = []
     for column in view.imported:
-        card = workspace.read_json(view.session.run.method(column) / "subject.json") or {}
+        card = read_json(view.session.run.method(column) / "subject.json") or {}
         about = card.get("imported", {})
         size, phrase = about.get("rank", "–"), card.get("phrase", "")
         if about.get("kind") == "embedding":
@@ -178,5 +178,5 @@ def _listed(view: View) -> str:
         else:
             said = tell("LoRA, rank {rank}, called by “{phrase}”.", rank=size, phrase=phrase)
         unknown = tell("Not trained here: steps and time unknown.")
-        items.append(f"<li><b>{escape(views.named(column))}</b>: {escape(f'{said} {unknown}')}</li>")
+        items.append(f"<li><b>{escape(phrases.named(column))}</b>: {escape(f'{said} {unknown}')}</li>")
     return f'<ul class="lk-note lk-small">{"".join(items)}</ul>' if items else ""

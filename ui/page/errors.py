@@ -16,7 +16,8 @@ from typing import ParamSpec, TypeVar, cast
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.files import refusal
+from pipelines.core.records import UserError
 from ui.words.words import tell
 
 log = logging.getLogger("likeness.ui")
@@ -40,6 +41,9 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         log.error("disk full: %s", error)
         return DISK_FULL
+    if refused := refusal(error):
+        log.error("the machine refused: %s", type(error).__name__)
+        return refused
     if isinstance(error, MemoryError):
         log.error("out of memory")
         return MEMORY

@@ -38,7 +38,7 @@ def slicer() -> Callable[[str, str], None] | None:
 
 def work(folder: str, slot: str) -> None:
     """One slice, in the process that holds the GPU."""
-    from pipelines.core.workspace import Run
+    from pipelines.core.run import Run
     from pipelines.runs import worker
 
     deadline = time.monotonic() + WORK_S

@@ -12,14 +12,18 @@ import asyncio
 import copy
 import datetime
 import html
+import os
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import BlockFunction, BlocksConfig
+from gradio.route_utils import CustomCORSMiddleware
+from gradio.routes import App, ORJSONResponse
 from gradio.state_holder import SessionState
 
-from pipelines.core import workspace
+from pipelines.core.files import is_full
 from ui.page.errors import CHECK, CONFUSED, DISK_FULL
+from ui.web.turns import Turns
 from ui.words.words import tell
 
 AT_ONCE = 8  # components, before somebody else has their turn
@@ -45,10 +49,31 @@ class Shared(BlocksConfig):
         return visit
 
 
+class Served(App):
+    """Gradio's application without its middleware that lets the pages of other sites read and send."""
+
+    def add_middleware(self, middleware_class: Any, *args: Any, **options: Any) -> None:
+        if middleware_class is not CustomCORSMiddleware:
+            super().add_middleware(middleware_class, *args, **options)
+
+
 class Page(gr.Blocks):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.default_config = Shared(self)
+
+    def launch(self, *args: Any, app_kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
+        served = Served(default_response_class=ORJSONResponse, **(app_kwargs or {}))
+        return super().launch(*args, _app=served, **options)
+
+    def queue(self, *args: Any, **options: Any) -> Page:
+        made = super().queue(*args, **options)
+        self._queue.__class__ = Turns  # a queue that has not started: what differs is methods
+        return made
+
+    def working_on(self) -> set[str]:
+        """The ids of the events that wait in the queue or are being worked on."""
+        return self._queue.working_on() if isinstance(self._queue, Turns) else set()
 
     def forget_visits(self, idle_s: float) -> None:
         """Drop what Gradio keeps of pages that asked for nothing for so long; an open one asks every second."""
@@ -56,10 +81,15 @@ class Page(gr.Blocks):
         if holder is None:  # not served yet
             return
         before = datetime.datetime.now() - datetime.timedelta(seconds=idle_s)
+        queue = self._queue
+        busy = queue.pages() if isinstance(queue, Turns) else set()
         with holder.lock:
-            for page in [page for page, used in holder.time_last_used.items() if used < before]:
+            for page in [page for page, used in holder.time_last_used.items() if used < before and page not in busy]:
                 holder.session_data.pop(page, None)
                 holder.time_last_used.pop(page, None)
+                queue.pending_messages_per_session.pop(page, None)  # answers that nobody came for
+                queue.pending_event_ids_session.pop(page, None)
+        self.upload_file_set -= {file for file in list(self.upload_file_set) if not os.path.lexists(file)}
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False
@@ -67,7 +97,7 @@ class Page(gr.Blocks):
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:
-            said = DISK_FULL if workspace.is_full(error.__cause__ or error) else CONFUSED
+            said = DISK_FULL if is_full(error.__cause__ or error) else CONFUSED
             if isinstance(error, gr.Error) and "file type" in str(error.message):
                 said = html.escape(str(error.message)[:300])  # somebody chose a file of another kind
             raise gr.Error(said, title=tell(CHECK), duration=15, print_exception=False) from None

@@ -26,16 +26,22 @@ EMPTY_S = 120.0  # an upload that has not got a byte for so long never will
 
 
 def prepare_environment() -> None:
-    """No telemetry, no history, and a private folder for uploads that goes when the app ends."""
+    """No telemetry, no history, a private folder for uploads that goes when the app ends, and a Pillow that opens only
+    photos.
+    """
+    from pipelines.photos.decode import restrict_pillow
+
     os.umask(0o077)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe anybody on this machine; see ui/web/visitors.py
     if "GRADIO_TEMP_DIR" not in os.environ:
         sweep_dead()
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=f"{UPLOADS}{os.getpid()}-")
     Path(os.environ["GRADIO_TEMP_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     skip_stub_files()
     share_heaps()
+    restrict_pillow()
 
 
 def share_heaps() -> None:
@@ -95,8 +101,15 @@ def skip_stub_files() -> None:
     Measured with gradio 6.31: 4.1 of the 7.8 s of `import gradio` under a profiler on a busy machine. Where a later
     Gradio has no such step, nothing happens.
     """
-    if WRITES_STUBS not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if WRITES_STUBS in sys.modules:
+        _write_none(sys.modules[WRITES_STUBS])
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def _write_none(module: ModuleType) -> None:
+    if "create_or_modify_pyi" in vars(module):
+        vars(module)["create_or_modify_pyi"] = lambda *_: None
 
 
 class _Finder(MetaPathFinder):
@@ -120,5 +133,4 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        if "create_or_modify_pyi" in vars(module):
-            vars(module)["create_or_modify_pyi"] = lambda *_: None
+        _write_none(module)

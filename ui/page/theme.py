@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.reports.figures import OTHER_COLOUR, title_of
+from pipelines.core.records import COLUMNS, title_of
+from pipelines.reports.figures import OTHER_COLOUR
 
 
 class _Columns(dict[str, str]):
@@ -34,16 +35,7 @@ METHOD_COLOURS = _Columns(
     },
     lambda _column: OTHER_COLOUR,
 )
-METHOD_NAMES = _Columns(
-    {
-        "none": "Untrained base",
-        "textual_inversion": "Textual inversion",
-        "dreambooth": "DreamBooth",
-        "lora": "LoRA",
-        "pivotal": "Pivotal tuning",
-    },
-    title_of,
-)
+METHOD_NAMES = _Columns({column: title_of(column) for column in COLUMNS}, title_of)
 
 
 def theme() -> Any:

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import gradio as gr
 from gradio.components import Component
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.runs import jobs
-from ui import views
+from ui.page import html as page_html
 from ui.page.errors import sentence, told
+from ui.run.services import Services
 from ui.run.sessions import Session
-from ui.run.state import Services, View
-from ui.web.guard import cookie
+from ui.run.view import View
+from ui.web.visitors import browser_of
 from ui.words import words
 
 NO_PROGRESS = (
@@ -120,7 +121,7 @@ def wire_page(
         """Whether `kept` is a run's capability; the run's pictures are then this browser's to see."""
         session = services.sessions.find(kept)
         if session is not None:
-            services.media.admit(session.run.folder.name, cookie(dict(request.headers)))
+            services.media.admit(session.run.folder.name, browser_of(request))
         return session is not None
 
     @told
@@ -136,7 +137,7 @@ def wire_page(
             admit(kept, request)
             fresh, now = show.changed(kept, before)
         except Exception as error:  # a toast every second would help nobody: say it once, in the line of steps
-            return {steps: gr.update(value=views.note(sentence(error), "bad")), seen: {}}
+            return {steps: gr.update(value=page_html.note(sentence(error), "bad")), seen: {}}
         return {**fresh, seen: now} if fresh else {seen: gr.skip()}
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -1,13 +1,12 @@
 """The photos of one run as they arrive: staged one by one, judged at once, split when there are enough.
 
 In: uploaded files. Out: a `Box` - every file's verdict and, from five good ones on, the `PhotoSet` training uses.
-An upload is decoded as soon as it arrives; a metadata-free copy is kept in the run, and Gradio's copy is deleted.
+An upload is decoded as soon as it arrives; a metadata-free copy is kept in the run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core import workspace
-from pipelines.core.fingerprints import file_sha256
-from pipelines.core.schema import REASONS, Photo, PhotoSet, SetReport, UserError
+from pipelines.core.decode import decode
+from pipelines.core.files import Lock, file_sha256, printable, read_json, require_space, write_json
+from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError
+from pipelines.core.run import Run, load_photo_set, save_photo_set
 from ui.words.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
@@ -83,20 +83,22 @@ class Box:
         return max(0, MIN_PHOTOS - (len(self.photo_set.photos) if self.photo_set else self.good))
 
 
-def load(run: workspace.Run) -> Box:
+def load(run: Run) -> Box:
     """What is stored; an empty Box when nothing is. Raises UserError when the list is damaged."""
-    saved = workspace.read_json(run.folder / RECORD)
+    saved = read_json(run.folder / RECORD)
     if saved is None:
         return Box()
     try:
         staged = tuple(Staged(**{**one, "reasons": tuple(one.get("reasons", ()))}) for one in saved["staged"])
-        photo_set = workspace.load_photo_set(run) if saved["split"] else None
-        return Box(staged, photo_set, saved["problem"], workspace.set_report(saved.get("report")))
+        photo_set = load_photo_set(run) if saved["split"] else None
+        return Box(
+            staged, photo_set, saved["problem"], decode(SetReport, saved["report"]) if saved.get("report") else None
+        )
     except (KeyError, TypeError) as error:
         raise UserError("The list of photos of this run is damaged. Delete your data and start again.") from error
 
 
-def add(run: workspace.Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
+def add(run: Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
     """Read uploads one by one, then judge and split. Yields the box after each photo; the last one is stored.
 
     `row` is the chosen base: its smallest face and its framing count.
@@ -110,43 +112,45 @@ def add(run: workspace.Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[B
 
 
 @contextlib.contextmanager
-def taking(run: workspace.Run) -> Iterator[None]:
+def taking(run: Run) -> Iterator[None]:
     """Nobody else changes this run's photos meanwhile. Raises UserError when somebody does."""
-    with workspace.Lock(run.folder / ".photos") as lock:
+    with Lock(run.folder / ".photos") as lock:
         if not lock.acquire():
             raise UserError("Photos of this run are being taken in already. Wait until that is done, then try again.")
         yield
 
 
-def _unpack_and_add(
-    run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path
-) -> Iterator[Box]:
-    from pipelines.photos import gather
+def _unpack_and_add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path) -> Iterator[Box]:
+    from pipelines.photos.gather import Gathered, unpack
 
     try:
-        uploads = [
-            photo
+        there = [
+            unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else Gathered((path,), {})
             for number, path in enumerate(uploads)
-            for photo in (gather.unpack(path, unpacked / str(number)) if path.suffix.lower() == ".zip" else [path])
         ]
-        yield from _add(run, box, uploads, row)
+        refused = {name: why for each in there for name, why in each.left_out.items()}
+        yield from _add(run, box, [photo for each in there for photo in each.photos], row, refused)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
+def _add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow, refused: dict[str, str]) -> Iterator[Box]:
+    """`refused`: {file name: sentence} of what was in an archive and can't be used."""
     if box.stored + len(uploads) > MAX_PHOTOS:
         raise UserError(
             f"At most {MAX_PHOTOS} photos are used; there are {box.stored} already and {len(uploads)} more were added. "
             f"Add at most {MAX_PHOTOS - box.stored}."
         )
-    workspace.require_space(run.folder, FREE_SPACE_NEEDED, purpose="A run")
+    require_space(run.folder, FREE_SPACE_NEEDED, purpose="A run")
     folder = run.folder / STAGED
     folder.mkdir(mode=0o700, exist_ok=True)
     taken = {one.name for one in box.staged if one.file}
     # A refused file that is sent again gets a new verdict in the place of the old one.
-    again = {display_name(path.name) for path in uploads}
+    again = {display_name(name) for name in (*refused, *(path.name for path in uploads))}
     staged = [one for one in box.staged if one.file or one.name not in again]
+    for name, why in refused.items():
+        taken.add(name := unique(display_name(name), taken))
+        staged.append(Staged(name, None, why, "leave_out", ("unreadable",)))
     for path in uploads:
         name = unique(display_name(path.name), taken)
         taken.add(name)
@@ -155,13 +159,13 @@ def _add(run: workspace.Run, box: Box, uploads: Sequence[Path], row: BaseRow) ->
     yield _settle(run, tuple(staged), row)
 
 
-def remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
+def remove(run: Run, key: object, row: BaseRow) -> Box:
     """Take the photo with this key out again and split the rest anew. A browser sends the key: it is only compared."""
     with taking(run):
         return _remove(run, key, row)
 
 
-def _remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
+def _remove(run: Run, key: object, row: BaseRow) -> Box:
     box = load(run)
     gone = next((one for one in box.staged if one.key == key), None)
     if gone is None:
@@ -173,14 +177,14 @@ def _remove(run: workspace.Run, key: object, row: BaseRow) -> Box:
     return _settle(run, tuple(one for one in box.staged if one is not gone), row)
 
 
-def judge_again(run: workspace.Run, row: BaseRow) -> Box:
+def judge_again(run: Run, row: BaseRow) -> Box:
     """The same photos for another base."""
     with taking(run):
         box = load(run)
         return _settle(run, box.staged, row) if box.staged else box
 
 
-def clear(run: workspace.Run) -> Box:
+def clear(run: Run) -> Box:
     """Take all photos out."""
     from pipelines.photos import intake
 
@@ -190,7 +194,7 @@ def clear(run: workspace.Run) -> Box:
     return _save(run, Box())
 
 
-def change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object = None) -> Box:
+def change(run: Run, key: object, action: object, row: BaseRow, value: object = None) -> Box:
     """Overrule us about one photo.
 
     "keep" or "leave" what we leave out; pin it to a part ("trained", "held_out") or "unpin" it; frame it "closer" or
@@ -200,7 +204,7 @@ def change(run: workspace.Run, key: object, action: object, row: BaseRow, value:
         return _change(run, key, action, row, value)
 
 
-def _change(run: workspace.Run, key: object, action: object, row: BaseRow, value: object) -> Box:
+def _change(run: Run, key: object, action: object, row: BaseRow, value: object) -> Box:
     from pipelines.photos import captions, framing
 
     box = load(run)
@@ -226,14 +230,13 @@ def _stage(path: Path, name: str, folder: Path) -> Staged:
 
     try:
         pixels = decode.decode(path)
-    except UserError as problem:
-        text = re.sub(rf"^{re.escape(path.name)}:? ", "", str(problem))
-        return Staged(name, None, text, "leave_out", ("unreadable",))
+    except decode.Unreadable as problem:
+        return Staged(name, None, problem.why, "leave_out", ("unreadable",))
     number = 1 + max((int(p.stem) for p in folder.iterdir() if p.stem.isdigit()), default=-1)
     return Staged(name, intake.store_copy(pixels, folder / f"{number:03d}").name)
 
 
-def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
+def _settle(run: Run, staged: tuple[Staged, ...], row: BaseRow) -> Box:
     """Judge what is staged, each photo and the set; split it where it is enough, and store the result."""
     from pipelines.photos import intake
 
@@ -281,17 +284,17 @@ def _settle(run: workspace.Run, staged: tuple[Staged, ...], row: BaseRow) -> Box
     return _save(run, Box(staged, photo_set, problem, report))
 
 
-def note_learned(run: workspace.Run, methods: Sequence[str]) -> None:
+def note_learned(run: Run, methods: Sequence[str]) -> None:
     """Remember, before a training starts, which photos it will show these methods. Nothing is ever taken off the list:
     whether a training got anywhere is not known here.
     """
     box = load(run)
     now = _learned_from(run, box)
     seen = {method: sorted(_seen(run, method) | now) for method in methods}
-    workspace.write_json(run.folder / LEARNED, {"schema": 1, "methods": _methods_seen(run) | seen})
+    write_json(run.folder / LEARNED, {"schema": 1, "methods": _methods_seen(run) | seen})
 
 
-def can_go_on(run: workspace.Run, box: Box, method: str) -> bool:
+def can_go_on(run: Run, box: Box, method: str) -> bool:
     """Whether what a method learned may be learned on: every photo it ever saw is still learned from, so none judges -
     not even as a copy under another name.
     """
@@ -299,7 +302,7 @@ def can_go_on(run: workspace.Run, box: Box, method: str) -> bool:
     return bool(seen) and seen <= _learned_from(run, box)
 
 
-def _learned_from(run: workspace.Run, box: Box) -> frozenset[str]:
+def _learned_from(run: Run, box: Box) -> frozenset[str]:
     """Digests of the photos that a training would see now."""
     if box.photo_set is None:
         return frozenset()
@@ -307,19 +310,19 @@ def _learned_from(run: workspace.Run, box: Box) -> frozenset[str]:
     return frozenset(file_sha256(run.folder / STAGED / one.file) for one in box.staged if one.file and one.name in used)
 
 
-def _methods_seen(run: workspace.Run) -> dict[str, list[str]]:
-    saved = workspace.read_json(run.folder / LEARNED)
+def _methods_seen(run: Run) -> dict[str, list[str]]:
+    saved = read_json(run.folder / LEARNED)
     methods = saved.get("methods") if isinstance(saved, dict) else None
     return methods if isinstance(methods, dict) else {}
 
 
-def _seen(run: workspace.Run, method: str | None = None) -> frozenset[str]:
+def _seen(run: Run, method: str | None = None) -> frozenset[str]:
     """Digests of the photos that a method (None: any) was shown in this run."""
     found = _methods_seen(run)
     return frozenset(str(sha) for name, shas in found.items() if method in (None, name) for sha in shas)
 
 
-def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
+def _save_crops(run: Run, photo_set: PhotoSet, row: BaseRow) -> None:
     """What the base will see of each photo, and the words it will be told, for the person to look at."""
     from PIL import Image
 
@@ -335,16 +338,16 @@ def _save_crops(run: workspace.Run, photo_set: PhotoSet, row: BaseRow) -> None:
         Image.fromarray(frame).save(path)
         path.chmod(0o600)
     told = captions.training_captions(every, frames)
-    workspace.write_json(
+    write_json(
         run.folder / CROPS / "captions.json", {photo.name: text for photo, text in zip(every, told, strict=True)}
     )
 
 
-def crops(run: workspace.Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
+def crops(run: Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
     """(photo, its crop, its caption, whether it is learned from) of every photo in the set."""
     if box.photo_set is None:
         return []
-    told = workspace.read_json(run.folder / CROPS / "captions.json") or {}
+    told = read_json(run.folder / CROPS / "captions.json") or {}
     staged = {one.name: one for one in box.staged if one.used}
     learned = {photo.name for photo in box.photo_set.train}
     return [
@@ -359,20 +362,20 @@ def crops(run: workspace.Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
     ]
 
 
-def _save(run: workspace.Run, box: Box) -> Box:
+def _save(run: Run, box: Box) -> Box:
     if box.photo_set is None:
         run.photo_set.unlink(missing_ok=True)
         shutil.rmtree(run.photos, ignore_errors=True)
         shutil.rmtree(run.folder / CROPS, ignore_errors=True)
     else:
-        workspace.save_photo_set(run, box.photo_set)
+        save_photo_set(run, box.photo_set)
     record = {
         "staged": list(box.staged),
         "split": box.photo_set is not None,
         "problem": box.problem,
         "report": box.report,
     }
-    workspace.write_json(run.folder / RECORD, record)
+    write_json(run.folder / RECORD, record)
     return box
 
 
@@ -434,7 +437,7 @@ def part_of(box: Box, name: str) -> str:
 
 def display_name(name: str) -> str:
     """A file name fit for messages: no path, no control characters, at most 80 characters."""
-    clean = re.sub(r"[\x00-\x1f\x7f/\\]+", "_", name).strip() or "photo"
+    clean = printable(re.sub(r"[\x00-\x1f\x7f/\\]+", "_", name).strip()) or "photo"
     return clean if len(clean) <= 80 else clean[:60] + "…" + clean[-19:]
 
 
@@ -447,14 +450,3 @@ def unique(name: str, taken: set[str]) -> str:
     while f"{stem} ({count}){dot + suffix if dot else ''}" in taken:
         count += 1
     return f"{stem} ({count}){dot + suffix if dot else ''}"
-
-
-def drop_upload(path: Path) -> None:
-    """Delete Gradio's copy of an upload. Only ever inside Gradio's own folder."""
-    root = os.environ.get("GRADIO_TEMP_DIR")
-    if root and path.resolve().is_relative_to(Path(root).resolve()):
-        path.unlink(missing_ok=True)
-        if path.parent.resolve() != Path(root).resolve():
-            # Two people who send the same bytes share this folder: it may hold the other's copy, or be gone already.
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core import inscription, workspace
-from pipelines.core.schema import Event, Sampling, UserError
-from ui.views import Shot
+from pipelines.core import inscription
+from pipelines.core.files import read_json, write_json
+from pipelines.core.records import Event, Sampling, UserError
+from pipelines.core.run import Run
+from ui.run.cards import Shot
 
 GONE = "That picture is no longer here. Reload the page and try again."
 
@@ -82,9 +84,9 @@ def drawings(events: Iterable[Event], shots: Sequence[Shot], inside: Callable[[s
 Liked = tuple[str, str, str | None]  # path inside the run, base, subject
 
 
-def favourites(run: workspace.Run) -> tuple[Liked, ...]:
+def favourites(run: Run) -> tuple[Liked, ...]:
     """What was liked, in that order; a list that is none of ours counts as empty."""
-    saved = workspace.read_json(run.favourites)
+    saved = read_json(run.favourites)
     entries = saved.get("pictures") if isinstance(saved, dict) else None
     found = []
     for entry in entries if isinstance(entries, list) else ():
@@ -94,15 +96,15 @@ def favourites(run: workspace.Run) -> tuple[Liked, ...]:
     return tuple(found)
 
 
-def like(run: workspace.Run, shot: Shot, wanted: bool) -> None:
+def like(run: Run, shot: Shot, wanted: bool) -> None:
     """Remember, or forget, that a picture is liked. Doing it twice changes nothing."""
     this = (shot.path, shot.base, shot.subject)
     kept = [each for each in favourites(run) if each != this] + ([this] if wanted else [])
     entries = [{"path": path, "base": base, "subject": subject} for path, base, subject in kept]
-    workspace.write_json(run.favourites, {"schema": 1, "pictures": entries})
+    write_json(run.favourites, {"schema": 1, "pictures": entries})
 
 
-def favourite_files(run: workspace.Run) -> list[Path]:
+def favourite_files(run: Run) -> list[Path]:
     """The liked pictures' files, also of those that a later training has set aside."""
     found = []
     for path, base, subject in favourites(run):

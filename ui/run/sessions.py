@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.core import workspace
-from pipelines.core.schema import CLASS_WORDS, QUALITIES, UserError
+from pipelines.core.files import read_json, write_json
+from pipelines.core.records import CLASS_WORDS, QUALITIES, UserError
+from pipelines.core.run import Run, data_root, forget, is_run, new_run
 from pipelines.runs.ledger import Ledger
 
 CAPABILITY = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 random bits, as secrets.token_urlsafe(32) writes them
@@ -45,7 +46,7 @@ class Choices:
 @dataclass(frozen=True)
 class Session:
     key: str  # hash of the capability; safe as a file name and in a log
-    run: workspace.Run
+    run: Run
     choices: Choices
 
 
@@ -53,7 +54,7 @@ class Sessions:
     """The records below `root`, one small JSON file per browser."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or workspace.data_root()).resolve()
+        self.root = (root or data_root()).resolve()
 
     @property
     def folder(self) -> Path:
@@ -63,7 +64,7 @@ class Sessions:
         """A new capability with an empty run of its own."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         capability = secrets.token_urlsafe(32)
-        run = workspace.new_run(self.root)
+        run = new_run(self.root)
         session = Session(_key(capability), run, Choices())
         self._write(session)
         return capability, session
@@ -73,14 +74,14 @@ class Sessions:
         if not isinstance(capability, str) or not CAPABILITY.fullmatch(capability):
             return None
         key = _key(capability)
-        record = workspace.read_json(self.folder / f"{key}.json")
+        record = read_json(self.folder / f"{key}.json")
         name = record.get("run") if isinstance(record, dict) else None
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             return None
         folder = self.root / name
-        if folder.is_symlink() or not workspace.is_run(folder):
+        if folder.is_symlink() or not is_run(folder):
             return None
-        return Session(key, workspace.Run(folder), _choices(record.get("choices")))
+        return Session(key, Run(folder), _choices(record.get("choices")))
 
     def need(self, capability: object) -> Session:
         """Like `find`, but a missing session is the person's business. Raises UserError."""
@@ -96,7 +97,7 @@ class Sessions:
 
     def choose(self, session: Session, **changes: object) -> Session:
         """Save changed choices; others that were made meanwhile stay. Raises UserError when the run is gone."""
-        record = workspace.read_json(self.folder / f"{session.key}.json")
+        record = read_json(self.folder / f"{session.key}.json")
         if not isinstance(record, dict):
             raise UserError(ENDED)
         newest = _choices(record.get("choices"))
@@ -105,37 +106,37 @@ class Sessions:
         return changed
 
     def forget(self, session: Session) -> dict[str, object]:
-        """Delete the run and its record. Returns the receipt of `workspace.forget`."""
+        """Delete the run and its record. Returns the receipt of `forget`."""
         return self.drop(session.key, session.run)
 
-    def drop(self, key: str, run: workspace.Run) -> dict[str, object]:
+    def drop(self, key: str, run: Run) -> dict[str, object]:
         """`forget` for a run that nobody asks for any more."""
         if "pipelines.photos.intake" in sys.modules:  # never imported: nothing was measured
             sys.modules["pipelines.photos.intake"].forget_measures(run.folder)
         if "pipelines.evaluation.lookalike" in sys.modules:
             sys.modules["pipelines.evaluation.lookalike"].forget(run.folder)
-        receipt = workspace.forget(run.folder)
+        receipt = forget(run.folder)
         Ledger(self.root).forget(run.id)
         (self.folder / f"{key}.json").unlink(missing_ok=True)
         return dict(receipt)
 
-    def runs(self) -> list[tuple[str, workspace.Run]]:
+    def runs(self) -> list[tuple[str, Run]]:
         """Every recorded (key, run) whose folder is there."""
         found = []
         for file in sorted(self.folder.glob("*.json")):
             try:
-                record = workspace.read_json(file)
+                record = read_json(file)
             except UserError:  # a damaged record hides its run, not the others
                 continue
             if re.fullmatch(r"[0-9a-f]{40}", file.stem) and isinstance(record, dict):
                 folder = self.root / str(record.get("run"))
-                if RUN_NAME.fullmatch(folder.name) and folder.parent == self.root and workspace.is_run(folder):
-                    found.append((file.stem, workspace.Run(folder)))
+                if RUN_NAME.fullmatch(folder.name) and folder.parent == self.root and is_run(folder):
+                    found.append((file.stem, Run(folder)))
         return found
 
     def _write(self, session: Session) -> None:
         record = {"run": session.run.folder.name, "choices": asdict(session.choices)}
-        workspace.write_json(self.folder / f"{session.key}.json", record)
+        write_json(self.folder / f"{session.key}.json", record)
 
 
 def _key(capability: str) -> str:

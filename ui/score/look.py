@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
-from ui import views
+from pipelines.core.records import UserError
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
-from ui.run import photobox
-from ui.run.state import Services, View
-from ui.upload.upload import SAMPLE
-from ui.views import StripData
-from ui.words.retold import retell
-from ui.words.words import say, tell
+from ui.run.cards import StripData
+from ui.run.services import Services
+from ui.run.view import View
+from ui.score import html as score_html
+from ui.upload.layout import SAMPLE
+from ui.words import phrases
+from ui.words.words import in_words, say, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +48,7 @@ class LookSection:
     def show(self, view: View) -> Updates:
         why = view.look_blocked
         return {
-            self.about: gr.update(value=ABOUT + (views.note(why, "warn") if why else "")),
+            self.about: gr.update(value=ABOUT + (page_html.note(why, "warn") if why else "")),
             self.drop: gr.update(interactive=why is None),
         }
 
@@ -74,7 +75,7 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
         from pipelines.photos.decode import decode
 
         try:
-            yield {section.drop: None, section.answer: views.note(tell("Looking ..."))}
+            yield {section.drop: None, section.answer: page_html.note(tell("Looking ..."))}
             session = services.sessions.need(kept)
             view = services.view(kept)
             if view.look_blocked:
@@ -83,20 +84,19 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
                 raise UserError("No picture arrived. Drop one picture.")
             image = decode(Path(file))
         except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
-            yield {section.answer: views.note(str(problem), "bad")}
+            yield {section.answer: page_html.note(str(problem), "bad")}
             return
-        finally:
-            if file:
-                photobox.drop_upload(Path(file))
         try:
             assert view.box.photo_set is not None
             knowing, notes = lookalike.known_of(
                 session.run.folder, view.box.photo_set, sample=sample_pictures(view), base=base_pictures(view)
             )
             answer = lookalike.look_at_any(image, knowing)
-            yield {section.answer: answer_html(view, answer, image) + views.notes([retell(note) for note in notes])}
+            yield {
+                section.answer: answer_html(view, answer, image) + page_html.notes([in_words(note) for note in notes])
+            }
         except UserError as problem:
-            yield {section.answer: views.note(str(problem), "bad")}
+            yield {section.answer: page_html.note(str(problem), "bad")}
 
     # Two at a time: a look takes a second of one core. Not the photos' slots: intake may take a minute.
     section.drop.upload(
@@ -120,19 +120,20 @@ def base_pictures(view: View) -> list[Path]:
 
 def answer_html(view: View, answer: Answer, image: np.ndarray) -> str:
     if not answer.faces:
-        return shown(image, []) + views.note(
+        return shown(image, []) + page_html.note(
             tell(
                 "No face was found in this picture. Try one in which the face is larger and looks towards the camera."
             ),
             "warn",
         )
     strips = "".join(
-        f"<details{' open' if number == 0 else ''}><summary>{views.judge_title(judge, first=number == 0)}</summary>"
-        f"{views.strip(axis(view, answer, judge))}</details>"
+        f"<details{' open' if number == 0 else ''}>"
+        f"<summary>{score_html.judge_title(judge, first=number == 0)}</summary>"
+        f"{score_html.strip(axis(view, answer, judge))}</details>"
         for number, judge in enumerate(answer.judges)
     )
     best = {judge: view.best_score(judge) for judge in answer.judges}
-    return shown(image, [face.box for face in answer.faces]) + views.looked(answer, best) + strips
+    return shown(image, [face.box for face in answer.faces]) + score_html.looked(answer, best) + strips
 
 
 def axis(view: View, answer: Answer, judge: str) -> StripData:
@@ -147,7 +148,7 @@ def axis(view: View, answer: Answer, judge: str) -> StripData:
         dots[name] = () if value is None else (value,)
     best = view.best_score(judge)
     if best is not None:
-        dots[tell("Best render ({method})", method=views.named(best[0]))] = (best[1],)
+        dots[tell("Best render ({method})", method=phrases.named(best[0]))] = (best[1],)
     return StripData(judge, data.marks, dots)
 
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
 from pipelines.reports import figures as drawings
-from ui import views
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Show, Updates
-from ui.run.state import Services, View
+from ui.run.package import pack
+from ui.run.services import Services
+from ui.run.view import View
+from ui.score import html as score_html
 from ui.score import look, vote
-from ui.words.retold import retell, retell_html
+from ui.words.retold import retell
 from ui.words.words import say, tell
 
 HOW_TO_READ = say(
@@ -46,7 +49,7 @@ class ScoreTab:
         ready = closed is None and judge is not None
         return {
             self.blocked: gr.update(
-                value=views.note(f"{tell('No method has a score yet.')} {closed or ''}", "warn"),
+                value=page_html.note(f"{tell('No method has a score yet.')} {closed or ''}", "warn"),
                 visible=closed is not None,
             ),
             self.judge: gr.update(choices=list(view.judges), value=judge, visible=len(view.judges) > 1),
@@ -54,7 +57,7 @@ class ScoreTab:
                 part: gr.update(value=html, visible=bool(html))
                 for part, html in (
                     (self.spoke, _spoke(view, judge) if ready and judge else ""),
-                    (self.strip, views.strip(view.axis(judge)) if ready and judge else ""),
+                    (self.strip, score_html.strip(view.axis(judge)) if ready and judge else ""),
                     (self.table, _table(view, judge) if ready and judge else ""),
                     (self.figures, _figures(view) if ready else ""),
                     (self.warnings, _warnings(view) if ready else ""),
@@ -108,7 +111,7 @@ def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: S
         session = services.sessions.need(kept)
         if services.busy(session.run):
             raise UserError("This run is still working. Wait until it is done, then prepare the download.")
-        return views.downloads(services.package(session.run))
+        return page_html.downloads(pack(session.run, services.media))
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     tab.judge.input(listen, [capability, tab.judge], list(tab.show(services.view(None))), **quiet)
@@ -126,16 +129,16 @@ def _spoke(view: View, judge: str) -> str:
     if view.box.photo_set and view.box.photo_set.weak:
         weak = tell("With so few, read the verdict with care.")
     spoken = tell("Judge: {name}.", name=judge)
-    return views.note(f"{spoken} {facts} {compared} {weak}".rstrip()) + _best(view, judge)
+    return page_html.note(f"{spoken} {facts} {compared} {weak}".rstrip()) + _best(view, judge)
 
 
 def _table(view: View, judge: str) -> str:
-    return views.table(view.rows(judge), vote.friends(view)) + f'<p class="lk-note">{HOW_TO_READ}</p>'
+    return score_html.table(view.rows(judge), vote.friends(view)) + f'<p class="lk-note">{HOW_TO_READ}</p>'
 
 
 def _figures(view: View) -> str:
     """The report's drawings, and the pictures that look least like the person."""
-    shown = retell_html(drawings.sections(view.drawings)) if view.drawings.get("methods") else ""
+    shown = drawings.sections(view.drawings, tell) if view.drawings.get("methods") else ""
     if view.worst:
         alts = [
             tell("The least alike pictures: {number} of {all}", number=number, all=len(view.worst))
@@ -165,14 +168,14 @@ def _best(view: View, judge: str) -> str:
         own = tell("Your own photos agree with each other at {value}.", value=span)
     found = tell("Best picture: {words}.", words=retell(best.words or ""))
     verdict = tell("Verdict: {verdict}.", verdict=tell(best.verdict or ""))
-    return views.note(f"{found} {own} {verdict}".replace("  ", " "), "ok")
+    return page_html.note(f"{found} {own} {verdict}".replace("  ", " "), "ok")
 
 
 def _warnings(view: View) -> str:
     missing = [shot for shot in view.shots if shot.scored and shot.similarity is None]
     if not missing:
         return ""
-    return views.note(
+    return page_html.note(
         tell(
             "Pictures that show no face to this judge: {count} of {all}. They are counted, not dropped.",
             count=len(missing),

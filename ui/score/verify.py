@@ -8,11 +8,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from pipelines.core.schema import UserError
-from ui import views
+from pipelines.core.records import UserError
+from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.wiring import Updates
-from ui.run import photobox
+from ui.score import html as score_html
 from ui.words.words import say, tell
 
 ABOUT = say(
@@ -44,15 +44,12 @@ def wire(box: VerifyBox) -> None:
         from pipelines.finishing import mark
 
         try:
-            yield {box.drop: None, box.answer: views.note(tell("Reading the marks ..."))}
+            yield {box.drop: None, box.answer: page_html.note(tell("Reading the marks ..."))}
             if not file:
                 raise UserError("No picture arrived. Drop one picture.")
-            yield {box.answer: views.marks(mark.verify(Path(file)))}
+            yield {box.answer: score_html.marks(mark.verify(Path(file)))}
         except UserError as problem:  # it stays beside the drop zone: a toast is gone when the person looks up
-            yield {box.answer: views.note(str(problem), "bad")}
-        finally:
-            if file:
-                photobox.drop_upload(Path(file))
+            yield {box.answer: page_html.note(str(problem), "bad")}
 
     # The slots of the other box for any picture: reading takes a second of one core as well.
     box.drop.upload(

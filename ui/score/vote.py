@@ -8,13 +8,16 @@ from typing import Any
 import gradio as gr
 
 from pipelines.evaluation import votes
-from ui import views
+from ui.page import html as page_html
 from ui.page.errors import told
+from ui.page.html import script
 from ui.page.wiring import Show, Updates
-from ui.run.state import Services, View
+from ui.run.services import Services
+from ui.run.view import View
+from ui.score import html as score_html
 from ui.web import ballot
-from ui.words.retold import retell
-from ui.words.words import say, tell
+from ui.words import phrases
+from ui.words.words import in_words, say, tell
 
 ABOUT = say(
     '<h2>Ask a friend: a blind vote</h2><p class="lk-note">A recogniser is one opinion, people who know the face are '
@@ -24,15 +27,7 @@ ABOUT = say(
     "the link sees a held-out photo.</p>"
 )
 # Copies the whole address of a vote, which only the browser knows.
-ON_COPY = """
-element.addEventListener('click', async (event) => {
-  const button = event.target.closest('button[data-copy]');
-  if (!button) return;
-  const address = button.parentElement.querySelector('a').href;
-  try { await navigator.clipboard.writeText(address); button.textContent = button.dataset.copy; }
-  catch { button.textContent = address; }
-});
-"""
+ON_COPY = script("score/copy.js")
 
 
 @dataclass
@@ -52,9 +47,9 @@ class VoteSection:
         visible = bool(view.pictures) and bool(view.trained)
         why = ""
         if visible and view.busy:
-            why = views.note(tell("A vote can be started when the work on this run is done."))
+            why = page_html.note(tell("A vote can be started when the work on this run is done."))
         elif visible and not any_two:
-            why = views.note(
+            why = page_html.note(
                 tell(
                     "A vote needs pictures by two methods, or by one and the untrained base, with the same prompts and "
                     "seeds."
@@ -110,7 +105,7 @@ def friends(view: View) -> dict[str, str]:
     """What the method table says of the votes, per column; {} while nobody has voted."""
     found = votes.answers(view.session.run) if view.session and view.trained else []
     return {
-        column: f"{share.share:.0%} ({views.span(share.low, share.high)})"
+        column: f"{share.share:.0%} ({phrases.span(share.low, share.high)})"
         for column, share in votes.tally(found).shares.items()
         if found and share.share is not None and share.low is not None and share.high is not None
     }
@@ -119,7 +114,7 @@ def friends(view: View) -> dict[str, str]:
 def _links(view: View) -> str:
     assert view.session is not None
     run = view.session.run
-    return views.vote_links([(ballot.link(run, who), done, of) for who, done, of in votes.started(run)])
+    return score_html.vote_links([(ballot.link(run, who), done, of) for who, done, of in votes.started(run)])
 
 
 def _outcome(view: View) -> str:
@@ -133,5 +128,5 @@ def _outcome(view: View) -> str:
         means: dict[str, float | None] = {row.method: row.mean for row in view.rows(judge)}
         agreed = votes.agreement(found, judge, votes.similarities(run, judge), means)
     rows: list[tuple[str, Any]] = list(counted.shares.items())
-    names = {column: views.named(column) for column in counted.shares}
-    return views.vote_table(rows) + views.note(retell(votes.in_words(counted, agreed, names)))
+    names = {column: phrases.named(column) for column in counted.shares}
+    return score_html.vote_table(rows) + page_html.note(" ".join(map(in_words, votes.told(counted, agreed, names))))

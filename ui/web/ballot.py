@@ -20,8 +20,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipelines.core import workspace
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
+from pipelines.core.run import Run, is_run, load_photo_set
 from pipelines.evaluation import votes
 from ui.page.errors import sentence
 from ui.run.sessions import RUN_NAME
@@ -95,7 +95,7 @@ class Ballots:
         await response(scope, receive, send)
 
 
-def link(run: workspace.Run, voter: str) -> str:
+def link(run: Run, voter: str) -> str:
     """The relative address of a vote."""
     return f"{PREFIX.lstrip('/')}{run.id}/{voter}"
 
@@ -124,24 +124,24 @@ def take(root: Path, address: str, body: bytes, *, language: str = ENGLISH) -> R
         choice: int | str = int(pick) if re.fullmatch(r"[0-9]{1,2}", pick) else pick
         votes.answer(run, voter, round=int(number), pick=choice)
         if votes.answered(run, voter) == len(votes.ballot(run, voter).rounds):
-            from pipelines.reports import report
+            from pipelines.reports.page import refresh_votes
 
-            report.refresh_votes(run)
+            refresh_votes(run)
     except Exception as error:
         return _problem(error, language, status=400)
     return RedirectResponse(voter, status_code=303)  # relative, so that any prefix in front of us stays
 
 
-def _run_and_voter(root: Path, address: str) -> tuple[workspace.Run, str]:
+def _run_and_voter(root: Path, address: str) -> tuple[Run, str]:
     name, _, voter = address.partition("/")
     folder = root / name
     known = RUN_NAME.fullmatch(name) and votes.VOTER.fullmatch(voter)
-    if not known or folder.is_symlink() or not workspace.is_run(folder):
+    if not known or folder.is_symlink() or not is_run(folder):
         raise UserError("There is no such vote. Ask for a new link.")
-    return workspace.Run(folder), voter
+    return Run(folder), voter
 
 
-def _round(run: workspace.Run, shown: votes.Round, number: int, rounds: int, language: str) -> str:
+def _round(run: Run, shown: votes.Round, number: int, rounds: int, language: str) -> str:
     def said(text: str, **values: int) -> str:
         return escape(text.format(**values))
 
@@ -206,14 +206,14 @@ def picture(path: Path) -> str:
         raise UserError(votes.GONE) from None
 
 
-def photo(run: workspace.Run, name: str) -> str:
+def photo(run: Run, name: str) -> str:
     """What is around the person's face in one of their photos, as a data URI. Raises UserError when it is gone."""
     from PIL import Image
 
     from pipelines.photos.decode import decode
     from pipelines.photos.framing import around_person
 
-    photos = workspace.load_photo_set(run)
+    photos = load_photo_set(run)
     found = next((one for one in photos.held_out if run.relative(one.path) == name), None) if photos else None
     if found is None:
         raise UserError(votes.GONE)

@@ -5,8 +5,9 @@ In: an ASGI request. Out: a run's file when its link is signed, a refusal for ev
 work to another, the rest passed on with strict headers.
 
 Gradio knows no owners: whoever names another page's `session_hash` reads its event stream, and whoever names the path
-of an upload may submit it as their own. Here every id belongs to the browser that used it first. The browser is told
-apart by a random cookie that no address, page or log shows.
+of an upload may submit it as their own. Here Gradio never sees the name that a page gave itself: it gets one made of
+that name and of the browser (`ui.web.visitors`), so a stranger who knows a name only reaches a page of their own. An
+upload (`ui.web.uploads`) may be named by the browser that sent it and by nobody else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gzip
 import hmac
 import json
 import logging
@@ -22,21 +22,20 @@ import mimetypes
 import os
 import re
 import secrets
-import shutil
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui.page.errors import CHECK, CONFUSED, DISK_FULL, NOT_DONE
-from ui.web.limits import Limits, TooMuch
+from ui.web.limits import Limits, Refused
 from ui.web.media import PREFIX, Media
+from ui.web.pages import PATHS, Pages
+from ui.web.uploads import SLOW, Incoming, Uploads, forget_progress, patient, require
+from ui.web.visitors import NAMED, NO_COOKIE, Door, Strange, Visitor, newcomer, same_origin
 
 log = logging.getLogger("likeness.ui")
 API = "/gradio_api/"
@@ -50,22 +49,18 @@ CLOSED = ("/file=", "/file/", "/proxy=", "/monitoring", "/login", "/custom_compo
 INLINE = {".png", ".jpg", ".jpeg", ".webp"}
 STREAMS = re.compile(r"queue/data|upload_progress|heartbeat/[^/]+")
 EVENTS = ("queue/join", "run/predict", "cancel", "reset")
+FIELDS = ("data", "event_data", "fn_index", "trigger_id", "session_hash", "event_id")  # of an event of a page's
 BODY_LIMIT = 4 << 20  # bytes of one event: numbers and words; photos come through /upload
 DEPTH_LIMIT = 40  # of an event's data; a page's own is not a tenth as deep
 DIGITS_LIMIT = 18  # of a whole number: seeds have 10
-SILENCE_S = 20.0  # a body whose next piece takes longer is given up ...
-PACE_BYTES_S, PACE_FROM_S = 8_000, 30.0  # ... and one that is slower than this for longer than that
-FREE_BYTES = 50_000_000  # an upload leaves at least this much of the disk free
-SLOW = "The upload came in too slowly and was given up. Check the connection, then send the photos again."
-NO_LENGTH = "An upload has to say how long it is. Use the page, or send a Content-Length."
-NAME_LIMIT = 200  # of a page's or an event's id; the ones we know have 11 and 32
-COOKIE = "likeness-browser"
-# The page is the same for everybody who calls it by the same address: what is theirs comes with its load event. Gradio
-# writes its 400 kB anew for each visitor, and thirty at once keep the event loop from the interpreter's lock.
-PAGES = ("/", "/config")
-PAGES_KEPT = 16
-ADDRESSED = ("host", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix", "x-direct-url", "forwarded")
+ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a page, an upload or an event; the ones we know have 11, 32 and 36
 FULL_CODES = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NEW_PAGE = 50  # requests' worth: writing the page for another address takes 25 to 50 ms
+PROGRESS_KEPT_S = 3600.0  # how far an upload is
+SETTLE_S = 0.5  # how often ended events are looked for while any is awaited
+FOREIGN = "Requests from other sites are refused."
+NOT_YOURS = "This belongs to another page."
+NOT_SERVED = "Not served."
 
 # Gradio's own scripts are inline and its plots (Vega) compile expressions, hence the two `unsafe-`.
 POLICY = (
@@ -74,212 +69,290 @@ POLICY = (
     "object-src 'none'; base-uri 'self'; form-action 'self'; "
     "frame-ancestors 'self' https://huggingface.co https://*.huggingface.co"
 )
+STRICT = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
 
 
-class Owners:
-    """Which browser an id belongs to. The least recently used of `limit` ids are forgotten."""
+class Exchange:
+    """One request and its answer, which gets strict headers and loses Gradio's leave for other sites to read it."""
 
-    def __init__(self, limit: int = 50_000) -> None:
-        self.limit = limit
-        self._owner: OrderedDict[str, str] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, scope: Scope, send: Send, visitor: Visitor) -> None:
+        self.scope, self._send, self.visitor = scope, send, visitor
+        self.local = unquote(scope["path"]).removeprefix(scope.get("root_path", "") or "") or "/"
+        self.route = self.local.removeprefix(API).rstrip("/") if self.local.startswith(API) else ""
+        self.started = False
+        self.cookie = ""  # for a browser that has none
+        self.incoming: Incoming | None = None
+        self.on_body: Callable[[Message], None] = lambda _: None  # sees the answer's pieces as they go
+        self._held: Message | None = None  # the start of an answer that may have to be put into words first
 
-    def claim(self, name: str, browser: str) -> bool:
-        """Whether `name` is this browser's; it is from now on when it was nobody's."""
-        with self._lock:
-            owner = self._owner.setdefault(name, browser)
-            self._owner.move_to_end(name)
-            while len(self._owner) > self.limit:
-                self._owner.popitem(last=False)
-        return hmac.compare_digest(owner, browser)
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            kept = [each for each in message.get("headers", []) if not each[0].lower().startswith(b"access-control-")]
+            message["headers"] = [*kept, *STRICT]
+            if self.cookie:
+                message["headers"].append((b"set-cookie", self.cookie.encode()))
+            problem = self.incoming.refused if self.incoming is not None else None
+            if problem is not None:
+                message["status"] = problem.status  # Gradio calls all broken forms 400
+                message["headers"].append((b"retry-after", str(problem.seconds).encode()))
+            if self.route == "run/predict" and message["status"] == 500:
+                self._held = message
+                return
+        elif self._held is not None:
+            message = worded(self._held, message)
+            await self._send(self._held)
+            self._held = None
+        else:
+            self.on_body(message)
+        await self._send(message)
 
-    def knows(self, name: str) -> bool:
-        with self._lock:
-            return name in self._owner
+    async def refuse(self, receive: Receive, why: str, status: int = 403, *, seconds: int = 0) -> None:
+        extra = {"retry-after": str(seconds)} if seconds else None
+        if self.route in EVENTS:  # the page shows `error` of an event that does not wait, `detail` of one that does
+            answer: Any = JSONResponse({"error": why, "detail": why}, status_code=status, headers=extra)
+        else:
+            answer = PlainTextResponse(why, status_code=status, headers=extra)
+        await answer(self.scope, receive, self.send)
 
 
 class Guard:
-    """ASGI middleware: closes routes, binds ids to browsers, answers `/media/`, sets headers."""
+    """ASGI middleware: closes routes, keeps browsers apart, answers `/media/`, sets headers.
 
-    def __init__(self, app: ASGIApp, *, media: Media) -> None:
+    `working_on` tells the ids of the events that Gradio has not done yet.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        media: Media,
+        uploads: Uploads | None = None,
+        working_on: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
         self.app = app
         self.media = media
-        self.owners = Owners()
+        self.uploads = uploads or Uploads()
+        self.working_on = working_on
+        self.door = Door()
         self.limits = Limits()
-        self._pages: OrderedDict[tuple[str, ...], Response] = OrderedDict()
-        self._writing = asyncio.Lock()
+        self.pages = Pages(app)
+        self._secret = secrets.token_bytes(32)
+        self._settling: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        path = unquote(scope["path"])
-        local = path.removeprefix(scope.get("root_path", "") or "") or "/"
-        browser = cookie(headers)
-        fresh = "" if browser or local != "/" else secrets.token_urlsafe(32)
-        uploading = local.rstrip("/") == API + "upload" and scope["method"] == "POST"
-        uploaded: list[bytes] = []
-        route = local.removeprefix(API).rstrip("/") if local.startswith(API) else ""
-        visitor = (browser, scope["client"][0] if scope.get("client") else "")
-        page = (parse_qs(scope["query_string"].decode("latin-1")).get("session_hash") or [""])[0]
-        started, ticket = False, ""
-        held: Message | None = None  # the start of an answer that may have to be put into words first
-
-        async def strict(message: Message) -> None:
-            nonlocal started, held
-            if message["type"] == "http.response.start":
-                started = True
-                extra = [
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-                if fresh:
-                    extra.append((b"set-cookie", set_cookie(fresh, scope, headers).encode()))
-                message["headers"] = [*message.get("headers", []), *extra]
-                if route == "run/predict" and message["status"] == 500:
-                    held = message
-                    return
-            elif held is not None:
-                message = worded(held, message)
-                await send(held)
-                held = None
-            elif uploading:
-                uploaded.append(message.get("body", b""))
-                if not message.get("more_body"):
-                    for file in strings(parsed(b"".join(uploaded))):
-                        self.owners.claim(owned_file(file, browser), browser)
-            elif route == "queue/data":
-                if event := ended_event(message.get("body", b"")):
-                    self.limits.answered(visitor, event=event)
-            elif route == "queue/join":
-                answer = parsed(message.get("body", b""))
-                if isinstance(answer, dict) and isinstance(answer.get("event_id"), str):
-                    self.limits.asked(visitor, ticket, answer["event_id"], page)
-            await send(message)
-
-        async def refuse(why: str, status: int = 403, *, seconds: int | None = None) -> None:
-            extra = {"retry-after": str(seconds)} if seconds else None
-            if route in EVENTS:  # the page shows `error` of an event that does not wait, `detail` of one that does
-                answer: Any = JSONResponse({"error": why, "detail": why}, status_code=status, headers=extra)
-            else:
-                answer = PlainTextResponse(why, status_code=status, headers=extra)
-            await answer(scope, receive, strict)
-
-        if not addressable(local):
-            await refuse("Not served.", 404)
-        elif local.startswith(CLOSED) or (local.startswith(API) and not OPEN.fullmatch(route)):
-            await refuse("Not served.")
-        elif scope["method"] not in ("GET", "HEAD", "OPTIONS") and not same_origin(headers):
-            await refuse("Requests from other sites are refused.")
-        elif local.startswith(PREFIX):
-            await self._serve(local.removeprefix(PREFIX), browser, scope, receive, strict)
-        elif not all(self.owners.claim(name, browser) for name in ids_in(local, scope)):
-            await refuse("This belongs to another page.")
-        else:
-            try:
-                with contextlib.ExitStack() as stack:
-                    if uploading:
-                        size = headers.get("content-length", "")
-                        if not (size.isascii() and size.isdigit() and len(size) < 16):
-                            raise TooMuch(NO_LENGTH, seconds=0, status=411)
-                        stack.enter_context(self.limits.hold("uploads", visitor))
-                        self.limits.spend_upload(visitor, int(size))
-                        require_room_for(int(size))
-                        await self.app(scope, patient(receive), strict)
-                    elif scope["method"] == "POST":
-                        stack.enter_context(self.limits.hold("in_flight", visitor))
-                        body = await read(patient(receive))
-                        if local.startswith(API):  # elsewhere a form of ours, which its own page reads
-                            event = parsed(body)
-                            if not readable(event):
-                                raise TooMuch(CONFUSED, seconds=0, status=400)
-                            assert isinstance(event, dict)
-                            page = str(event.get("session_hash") or "")
-                            if not self._may_send(event, browser):
-                                await refuse("This belongs to another page.")
-                                return
-                            if route == "queue/join":
-                                ticket = self.limits.spend_event(visitor, page)
-                                stack.callback(self.limits.answered, visitor, event=ticket)  # unless it became an event
-                        await self.app(scope, replay(body, receive), strict)
-                    elif STREAMS.fullmatch(route):
-                        stack.enter_context(self.limits.hold("streams", visitor))
-                        try:
-                            await self.app(scope, receive, strict)
-                        finally:
-                            if route == "queue/data":  # Gradio drops what this page still waits for
-                                self.limits.answered(visitor, page=page)
-                    elif local in PAGES and scope["method"] == "GET" and not scope["query_string"]:
-                        await self._page(local, headers, scope, receive, strict)
-                    else:
-                        await self.app(scope, receive, strict)
-            except TooMuch as problem:
-                await refuse(str(problem), problem.status, seconds=problem.seconds)
-            except ClientDisconnect:  # gone, or given up by `patient`
-                if not started:
-                    await refuse(SLOW, 408)
-            except Exception as error:
-                if started and STREAMS.fullmatch(route):  # Gradio knows no such page, and finds out too late to say so
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                    return
-                if started or not (uploading or route in EVENTS):
-                    raise
-                log.error("Gradio could not take a request: %s", type(error).__name__)
-                full = isinstance(error, OSError) and error.errno in FULL_CODES
-                await refuse(DISK_FULL if full else CONFUSED, 507 if full else 400)
-
-    def _may_send(self, body: dict[str, Any], browser: str) -> bool:
-        """Whether the page and every uploaded file that an event names are this browser's."""
-        page = body.get("session_hash")
-        if page is not None and not self.owners.claim(f"session {page}", browser):
-            return False
-        return all(self.owners.knows(owned_file(file, browser)) for file in files_in(body))
-
-    async def _page(self, local: str, headers: dict[str, str], scope: Scope, receive: Receive, send: Send) -> None:
-        """The page as it was written for the first visitor who came by this address."""
-        small = "gzip" in headers.get("accept-encoding", "")
-        address = tuple(headers.get(name, "") for name in ADDRESSED)
-        key = (local, str(scope.get("root_path")), str(scope.get("scheme")), str(small), *address)
-        async with self._writing:
-            page = self._pages.get(key) or await self._written(scope, receive, small=small)
-            if page.status_code == 200:
-                self._pages[key] = page
-                self._pages.move_to_end(key)
-                while len(self._pages) > PAGES_KEPT:
-                    self._pages.popitem(last=False)
-        await page(scope, receive, send)
-
-    async def _written(self, scope: Scope, receive: Receive, *, small: bool) -> Response:
-        """What Gradio answers, packed where the browser can unpack it."""
-        pieces: list[Message] = []
-
-        async def keep(message: Message) -> None:
-            pieces.append(message)
-
-        await self.app(scope, receive, keep)
-        start, body = pieces[0], b"".join(piece.get("body", b"") for piece in pieces[1:])
-        told = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
-        told = {name: value for name, value in told.items() if name != "content-length"}
-        if small and "content-encoding" not in told:
-            body = await asyncio.to_thread(gzip.compress, body, 6)
-            told |= {"content-encoding": "gzip"}
-        return Response(body, start["status"], told | {"vary": "accept-encoding"})
-
-    async def _serve(self, address: str, browser: str, scope: Scope, receive: Receive, send: Send) -> None:
-        path = self.media.resolve(address)
-        if path is None or not self.media.admits(path, browser):
-            response = PlainTextResponse("This link is not valid any more. Reload the page.", status_code=403)
-            await response(scope, receive, send)
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
             return
-        wanted = dict(pair.partition("=")[::2] for pair in scope["query_string"].decode("latin-1").split("&")).get(
-            "name"
-        )
+        try:
+            scope = await self.door.read(scope)
+        except Strange as problem:
+            await Exchange(scope, send, Visitor("", "")).refuse(receive, str(problem), 400)
+            return
+        visitor = self.door.visitor(scope)
+        scope["headers"].append((NAMED, visitor.browser.encode()))
+        exchange = Exchange(scope, send, visitor)
+        if exchange.local.rstrip("/") in ("", "/config") and (new := newcomer(visitor)) is not None:
+            exchange.cookie = new.cookie
+        try:
+            self._let_in(exchange)
+            await self._answer(exchange, receive)
+        except Refused as problem:
+            if not exchange.started:
+                await exchange.refuse(receive, str(problem), problem.status, seconds=problem.seconds)
+        except ClientDisconnect:  # gone, or given up by `patient`
+            if not exchange.started:
+                await exchange.refuse(receive, SLOW, 408)
+        except Exception as error:
+            await self._failed(exchange, receive, error)
+
+    def _let_in(self, exchange: Exchange) -> None:
+        """Raise Refused for what is not served, or not to this visitor."""
+        local, scope = exchange.local, exchange.scope
+        if not addressable(local):
+            raise Refused(NOT_SERVED, status=404)
+        if local.startswith(CLOSED) or (local.startswith(API) and not OPEN.fullmatch(exchange.route)):
+            raise Refused(NOT_SERVED)
+        if scope["method"] == "OPTIONS":  # only another site's page asks first
+            raise Refused(FOREIGN)
+        if scope["method"] not in ("GET", "HEAD") and not same_origin(scope):
+            raise Refused(FOREIGN)
+        owned = exchange.route in (*EVENTS, "upload") or STREAMS.fullmatch(exchange.route)
+        if (owned or local.startswith(PREFIX)) and not exchange.visitor.browser:
+            raise Refused(NO_COOKIE)
+
+    async def _answer(self, exchange: Exchange, receive: Receive) -> None:
+        method, visitor = exchange.scope["method"], exchange.visitor
+        if exchange.route == "upload" and method == "POST":
+            with self.limits.hold("uploads", visitor):
+                await self._upload(exchange, receive)
+        elif method not in ("GET", "HEAD"):
+            with self.limits.hold("in_flight", visitor):
+                await self._event(exchange, receive)
+        elif STREAMS.fullmatch(exchange.route):
+            self.limits.spend_request(visitor)
+            with self.limits.hold("streams", visitor):
+                await self._stream(exchange, receive)
+        else:
+            self.limits.spend_request(visitor)
+            with self.limits.hold("reads", visitor):
+                await self._read(exchange, receive)
+
+    async def _upload(self, exchange: Exchange, receive: Receive) -> None:
+        visitor, scope = exchange.visitor, exchange.scope
+        self.limits.spend_request(visitor)
+        self.uploads.require_room(visitor, self.limits)
+        require(self.limits, visitor, header(scope, b"content-length"))
+        asked = parse_qs(scope["query_string"].decode("latin-1"))
+        if "upload_id" in asked:
+            self._rename(scope, "upload_id", visitor)
+        else:
+            scope["query_string"] = b""
+        exchange.incoming = Incoming(receive, self.limits, visitor)
+        told: list[bytes] = []
+
+        def collect(message: Message) -> None:
+            told.append(message.get("body", b""))
+            if not message.get("more_body"):
+                self.uploads.add(strings(parsed(b"".join(told))), visitor)
+
+        exchange.on_body = collect
+        await self.app(scope, exchange.incoming, exchange.send)
+
+    async def _event(self, exchange: Exchange, receive: Receive) -> None:
+        """A write that is no upload: an event of a page, or a form of ours, which its own page reads."""
+        visitor, route = exchange.visitor, exchange.route
+        if route != "queue/join":  # those have a limit of their own
+            self.limits.spend_request(visitor)
+        body = await read(patient(receive))
+        if not exchange.local.startswith(API):
+            await self.app(exchange.scope, replay(body, receive), exchange.send)
+            return
+        event = parsed(body)
+        if not readable(event):
+            raise Refused(CONFUSED, status=400)
+        assert isinstance(event, dict)
+        files = tuple(files_in(event))
+        if not all(self.uploads.owned(file, visitor.browser) for file in files):
+            raise Refused(NOT_YOURS)
+        event = {name: event[name] for name in FIELDS if name in event}
+        if isinstance(event.get("session_hash"), str):
+            event["session_hash"] = self._own("session_hash", event["session_hash"], visitor)
+        if route == "cancel" and not self.limits.waits(visitor, str(event.get("event_id"))):
+            nothing = JSONResponse({"success": True})  # what Gradio says to an event that has ended
+            await nothing(exchange.scope, receive, exchange.send)
+            return
+        with contextlib.ExitStack() as stack:
+            if route == "queue/join":
+                page = str(event.get("session_hash") or "")
+                ticket = self.limits.spend_event(visitor, page)
+                stack.callback(self.limits.answered, visitor, event=ticket)  # unless it became an event
+
+                def let_in(message: Message) -> None:
+                    answer = parsed(message.get("body", b""))
+                    if isinstance(answer, dict) and isinstance(answer.get("event_id"), str):
+                        self.limits.asked(visitor, ticket, answer["event_id"], page)
+                        self._await(answer["event_id"], visitor, files)
+
+                exchange.on_body = let_in
+            body = json.dumps(event).encode()
+            await self.app(resized(exchange.scope, body), replay(body, receive), exchange.send)
+
+    async def _stream(self, exchange: Exchange, receive: Receive) -> None:
+        visitor, scope, route = exchange.visitor, exchange.scope, exchange.route
+        if route.startswith("heartbeat/"):
+            name = self._own("session_hash", route.removeprefix("heartbeat/"), visitor)
+            path = f"{scope.get('root_path') or ''}{API}heartbeat/{name}"
+            scope.update(path=path, raw_path=path.encode(), query_string=b"")
+        if route == "upload_progress":
+            self._rename(scope, "upload_id", visitor)
+        if route != "queue/data":
+            await self.app(scope, receive, exchange.send)
+            return
+        page = self._rename(scope, "session_hash", visitor)
+
+        def ended(message: Message) -> None:
+            if event := ended_event(message.get("body", b"")):
+                self.limits.answered(visitor, event=event)
+
+        exchange.on_body = ended
+        try:
+            await self.app(scope, receive, exchange.send)
+        finally:
+            self.limits.answered(visitor, page=page)  # Gradio drops what this page still waits for
+
+    async def _read(self, exchange: Exchange, receive: Receive) -> None:
+        local = exchange.local.rstrip("/") or "/"
+        if local.startswith(PREFIX):
+            await self._serve(exchange, receive)
+        elif local in PATHS:
+            visitor = exchange.visitor
+            await self.pages(
+                local, exchange.scope, receive, exchange.send,
+                on_new=lambda: self.limits.spend_request(visitor, NEW_PAGE),
+            )  # fmt: skip
+        else:
+            await self.app({**exchange.scope, "query_string": b""}, receive, exchange.send)
+
+    async def _failed(self, exchange: Exchange, receive: Receive, error: Exception) -> None:
+        """Say in words what Gradio could not take. Raises `error` again where it is no request's fault."""
+        if exchange.started and STREAMS.fullmatch(exchange.route):  # Gradio finds out late that there is no such page
+            await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        if exchange.started or exchange.route not in (*EVENTS, "upload"):
+            raise error
+        log.error("Gradio could not take a request: %s", type(error).__name__)
+        full = isinstance(error, OSError) and error.errno in FULL_CODES
+        await exchange.refuse(receive, DISK_FULL if full else CONFUSED, 507 if full else 400)
+
+    # ------------------------------------------------------------------ whose what is
+
+    def _own(self, kind: str, name: str, visitor: Visitor) -> str:
+        """What Gradio calls the page or upload that this browser calls `name`. Raises Refused for what is no name."""
+        if not ID.fullmatch(name):
+            raise Refused(CONFUSED, status=400)
+        text = f"{kind} {visitor.browser} {name}".encode()
+        return hmac.new(self._secret, text, "sha256").hexdigest()[:40]
+
+    def _rename(self, scope: Scope, key: str, visitor: Visitor) -> str:
+        """Put the name of `_own` into the query, alone. Raises Refused where the visitor gave none or several."""
+        given = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get(key, [])
+        if len(given) != 1:
+            raise Refused(CONFUSED, status=400)
+        name = self._own(key, given[0], visitor)
+        scope["query_string"] = f"{key}={name}".encode()
+        if key == "upload_id":
+            asyncio.get_running_loop().call_later(PROGRESS_KEPT_S, forget_progress, name)
+        return name
+
+    def _await(self, event: str, visitor: Visitor, files: tuple[str, ...]) -> None:
+        """Delete these files as soon as the event is done or dropped."""
+        self.uploads.name(event, visitor.browser, files)
+        if self.uploads.awaited and (self._settling is None or self._settling.done()):
+            self._settling = asyncio.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        while self.uploads.awaited:
+            await asyncio.sleep(SETTLE_S)
+            self.uploads.settle(self.working_on())
+
+    async def _serve(self, exchange: Exchange, receive: Receive) -> None:
+        path = self.media.resolve(exchange.local.removeprefix(PREFIX))
+        if path is None or not self.media.admits(path, exchange.visitor.browser):
+            raise Refused("This link is not valid any more. Reload the page.")
+        query = exchange.scope["query_string"].decode("latin-1")
+        wanted = dict(pair.partition("=")[::2] for pair in query.split("&")).get("name")
         download = unquote(wanted) if wanted else (path.name if path.suffix.lower() not in INLINE else None)
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         file = FileResponse(path, media_type=kind, filename=download, headers={"cache-control": "private, no-store"})
-        await file(scope, receive, send)
+        await file(exchange.scope, receive, exchange.send)
 
 
 def addressable(path: str) -> bool:
@@ -287,37 +360,14 @@ def addressable(path: str) -> bool:
     return "\0" not in path and len(path) < 2000 and all(len(os.fsencode(part)) < 256 for part in path.split("/"))
 
 
-def cookie(headers: dict[str, str]) -> str:
-    """The browser's own random name, "" where it sends none (cookies switched off)."""
-    for pair in headers.get("cookie", "").split(";"):
-        name, _, value = pair.strip().partition("=")
-        if name == COOKIE and re.fullmatch(r"[A-Za-z0-9_-]{43}", value):
-            return value
-    return ""
+def header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
-def set_cookie(value: str, scope: Scope, headers: dict[str, str]) -> str:
-    """For this visit, unreadable to scripts. A Space is shown inside another site's frame, which wants `None` and
-    `Partitioned`; both need HTTPS."""
-    secure = "https" in (scope.get("scheme"), headers.get("x-forwarded-proto", "").split(",")[0].strip())
-    return f"{COOKIE}={value}; Path=/; HttpOnly; " + (
-        "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
-    )
-
-
-def owned_file(path: str, browser: str) -> str:
-    """Two people may upload the same bytes, which Gradio keeps under one path: the owner is part of the name."""
-    return f"file {browser} {path}"
-
-
-def ids_in(local: str, scope: Scope) -> Iterator[str]:
-    """The ids in a request's address."""
-    query = parse_qs(scope["query_string"].decode("latin-1"))
-    for kind, key in (("session", "session_hash"), ("upload", "upload_id")):
-        for value in query.get(key, ()):
-            yield f"{kind} {value}"
-    if local.startswith(API + "heartbeat/"):
-        yield f"session {local.rstrip('/').rpartition('/')[2]}"
+def resized(scope: Scope, body: bytes) -> Scope:
+    """`scope` with the length of `body`."""
+    told = [each for each in scope["headers"] if each[0] not in (b"content-length", b"transfer-encoding")]
+    return {**scope, "headers": [*told, (b"content-length", str(len(body)).encode())]}
 
 
 def parsed(body: bytes) -> object:
@@ -342,11 +392,12 @@ def readable(event: object) -> bool:
     """Whether an event looks like one of a page's, so that Gradio can read it."""
     if not isinstance(event, dict) or not isinstance(event.get("data", []), list):
         return False
-    if isinstance(event.get("fn_index"), bool) or not isinstance(event.get("fn_index"), int | None):
-        return False
+    for name in ("fn_index", "trigger_id"):
+        if isinstance(event.get(name), bool) or not isinstance(event.get(name), int | None):
+            return False
     for name in ("session_hash", "event_id"):
         value = event.get(name)
-        if value is not None and not (isinstance(value, str) and len(value) <= NAME_LIMIT):
+        if value is not None and not (isinstance(value, str) and ID.fullmatch(value)):
             return False
     level: list[dict | list] = [event]
     depth = 0
@@ -390,36 +441,6 @@ def ended_event(piece: bytes) -> str | None:
     return found[1].decode() if found else None
 
 
-def require_room_for(size: int) -> None:
-    """Raise TooMuch when an upload would fill the disk: a half-written one stays there."""
-    folder = os.environ.get("GRADIO_TEMP_DIR", ".")
-    with contextlib.suppress(FileNotFoundError):
-        if shutil.disk_usage(folder).free < size + FREE_BYTES:
-            raise TooMuch(DISK_FULL, seconds=60, status=507)
-
-
-def patient(receive: Receive) -> Receive:
-    """A `receive` that gives a body up which comes in too slowly: to Gradio it looks as if the visitor had left."""
-    began, got, complete = time.monotonic(), 0, False
-
-    async def some() -> Message:
-        nonlocal got, complete
-        if complete:  # what comes now is the end of the connection: that may take as long as the answer
-            return await receive()
-        try:
-            message = await asyncio.wait_for(receive(), SILENCE_S)
-        except TimeoutError:
-            return {"type": "http.disconnect"}
-        got += len(message.get("body", b""))
-        complete = not message.get("more_body")
-        passed = time.monotonic() - began
-        if not complete and passed > PACE_FROM_S and got < PACE_BYTES_S * passed:
-            return {"type": "http.disconnect"}
-        return message
-
-    return some
-
-
 def strings(value: object) -> list[str]:
     return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
 
@@ -438,7 +459,7 @@ def files_in(body: object) -> Iterator[str]:
 
 
 async def read(receive: Receive) -> bytes:
-    """A request's body. Raises TooMuch when it is longer than `BODY_LIMIT`, ClientDisconnect when it does not end."""
+    """A request's body. Raises Refused when it is longer than `BODY_LIMIT`, ClientDisconnect when it does not end."""
     pieces, size = [], 0
     while True:
         message = await receive()
@@ -447,7 +468,7 @@ async def read(receive: Receive) -> bytes:
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
         if size > BODY_LIMIT:
-            raise TooMuch("That is too much for one request.", seconds=0, status=413)
+            raise Refused("That is too much for one request.", status=413)
         if not message.get("more_body"):
             return b"".join(pieces)
 
@@ -464,12 +485,3 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def same_origin(headers: dict[str, str]) -> bool:
-    """Whether a write comes from our own page. Clients that are no browser send no Origin; those may."""
-    origin = headers.get("origin")
-    if not origin:
-        return True
-    host = (headers.get("x-forwarded-host") or headers.get("host") or "").split(",")[0].strip()
-    return urlsplit(origin).netloc.lower() == host.lower()

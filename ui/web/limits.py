@@ -1,7 +1,7 @@
 """How much one visitor may ask for at once, so that the others are still served.
 
 In: who asks (the browser's cookie, and the address it comes from) and for what. Out: nothing, or `TooMuch` with a
-sentence that says when to come back. The numbers are environment variables (`LIKENESS_MAX_...`; 0 = no limit). They
+sentence that says when to come back. The numbers are environment variables (see `Allowance`; 0 = no limit). They
 stop accidents and lazy floods; against somebody with many addresses a proxy in front has to help.
 """
 
@@ -13,24 +13,30 @@ import os
 import secrets
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pipelines.core.schema import UserError
+from pipelines.core.records import UserError
+from ui.web.visitors import Visitor
 
 ONE_ADDRESS = 8  # a household or an office behind one address gets this many visitors' worth
 EVENT_KEPT_S = 300.0  # an event whose page never asked for its answer counts this long
-REMEMBERED = 20_000  # visitors
+REMEMBERED = 20_000  # browsers and addresses
 
 
-class TooMuch(Exception):
-    """`str()` is a sentence for the visitor, `seconds` when to come back, `status` the answer's code."""
+class Refused(Exception):
+    """`str()` is a sentence for the visitor, `status` the answer's code, `seconds` when to come back (0 = no use)."""
 
-    def __init__(self, sentence: str, *, seconds: float, status: int = 429) -> None:
+    def __init__(self, sentence: str, *, status: int = 403, seconds: float = 0.0) -> None:
         super().__init__(sentence)
-        self.seconds, self.status = math.ceil(seconds), status
+        self.status, self.seconds = status, math.ceil(seconds)
+
+
+class TooMuch(Refused):
+    def __init__(self, sentence: str, *, seconds: float) -> None:
+        super().__init__(sentence, status=429, seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,13 @@ class Allowance:
     """Of one browser. Each is set by LIKENESS_<NAME IN CAPITALS>."""
 
     max_waiting: int = 10  # queued events whose answer has not come
-    max_in_flight: int = 16  # requests being answered at this moment
+    max_in_flight: int = 16  # events being answered at this moment
+    max_reads: int = 100  # pages and files being sent at this moment
     max_streams: int = 40  # open event streams: two a tab
     max_uploads: int = 4  # uploads under way
-    events_per_minute: int = 240  # queued events; polls are not
+    max_files: int = 1000  # uploaded and not yet taken in
+    events_per_minute: int = 240  # queued events
+    requests_per_minute: int = 2000  # everything else: pages, files, the timer
     upload_mb_per_hour: int = 1000
 
     @classmethod
@@ -56,6 +65,11 @@ class Allowance:
                 found[field.name] = int(said)
         return cls(**found)
 
+    @property
+    def queue_size(self) -> int | None:
+        """How many events may wait in all: far more than one address may have waiting."""
+        return 10 * ONE_ADDRESS * self.max_waiting or None
+
 
 class Limits:
     """Counts. A visitor is a browser and its address; the address may do `ONE_ADDRESS` times as much."""
@@ -63,15 +77,15 @@ class Limits:
     def __init__(self, allowance: Allowance | None = None) -> None:
         self.allowance = allowance or Allowance.from_environment()
         self._lock = threading.Lock()
-        self._held: Counter[tuple[str, str]] = Counter()  # (kind, visitor)
-        self._sent: OrderedDict[tuple[str, str], deque[tuple[float, int]]] = OrderedDict()  # (kind, visitor) -> spent
-        self._waiting: OrderedDict[str, dict[str, tuple[float, str]]] = OrderedDict()  # visitor -> event -> when, page
+        self._held: Counter[tuple[str, str]] = Counter()  # (kind, party)
+        self._left: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()  # (kind, party) -> left, when
+        self._waiting: OrderedDict[str, dict[str, tuple[float, str]]] = OrderedDict()  # party -> event -> when, page
 
     @contextlib.contextmanager
-    def hold(self, kind: str, visitor: tuple[str, str]) -> Iterator[None]:
-        """One more "in_flight", "streams" or "uploads" for as long as the block lasts."""
+    def hold(self, kind: str, visitor: Visitor) -> Iterator[None]:
+        """One more "in_flight", "reads", "streams" or "uploads" for as long as the block lasts."""
         most = int(getattr(self.allowance, f"max_{kind}"))
-        keys = [((kind, who), most * factor) for who, factor in _parties(visitor)]
+        keys = [((kind, who), most * factor) for who, factor in parties(visitor)]
         with self._lock:
             if most and any(self._held[key] >= limit for key, limit in keys):
                 raise TooMuch(
@@ -87,19 +101,28 @@ class Limits:
                     if not self._held[key]:
                         del self._held[key]
 
-    def spend_upload(self, visitor: tuple[str, str], size: int) -> None:
-        """Count an upload of `size` bytes before it is read."""
+    def require_upload(self, visitor: Visitor, size: int) -> None:
+        """Raise Refused when an upload of `size` bytes is more than is left. It costs nothing until bytes come."""
         allowed = self.allowance.upload_mb_per_hour
-        self._spend("upload", visitor, size, allowed * 1_000_000, 3600.0, f"{allowed:,} MB of photos an hour")
+        if allowed and size > allowed * 1_000_000:
+            raise Refused(f"One upload may have {allowed:,} MB. Send fewer or smaller photos.", status=413)
+        self._spend("upload", visitor, size, allowed * 1_000_000, 3600.0, spend=False)
 
-    def spend_event(self, visitor: tuple[str, str], page: str = "") -> str:
+    def spend_upload(self, visitor: Visitor, size: int) -> None:
+        """`size` more bytes have come."""
+        self._spend("upload", visitor, size, self.allowance.upload_mb_per_hour * 1_000_000, 3600.0)
+
+    def spend_request(self, visitor: Visitor, cost: int = 1) -> None:
+        """A page, a file, a tick of the timer."""
+        self._spend("request", visitor, cost, self.allowance.requests_per_minute, 60.0)
+
+    def spend_event(self, visitor: Visitor, page: str = "") -> str:
         """Count a queued event before it is let in. Returns the name it has until `asked` gives it its own."""
-        allowed = self.allowance.events_per_minute
-        self._spend("event", visitor, 1, allowed, 60.0, f"{allowed} clicks a minute")
+        self._spend("event", visitor, 1, self.allowance.events_per_minute, 60.0)
         most = self.allowance.max_waiting
         now, ticket = time.monotonic(), secrets.token_hex(8)
         with self._lock:
-            for who, factor in _parties(visitor):
+            for who, factor in parties(visitor):
                 waiting = self._waiting.get(who, {})
                 for event in [event for event, (since, _) in waiting.items() if now - since > EVENT_KEPT_S]:
                     del waiting[event]
@@ -112,57 +135,65 @@ class Limits:
             self._wait(visitor, ticket, now, page)
         return ticket
 
-    def asked(self, visitor: tuple[str, str], ticket: str, event: str, page: str) -> None:
+    def asked(self, visitor: Visitor, ticket: str, event: str, page: str) -> None:
         """An event was let in, under this id."""
         with self._lock:
-            for who, _ in _parties(visitor):
+            for who, _ in parties(visitor):
                 self._waiting.get(who, {}).pop(ticket, None)
             self._wait(visitor, event, time.monotonic(), page)
 
-    def _wait(self, visitor: tuple[str, str], event: str, since: float, page: str) -> None:
-        for who, _ in _parties(visitor):
+    def waits(self, visitor: Visitor, event: str) -> bool:
+        """Whether this is an event of this browser's whose answer has not come."""
+        with self._lock:
+            return bool(visitor.browser) and event in self._waiting.get(f"browser {visitor.browser}", {})
+
+    def _wait(self, visitor: Visitor, event: str, since: float, page: str) -> None:
+        for who, _ in parties(visitor):
             self._waiting.setdefault(who, {})[event] = (since, page)
             self._waiting.move_to_end(who)
         while len(self._waiting) > REMEMBERED:
             self._waiting.popitem(last=False)
 
-    def answered(self, visitor: tuple[str, str], *, event: str | None = None, page: str | None = None) -> None:
+    def answered(self, visitor: Visitor, *, event: str | None = None, page: str | None = None) -> None:
         """An event has its answer, or its page is gone and Gradio has dropped what it waited for."""
         with self._lock:
-            for who, _ in _parties(visitor):
+            for who, _ in parties(visitor):
                 waiting = self._waiting.get(who, {})
                 for name in [name for name, (_, of) in waiting.items() if name == event or of == page]:
                     del waiting[name]
                 if not waiting:
                     self._waiting.pop(who, None)
 
-    def _spend(self, kind: str, visitor: tuple[str, str], cost: int, allowed: int, per_s: float, words: str) -> None:
+    def _spend(self, kind: str, visitor: Visitor, cost: int, allowed: int, per_s: float, *, spend: bool = True) -> None:
+        """Take `cost` out of what is left of the `allowed` in `per_s` seconds; what was taken comes back evenly."""
         if not allowed:
             return
         now = time.monotonic()
         with self._lock:
-            books = []
-            for who, factor in _parties(visitor):
-                spent = self._sent.setdefault((kind, who), deque())
-                while spent and now - spent[0][0] > per_s:
-                    spent.popleft()
-                if sum(each for _, each in spent) + cost > allowed * factor:
-                    wait_s = spent[0][0] + per_s - now if spent else per_s
+            levels = {}
+            for who, factor in parties(visitor):
+                most = float(allowed * factor)
+                left, since = self._left.get((kind, who), (most, now))
+                left = min(most, left + (now - since) * most / per_s)
+                if left < cost:
+                    wait_s = (cost - left) * per_s / most
                     raise TooMuch(
-                        f"One visitor may send {words}, and that is reached. Come back in {_soon(wait_s)}.",
-                        seconds=wait_s,
+                        f"That is more than one visitor may send. Come back in {_soon(wait_s)}.", seconds=wait_s
                     )
-                books.append(spent)
-            for spent in books:
-                spent.append((now, cost))
-            while len(self._sent) > REMEMBERED:
-                self._sent.popitem(last=False)
+                levels[kind, who] = left - cost
+            if not spend:
+                return
+            for key, left in levels.items():
+                self._left[key] = (left, now)
+                self._left.move_to_end(key)
+            while len(self._left) > REMEMBERED:
+                self._left.popitem(last=False)
 
 
-def _parties(visitor: tuple[str, str]) -> list[tuple[str, int]]:
+def parties(visitor: Visitor) -> list[tuple[str, int]]:
     """(name, how many visitors' worth) of the browser, where it has a name, and of its address."""
-    browser, address = visitor
-    return [*([(f"browser {browser}", 1)] if browser else []), (f"address {address}", ONE_ADDRESS if browser else 1)]
+    own = [(f"browser {visitor.browser}", 1)] if visitor.browser else []
+    return [*own, (f"address {visitor.address}", ONE_ADDRESS)]
 
 
 def _soon(seconds: float) -> str:

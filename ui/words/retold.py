@@ -1,6 +1,6 @@
 """What other layers say in English - worked out from numbers, or stored in a run's files - in the reader's language.
 
-In: their text, or HTML that holds it. Out: the same, told in the language of who asks, sentence by sentence. Those
+In: their text. Out: the same, told in the language of who asks, sentence by sentence. Those
 layers know no language, so what they say is found again by its form. A sentence that is not listed here - an error, a
 licence, what the worker noted - stays as it is. Try it: `with speaking("de"): retell("no face found")`.
 """
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from html import escape, unescape
 
 from ui.words.words import ENGLISH, spoken, translate
 
 # What a sentence holds that is told too; other parts are figures, and names that somebody gave.
-HELD = ("who", "rounds", "says", "issuer", "why", "bases")
+HELD = ("who", "says", "issuer", "why", "bases")
 # Of two that fit the first counts.
 SENTENCES = (
-    # judges (pipelines.evaluation.scoring, calibration, faces)
+    # judges (pipelines.evaluation.references, pipelines.faces)
     "no face found",
     "the recogniser gave no answer for this face",
     "{value} - this recogniser is uncalibrated here, so the number has no scale",
@@ -26,27 +25,26 @@ SENTENCES = (
     "{value} - higher than {share} of different-person pairs",
     "{count} faces are in the picture; the largest was judged.",
     "The face is {size} px high, too small to judge: below {least} px even real photos score low.",
-    # any picture (pipelines.evaluation.lookalike)
-    "It looks like this person.",
-    "It does not look like this person.",
-    "It may be this person: 1 in 100 strangers gets as near.",
-    "It looks like the sample person, who does not exist, and not like this person.",
-    "It looks like a face that the untrained base drew, and not like this person.",
-    "It looks like none of those it was compared with.",
     "this judge does not see this face",
-    "this person",
-    "the sample person",
-    "the untrained base's pictures",
-    "{judge} finds no face in the held-out photos.",
     # what an AI drew (pipelines.finishing.mark)
     "No mark says that an AI drew this picture.",
     "That does not show that it is a photo.",
     "The file was changed after it was signed.",
     "1 of 3 marks says that an AI drew this picture.",
     "{count} of 3 marks say that an AI drew this picture.",
+    "1 of 3 marks says that this picture was made from a picture that an AI drew.",
+    "The file holds settings of {program}, which draws pictures: a hint, neither signed nor hard to change.",
     "Content credentials: none in this file.",
     "Content credentials: there are some, but they can't be read.",
     "Content credentials: the file or its credentials were changed after signing, so they prove nothing.",
+    "Content credentials: nothing shows a change, but {why} ({code}).",
+    "they hold no fingerprint of the picture, so they may belong to another one",
+    "the certificate that signed them was revoked",
+    "the certificate that signed them is not valid at the time that counts: it expired, or begins later",
+    "the certificate that signed them is not one that content credentials allow",
+    "a part of them is not written as the standard asks",
+    "a part of them is missing",
+    "they could not be checked",
     "Content credentials: valid, the file is unchanged since it was signed by {who}.",
     "this copy of Likeness, self-signed",
     "this copy's certificate ({issuer})",
@@ -64,26 +62,18 @@ SENTENCES = (
     "an AI model drew part of this picture",
     "a program drew this picture",
     "part of this picture is synthetic",
+    "made from a picture that an AI drew",
+    "made from a picture that an AI drew, wholly or in part",
+    "made from a picture that an AI drew in part",
+    "made from a picture that a program drew",
+    "made from a picture that is partly synthetic",
+    "an AI model drew this picture, or a part of it",
     "Watermark: the picture is too small to read one from.",
     "Watermark: none was found in the pixels.",
     "Watermark: found in the pixels (strength {strength}, needed {needed}); by chance that happens less than once in "
     "{pictures} pictures.",
     "It says: an AI model drew this picture.",
     "No watermark: a picture with sides below {side} pixels has no room for one.",
-    # votes (pipelines.evaluation.votes)
-    "{who} answered {rounds}.",
-    "1 voter",
-    "{count} voters",
-    "1 round",
-    "{count} rounds",
-    "'None of them' was said in {count} of them.",
-    "'Can't say' was said in {count} of them (not counted).",
-    "No method is ahead.",
-    "{name} is ahead of the others beyond chance.",
-    "{name} is ahead, but its interval overlaps the next one's: more votes are needed to be sure.",
-    "The friends' order of the methods is that of {judge}.",
-    "Of {pairs} pairs of methods, friends and {judge} order {count} alike.",
-    "In {count} of {rounds} rounds the picture that {judge} finds most alike was picked (by chance {chance}).",
     # finishing (pipelines.finishing.refine, matting, delivery)
     "White balance and exposure",
     "Denoise",
@@ -128,7 +118,7 @@ SENTENCES = (
     "The picture is too narrow for this size: its backdrop was continued above.",
     "{width} x {height} pixels: more would not have fitted into {size} kB.",
     "At this quality the watermark can't be read any more; the other marks are in the file.",
-    # a training's memory (pipelines.core.runtime)
+    # a training's memory (pipelines.bases.memory)
     "Gradient checkpointing is off: memory is enough without",
     "Gradient checkpointing is on: without it {size} GB would be needed",
     "{size} GB are needed and {free} GB are free",
@@ -143,59 +133,15 @@ SENTENCES = (
     "{style} is written for {bases}.",
     "Stable Diffusion 1.5 or SDXL",
     "{base} does not know: {words}.",
-    # a deletion (pipelines.core.workspace)
+    # a deletion (pipelines.core.run)
     "the folder and every listed file were looked for afterwards and are not there",
     "Backups and the disk's own unused blocks are outside this program's reach.",
-    # drawings of a comparison (pipelines.reports.figures)
-    "Untrained base",
-    "{name} (imported)",
-    "Identity against obedience",
-    "Up and right is better; the dashed line joins what nothing else beats in both.",
-    "Faint lines are checkpoints, by another judge on validation prompts.",
-    "share of what was asked that is shown",
-    "similarity by {judge}",
-    "real photos {value}",
-    "Identity against prompt-following, by method",
-    "While it learned",
-    "Validation pictures against the validation photos (solid) and the training photos (dashed).",
-    "The dot is the checkpoint that was kept.",
-    "seconds of the method's own work",
-    "Similarity over training time, by method",
-    "LoRA strengths on validation prompts, judge: {judge}.",
-    "{value} (kept)",
-    "Strength",
-    "Similarity",
-    "As asked",
-    "Product",
-    "Spread",
-    "Below: from the lowest to the highest quantile that was measured, the dot is the middle.",
-    "different people",
-    "one person's photos",
-    "looks like you from {value}",
-    "How the similarities are spread, by method",
-    "Every picture against every photo",
-    "A method that copies is darker under the photos it learned from than under those it never saw.",
-    "learned from",
-    "held out",
-    "other people",
-    "{photo}: no face",
-    "Similarity of pictures with photos by {judge}",
 )
 
 
 def retell(text: str) -> str:
     """`text` in the language of who asks, as far as its sentences are known."""
     return text if spoken() == ENGLISH else _retold(text, spoken())
-
-
-def retell_html(html: str) -> str:
-    """The same for what finished HTML shows and says; its tags stay as they are."""
-
-    def told(found: re.Match[str]) -> str:
-        return f"{found[1]}{escape(retell(unescape(found[2])))}{found[3]}"
-
-    html = re.sub(r"(>)([^<>]+)(<)", told, html)
-    return re.sub(r'( aria-label=")([^"]+)(")', told, html)
 
 
 @lru_cache(maxsize=4096)  # the same few sentences every second

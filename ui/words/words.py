@@ -21,6 +21,8 @@ import gradio as gr
 from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
+from pipelines.core.said import Said
+
 FOLDER = Path(__file__).parent
 ENGLISH = "en"
 _spoken: ContextVar[str | None] = ContextVar("language", default=None)
@@ -37,6 +39,13 @@ def tell(text: str, **parts: object) -> str:
     """`text` in the language of the browser that is being answered, its {parts} filled in."""
     found = translate(text, spoken())
     return found.format(**parts) if parts else found
+
+
+def in_words(said: Said | str) -> str:
+    """What a lower room has to say, in the language of the browser that is being answered; a `str` stays as it is."""
+    if isinstance(said, str):
+        return said
+    return tell(said.text, **{name: in_words(v) if isinstance(v, Said) else v for name, v in said.values.items()})
 
 
 def spoken() -> str:

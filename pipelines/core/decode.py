@@ -1,0 +1,145 @@
+"""The one decoder of records, and the one place that holds them to their limits.
+
+In: what JSON says, or a record. Out: the record, or a UserError that names the field and what it can be.
+Try it: `decode(Sampling, {"prompt": "portrait of {subject}", "steps": 500})`. pydantic is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pipelines.core.records import MOST, OneOf, UserError, Within
+
+T = TypeVar("T")
+
+
+def decode(kind: type[T], saved: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> T:
+    """A record of this kind from what JSON says of it; fields of a later version, which `kind` lacks, are left out.
+
+    Raises UserError, a sentence that names the field, for a field that is missing, of another type or out of its
+    limits. `where` begins the sentence; `labels` says how fields are called there ("Steps" without).
+    """
+    from pydantic import ValidationError
+
+    of: Any = kind
+    adapter = _adapter(of)
+    try:
+        text = json.dumps(_whole(saved), ensure_ascii=False)
+        if _NO_UTF8.search(text) is None:
+            made: T = adapter.validate_json(text)
+            return made
+        made = _restored(adapter.validate_json(text.translate(_TO_PRIVATE)))
+        return made
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        sentence = _sentence(kind, wrong["loc"], wrong["type"], wrong["input"], labels or {})
+    except (TypeError, ValueError, RecursionError):
+        sentence = "This can't be read."
+    raise UserError(where + sentence)
+
+
+def check_record(record: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> None:
+    """Raises UserError like `decode` for a record whose fields are of another type or out of their limits."""
+    decode(type(record), record, where=where, labels=labels)
+
+
+def limits(kind: type, name: str) -> tuple[float, float]:
+    """The limits of a number that a record holds: what a slider may offer."""
+    hint = get_type_hints(kind, include_extras=True)[name]
+    return next((each.low, each.high) for each in _meta(hint) if isinstance(each, Within))
+
+
+@lru_cache(maxsize=32)
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    _configure(kind)
+    return TypeAdapter(kind)
+
+
+def _configure(kind: Any) -> None:
+    """Tell pydantic to convert nothing: a text is no number, and true is none."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        kind.__pydantic_config__ = {"strict": True, "allow_inf_nan": False, "extra": "ignore"}  # type: ignore[attr-defined]
+        for hint in get_type_hints(kind).values():
+            _configure(hint)
+    for part in get_args(kind):
+        _configure(part)
+
+
+def _whole(value: Any) -> Any:
+    """Records as dicts; 20.0 as 20, which fits whole and other numbers alike."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {str(name): _whole(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(each) for each in value]
+    whole = isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) <= MOST
+    return int(value) if whole else value
+
+
+def _figure(value: float) -> str:
+    return f"{value:g}" if value < 1e6 else f"{value:,.0f}"
+
+
+# Bytes of file names that are no UTF-8, as Python reads them, and the private characters that stand for them meanwhile.
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+_TO_PRIVATE = {0xDC80 + byte: 0x10FE80 + byte for byte in range(0x80)}
+_FROM_PRIVATE = {private: lone for lone, private in _TO_PRIVATE.items()}
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_FROM_PRIVATE)
+    if isinstance(value, tuple):
+        return tuple(map(_restored, value))
+    if isinstance(value, dict):
+        return {_restored(name): _restored(each) for name, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: _restored(each) for name, each in vars(value).items()})
+    return value
+
+
+def _meta(hint: Any) -> tuple[Any, ...]:
+    """What `Annotated` says of a field, inside `... | None` too."""
+    own = getattr(hint, "__metadata__", ())
+    return own or tuple(each for part in get_args(hint) for each in getattr(part, "__metadata__", ()))
+
+
+def _sentence(kind: Any, at: tuple[Any, ...], error: str, value: object, labels: Mapping[str, str]) -> str:
+    """What is wrong with the field that lies `at` this place of a record."""
+    hint = kind
+    name = next((str(each) for each in reversed(at) if isinstance(each, str)), "")
+    for each in at:
+        if is_dataclass(hint) and isinstance(each, str):
+            hint = get_type_hints(hint, include_extras=True).get(each, hint)
+        else:
+            hint = next((part for part in reversed(get_args(hint)) if part not in (type(None), Ellipsis)), hint)
+        hint = (
+            next((part for part in get_args(hint) if is_dataclass(part)), hint)
+            if type(None) in get_args(hint)
+            else hint
+        )
+    label = labels.get(name) or name.removesuffix("_px").replace("_", " ").capitalize() or "This"
+    if error == "missing":
+        return f"{label} is not said. Add it."
+    for each in _meta(hint):
+        if isinstance(each, OneOf):
+            return f"{label} is one of {', '.join(each.values)}, not {value}."
+        if isinstance(each, Within):
+            number = "a whole number" if int in (*get_args(hint), *(get_args(get_args(hint)[0]))) else "a number"
+            return f"{label} must be {number} from {_figure(each.low)} to {_figure(each.high)}, not {value}."
+    if not at:
+        return "This can't be read."
+    plain = next((part for part in (hint, *get_args(hint)) if part in _TYPES), None)
+    return f"{label} must be {_TYPES.get(plain, 'of another kind')}, not {str(value)[:80]}."
+
+
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

@@ -1,0 +1,478 @@
+"""The records every stage passes on: frozen dataclasses, no torch, nothing that touches a disk.
+
+`f(records, options) -> records`: photos -> PhotoSet -> Subject -> Render -> Score. Units stand in the names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
+UNTRAINED = "none"  # the column of the untrained base
+IMPORTED = "imported-"  # begins the column of a LoRA or embedding that was not trained here
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
+CHECKPOINTING = ("auto", "on", "off")
+Quality = Literal["draft", "good", "best"]
+QUALITIES: tuple[str, ...] = ("draft", "good", "best")
+ATTENTIONS = ("sdpa", "xformers")
+CLASS_WORDS: tuple[str, ...] = ("person", "man", "woman")
+
+
+# Why a photo is left out, and remarks that let it pass: codes that other programs may rely on -> what to do.
+LEAVE_OUT = {
+    "unreadable": "it can't be read",
+    "picture_too_small": "the picture is too small; use a larger copy",
+    "no_face": "no face was found; use one where the face looks towards the camera",
+    "face_too_small": "the face is too small for this base; use a closer photo",
+    "another_person": "this is probably another person; leave it out, or keep it if you know better",
+    "same_picture": "it is the same picture as another one; it counts once",
+}
+REMARKS = {
+    "several_faces": "several faces; the one that agrees with the other photos is used",
+    "blurred": "the face looks blurred; a sharper photo teaches more",
+    "dark": "the face is dark; a photo in daylight teaches more",
+    "bright": "the face is overexposed; a photo in softer light teaches more",
+    "low_contrast": "the face has little contrast; a photo in clearer light teaches more",
+    "turned": "the face is strongly turned; it helps only beside frontal photos",
+    "tilted": "the head is strongly tilted; it helps only beside upright photos",
+    "cropped_head": "part of the head is cut off; a photo with the whole head teaches more",
+    "rotated_left": "it lay on its side and was turned by a quarter to the left",
+    "rotated_right": "it lay on its side and was turned by a quarter to the right",
+    "rotated_half": "it was upside down and was turned by a half",
+    "near_duplicate": "nearly the same picture as another one; they stay together and count little more than one",
+}
+REASONS = LEAVE_OUT | REMARKS
+LOW_CEILING = (
+    "The photos agree less with each other than 95% of people's do: different ages, glasses or strong filters make one "
+    "face hard to learn. The pictures can't be more alike than the photos are."
+)
+
+
+def title_of(column: str) -> str:
+    """A column's title as plain text; pictures made elsewhere carry the name they were given."""
+    if is_imported(column):
+        return f"{column.removeprefix(IMPORTED)} (imported)"
+    if column == UNTRAINED:
+        return "Untrained base"
+    return METHOD_ROWS[column].title if column in METHOD_ROWS else column
+
+
+def is_imported(column: str) -> bool:
+    return re.fullmatch(r"imported-[a-z0-9][a-z0-9-]{0,23}", column) is not None
+
+
+def place_of(column: str) -> tuple[int, str]:
+    """Sorts columns: those of `COLUMNS` first and in their order, then the imported ones by name."""
+    return (COLUMNS.index(column) if column in COLUMNS else len(COLUMNS), column)
+
+
+LEARNS = ("words", "adapters", "weights")
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One way of teaching a face, as data: what it can do is said here, and its code never asks for a name."""
+
+    name: str
+    title: str
+    # What trains: "words" (vectors of the text encoders), "adapters" (low-rank changes of layers), "weights" (the whole
+    # denoiser). () = nothing trains: it is a column of the comparison all the same.
+    learns: tuple[str, ...]
+    usual: bool = True  # taught where nobody names methods
+
+
+METHOD_ROWS: dict[str, MethodRow] = {
+    row.name: row
+    for row in (
+        MethodRow("textual_inversion", "Textual inversion", ("words",)),
+        MethodRow("dreambooth", "DreamBooth", ("weights",)),
+        MethodRow("lora", "LoRA", ("adapters",)),
+        MethodRow("pivotal", "Pivotal tuning", ("words", "adapters"), usual=False),
+    )
+}
+
+
+class _Names(Sequence[str]):
+    """Names out of `METHOD_ROWS` in its order, read each time: a row that is added later is among them."""
+
+    def __init__(self, chosen: Callable[[MethodRow], bool], *before: str) -> None:
+        self._chosen, self._before = chosen, before
+
+    def _now(self) -> tuple[str, ...]:
+        return (*self._before, *(row.name for row in METHOD_ROWS.values() if self._chosen(row)))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._now()[index]
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __eq__(self, other: object) -> bool:
+        return self._now() == (other._now() if isinstance(other, _Names) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._now())
+
+
+METHODS: Sequence[str] = _Names(lambda row: bool(row.learns) and row.usual)  # taught where nobody names methods
+ALL_METHODS: Sequence[str] = _Names(lambda row: bool(row.learns))  # everything that can be taught
+COLUMNS: Sequence[str] = _Names(lambda row: True, UNTRAINED)  # everything that is compared
+
+
+class UserError(Exception):
+    """Something the person can act on: one or two sentences that say what happened and what to do."""
+
+
+class OutOfMemory(UserError):
+    """Memory ran out: a process in which that happened should end before the next job."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """The limits of a number, both included. `decode` and `check_record` hold every record to them."""
+
+    low: float
+    high: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return handler(source) | {"ge": self.low, "le": self.high}
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The texts that a field can be."""
+
+    values: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.literal_schema(list(self.values))
+
+
+MOST = 2**53  # what JSON and sliders carry without rounding
+Seed = Annotated[int, Within(0, MOST)]
+Share = Annotated[float, Within(0, 1)]
+Pixels = Annotated[int, Within(64, 4096)]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One accepted photo. Coordinates are pixels of the upright picture."""
+
+    name: str  # the person's own file name, for messages
+    path: str  # the stored, metadata-free copy
+    sha256: str  # of the stored copy's bytes
+    width_px: int
+    height_px: int
+    face_box: tuple[float, float, float, float]
+    eyes: tuple[tuple[float, float], tuple[float, float]]
+    eye_distance_px: float
+    notes: tuple[str, ...] = ()  # what could be better about it, in words
+    reasons: tuple[str, ...] = ()  # the codes of REASONS behind the notes
+    caption: str | None = None  # the person's own words, with "{subject}"; None: what was measured
+    zoom: float = 1.0  # the person's own framing: above 1 closer, below wider than the base's
+
+
+@dataclass(frozen=True)
+class PhotoCheck:
+    """What was found about one photo. No embedding: numbers and words only."""
+
+    name: str  # the person's own file name
+    verdict: str  # "good" | "usable" | "leave_out"
+    reasons: tuple[str, ...] = ()  # stable codes, keys of REASONS
+    text: str = ""  # one line: why, and what to do
+    similarity: float | None = None  # to the other photos of the set
+    kept: bool = False  # the person overruled "leave_out"
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """The photos as a set."""
+
+    good: int = 0
+    usable: int = 0
+    left_out: int = 0
+    ceiling: float | None = None  # how alike the set's own photos are: what a render can reach at best
+    ceiling_low: bool = False  # less alike than 95% of people's photos are
+    angles: tuple[tuple[float, float], ...] = ()  # (yaw, pitch) proxies per kept photo, in eye distances
+    checklist: dict[str, bool] = field(default_factory=dict)
+    next_photo: str | None = None  # the one most useful photo to add
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """The accepted photos in three disjoint parts, and why the others were refused."""
+
+    train: tuple[Photo, ...]
+    validation: tuple[Photo, ...]
+    held_out: tuple[Photo, ...]
+    rejected: dict[str, str] = field(default_factory=dict)  # file name -> sentence
+    weak: bool = False  # so few photos that a verdict says little
+    checks: tuple[PhotoCheck, ...] = ()  # of every file that came in
+    report: SetReport | None = None
+
+    @property
+    def photos(self) -> tuple[Photo, ...]:
+        return self.train + self.validation + self.held_out
+
+    @property
+    def digest(self) -> str:
+        """Depends on which photos lie in which part and on how they are to be seen, not on their order."""
+        parts = (sorted(_mark(p) for p in part) for part in (self.train, self.validation, self.held_out))
+        return hashlib.sha256("|".join(",".join(part) for part in parts).encode()).hexdigest()
+
+
+def _mark(photo: Photo) -> str:
+    changed = photo.caption is not None or photo.zoom != 1.0
+    return f"{photo.sha256}{f'/{photo.zoom:g}/{photo.caption}' if changed else ''}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Recipe + PhotoSet alone determine the result."""
+
+    base: str  # a registry name or a path
+    method: str  # one of ALL_METHODS
+    class_word: str = "person"
+    steps: Annotated[int, Within(1, 100_000)] = 300
+    batch: Annotated[int, Within(1, 256)] = 8
+    learning_rate: Share = 1e-4
+    text_learning_rate: Share = 0.0  # > 0: the text encoder learns too (DreamBooth, LoRA)
+    warmup_steps: Annotated[int, Within(0, 100_000)] = 20
+    weight_decay: Annotated[float, Within(0, 10)] = 1e-2
+    clip_norm: Annotated[float, Within(0, 1000)] = 1.0
+    ema: Annotated[float, Within(0, 0.999999)] = 0.0  # 0 = off
+    snr_gamma: Annotated[float, Within(0, 1000)] | None = 5.0  # min-SNR weighting; None = uniform
+    noise_from: Annotated[float, Within(0, 0.99)] = (
+        0.0  # only noise levels from this share of the schedule up; words decide nothing below it
+    )
+    vectors: Annotated[int, Within(1, 8)] = 4  # textual inversion: learned vectors per text encoder, 1..8
+    init: str = "class_word"  # textual inversion: "class_word" | "zero_shot" (bases that carry a projector)
+    rank: Annotated[int, Within(1, 256)] = 16  # LoRA
+    alpha: Annotated[float, Within(0, 1024)] = 16.0
+    targets: str = "attention"  # LoRA: "attention" | "attention+feed_forward" | "all" (with convolutions)
+    prior_weight: Annotated[float, Within(0, 10)] = 0.0  # DreamBooth: weight of generated class images, 0 = off
+    prior_images: Annotated[int, Within(1, 1000)] = 32
+    mirror: bool = False  # mirrored copies of the photos
+    caption_dropout: Share = 0.1
+    seed: Seed = 0
+    watch_every: Annotated[int, Within(0, 100_000)] = (
+        0  # look at validation pictures every so many steps and keep the best checkpoint; 0 = the last
+    )
+    patience: Annotated[int, Within(0, 1000)] = 0  # stop once so many looks brought nothing better; 0 = never
+    start_from: str = ""  # sha256 of what this method learned before, in the same folder; "" = from the base
+    choose_strength: bool = False  # LoRA: scale the learned change to what looks best on validation prompts
+    checkpoint_every: Annotated[int, Within(1, 100_000)] = 50
+    preview_every_s: Annotated[float, Within(0, 86_400)] = 10.0
+    vector_learning_rate: Share = 5e-4  # pivotal: of the word vectors; `learning_rate` is the LoRA's
+    freeze_vectors_after: Share = 1.0  # pivotal: the vectors stay as they are after this share of the steps; 1 = never
+    dora: bool = False  # LoRA: sizes and directions of the weights learn apart (Liu et al. 2024)
+    rslora: bool = False  # LoRA: alpha is divided by the root of the rank, not by the rank (Kalajdzievski 2023)
+    face_weight: Annotated[float, Within(0, 100)] = 1.0  # how much the head counts in the loss ...
+    background_weight: Annotated[float, Within(0, 100)] = (
+        1.0  # ... and what is around it; only their ratio matters, equal ones = no mask
+    )
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = (
+        "adamw"  # one of OPTIMIZERS; "prodigy" finds its rates itself and ignores the recipe's
+    )
+    gradient_checkpointing: Annotated[str, OneOf(CHECKPOINTING)] = (
+        "auto"  # one of CHECKPOINTING: layers computed twice, for less memory
+    )
+
+    @property
+    def weighs_faces(self) -> bool:
+        return self.face_weight != self.background_weight
+
+    def replaced(self, **changes: Any) -> Recipe:
+        return Recipe(**{**asdict(self), **changes})
+
+
+# What recipes did not have from the beginning: left out of fingerprints where it says nothing, so that checkpoints of
+# earlier versions go on.
+_LATER = (
+    "vector_learning_rate", "freeze_vectors_after", "dora", "rslora", "face_weight", "background_weight", "optimizer",
+    "gradient_checkpointing",
+)  # fmt: skip
+
+
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it is hashed: what came later is left out at its default."""
+    usual = {each.name: each.default for each in fields(Recipe)}
+    return {name: value for name, value in vars(recipe).items() if name not in _LATER or value != usual[name]}
+
+
+@dataclass(frozen=True)
+class Style:
+    """A look a person picks. `prompt` holds `{subject}`; `words` are what the base has to know."""
+
+    id: str
+    name: str
+    prompt: str
+    negative_prompt: str = ""
+    guidance: Annotated[float, Within(0, 50)] = 3.0
+    steps: Annotated[int, Within(1, 200)] = 20
+    words: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ("any",)  # families the style is written for: "portrait", "sd15", "sdxl", "z_image", "any"
+    photoreal: bool = True  # recognisers say nothing about cartoons: such styles stay out of the identity mean
+    thumbnail: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Everything that determines a picture, given a subject. `prompt` still holds `{subject}`."""
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: Annotated[int, Within(1, 200)] = 20
+    guidance: Annotated[float, Within(0, 50)] = 3.0
+    seed: Seed = 0
+    width_px: Pixels | None = None  # None = the base's own size
+    height_px: Pixels | None = None
+    scheduler: str = "default"
+    strength: Annotated[float, Within(0, 3)] = 1.0  # LoRA strength
+    source: str | None = None  # a picture of the same run to vary, relative to the run's folder; None: from noise alone
+    change: Annotated[float, Within(0.05, 1)] = (
+        1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
+    )
+    draft: bool = False  # with the base's distilled LoRA on top, see pipelines.methods.drafts; counts in no figures
+
+
+# What samplings did not have from the beginning.
+_ADDED: dict[str, Any] = {"source": None, "change": 1.0, "draft": False}
+SOURCE_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.png")
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """A sampling as it is written and hashed: what came later is left out where it says nothing, so that the names,
+    settings and keys of pictures from noise stay what they always were.
+    """
+    return {name: value for name, value in vars(sampling).items() if name not in _ADDED or value != _ADDED[name]}
+
+
+def check_variation(sampling: Sampling) -> None:
+    """Raises UserError for a `source` that is no plain path of a PNG inside the run, or a `change` without one.
+
+    Looks at no disk: whether the picture is there is found out where it is read.
+    """
+    source, change = sampling.source, sampling.change
+    if source is not None and not (isinstance(source, str) and SOURCE_NAME.fullmatch(source)):
+        raise UserError("The picture to vary must be a PNG of this run, such as renders/lora/seed3-0123456789.png.")
+    if source is None and change != 1:
+        raise UserError("There is no picture to change. Choose one of the run's pictures, or set change to 1.")
+
+
+def with_subject(prompt: str) -> tuple[str, str | None]:
+    """A prompt in which `{subject}` stands, and a sentence where it had to be put in front (else None).
+
+    Raises UserError, naming it, for anything else in braces: `{Subject}` and `{}` would draw somebody else.
+    """
+    for found in re.findall(r"\{[^{}]*\}", prompt):
+        if found != "{subject}":
+            raise UserError(f"The prompt says {found[:60]}. Write {{subject}} where the person belongs.")
+    if "{subject}" in prompt or not prompt.strip():
+        return prompt, None
+    placed = f"{{subject}}, {prompt.strip()}"
+    return placed, f"The prompt has no {{subject}}, so it was put in front: {placed}"
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How pictures of a run are to be finished; `pipelines.finishing.stage` checks it."""
+
+    pictures: tuple[str, ...]  # paths inside the run, as in `Sampling.source`
+    steps: tuple[str, ...] = ()  # of `refine.STEPS`
+    background: str = ""  # of `matte.BACKGROUNDS`; "" = as it is
+    upscaler: str = ""  # a registered name; "" = the embedded one
+    restorer: str = ""
+    size: str = "linkedin"  # of `deliver.sizes`
+    max_kb: int = 200
+    format_name: str = "JPEG"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained method's card: what was learned, from what, and where it lies. Never weights in memory."""
+
+    id: str
+    method: str
+    base: str
+    base_revision: str | None
+    class_word: str
+    phrase: str  # what `{subject}` becomes in a prompt, e.g. "<likeness> <likeness>_1 man"
+    recipe: Recipe
+    photo_digest: str
+    artifact: str  # path relative to the folder of subject.json
+    sha256: str
+    steps: int  # optimizer steps taken
+    train_s: float
+    peak_mem_mb: float | None
+    artifact_bytes: int
+    trainable_params: int
+    complete: bool = True  # False: stopped early, what was learned is kept
+
+
+@dataclass(frozen=True)
+class Render:
+    path: str
+    method: str  # one of COLUMNS
+    subject_id: str | None  # None = the untrained base
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Score:
+    render: str  # path of the picture
+    judge: str  # "buffalo_l", "antelopev2", "buffalo_sc", "arcface-mini", "dlib"
+    similarity: float | None  # None: see reason
+    reason: str | None = None  # "no face"
+    split: str = "held_out"
+    verdict: str | None = None  # "looks like you" | "borderline" | "someone else" | "no face" | "uncalibrated"
+    face_px: float | None = None  # height of the face in the picture
+    faces: int | None = None  # how many the detector found
+    note: str | None = None  # what makes the number less than it seems, e.g. a face too small to judge
+    words: str | None = None  # the similarity as people read it: where it lies among different people
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the validation pictures of one checkpoint, or of one strength, turned out."""
+
+    value: float  # what is maximised: identity (at least 0) x following
+    identity: float  # mean similarity to the validation photos; a picture without a face counts as 0
+    following: float | None  # mean share of what the prompts ask for that is shown
+    trained: float  # mean similarity to the training photos
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks at the checkpoints of a training: it draws `prompts` and hands the pictures to `look`."""
+
+    judge: str  # its name, for the record; never the one that the report's first figures come from
+    prompts: tuple[str, ...]  # each with "{subject}"
+    look: Callable[[np.ndarray], Look]  # of one frame per prompt, (n, H, W, 3) uint8
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened, as the app, the command line and the tests see it. JSON-able."""
+
+    # "start", "step", "preview", "watch", "note", "phase", "render", "refused", "score", "done", "stopped", "paused",
+    # "failed"
+    kind: str
+    method: str | None = None
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    seconds: float = 0.0  # spent so far on this method
+    seconds_left: float | None = None
+    path: str | None = None  # of a preview, render or artefact
+    text: str | None = None  # one sentence for people
+    data: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,381 @@
+"""A study's results: one page, one JSON, one CSV of every picture, one LaTeX table.
+
+In: finished runs (their report.json and cells.csv). Out: figures with 95% intervals by a bootstrap over people,
+training seeds and prompts, paired differences with Holm's correction. Nothing here shows a face.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.core.files import read_json, timestamp, write_json, write_text
+from pipelines.core.records import COLUMNS, UserError, title_of
+from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm, known_mean
+from pipelines.reports import figures as drawn
+from pipelines.reports.figures import figure
+from pipelines.reports.page import templates
+
+COST = ("train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "steps")
+WORST = 8
+PER_RUN = ("diversity", "yaw_spread", "copies", "copy_score", "memorisation_gap", "drift", "preserved")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One finished comparison of a study: its folder holds report.json, cells.csv and figures.json."""
+
+    person: str
+    condition: str  # the budget's name, and the recipe's where there are several
+    seed: int  # of training
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every picture of one budget as arrays (people, training seeds, prompts, render seeds), by column."""
+
+    budget: str
+    columns: tuple[str, ...]
+    judges: tuple[str, ...]
+    people: tuple[str, ...]
+    seeds: tuple[int, ...]
+    similarity: dict[tuple[str, str], np.ndarray]  # (column, judge); NaN where no face was found
+    usable: dict[str, np.ndarray]
+    following: dict[str, np.ndarray]  # NaN where nothing measurable was asked
+    reports: tuple[dict[str, Any], ...]  # of each (person, seed)
+    drawings: tuple[dict[str, Any], ...]  # figures.json of each (person, seed)
+    lines: tuple[dict[str, Any], ...]  # every picture's row of cells.csv, with the person and the training seed
+
+
+def write_study(
+    finished: Sequence[FinishedRun], out: Path, *, command: str, machine: str, failed: dict[str, str]
+) -> dict[str, Any]:
+    """Write report.json, report.html, cells.csv and table.tex into `out`; returns what report.json holds."""
+    tables = [table(group) for group in _by_budget(finished).values()]
+    saved: dict[str, Any] = {
+        "schema": 1,
+        "command": command,
+        "machine": machine,
+        "finished": timestamp(),
+        "failed": failed,
+        "budgets": {each.budget: figures(each) for each in tables},
+    }
+    write_text(out / "cells.csv", _every_picture(finished))
+    write_text(out / "table.tex", "\n".join(to_latex(name, found) for name, found in saved["budgets"].items()))
+    write_text(out / "report.html", to_html(saved))
+    write_json(out / "report.json", saved)
+    return saved
+
+
+def _by_budget(finished: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Cells by budget; people who lack one of its training seeds are left out, so that all arrays are whole."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for cell in finished:
+        groups.setdefault(cell.condition, []).append(cell)
+    whole = {}
+    for name, group in groups.items():
+        seeds = {cell.seed for cell in group}
+        complete = {p for p in {c.person for c in group} if {c.seed for c in group if c.person == p} == seeds}
+        whole[name] = [cell for cell in group if cell.person in complete]
+    return {name: group for name, group in whole.items() if group}
+
+
+def table(group: Sequence[FinishedRun]) -> Table:
+    """Read one budget's cells."""
+    people = tuple(dict.fromkeys(cell.person for cell in group))
+    seeds = tuple(sorted({cell.seed for cell in group}))
+    ordered = sorted(group, key=lambda cell: (people.index(cell.person), seeds.index(cell.seed)))
+    reports = tuple(json.loads((cell.folder / "report.json").read_text()) for cell in ordered)
+    if gone := sum(row.get("refused", 0) for report in reports for row in report["methods"].values()):
+        raise UserError(
+            f"The image filter refused {gone} pictures of {group[0].condition}, so the methods can't be compared "
+            "picture by picture. Repeat the study with other prompts or seeds."
+        )
+    rows = [list(csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text()))) for cell in ordered]
+    columns = tuple(name for name in COLUMNS if all(name in report["methods"] for report in reports))
+    judges = tuple(name for name in reports[0]["judges"] if all(name in report["judges"] for report in reports))
+
+    def array(column: str, key: str) -> np.ndarray:
+        by_cell = []
+        for lines in rows:
+            prompts: dict[str, list[float]] = {}
+            for line in lines:
+                if line["method"] == column and line["counted"] == "1":
+                    prompts.setdefault(line["prompt"], []).append(float(line[key]) if line[key] else math.nan)
+            by_cell.append(list(prompts.values()))
+        whole = np.array(by_cell, np.float64)
+        return whole.reshape(len(people), len(seeds), *whole.shape[1:])
+
+    return Table(
+        budget=group[0].condition,
+        columns=columns,
+        judges=judges,
+        people=people,
+        seeds=seeds,
+        similarity={(column, judge): array(column, judge) for column in columns for judge in judges},
+        usable={column: array(column, "usable") for column in columns},
+        following={column: array(column, "following") for column in columns},
+        reports=reports,
+        drawings=tuple(read_json(cell.folder / "figures.json") or {} for cell in ordered),
+        lines=tuple(
+            {"person": cell.person, "training_seed": cell.seed, **line}
+            for cell, own in zip(ordered, rows, strict=True)
+            for line in own
+        ),
+    )
+
+
+def figures(found: Table) -> dict[str, Any]:
+    """The figures of one budget, JSON-able."""
+    columns: dict[str, Any] = {}
+    for column in found.columns:
+        reports = [report["methods"][column] for report in found.reports]
+        columns[column] = {
+            "identity": {
+                judge: {
+                    **_interval(cluster_bootstrap(found.similarity[column, judge])),
+                    "normalised": _normalised(found, column, judge),
+                }
+                for judge in found.judges
+            },
+            "usable": _interval(cluster_bootstrap(found.usable[column])),
+            "following": _share(found.following[column]),
+            "faces_found": sum(report["faces_found"] for report in reports),
+            "renders": sum(report["renders"] for report in reports),
+            **{name: _mean([report[name] for report in reports]) for name in (*PER_RUN, *COST)},
+        }
+    return {
+        "people": list(found.people),
+        "training_seeds": list(found.seeds),
+        "prompts": int(found.usable[found.columns[0]].shape[2]),
+        "render_seeds": int(found.usable[found.columns[0]].shape[3]),
+        "judges": {
+            judge: {
+                name: _mean([report["judges"][judge][name] for report in found.reports])
+                for name in ("ceiling", "impostor", "threshold")
+            }
+            for judge in found.judges
+        },
+        "methods": columns,
+        "pairs": {judge: _pairs(found, judge) for judge in found.judges},
+        "figures": _drawings(found, columns),
+        "worst": _worst_of(found),
+    }
+
+
+def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
+    """What `figures` draws, over all runs and by the first judge: means of curves and of the heatmaps' parts."""
+    judge = found.judges[0]
+    by_run = [each for each in found.drawings if each.get("judge") == judge]
+    marks = [report["judges"][judge] for report in found.reports]
+    curves = {}
+    for column in found.columns:
+        ways = [each["curves"][column]["looks"] for each in by_run if column in each.get("curves", {})]
+        if ways:
+            length = min(len(way) for way in ways)
+            keys = ("seconds", "value", "identity", "following", "trained")
+            looks = [
+                {"step": way_at[0]["step"], **{key: _mean([look[key] for look in way_at]) for key in keys}}
+                for way_at in ([way[k] for way in ways] for k in range(length))
+            ]
+            name = next(each["curves"][column]["judge"] for each in by_run if column in each.get("curves", {}))
+            curves[column] = {"judge": name, "looks": looks}
+    return {
+        "judge": judge,
+        "ceiling": _mean([mark["ceiling"] for mark in marks]),
+        "threshold": _mean([mark["threshold"] for mark in marks]),
+        "different": by_run[0].get("different") if by_run else None,
+        "same": by_run[0].get("same") if by_run else None,
+        "methods": {
+            column: {
+                "identity": columns[column]["identity"][judge],
+                "following": columns[column]["following"],
+                "similarities": [
+                    None if math.isnan(value) else round(value, 4) for value in found.similarity[column, judge].ravel()
+                ],
+            }
+            for column in found.columns
+        },
+        "curves": curves,
+        "heat": _heat(found),
+    }
+
+
+def _heat(found: Table) -> dict[str, Any]:
+    """Per person and method: mean similarity to the photos of each part. No photo's name."""
+    sums: dict[tuple[str, str], dict[str, list[float]]] = {}
+    people = [person for person in found.people for _ in found.seeds]
+    for person, each in zip(people, found.drawings, strict=True):
+        if each.get("judge") != found.judges[0]:
+            continue
+        heat = each.get("heat") or {"rows": [], "photos": []}
+        for row in heat["rows"]:
+            for photo, value in zip(heat["photos"], row["values"], strict=True):
+                if value is not None:
+                    sums.setdefault((row["column"], person), {}).setdefault(photo["part"], []).append(value)
+    parts = list(drawn.PARTS)
+    return {
+        "photos": [{"name": drawn.PARTS[part], "part": part} for part in parts],
+        "rows": [
+            {"column": column, "file": person, "values": [_mean(sums[column, person].get(part, [])) for part in parts]}
+            for column in found.columns
+            for person in found.people
+            if (column, person) in sums
+        ],
+    }
+
+
+def _worst_of(found: Table) -> list[dict[str, Any]]:
+    """The pictures least like the person to the first judge, over all runs; where they lie, for who may look."""
+    judge = found.judges[0]
+    lines = [
+        {**line, "value": float(line[judge]) if line[judge] else None}
+        for line in found.lines
+        if line["method"] != "none" and line["counted"] == "1"
+    ]
+    lines.sort(key=lambda line: -9.0 if line["value"] is None else line["value"])
+    keys = ("person", "training_seed", "method", "prompt", "seed", "value")
+    return [{key: line[key] for key in keys} for line in lines[:WORST]]
+
+
+def _pairs(found: Table, judge: str) -> list[dict[str, Any]]:
+    """Paired differences of all pairs of columns, later minus earlier, with Holm's correction over the pairs."""
+    pairs = list(combinations(found.columns, 2))
+    tests = [
+        cluster_bootstrap(
+            np.nan_to_num(found.similarity[second, judge]) - np.nan_to_num(found.similarity[first, judge])
+        )
+        for first, second in pairs
+    ]
+    adjusted = holm([test.p for test in tests])
+    return [
+        {"of": second, "minus": first, **_interval(test), "p": round(test.p, 5), "p_holm": round(p, 5)}
+        for (first, second), test, p in zip(pairs, tests, adjusted, strict=True)
+    ]
+
+
+def _normalised(found: Table, column: str, judge: str) -> float | None:
+    """Mean over the runs of (method - untrained base) / (ceiling - untrained base)."""
+    values = [report["methods"][column]["identity"][judge]["normalised"] for report in found.reports]
+    return _mean(values)
+
+
+def _interval(test: Bootstrap) -> dict[str, float]:
+    return {"mean": round(test.difference, 4), "low": round(test.low, 4), "high": round(test.high, 4)}
+
+
+def _share(values: np.ndarray) -> dict[str, float] | None:
+    """Of prompts that ask for something measurable; pictures without a face count as 0."""
+    asked = ~np.isnan(values).all(axis=(0, 1, 3))
+    return _interval(cluster_bootstrap(values[:, :, asked])) if asked.any() else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    mean = known_mean(values)
+    return None if mean is None else round(mean, 4)
+
+
+def _every_picture(finished: Sequence[FinishedRun]) -> str:
+    out = io.StringIO()
+    table: Any = None
+    for cell in finished:
+        for line in csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text())):
+            row = {"person": cell.person, "budget": cell.condition, "training_seed": cell.seed, **line}
+            if table is None:
+                table = csv.DictWriter(out, list(row), lineterminator="\n", extrasaction="ignore", restval="")
+                table.writeheader()
+            table.writerow(row)
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- for people
+
+HEADS = ("Method", "Identity", "Normalised", "Usable", "As asked", "Variety", "Copies", "Drift", "Seconds", "MB")
+
+
+def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for column, figures in found["methods"].items():
+        size = figures["artifact_bytes"]
+        rows.append(
+            (
+                title_of(column),
+                _with_interval(figures["identity"][judge]),
+                figure(figures["identity"][judge]["normalised"]),
+                _with_interval(figures["usable"]),
+                _with_interval(figures["following"]),
+                figure(figures["diversity"]),
+                figure(figures["copies"], 1),
+                figure(figures["drift"]),
+                figure(figures["train_s"], 0),
+                figure(None if size is None else size / 1e6),
+            )
+        )
+    return rows
+
+
+def _with_interval(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
+def to_latex(budget: str, found: dict[str, Any]) -> str:
+    """A `booktabs` table by the first judge."""
+    judge = next(iter(found["judges"]))
+    heads = " & ".join(HEADS)
+    lines = [f"% budget: {budget}, judge: {judge}, {len(found['people'])} people", r"\begin{tabular}{lrrrrrrrrr}"]
+    lines += [r"\toprule", heads + r" \\", r"\midrule"]
+    lines += [" & ".join(cell.replace("–", "--") for cell in row) + r" \\" for row in _rows(found, judge)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def to_markdown(found: dict[str, Any], judge: str) -> str:
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in _rows(found, judge))])
+
+
+def to_html(saved: dict[str, Any]) -> str:
+    """One page that needs nothing else, like a run's own report: templates/study.html."""
+    from markupsafe import Markup
+
+    return (
+        templates()
+        .get_template("study.html")
+        .render(
+            saved=saved,
+            failed=[f"{name}: {why}" for name, why in saved["failed"].items()],
+            heads=HEADS,
+            rows=_rows,
+            pairs=_pair_lines,
+            worst=_worst_rows,
+            drawings=lambda found: Markup(drawn.sections(found)),
+        )
+    )
+
+
+def _worst_rows(worst: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            title_of(each["method"]),
+            *(str(each[key]) for key in ("person", "training_seed", "prompt", "seed")),
+            "no face" if each["value"] is None else figure(each["value"]),
+        )
+        for each in worst
+    ]
+
+
+def _pair_lines(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"{title_of(pair['of'])} minus {title_of(pair['minus'])}: {pair['mean']:+.3f} ({pair['low']:+.3f} to "
+        f"{pair['high']:+.3f}), p = {pair['p_holm']:.4f} after Holm"
+        for pair in pairs
+    ]

@@ -1,0 +1,199 @@
+"""Teach: every method learns the same face from the same photos, side by side or one after another.
+
+In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the
+run what each method learned; `Taught` says how it went. A method that can't be taught is named, the others go on.
+Try it: `for event in teach(run, album, {"lora": recipe}, family, control=Control()): print(event)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipelines.bases.memory import too_large as why_too_large
+from pipelines.core.control import SAVE_EVERY_S, Control, Stopped
+from pipelines.core.records import (
+    ALL_METHODS,
+    METHOD_ROWS,
+    Event,
+    OutOfMemory,
+    Recipe,
+    Subject,
+    UserError,
+    title_of,
+)
+from pipelines.core.run import Run
+from pipelines.training.subjects import SUBJECT, load_subject
+from pipelines.training.world import World, join
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.bases.family import Family
+    from pipelines.bases.registry import BaseRow
+    from pipelines.core.device import Device
+    from pipelines.core.records import Watch
+    from pipelines.photos.album import Album
+    from pipelines.training.batches import TrainingData
+
+
+@dataclass
+class Taught:
+    """How a training went."""
+
+    subjects: dict[str, Subject] = field(default_factory=dict)  # by method: complete, and by the recipe that was asked
+    problems: list[str] = field(default_factory=list)  # one sentence per method that could not be taught
+    left: list[str] = field(default_factory=list)  # one sentence per method that a person stopped
+    memory: dict[str, str] = field(default_factory=dict)  # method -> how it fitted into the GPU's memory
+
+
+def subject_of(run: Run, method: str) -> Subject | None:
+    """The card of a method or imported column of the run; None when there is none. UserError when it is damaged."""
+    folder = run.method(method)
+    return load_subject(folder) if (folder / SUBJECT).is_file() else None
+
+
+def subjects_of(run: Run) -> dict[str, Subject]:
+    """The cards of all methods that were taught in the run."""
+    return {name: card for name in ALL_METHODS if (card := subject_of(run, name)) is not None}
+
+
+def leave_out_too_large(
+    run: Run, recipes: Mapping[str, Recipe], row: BaseRow, device: Device
+) -> Generator[Event, None, dict[str, str]]:
+    """Before a base is fetched: {method: why it can't fit into the GPU's memory}, with an event each.
+
+    Raises UserError when that is all of them, and where several processes teach together.
+    """
+    from pipelines.core.device import free_memory_gb
+
+    free_gb, too_large = free_memory_gb(device), dict[str, str]()
+    for name, recipe in recipes.items():
+        card = subject_of(run, name)
+        done = card is not None and card.complete and card.recipe == recipe
+        if done or (why := why_too_large(row, recipe, free_gb, device.dtype)) is None:
+            continue
+        too_large[name] = f"{title_of(name)} was not trained: {why}"
+        if join(device.kind).size > 1:  # the others would wait for this one
+            raise UserError(too_large[name])
+        yield Event("failed", name, text=too_large[name])
+    if len(too_large) == len(recipes):
+        raise UserError(" ".join(too_large.values()))
+    return too_large
+
+
+def teach(
+    run: Run,
+    album: Album,
+    recipes: Mapping[str, Recipe],
+    family: Family,
+    *,
+    control: Control,
+    find_watch: Callable[[], Watch | None] = lambda: None,
+) -> Generator[Event, None, Taught]:
+    """Teach every method of `recipes`. Where processes were launched together, they teach together.
+
+    `find_watch` is asked once, and only when a recipe wants its checkpoints or its strength to be chosen.
+    Raises Stopped when a person or a slice ended it; what was learned so far is kept, and the next call goes on there.
+    """
+    from pipelines.training.loop import train
+
+    world = join(family.device.kind)
+    control.check(world.any)
+    yield Event("phase", text="Preparing the photos")
+    data = training_data(album, recipes, family.row)
+    wanted = any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values())
+    watch = find_watch() if wanted else None
+    if wanted and watch is None:
+        yield Event(
+            "note", text="Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
+        )
+    learners = {
+        name: train(recipe, data, run.method(name), family=family, watch=watch, control=control)
+        for name, recipe in recipes.items()
+    }
+    yield Event("phase", text=f"Learning the face: {', '.join(title_of(name) for name in learners)}")
+    taught = Taught()
+    stopped = False
+    for event in in_turn(learners, taught, family.row, control, world):
+        if event.kind == "start" and event.method and event.data.get("memory"):
+            taught.memory[event.method] = str(event.data["memory"])
+        if event.kind == "stopped" and event.method and control.left(event.method) and not control.stopped():
+            taught.left.append(f"{title_of(event.method)} was stopped at step {event.step} of {event.steps}")
+        else:
+            stopped |= event.kind in ("stopped", "paused")
+        if world.first:
+            control.clock.save(every_s=SAVE_EVERY_S)
+        yield event
+    if stopped:
+        raise Stopped
+    cards = {name: subject_of(run, name) for name in recipes}
+    taught.subjects = {
+        name: card
+        for name, card in cards.items()
+        if card is not None and card.recipe == recipes[name] and card.complete
+    }
+    return taught
+
+
+def training_data(album: Album, recipes: Mapping[str, Recipe], row: BaseRow) -> TrainingData:
+    """What all methods learn from; with dlib's descriptors of the photos where a recipe starts from them."""
+    import numpy as np
+
+    from pipelines.faces.dlib_faces import dlib_embed
+    from pipelines.photos.captions import training_captions
+    from pipelines.photos.framing import heads
+    from pipelines.training.batches import TrainingData
+
+    photos = album.photos
+    pictures = tuple(album.crops(photos.train, row))
+    words = [each for each in recipes.values() if "words" in METHOD_ROWS[each.method].learns]
+    descriptors: list[np.ndarray] = []
+    if any(recipe.init == "zero_shot" for recipe in words):
+        for photo in photos.train:
+            image = np.ascontiguousarray(album.image(photo))
+            descriptors += [dlib_embed(image, face) for face in album.faces(photo)[:1]]
+    return TrainingData(
+        pictures,
+        training_captions(photos.train, pictures),
+        album.frames(photos.validation, row),
+        tuple(heads(photos.train, row)) if any(each.weighs_faces for each in recipes.values()) else (),
+        photos.digest,
+        np.stack(descriptors) if descriptors else None,
+    )
+
+
+def in_turn(
+    learners: Mapping[str, Iterator[Event]], taught: Taught, row: BaseRow, control: Control, world: World
+) -> Iterator[Event]:
+    """Advance the learners: of a small base whoever is furthest behind next, else one after another.
+
+    A learner that raises UserError is noted in `taught.problems`.
+    """
+    share = dict.fromkeys(learners, 0.0)  # of its steps that each has done
+    begun: set[str] = set()
+    while share:
+        name = min(share, key=lambda each: share[each]) if row.is_small else next(iter(share))
+        if name not in begun and control.paused():  # it has nothing to save yet
+            del share[name]
+            yield Event("paused", name)
+            continue
+        begun.add(name)
+        try:
+            event = next(learners[name])
+        except StopIteration:
+            del share[name]
+            continue
+        except UserError as problem:
+            if world.size > 1:  # the others wait for this one's numbers: end all, and the launcher sees to it
+                raise
+            del share[name]
+            sentence = f"{title_of(name)} was not trained: {problem}"
+            taught.problems.append(sentence)
+            data = {"out_of_memory": True} if isinstance(problem, OutOfMemory) else {}
+            yield Event("failed", name, text=sentence, data=data)
+            continue
+        if event.steps:
+            share[name] = event.step / event.steps
+        yield event

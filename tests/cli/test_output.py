@@ -1,0 +1,92 @@
+"""What the command line refuses and prints, whatever the names and whatever the terminal's encoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+from pipelines.core.files import write_json
+from pipelines.core.run import run_at
+from pipelines.runs.jobspec import JobSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "presets" / "sample_person"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run in which something was asked for; nothing is loaded before the arguments are found right."""
+    run = run_at(tmp_path / "run")
+    write_json(run.spec, JobSpec(kind="train"))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "500"], "Steps must be a whole number from 1 to 200, not 500."),
+        (["--guidance", "51"], "Guidance must be a number from 0 to 50, not 51."),
+        (["--width", "5"], "Width must be a whole number from 64 to 4096, not 5."),
+        (["--prompt", "portrait of {Subject}"], "The prompt says {Subject}."),
+        (["--prompt", "portrait of {}"], "The prompt says {}."),
+        (["--number", "0"], "0 is not a whole number from 1"),
+    ],
+)
+def test_generate_refuses_before_the_base_loads(trained, capsys, monkeypatch, arguments, said):
+    monkeypatch.setattr("pipelines.runs.jobs.start", lambda *_: pytest.fail("a worker was started"))
+    try:
+        code = main(["generate", str(trained.folder), *arguments])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2 and said in capsys.readouterr().err
+
+
+def test_a_prompt_without_subject_gets_it_in_front_and_says_so(trained, capsys, monkeypatch):
+
+    started = []
+
+    def start(run, spec):
+        started.append(spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.runs.jobs.start", start)
+    main(["generate", str(trained.folder), "--prompt", "grey background"])
+    assert "{subject}, grey background" in capsys.readouterr().err
+    assert {each.prompt for each in started[0].samplings} == {"{subject}, grey background"}
+
+
+def test_a_wrong_column_name_is_refused_before_there_is_a_run(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(next(SAMPLE.glob("*.png")).read_bytes())
+    out = tmp_path / "run"
+    images = f"bad name={tmp_path / 'pictures'}"
+    assert main(["compare", str(SAMPLE), "--base", "portrait-128", "--images", images, "--out", str(out)]) == 2
+    assert "bad name can't name a column" in capsys.readouterr().err and not out.exists()
+
+
+def test_only_unreadable_pictures_are_a_failure(tmp_path, capsys):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"no picture")
+    person = next(SAMPLE.glob("*.png"))
+    assert main(["score", str(torn), "--against", str(person), "--judge", "dlib"]) == 1
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+@pytest.mark.parametrize("json_too", [True, False])
+def test_no_name_and_no_encoding_stops_a_command(tmp_path, encoding, json_too):
+    for name in ("日本 🙂.png".encode(), b"caf\xe9.png", b"red\x1b[31m.png"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"no picture")
+    command = [sys.executable, "-m", "pipelines", "check", str(tmp_path), *(["--json"] if json_too else [])]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr.decode(encoding, "replace")
+    assert b"\x1b" not in done.stdout and b"\x1b" not in done.stderr
+    if json_too:
+        names = set(json.loads(done.stdout.decode(encoding))["photos"])
+        assert "日本 🙂.png" in names and len(names) == 3

@@ -1,0 +1,52 @@
+"""Pieces of HTML that every tab uses. Whatever a person typed is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ui.words.words import tell
+
+if TYPE_CHECKING:
+    pass
+
+
+def script(name: str) -> str:
+    """The JavaScript in `ui/<name>`, for `js_on_load` of a `gr.HTML`."""
+    return (Path(__file__).resolve().parents[1] / name).read_text(encoding="utf-8")
+
+
+def note(text: str, kind: str = "") -> str:
+    """A framed sentence; `kind` is "", "ok", "warn" or "bad". `text` is plain text."""
+    return f'<div class="lk-gate {"lk-" + kind if kind else ""}" role="status">{escape(text)}</div>' if text else ""
+
+
+def downloads(links: Sequence[tuple[str, str]]) -> str:
+    """`links` are (text, address)."""
+    return (
+        '<div class="lk-downloads">'
+        + "".join(f'<a href="{escape(address)}" download>{escape(text)}</a>' for text, address in links)
+        + "</div>"
+        if links
+        else ""
+    )
+
+
+def stepper(steps: Sequence[tuple[str, str, bool]]) -> str:
+    """The four steps with what each says; a step that is still closed says why. Items: (name, text, open)."""
+    items = "".join(
+        f'<li class="{"open" if is_open else "closed"}"><b>{number}. {escape(name)}</b><span>{escape(text)}</span></li>'
+        for number, (name, text, is_open) in enumerate(steps, start=1)
+    )
+    return f'<ol class="lk-steps" aria-label="{escape(tell("Steps"))}">{items}</ol>'
+
+
+def notes(texts: Sequence[str]) -> str:
+    return "".join(note(text) for text in texts)
+
+
+def heads(*names: str) -> str:
+    """The heads of a table's columns."""
+    return "".join(f'<th scope="col">{escape(head)}</th>' for head in names)
