@@ -65,7 +65,7 @@ FAMILIES: dict[str, Architecture] = {
     "portrait": Architecture(
         "StableDiffusionPipeline",
         guidance=3.0,
-        prompt_guidance=1.5,
+        prompt_guidance=3.0,
         filtered=False,
         loading=PLAIN_SD,
         stored="float32",
