@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.runs import jobs, worker
-from pipelines.runs.jobs import read_status, save_status, status
+from pipelines.runs.status import read_status, save_status, status
 from tests.ui.test_app import base, own_home, services, take_in  # noqa: F401  (fixtures)
 
 

@@ -10,6 +10,7 @@ import atexit
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,17 +53,28 @@ KINDS = {
 UNETS = tuple(name for name, kind in KINDS.items() if not kind.flow)
 
 
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges that make every word one token. No trainer: it breaks ties at random, and the base that is made
+    with its vocabulary would differ from process to process.
+    """
+    merges: dict[tuple[str, str], int] = {}  # a pair -> its rank
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            pairs = list(zip(parts, parts[1:]))
+            first = min(pairs, key=lambda pair: merges.get(pair, len(merges)))
+            merges.setdefault(first, len(merges))
+            place = pairs.index(first)
+            parts[place : place + 2] = ["".join(first)]
+    return list(merges)
+
+
 def make_tokenizer(folder: Path, max_tokens: int, *, subject: bool):
     """A stock CLIPTokenizer whose byte-pair merges make every word of WORDS one token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    model.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=5000, min_frequency=0, show_progress=False, end_of_word_suffix="</w>")
-    model.train_from_iterator(WORDS, trainer)
-    merges = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
+    merges = _merges(WORDS)
     letters = list(bytes_to_unicode().values())
     names = dict.fromkeys([*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges)])
     vocabulary = {name: index for index, name in enumerate([*names, "<|startoftext|>", "<|endoftext|>"])}

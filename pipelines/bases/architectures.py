@@ -44,6 +44,7 @@ class Architecture:
     loading: Mapping[str, Any] = field(default_factory=dict)  # what the stock pipeline's `from_pretrained` is told
     stored: str = "float16"  # format its real weights are stored in, and loaded in on a GPU
     code: tuple[str, str] = ("pipelines.bases.family", "Family")  # module and class
+    told_by_pipeline: bool = True  # a folder of its pipeline class is one of this family
     denoiser: str = "unet"  # the pipeline's part that learns; also the prefix of its layers in LoRA files
     attentions: tuple[str, ...] = ATTENTIONS
     schedulers: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=lambda: DIFFUSION_SCHEDULERS)
@@ -69,6 +70,7 @@ FAMILIES: dict[str, Architecture] = {
         filtered=False,
         loading=PLAIN_SD,
         stored="float32",
+        told_by_pipeline=False,  # but by the likeness.json in it
         lora_names=("likeness_portrait_128", "likeness-portrait-128"),
         lora_words=("likeness_portrait", "likeness-portrait"),
     ),
@@ -126,5 +128,5 @@ FAMILIES: dict[str, Architecture] = {
 
 
 def family_of_pipeline(kind: str) -> str | None:
-    """The family of a diffusers folder by the pipeline class in its `model_index.json`; the last that fits."""
-    return next((name for name, each in reversed(FAMILIES.items()) if each.pipeline == kind), None)
+    """The family of a diffusers folder by the pipeline class in its `model_index.json`; the first that fits."""
+    return next((name for name, each in FAMILIES.items() if each.told_by_pipeline and each.pipeline == kind), None)

@@ -6,6 +6,7 @@ The encoders may be shared by several users: learned rows are put in only while 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class Text:
         return next(self.encoders[0].parameters()).device
 
     def ids(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
-        """Token ids (b, t), one tensor per encoder. Longer prompts are cut, as in the stock pipelines."""
+        """Token ids (b, t), one tensor per encoder. Longer prompts are cut, as in stock pipelines (see `unread`)."""
         out = []
         for tokenizer in self.tokenizers:
             batch = tokenizer(
@@ -84,6 +85,16 @@ class Text:
             )
             out.append(batch.input_ids.to(self.device))
         return tuple(out)
+
+    def unread(self, prompt: str) -> str:
+        """The last words of a prompt that is longer than the encoders read: they are cut off. "" where all is read."""
+        words = prompt.split()
+        read = bisect.bisect_right(range(len(words) + 1), False, key=lambda count: not self._fits(words[:count])) - 1
+        return " ".join(words[max(0, read) :])
+
+    def _fits(self, words: Sequence[str]) -> bool:
+        text = " ".join(words)
+        return all(len(each(text, verbose=False).input_ids) <= each.model_max_length for each in self.tokenizers)
 
     def encode(self, ids: Sequence[torch.Tensor]) -> Conditioning:
         """Differentiable with respect to the encoders' parameters and the learned rows."""

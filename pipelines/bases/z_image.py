@@ -35,13 +35,21 @@ class ChatText(Text):
     def ids(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
         """Token ids (b, t) and which of them are said (b, t). Longer prompts are cut, as in the stock pipeline."""
         (tokenizer,) = self.tokenizers
-        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        chats = [
-            tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-            for each in messages
-        ]
+        chats = [self._chat(prompt) for prompt in prompts]
         batch = tokenizer(chats, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
         return batch.input_ids.to(self.device_name), batch.attention_mask.bool().to(self.device_name)
+
+    def _chat(self, prompt: str) -> str:
+        """The prompt as the message of a person, ready for the answer."""
+        message = [{"role": "user", "content": prompt}]
+        (tokenizer,) = self.tokenizers
+        return str(
+            tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        )
+
+    def _fits(self, words: Sequence[str]) -> bool:
+        (tokenizer,) = self.tokenizers
+        return len(tokenizer(self._chat(" ".join(words))).input_ids) <= MAX_TOKENS
 
     def encode(self, ids: Sequence[torch.Tensor]) -> Conditioning:
         tokens, said = ids

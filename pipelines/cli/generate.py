@@ -196,10 +196,15 @@ def import_lora(asked: argparse.Namespace) -> int:
     if plan is not None:
         work(run, plan)
     report = (read_json(run.report) or {}) if plan is not None else {}
+    remarks = imports.remarks(run, column)
     if asked.json:
         print_json({"run": str(run.folder), "column": column, "phrase": card.phrase, "kind": card.method,
-                     "numbers": card.trainable_params, "figures": report.get("methods", {}).get(column)})  # fmt: skip
-    elif column in report.get("methods", {}):
+                     "remarks": remarks, "numbers": card.trainable_params,
+                     "figures": report.get("methods", {}).get(column)})  # fmt: skip
+        return DONE
+    for remark in remarks:
+        print(remark)
+    if column in report.get("methods", {}):
         print_table(report)
         show(run.page)
     else:
@@ -254,7 +259,7 @@ def finish(asked: argparse.Namespace) -> int:
     judges = available_judges(on_problem=say)
     try:
         baseline = stage.baseline_of(run, image, judges, number=asked.face)
-    except refine.SeveralFaces as several:
+    except refine.SeveralFacesError as several:
         raise WrongUse(
             f"{several.count} faces in {asked.image.name} are prominent, and nothing says which person is meant. Give "
             f"--face 1 to {several.count}, counted from the left, or --run with the person's run."

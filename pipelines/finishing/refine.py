@@ -189,15 +189,18 @@ def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
 def baseline_itself(judges: Sequence[Judge], image: np.ndarray, *, number: int | None = None) -> Baseline:
     """Where no run is known: the raw picture. It says that a face did not change, not whose face it is.
 
-    Of several prominent faces `number` says which is meant, from 1 at the left. Raises `SeveralFaces` without it, and
-    UserError for a number that the picture does not have.
+    Of several prominent faces `number` says which is meant, from 1 at the left. Raises `SeveralFacesError` without it,
+    and UserError for a number that the picture does not have.
     """
     every = [judge.look_at_each(image) for judge in judges]
     boxes = next(([one.box for one in seen if one.box is not None] for seen in every if seen), [])
     least_px = PROMINENT * max((box[3] - box[1] for box in boxes), default=0.0)
     large = sorted(box for box in boxes if box[3] - box[1] >= least_px)
     if number is None and len(large) > 1:
-        raise SeveralFaces(len(large))
+        raise SeveralFacesError(
+            f"{len(large)} faces in the picture are prominent, and nothing says which person is meant. Crop it.",
+            len(large),
+        )
     if number is not None and not 1 <= number <= len(large):
         raise UserError(f"There is no face {number}: {len(large)} in the picture are prominent. Count from the left.")
     meant = large[(number or 1) - 1] if large else None
@@ -211,13 +214,11 @@ def baseline_itself(judges: Sequence[Judge], image: np.ndarray, *, number: int |
     return Baseline(tuple(known), ITSELF, tuple(notes))
 
 
-class SeveralFaces(UserError):
+class SeveralFacesError(UserError):
     """Nothing says whose portrait a picture with several prominent faces is."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(
-            f"{count} faces in the picture are prominent, and nothing says which person is meant. Crop it."
-        )
+    def __init__(self, sentence: str, count: int) -> None:
+        super().__init__(sentence)
         self.count = count
 
 

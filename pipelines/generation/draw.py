@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipelines.core import inscription
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import append_line, file_sha256, read_lines, repair_lines, sha, write_file
-from pipelines.core.records import ALL_METHODS, Event, Render, Sampling, UserError, sampling_fields
+from pipelines.core.records import ALL_METHODS, UNTRAINED, Event, Render, Sampling, UserError, sampling_fields
 from pipelines.core.run import Run, columns_of, imported_columns
 from pipelines.training.teach import subject_of
 
@@ -55,6 +55,13 @@ def draw(
     row = family.row
     for unknown in dict.fromkeys(word for each in samplings for word in row.unknown_words(each.prompt)):
         yield Event("note", text=f"{row.name} does not know: {unknown}", data={"unknown": unknown})
+    subjects = {column: subject_of(run, column) for column in columns if column != UNTRAINED}
+    phrases = [class_word if (subject := subjects.get(column)) is None else subject.phrase for column in columns]
+    asked = [each.prompt.replace("{subject}", phrase) for each in samplings for phrase in phrases]
+    for unread in dict.fromkeys(family.text.unread(prompt) for prompt in asked):
+        if unread:
+            text = f"The prompt is longer than {row.title} reads. Not read: {unread}"
+            yield Event("note", text=text, data={"unread": unread})
     set_aside_old_renders(run, row)
     repair_lines(_refusals_file(run))
     refused = set(refusals(run, row))
@@ -70,7 +77,7 @@ def draw(
         return Event("render", render.method, len(renders), total, seconds=seconds, path=render.path, data=data)
 
     for column in columns:
-        subject = subject_of(run, column) if column != "none" else None
+        subject = subjects.get(column)
         subject_id = subject.id if subject else None
         paths = {each: run.renders(column) / render_name(each) for each in samplings}
         wanted = [each for each in samplings if (column, each) not in refused]

@@ -1,30 +1,44 @@
-"""The methods, and what was made elsewhere, behind one small interface (`base.Method`).
+"""The methods: which tensors train, how they are saved, and how they are put back on a base.
 
-In: a method's name. Out: the object that makes its trainable parameters, saves them and applies them.
+In: a method's name. Out: a `Method`, which makes a learner on a base, and applies what was learned or imported.
+Try it: `method("lora").phrase(find_base("sd15"), recipe)`. One file per method; `lora_names` and `lora_files` know how
+other programs spell LoRAs, `imports` takes theirs in. How to add a method: docs/extend.md.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from pipelines.core.records import ALL_METHODS, UserError
+from pipelines.core.records import ALL_METHODS, METHOD_ROWS, MethodRow, UserError
 
 if TYPE_CHECKING:
     from pipelines.methods.base import Method
 
+# name -> (module, class), or an object that was added from outside
+_CODE: dict[str, tuple[str, str] | Method] = {
+    "textual_inversion": ("pipelines.methods.textual_inversion", "TextualInversion"),
+    "dreambooth": ("pipelines.methods.dreambooth", "DreamBooth"),
+    "lora": ("pipelines.methods.lora", "LoRA"),
+    "pivotal": ("pipelines.methods.pivotal", "Pivotal"),
+    "imported lora": ("pipelines.methods.imports", "ImportedLoRA"),
+    "imported embedding": ("pipelines.methods.imports", "ImportedEmbedding"),
+}
+
 
 def method(name: str) -> Method:
     """The method of that name. Raises UserError for an unknown one."""
-    from pipelines.methods.dreambooth import DreamBooth
-    from pipelines.methods.imports import ImportedEmbedding, ImportedLoRA
-    from pipelines.methods.lora import LoRA
-    from pipelines.methods.pivotal import Pivotal
-    from pipelines.methods.textual_inversion import TextualInversion
-
-    elsewhere: dict[str, Method] = {"imported lora": ImportedLoRA(), "imported embedding": ImportedEmbedding()}
-    known: dict[str, Method] = {each.name: each for each in (TextualInversion(), DreamBooth(), LoRA(), Pivotal())}
-    if name in elsewhere:
-        return elsewhere[name]
-    if name not in known:
+    if name not in _CODE:
         raise UserError(f"There is no method {name}. Choose one of: {', '.join(ALL_METHODS)}.")
-    return known[name]
+    code = _CODE[name]
+    if not isinstance(code, tuple):
+        return code
+    made: Method = getattr(importlib.import_module(code[0]), code[1])()
+    return made
+
+
+def add(row: MethodRow, code: Method) -> None:
+    """Make a method known in this process, under its row's name. Raises ValueError for a name that is taken."""
+    if row.name in _CODE:
+        raise ValueError(f"there is a method {row.name} already")
+    METHOD_ROWS[row.name], _CODE[row.name] = row, code

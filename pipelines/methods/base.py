@@ -10,14 +10,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+from pipelines.core.records import Recipe, UserError
 
-from pipelines.bases.family import Family, Modules
-from pipelines.bases.registry import BaseRow
-from pipelines.core.records import Recipe
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from pipelines.bases.family import Family, Modules
+    from pipelines.bases.registry import BaseRow
 
 
 @dataclass(frozen=True)
@@ -38,52 +40,65 @@ class Artifact:
     learned: tuple[str, ...]  # every file that holds something learned
 
 
-class Learner(Protocol):
+class Learner:
     """One method attached to one base, while it trains."""
 
     modules: Modules  # live: previews and the loss use them as they are
-    live_text: bool  # False: what the denoiser is told never changes, so it is encoded once
+    live_text = False  # False: what the denoiser is told never changes, so it is encoded once
 
-    def groups(self) -> list[Group]: ...
+    def groups(self) -> list[Group]:
+        """What trains, by learning rate."""
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, torch.nn.Parameter]:
         """Everything that trains, by name: the checkpoint, the average (EMA) and the export all use this dict."""
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> Artifact:
+        """Save what was learned in `folder`, under stock file names."""
+        raise NotImplementedError
 
     def scales(self) -> tuple[str, ...]:
         """Names of the tensors that the learned change is proportional to; () where there are none."""
+        return ()
 
     def start_from(self, folder: Path) -> None:
         """Begin where the artefact in `folder` ended, instead of at the base. Raises UserError when it does not fit."""
+        raise UserError("This method can't go on from an earlier training. Train it afresh.")
 
-    def after_step(self) -> None: ...
+    def after_step(self) -> None:
+        """Called after each optimizer step, to keep the tensors within bounds."""
 
-    def export(self, folder: Path) -> Artifact: ...
 
-
-class Method(Protocol):
-    name: str
+class Method:
+    """A way of teaching a face. Its facts are a `MethodRow`; this is its code."""
 
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         """What `{subject}` becomes in a prompt."""
+        return f"{row.identifier} {recipe.class_word}"
 
     def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> Learner:
         """Make the trainable parameters. `identity`: dlib descriptors (128,) or (n, 128) of the training photos."""
+        raise UserError("Nothing of this method trains. Choose another one to train.")
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """The base with the artefact in `folder` put onto fresh copies. Raises UserError when it does not fit."""
+        raise NotImplementedError
 
 
 def trained(groups: Iterable[Group]) -> list[torch.nn.Parameter]:
     return [parameter for group in groups for parameter in group.parameters]
 
 
-@torch.no_grad()
 def load_into(live: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
     """Copy saved tensors into the live ones; names must match exactly."""
+    import torch
+
     if missing := sorted(set(live) ^ set(saved)):
         raise ValueError(f"saved tensors do not fit: {', '.join(missing[:3])}")
-    for name, tensor in live.items():
-        tensor.copy_(saved[name])
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(saved[name])
 
 
 def sort_header(path: Path) -> None:

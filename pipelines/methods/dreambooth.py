@@ -21,21 +21,15 @@ from safetensors.torch import load_file
 
 from pipelines.bases.checker import CHECKER, EXTRACTOR
 from pipelines.bases.family import PARKED, Family, Modules, moved
-from pipelines.bases.registry import BaseRow
 from pipelines.core.device import quiet
 from pipelines.core.files import write_folder
 from pipelines.core.records import Recipe, UserError
-from pipelines.methods.base import Artifact, Group
+from pipelines.methods.base import Artifact, Group, Learner, Method
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
-class DreamBooth:
-    name = "dreambooth"
-
-    def phrase(self, row: BaseRow, recipe: Recipe) -> str:
-        return f"{row.identifier} {recipe.class_word}"
-
+class DreamBooth(Method):
     def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> DreamBoothLearner:
         return DreamBoothLearner(family, recipe)
 
@@ -67,7 +61,7 @@ def _load(module: torch.nn.Module, folder: Path, name: str, family: Family) -> N
         ) from error
 
 
-class DreamBoothLearner:
+class DreamBoothLearner(Learner):
     def __init__(self, family: Family, recipe: Recipe) -> None:
         self._family, self._recipe = family, recipe
         self.live_text = recipe.text_learning_rate > 0
@@ -95,16 +89,10 @@ class DreamBoothLearner:
             named |= {f"encoder_{index}.{name}": parameter for name, parameter in encoder.named_parameters()}
         return named
 
-    def scales(self) -> tuple[str, ...]:
-        return ()
-
     def start_from(self, folder: Path) -> None:
         _load(self.modules.unet, folder / "unet", "diffusion_pytorch_model.safetensors", self._family)
         for (_, name), encoder in zip(self._family.architecture.text_parts, self._encoders(), strict=False):
             _load(encoder, folder / name, "model.safetensors", self._family)
-
-    def after_step(self) -> None:
-        pass
 
     def export(self, folder: Path) -> Artifact:
         """Write the learned parts in float16 and link the others, then `model_index.json`, which makes it complete."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pipelines.bases.registry import BaseRow
 from pipelines.core.files import (
     file_sha256,
+    read_json,
     read_lines,
     require_space,
     told_when_full,
@@ -30,20 +31,20 @@ from pipelines.core.records import IMPORTED, Recipe, Subject, UserError, is_impo
 from pipelines.core.run import Run, imported_columns
 from pipelines.core.safety import check_prompt, problem
 from pipelines.methods import lora_names
+from pipelines.methods.base import Method
 from pipelines.methods.lora_names import Entry, Header, Layout
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from pipelines.bases.family import Family, Modules
-    from pipelines.methods.base import Learner
     from pipelines.methods.lora_files import Layers
 
 LORA_MB, EMBEDDING_MB = 1000.0, 20.0
 HOSTED_LORA_MB = 200.0  # on a Space, where strangers share one disk
 LIMIT_ENV = "LIKENESS_IMPORT_MB"
 MAX_RANK, MAX_VECTORS, MAX_IMPORTED = 512, 75, 8  # a prompt has 75 places
+MAX_STRAY = 0.1  # share of a LoRA's layers that may be unknown: more of them, and it was made for another base
 MAX_SCALE = 1000.0  # of alpha / rank: more is no LoRA that draws anything
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,23}")
 FILE = {"lora": "lora.safetensors", "embedding": "embedding.safetensors"}
@@ -70,6 +71,8 @@ class Found:
     numbers: dict[str, float] = field(default_factory=dict)  # "<path>.alpha" -> alpha
     rank: int = 0  # the largest; of an embedding the number of vectors
     phrase: str | None = None  # words its maker says call the person
+    left_out: tuple[str, ...] = ()  # names of tensors that belong to no layer of the base
+    idle: int = 0  # layers whose alpha is 0: they change nothing
 
     @property
     def learned(self) -> int:
@@ -128,16 +131,22 @@ def _wrong_base(header: Header, row: BaseRow, name: str) -> UserError:
 def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -> Found:
     _refuse_other_kinds(header, name)
     layers: dict[str, dict[str, Entry]] = {}
+    stray: dict[str, str] = {}  # a tensor of no layer -> what its layer is called
     for key, entry in _unfused(header.tensors, layout).items():
         role = lora_names.role_of(key)
         place = layout.names.get(role[0]) if role else None
         if role is None or place is None or ".embeddings." in place:
-            raise _wrong_base(header, row, name)
+            stray[key] = role[0] if role else key
+            continue
         if role[1] in layers.setdefault(place, {}):
             raise UserError(f"{name} changes one layer twice ({place}). Get it again.")
         if entry.dtype not in (lora_names.SCALARS if role[1] == "alpha" else lora_names.NUMBERS):
             raise UserError(f"{name} stores numbers as {entry.dtype}. Use a version in float32, float16 or bfloat16.")
         layers[place][role[1]] = entry
+    made = lora_names.made_for(header)
+    foreign = made is not None and made != lora_names.kind_of(row)
+    if not layers or (stray and (foreign or len(set(stray.values())) > max(1.0, MAX_STRAY * len(layers)))):
+        raise _wrong_base(header, row, name)
     stated = _Stated(header, name)
     parts: dict[str, Entry] = {}
     numbers: dict[str, float] = {}
@@ -161,7 +170,8 @@ def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -
         lengths = [tensors[each] for each in ("magnitude", "scale") if each in tensors]
         if lengths:
             parts[_length(place, lengths, layout.weights[place], "magnitude" in tensors, name)] = lengths[0]
-    return Found("lora", parts, numbers, max(ranks), _phrase(header))
+    idle = sum(alpha == 0 for alpha in numbers.values())
+    return Found("lora", parts, numbers, max(ranks), _phrase(header), tuple(stray), idle)
 
 
 def _unfused(tensors: dict[str, Entry], layout: Layout) -> dict[str, Entry]:
@@ -311,12 +321,30 @@ def add(
         lora_names.write(learned, path, found.parts, found.numbers)
         card = _card(column, learned, found, row, class_word, phrase)
         said = asdict(card) | {"schema": 1, "learned": [card.artifact]}
-        said["imported"] = {"kind": found.kind, "rank": found.rank}
+        said["imported"] = {
+            "kind": found.kind,
+            "rank": found.rank,
+            "layers": len(found.numbers),
+            "left_out": list(found.left_out),
+            "idle": found.idle,
+        }
         write_json(partial / "subject.json", said)
         return card
 
     with told_when_full():
         return write_folder(run.method(column), fill)
+
+
+def remarks(run: Run, column: str) -> list[str]:
+    """What of an imported file does nothing, in sentences; [] where all of it counts."""
+    about = (read_json(run.method(column) / "subject.json") or {}).get("imported", {})
+    said = []
+    if left := about.get("left_out"):
+        names = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
+        said.append(f"Left out, because the base has no such layer: {names} (tensors: {len(left)}).")
+    if idle := about.get("idle"):
+        said.append(f"Layers with an alpha of 0, which change nothing: {idle} of {about['layers']}.")
+    return said
 
 
 def _card(column: str, learned: Path, found: Found, row: BaseRow, class_word: str, phrase: str) -> Subject:
@@ -374,16 +402,11 @@ def _of(column: str, line: dict[str, object]) -> bool:
 # ------------------------------------------------------------------------------------------------- putting it on
 
 
-class _Imported:
+class _Imported(Method):
     """What both have in common: they can be applied and nothing else."""
-
-    name = "imported"
 
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         raise UserError("What stands for the person in an imported file is noted on its card.")
-
-    def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> Learner:
-        raise UserError("An imported file is compared as it is. Choose a method to train.")
 
 
 class ImportedLoRA(_Imported):

@@ -19,12 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipelines.bases.family import PARKED, Family, Modules, moved
-from pipelines.bases.registry import BaseRow
 from pipelines.core.device import derived_seed, quiet
 from pipelines.core.files import write_file
 from pipelines.core.records import Recipe, UserError
 from pipelines.methods import lora_files
-from pipelines.methods.base import Artifact, Group, sort_header
+from pipelines.methods.base import Artifact, Group, Learner, Method, sort_header
 
 FILE = "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -38,12 +37,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class LoRA:
-    name = "lora"
-
-    def phrase(self, row: BaseRow, recipe: Recipe) -> str:
-        return f"{row.identifier} {recipe.class_word}"
-
+class LoRA(Method):
     def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> LoRALearner:
         if recipe.targets not in TARGETS:
             raise UserError(f"LoRA targets are one of {', '.join(TARGETS)}, not {recipe.targets}.")
@@ -88,7 +82,7 @@ class LoRA:
         return modules
 
 
-class LoRALearner:
+class LoRALearner(Learner):
     def __init__(self, family: Family, recipe: Recipe) -> None:
         self._family, self._recipe = family, recipe
         self.live_text = recipe.text_learning_rate > 0
@@ -149,9 +143,6 @@ class LoRALearner:
                 "What LoRA learned before does not fit: it has another rank or kind, or other layers learned. Choose "
                 "the same, or train afresh."
             ) from error
-
-    def after_step(self) -> None:
-        pass
 
     def export(self, folder: Path) -> Artifact:
         import diffusers

@@ -249,7 +249,10 @@ class Layout:
         for prefix in TEXT_PREFIXES[part]:
             for spelled in spellings:
                 yield f"{prefix}text_model_{spelled}"
+                yield f"{prefix}transformer_text_model_{spelled}"
                 yield f"{prefix}{spelled}"
+        if part == "text_encoder":
+            yield from (f"transformer_text_model_{spelled}" for spelled in spellings)
 
     @cached_property
     def fused(self) -> dict[str, tuple[str, str, str]]:
@@ -431,13 +434,13 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, role in (
         (r"(.+)\.lora_down\.weight", "down"),
         (r"(.+)\.lora_up\.weight", "up"),
-        (r"(.+)\.lora_A(?:\.default)?\.weight", "down"),
-        (r"(.+)\.lora_B(?:\.default)?\.weight", "up"),
+        (r"(.+)\.lora_A(?:\.[^.]+)?\.weight", "down"),
+        (r"(.+)\.lora_B(?:\.[^.]+)?\.weight", "up"),
         (r"(.+)[._]lora\.down\.weight", "down"),
         (r"(.+)[._]lora\.up\.weight", "up"),
         (r"(.+)\.lora_linear_layer\.down\.weight", "down"),
         (r"(.+)\.lora_linear_layer\.up\.weight", "up"),
-        (r"(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", "magnitude"),  # PEFT: one per output
+        (r"(.+)\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT: one per output
         (r"(.+)\.dora_scale", "scale"),  # LyCORIS and kohya: its shape says per what
         (r"(.+?)(?:\.lora|_lora)?\.alpha", "alpha"),
     )

@@ -14,16 +14,14 @@ import torch
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
 from pipelines.core.records import Recipe
-from pipelines.methods.base import Artifact, Group, Learner
+from pipelines.methods.base import Artifact, Group, Learner, Method
 from pipelines.methods.lora import LoRA, LoRALearner
 from pipelines.methods.textual_inversion import TextualInversion, TextualInversionLearner, saved_rows, text_with_rows
 
 WORDS, ADAPTERS = "words", "adapters"
 
 
-class Pivotal:
-    name = "pivotal"
-
+class Pivotal(Method):
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         return TextualInversion().phrase(row, recipe)
 
@@ -44,7 +42,7 @@ class Pivotal:
         return Modules(adapted.unet, text_with_rows(family, rows, adapted.text.encoders))
 
 
-class PivotalLearner:
+class PivotalLearner(Learner):
     live_text = True
 
     def __init__(self, words: TextualInversionLearner, adapters: LoRALearner, recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from pipelines.bases.text import LearnedRows, Text
 from pipelines.core.device import derived_seed
 from pipelines.core.files import write_file
 from pipelines.core.records import Recipe, UserError
-from pipelines.methods.base import Artifact, Group
+from pipelines.methods.base import Artifact, Group, Learner, Method
 
 TOKEN = "<likeness>"
 WEB_UI_FILE = "likeness.safetensors"  # other programs trigger on the file's name: no < or > in it
@@ -49,9 +49,7 @@ def text_with_rows(
     return text
 
 
-class TextualInversion:
-    name = "textual_inversion"
-
+class TextualInversion(Method):
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         return " ".join([*tokens(recipe.vectors), recipe.class_word])
 
@@ -91,7 +89,7 @@ def saved_rows(family: Family, folder: Path) -> list[torch.Tensor]:
     return rows
 
 
-class TextualInversionLearner:
+class TextualInversionLearner(Learner):
     live_text = True
 
     def __init__(self, family: Family, recipe: Recipe, identity: np.ndarray | None, modules: Modules) -> None:
@@ -112,9 +110,6 @@ class TextualInversionLearner:
 
     def tensors(self) -> dict[str, torch.nn.Parameter]:
         return {f"encoder_{index}": rows for index, rows in enumerate(self._rows)}
-
-    def scales(self) -> tuple[str, ...]:
-        return ()
 
     @torch.no_grad()
     def start_from(self, folder: Path) -> None:

@@ -175,7 +175,7 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
         except UserError as problem:
             raise _Refused(str(problem)) from problem
         except Exception as error:
-            if _tags(image).get(262) == 6:
+            if _tag(image, 262) == (6,):
                 told = "keeps its colours as YCbCr in a way that can't be read. Save it as JPEG or PNG."
                 raise _Refused(told) from error
             raise _Refused("is damaged or cut short. Copy it again or leave it out.") from error
@@ -194,22 +194,29 @@ def _check_size(width: int, height: int) -> None:
         raise _Refused("has no pixels. Choose another photo.")
 
 
-def _tags(image: Any) -> dict[int, Any]:
-    """A TIFF's tags; none for other formats."""
-    return dict(getattr(image, "tag_v2", None) or {}) if image.format == "TIFF" else {}
+def _tag(image: Any, number: int) -> tuple[int, ...]:
+    """The whole numbers that a TIFF's tag holds; () for other formats, and where the tag is missing or damaged."""
+    if image.format != "TIFF":
+        return ()
+    try:
+        value = image.tag_v2.get(number, ())
+    except Exception:  # tags are decoded when they are asked for
+        return ()
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(each for each in values if isinstance(each, int))
 
 
 def _check_tiff(image: Any) -> None:
     """Refuse raw files: what Pillow reads from them is a thumbnail or the bare sensor."""
-    tags = _tags(image)
-    if 50706 in tags or tags.get(262) in (32803, 34892) or (330 in tags and tags.get(254, 0) & 1):
+    thumbnail = any(value & 1 for value in _tag(image, 254)) and _tag(image, 330)
+    if _tag(image, 50706) or thumbnail or {32803, 34892} & set(_tag(image, 262)):
         raise _Refused(RAW)
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:
     """Whether the file holds 16 bits in each of several channels, of which Pillow reads the upper 8."""
-    bits = _tags(image).get(258) or (head[24] if image.format == "PNG" and len(head) > 24 else 8)
-    return image.mode in ("RGB", "RGBA") and (bits if isinstance(bits, int) else max(bits)) == 16
+    bits = _tag(image, 258) or ((head[24],) if image.format == "PNG" and len(head) > 24 else (8,))
+    return image.mode in ("RGB", "RGBA") and max(bits) == 16
 
 
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # in a scan's data 0xff is followed by 0 or a restart

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -430,6 +431,38 @@ def test_attention_is_a_choice_that_every_copy_keeps(monkeypatch):
     monkeypatch.setattr(type(unet), "enable_xformers_memory_efficient_attention", lambda self: called.append(self))
     loading.choose_attention(unet, cuda, "xformers")
     assert called == [unet]
+
+
+@pytest.mark.parametrize("kind", ["portrait", "sd15", "sdxl", "z_image"])
+def test_the_words_that_a_long_prompt_loses_are_known(kind):
+    text = tiny_family(kind).text
+    words = ["portrait", *["light"] * 600]
+    assert text.unread("portrait of man") == "" == text.unread("")
+    unread = text.unread(" ".join(words)).split()
+    read = words[: len(words) - len(unread)]
+    assert unread and read and text.unread(" ".join(read)) == ""
+    whole, cut = (text.ids([" ".join(each)]) for each in (words, [*read, "teal"]))
+    if kind != "z_image":  # its message ends with the template, which is cut too
+        kept = text.ids([" ".join(read)])
+        assert all(torch.equal(one, other) for one, other in zip(whole, kept, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(cut, kept, strict=True)), "the next word is not read"
+
+
+def test_tiny_bases_are_the_same_in_every_process(tmp_path):
+    """Else what a test measures on one depends on the process that it runs in."""
+    import subprocess
+    import sys
+
+    from tests.tiny import WORDS, make_tokenizer
+
+    code = "import sys; from pathlib import Path; from tests.tiny import make_tokenizer as make; "
+    code += "make(Path(sys.argv[1]), 32, subject=True)"
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], cwd=root, check=True)
+    tokenizer = make_tokenizer(tmp_path / "here", 32, subject=True)
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in WORDS)
 
 
 def test_only_long_trainings_on_nvidia_cards_are_compiled(monkeypatch):

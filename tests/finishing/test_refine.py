@@ -408,7 +408,7 @@ def test_a_person_whose_face_dlib_does_not_find_is_not_somebody_else(beside_a_st
 
 def test_where_nobody_is_known_several_prominent_faces_are_a_question(beside_a_stranger):
     judges = available_judges()
-    with pytest.raises(refine.SeveralFaces, match="2 faces in the picture are prominent") as caught:
+    with pytest.raises(refine.SeveralFacesError, match="2 faces in the picture are prominent") as caught:
         refine.baseline_itself(judges, beside_a_stranger)
     assert caught.value.count == 2
     for number, inside in ((1, (0, 384)), (2, (384, 640))):

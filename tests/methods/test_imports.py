@@ -374,3 +374,61 @@ def test_no_imported_column_wins(tmp_path):
     card = to_json(findings)["methods"]["imported-best"]
     assert card["steps"] is card["train_s"] is None and card["identity"]["j"]["mean"] == 0.9
     assert "imported-best" not in METHODS
+
+
+def renamed(folder, change):
+    """A whole LoRA of the tiny base with its tensors' names changed by `change`."""
+    layout, tensors = lora_names.layout(row()), {}
+    for path in [path for path in layout.weights if path.endswith(("to_q", "q_proj"))]:
+        out, into = layout.weights[path][:2]
+        tensors[f"{layout.flat(path)}.lora_down.weight"] = torch.ones(2, into)
+        tensors[f"{layout.flat(path)}.lora_up.weight"] = torch.ones(out, 2)
+    return save_to(folder / "renamed.safetensors", {change(name): tensor for name, tensor in tensors.items()})
+
+
+def save_to(path, tensors):
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
+    return path
+
+
+def test_an_adapter_may_have_any_name(tmp_path):
+    def peft(name):
+        name = name.replace(".lora_down.weight", ".lora_A.theirs.weight")
+        return name.replace(".lora_up.weight", ".lora_B.theirs.weight")
+
+    found, plain = (imports.look(renamed(tmp_path, change), row()) for change in (peft, str))
+    assert set(found.parts) == set(plain.parts) and found.parts
+
+
+def test_text_layers_may_be_called_by_their_whole_path(tmp_path):
+    def longer(name):
+        return name.replace("lora_te_text_model_", "transformer_text_model_")
+
+    found, plain = (imports.look(renamed(tmp_path, change), row()) for change in (longer, str))
+    assert set(found.parts) == set(plain.parts) and any(path.startswith("text_encoder.") for path in found.parts)
+
+
+def test_one_stray_key_is_left_out_and_named_and_many_are_another_base(tmp_path):
+    file = renamed(tmp_path, str)
+    whole = load_file(str(file))
+    save_to(file, whole | {"lora_unet_no_such_layer.lora_down.weight": torch.ones(2, 3)})
+    found = imports.look(file, row())
+    assert found.left_out == ("lora_unet_no_such_layer.lora_down.weight",) and len(found.parts) == len(whole)
+    run = make_run(tmp_path / "run")
+    imports.add(run, file, row(), name="theirs", class_word="man")
+    (said,) = imports.remarks(run, "imported-theirs")
+    assert "lora_unet_no_such_layer" in said and "no such layer" in said
+    save_to(file, whole | {f"lora_unet_none_{k}.lora_down.weight": torch.ones(2, 3) for k in range(len(whole))})
+    with pytest.raises(UserError, match="does not fit"):
+        imports.look(file, row())
+
+
+def test_an_alpha_of_0_is_said(tmp_path):
+    file = renamed(tmp_path, str)
+    whole = load_file(str(file))
+    first = next(iter(whole)).partition(".lora_")[0]
+    save_to(file, whole | {f"{first}.alpha": torch.tensor(0.0)})
+    run = make_run(tmp_path / "run")
+    imports.add(run, file, row(), name="theirs", class_word="man")
+    (said,) = imports.remarks(run, "imported-theirs")
+    assert f"1 of {len(whole) // 2}" in said and "alpha of 0" in said

@@ -464,3 +464,16 @@ def test_what_is_no_photo_is_told_as_what_it_is(tmp_path, data, words):
     (tmp_path / "a.jpg").write_bytes(data + bytes(300))
     with pytest.raises(UserError, match=rf"^a\.jpg is .*{words}"):
         decode.decode(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("tag", [254, 258, 262, 281, 330, 50706])
+@pytest.mark.parametrize("kind", [2, 5, 7, 11, 12])  # text, rational, bytes, float, double: none of them a whole number
+def test_damaged_tags_of_a_tiff_are_no_traceback(tmp_path, tag, kind):
+    data = bytearray(tiff(RGB_TIFF | {tag: (3, (1,) if tag != 258 else (8, 8, 8))}, patches(PATCHES).tobytes()))
+    at = data.rindex(struct.pack("<HH", tag, 3)) + 2
+    data[at : at + 2] = struct.pack("<H", kind)
+    (tmp_path / "a.tif").write_bytes(data)
+    try:
+        assert decode.decode(tmp_path / "a.tif").shape == (64, 96, 3)
+    except UserError as problem:
+        assert str(problem).startswith("a.tif ")

@@ -178,5 +178,18 @@ def _listed(view: View) -> str:
         else:
             said = tell("LoRA, rank {rank}, called by “{phrase}”.", rank=size, phrase=phrase)
         unknown = tell("Not trained here: steps and time unknown.")
+        if left := about.get("left_out"):
+            names = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
+            unknown += " " + tell(
+                "Left out, because the base has no such layer: {names} (tensors: {count}).",
+                names=names,
+                count=len(left),
+            )
+        if idle := about.get("idle"):
+            unknown += " " + tell(
+                "Layers with an alpha of 0, which change nothing: {idle} of {layers}.",
+                idle=idle,
+                layers=about["layers"],
+            )
         items.append(f"<li><b>{escape(phrases.named(column))}</b>: {escape(f'{said} {unknown}')}</li>")
     return f'<ul class="lk-note lk-small">{"".join(items)}</ul>' if items else ""
