@@ -362,9 +362,10 @@ def make(
                 kept = [w for w in words if not (colourless and w.endswith((" background", " jacket", " white")))]
                 words = [medium, *kept]
             rows.append((view, descriptor, index, "|".join(words), kind))
-    frames, descriptors, source, words, kind = (np.array(column) for column in zip(*rows))
-    chances = balanced(completed, source, words, kind)
-    return Variants(frames, descriptors.astype(np.float32), source, portraits.noun[source], words, kind, chances)
+    frames, descriptors, source, told, kinds_made = (np.array(column) for column in zip(*rows))
+    chances = balanced(completed, source, told, kinds_made)
+    nouns = portraits.noun[source]
+    return Variants(frames, descriptors.astype(np.float32), source, nouns, told, kinds_made, chances)
 
 
 def save(variants: Variants, path: Path) -> None:
