@@ -114,7 +114,7 @@ def pack(folders: list[Path], out: Path) -> None:
         ends=np.cumsum([len(b) for b in blobs]),
         descriptors=np.array([d for _, d, _ in kept], np.float32),
         held_out=held,
-        **{name: np.array([labels.get(name, "") for _, _, labels in kept]) for name in LABELS},
+        **{name: np.array([labels.get(name, "") for _, _, labels in kept]) for name in LABELS},  # type: ignore[arg-type]
     )
 
 

@@ -318,7 +318,7 @@ def make(
         inside = alpha[data.MARGIN_PX : -data.MARGIN_PX, data.MARGIN_PX : -data.MARGIN_PX]
         sound = 0.28 < inside.mean() < 0.75 and alpha[20, 72] > 0.5
         tidy = portraits.noun[index] == "man" or portraits.hair[index] in ("short", "bald")
-        partners = _partners(completed, train, skins, index)
+        partners = _partners(completed, train, skins, int(index))
         for k, kind in enumerate(kinds):
             rng = np.random.default_rng((seed, int(index), k))
             frame, guest, extra = packed.astype(np.float64), int(index), []
