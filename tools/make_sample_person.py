@@ -58,7 +58,7 @@ def main() -> int:
 
     portraits = data.load(options.data)
     rng = np.random.default_rng(options.seed)
-    chosen = rng.choice(np.flatnonzero((portraits.gender == options.gender) & ~portraits.held_out), 6, replace=False)
+    chosen = rng.choice(np.flatnonzero((portraits.noun == options.gender) & ~portraits.held_out), 6, replace=False)
     blended = portraits.descriptors[chosen].mean(0)
     pipe = StableDiffusionPipeline.from_pretrained(options.base)
     again = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)

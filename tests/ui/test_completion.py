@@ -55,7 +55,8 @@ def test_every_phrase_of_the_embedded_base_is_one_its_captions_had():
     assert {f"{colour} background" for colour in COLOURS} == set(groups["background"])
     assert set(groups["jacket"]) < {f"{colour} jacket" for colour in COLOURS}
     assert set(groups["tone"]) == set(TONES) - {"colour"}
-    written = (Path(__file__).resolve().parents[2] / "tools" / "portrait_base" / "variants.py").read_text()
+    folder = Path(__file__).resolve().parents[2] / "tools" / "portrait_base"
+    written = "".join((folder / name).read_text() for name in ("variants.py", "data.py"))
     for name in ("light", "backdrop", "framing", "age"):
         assert all(f'"{phrase}"' in written for phrase in groups[name])
     for phrase, others in phrases_of(row).apart.items():

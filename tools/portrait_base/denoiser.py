@@ -30,13 +30,15 @@ TEXT_DIM, MAX_TOKENS, SUBJECT, SUBJECT_VECTORS = 192, 32, "<subject>", 4
 WORDS = (
     *"a photo portrait of man woman person young middle aged elderly background jacket and".split(),  # noqa: SIM905
     *"light warm cool bright dim gradient spotlight sepia close up".split(),  # noqa: SIM905
+    *"glasses beard smile hair long short bald covered skin medium dark".split(),  # noqa: SIM905
+    *"pencil sketch oil painting watercolour comic pop art film".split(),  # noqa: SIM905
     *captions.COLOURS,
 )
-# on 2 CPU cores more and smaller steps learn more per minute; a GPU has room for 4 x the batch
-BATCH, LEARNING_RATE, EMA = 16, 4e-4, 0.9995
-# measured on AVX-512 without AMX, one thread, batch 16: a step takes 0.62 s in float32, 0.92 s under bf16 autocast
-HALF_PRECISION = False
-IDENTITY_WEIGHT = 0.4
+BATCH, LEARNING_RATE, EMA, FADING_EMA = 32, 4e-4, 0.999, 0.99
+# measured with one thread, seconds of a step of 16 / 32: with AMX 0.74 / 1.52 in float32, 0.64 / 0.90 under bf16
+# autocast; with AVX-512 alone bf16 is slower than float32 (0.92 against 0.62 for 16)
+HALF_PRECISION = torch.cpu._is_amx_tile_supported()
+GUIDANCE = 1.5  # the default to draw with; the card's figures say why
 DESCRIPTOR_NOISE = 0.015  # per number; two photos of one person differ by about 0.025
 
 
@@ -179,14 +181,15 @@ def added_at(text_encoder: CLIPTextModel, places: torch.Tensor, vectors: torch.T
         handle.remove()
 
 
-def caption(rng: np.random.Generator, gender: str, words: str) -> tuple[str, bool]:
+def caption(rng: np.random.Generator, noun: str, words: str) -> tuple[str, bool]:
     """A training caption and whether its placeholder takes the identity (else it stays neutral or is absent)."""
     if rng.random() < 0.10:
         return "", False
-    noun = "person" if rng.random() < 0.15 else gender
+    noun = "person" if rng.random() < 0.15 else noun
     draw = rng.random()
     subject = noun if draw < 0.2 else " ".join([SUBJECT] * SUBJECT_VECTORS + [noun])
-    parts = [p for p in words.split("|") if p and rng.random() > 0.15]
+    dropped = rng.uniform(0, 0.5)
+    parts = [p for p in words.split("|") if p and rng.random() > dropped]
     head = "photo of" if rng.random() < 0.1 else "portrait of"
     article = "a " if draw < 0.1 else ""
     return ", ".join([f"{head} {article}{subject}", *parts]), draw > 0.35
@@ -225,38 +228,49 @@ def cached_latents(vae: AutoencoderKL, frames: np.ndarray, file: Path) -> torch.
 
 def train(
     vae: AutoencoderKL,
-    data: variants.Variants,
+    made: variants.Variants,
     folder: Path,
     *,
     budget_s: float,
     device: str,
     start_from: Path | None = None,
-) -> tuple[Model, CLIPTokenizer]:
-    """Train until `budget_s` of wall clock (all runs together) is used; returns the averaged (EMA) model."""
+    identity_weight: float = 0.1,
+    fade: bool = False,
+) -> None:
+    """Train until `budget_s` of processor time (all runs together) is used; keeps everything in `folder`.
+
+    The rate stays constant, so that training can go on for ever; with `fade` a copy of the last checkpoint goes on for
+    `budget_s` with a falling rate, which is what `averaged` reads.
+    """
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = Model(tokenizer, vae.config.latent_channels).to(device)
     model.unet.to(memory_format=torch.channels_last)
-    descriptors = torch.tensor(data.descriptors)
+    descriptors = torch.tensor(made.descriptors)
     model.projector.mean.copy_(descriptors.mean(0))
     model.projector.std.copy_(descriptors.std(0))
     if start_from is not None:
-        load_exported(model, start_from)
+        load_exported(model, tokenizer, start_from)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
     )
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step, spent_s, checkpoint = 0, 0.0, folder / "denoiser.safetensors"
-    if checkpoint.is_file():
-        tensors, meta = load_tensors(checkpoint)
+    step, spent_s, trunk, faded = 0, 0.0, folder / "denoiser.safetensors", folder / "denoiser-faded.safetensors"
+    checkpoint = faded if fade else trunk
+    source = faded if fade and faded.is_file() else trunk
+    if source.is_file():
+        tensors, meta = load_tensors(source)
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         average = {k[4:]: v.to(device) for k, v in tensors.items() if k.startswith("ema.")}
         load_optimizer(optimizer, tensors)
-        step, spent_s = meta["step"], meta["spent_s"]
-    latents = cached_latents(vae, data.frames, folder / "latents.safetensors")
-    targets = identity.standardise(descriptors, descriptors.mean(0), descriptors.std(0))
-    judge = identity.train(latents, targets, folder, key=latents_key(vae, data.frames), device=device)
-    alphas, chances = scheduler().alphas_cumprod, variants.balanced(data.words)
-    started, shown, likeness, saved = time.monotonic() - spent_s, 0.0, 0.0, time.monotonic()
+        step, spent_s = meta["step"], 0.0 if source != checkpoint else meta["spent_s"]
+    latents = cached_latents(vae, made.frames, folder / "latents.safetensors")
+    mean, std = model.projector.mean.cpu(), model.projector.std.cpu()
+    targets = identity.standardise(descriptors, mean, std)
+    key = latents_key(vae, made.frames)
+    judge = identity.train(latents, targets, folder, key=key, device=device) if identity_weight else None
+    alphas = scheduler().alphas_cumprod
+    started, first = time.process_time() - spent_s, step
+    shown, likeness, saved = 0.0, 0.0, time.process_time()
 
     def save() -> None:
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
@@ -269,8 +283,8 @@ def train(
     while spent_s < budget_s:
         rng = np.random.default_rng((11, step))
         generator = torch.Generator().manual_seed(step)
-        index = rng.choice(len(latents), BATCH, p=chances)
-        told = [caption(rng, str(data.gender[i]), str(data.words[i])) for i in index]
+        index = rng.choice(len(latents), BATCH, p=made.chances)
+        told = [caption(rng, str(made.noun[i]), str(made.words[i])) for i in index]
         ids = tokenizer(
             [t for t, _ in told], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
         ).input_ids.to(device)
@@ -281,11 +295,11 @@ def train(
         noise = torch.randn(x.shape, generator=generator)
         signal, blur = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
         noisy, target = signal * x + blur * noise, signal * noise - blur * x
-        progress = spent_s / budget_s
-        # constant, then down to a fortieth over the last 40% of the time
-        fade = 1.0 if progress < 0.6 else 0.025 + 0.975 * 0.5 * (1 + math.cos(math.pi * (progress - 0.6) / 0.4))
+        rate = LEARNING_RATE * min(1.0, (step + 1) / 200)
+        if fade:
+            rate *= 0.025 + 0.975 * 0.5 * (1 + math.cos(math.pi * spent_s / budget_s))
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200) * fade
+            group["lr"] = rate
         with torch.autocast(device, torch.bfloat16, enabled=HALF_PRECISION or device != "cpu"):
             text = model.encode(ids, model.projector(who.to(device)), filled)
             guess = model.unet(noisy.to(device, memory_format=torch.channels_last), t.to(device), text).sample
@@ -295,9 +309,11 @@ def train(
         snr = alphas[t] / (1 - alphas[t]).clamp(min=1e-8)
         loss = (per_sample * (5.0 / (snr + 1)).clamp(max=1.0).to(device)).mean()
         clean = signal.to(device) * noisy.to(device) - blur.to(device) * guess.float()
-        same = identity.likeness(judge(clean), targets[index].to(device))
-        # at every noise level alike: who it is gets decided early, where the picture itself tells nothing
-        loss = loss + IDENTITY_WEIGHT * (filled * (1 - same)).mean()
+        if judge is not None:
+            same = identity.likeness(judge(clean), targets[index].to(device))
+            # at every noise level alike: who it is gets decided early, where the picture itself tells nothing
+            loss = loss + identity_weight * (filled * (1 - same)).mean()
+            likeness += 0.02 * ((filled * same).sum().item() / max(filled.sum().item(), 1e-6) - likeness)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the denoiser's loss became {loss.item()} at step {step}")
         optimizer.zero_grad(set_to_none=True)
@@ -305,29 +321,28 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        decay = min(EMA, (1 + step) / (10 + step))
+        # while the rate falls the weights themselves settle: a long mean would lag behind them
+        decay = min(FADING_EMA if fade else EMA, (1 + step) / (10 + step))
         with torch.no_grad():
             names, live = zip(*model.named_parameters())
             torch._foreach_lerp_([average[n] for n in names], list(live), 1 - decay)
-        share = 0.02 if step > 50 else 0.2
+        share = 0.01 if step - first > 100 else 0.1
         shown += share * (per_sample.mean().item() - shown)
-        likeness += share * ((filled * same).sum().item() / max(filled.sum().item(), 1e-6) - likeness)
-        spent_s = time.monotonic() - started
+        spent_s = time.process_time() - started
         if step % 50 == 0:
             print(f"denoiser step {step} {spent_s:.0f}s loss {shown:.4f} likeness {likeness:.3f}", flush=True)
-        if time.monotonic() - saved > 120:
-            saved = time.monotonic()
+        if time.process_time() - saved > 120:
+            saved = time.process_time()
             save()
     save()
-    model.load_state_dict(average, strict=False)
-    return model.eval(), tokenizer
 
 
 def averaged(folder: Path, latent_channels: int) -> tuple[Model, CLIPTokenizer]:
-    """The averaged model of the last checkpoint."""
+    """The averaged model of the faded checkpoint, or of the last one where none is faded."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = Model(tokenizer, latent_channels)
-    tensors, _ = load_tensors(folder / "denoiser.safetensors")
+    faded = folder / "denoiser-faded.safetensors"
+    tensors, _ = load_tensors(faded if faded.is_file() else folder / "denoiser.safetensors")
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, strict=False)
     return model.eval(), tokenizer
@@ -351,8 +366,10 @@ def _readable_by_transformers_4(out: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": decoder}, indent=2) + "\n")
 
 
-def load_exported(model: Model, folder: Path) -> None:
-    """Start from an exported model folder instead of from noise."""
+def load_exported(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Start from an exported model folder instead of from noise. Its vocabulary may be another one: rows of the token
+    table follow their tokens, and a new word starts as the mean of the words.
+    """
     from safetensors.torch import load_file
 
     def tensors(part: str) -> dict[str, torch.Tensor]:
@@ -361,6 +378,12 @@ def load_exported(model: Model, folder: Path) -> None:
 
     model.unet.load_state_dict(tensors("unet"))
     text = {k.removeprefix("text_model."): v for k, v in tensors("text_encoder").items()}
+    table = next(k for k in text if k.endswith("token_embedding.weight"))
+    old = json.loads((folder / "tokenizer" / "vocab.json").read_text()) | {SUBJECT: len(text[table]) - 1}
+    known = json.loads((folder / "likeness.json").read_text())["vocabulary"]
+    mean = text[table][[old[f"{word}</w>"] for word in known]].mean(0)
+    order = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    text[table] = torch.stack([text[table][old[token]] if token in old else mean for token, _ in order])
     model.text_encoder.load_state_dict(text)
     model.projector.load_state_dict(
         {k: v.float() for k, v in load_file(str(folder / "identity_projector.safetensors")).items()}
@@ -391,6 +414,7 @@ def export(vae: AutoencoderKL, model: Model, tokenizer: CLIPTokenizer, out: Path
         "vocabulary": sorted(WORDS),
         "subject_token": SUBJECT,
         "subject_vectors": SUBJECT_VECTORS,
+        "guidance": GUIDANCE,
         "descriptor": "dlib_face_recognition_resnet_model_v1",
         "eyes_mid_px": [64, 58],
         "eyes_apart_px": 30,

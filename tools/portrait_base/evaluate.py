@@ -1,7 +1,8 @@
 """Stage 4, evaluation: every bar of the model card, measured on the exported folder through stock diffusers.
 
-In: `models/portrait-128`, the packed portraits, optionally a folder of people and an ArcFace pack. Out: a dict of
-figures, written as `evaluation.json` and into the card. Nothing of the people is written but averages.
+In: `models/portrait-128`, the packed portraits, and folders that were never trained on: people (people.csv), labelled
+photos to measure on (portraits2.csv, `evaluate` rows), an ArcFace pack. Out: a dict of figures, written as
+`evaluation.json` and into the card. Nothing of the people is written but averages.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.core.records import Sampling
 from pipelines.evaluation.facts import holds
 from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
 from pipelines.faces.face import align_by_eyes
 from pipelines.photos import captions
-from tools.portrait_base import autoencoder, data, denoiser, variants
+from tools.portrait_base import autoencoder, data, denoiser, probes, variants
 
-SAMPLES = 256
-GUIDANCE = Sampling("").guidance  # as the product draws
+SAMPLES, REAL = 256, 64  # pictures drawn for the shares; per noun for the distances to real portraits
+GUIDANCE = denoiser.GUIDANCE
 SAME_PERSON_L2 = 0.6
+NOUNS = ("woman", "man")
 
 
 def _padded(image: np.ndarray, pad: int = 32) -> np.ndarray:
@@ -66,11 +67,82 @@ class ArcFace:
         self.app = FaceAnalysis(name=pack, root=str(root), providers=["CPUExecutionProvider"])
         self.app.prepare(ctx_id=-1, det_size=(256, 256))
 
-    def __call__(self, frame: np.ndarray) -> np.ndarray | None:
+    def raw(self, frame: np.ndarray) -> np.ndarray | None:
+        """The feature (512,) before it is scaled to unit length: its norm tells how much of a face it saw."""
         found = self.app.get(np.ascontiguousarray(_padded(frame)[..., ::-1]))
-        if not found:
-            return None
-        return max(found, key=lambda f: (f.bbox[2] - f.bbox[0]) * (f.bbox[3] - f.bbox[1])).normed_embedding
+        return max(found, key=lambda f: f.det_score).embedding if found else None
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray | None:
+        feature = self.raw(frame)
+        return None if feature is None else feature / np.linalg.norm(feature)
+
+
+def kid(a: np.ndarray, b: np.ndarray) -> float:
+    """Kernel distance x 1000 of two sets of features (n, d): unbiased MMD^2, cubic kernel (Binkowski et al. 2018)."""
+    m, n, d = len(a), len(b), a.shape[1]
+    aa, bb, ab = ((x @ y.T / d + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    within = (aa.sum() - np.trace(aa)) / (m * (m - 1)) + (bb.sum() - np.trace(bb)) / (n * (n - 1))
+    return float(1000 * (within - 2 * ab.mean()))
+
+
+def _looked_at(frames: np.ndarray, arcface: ArcFace) -> dict[str, np.ndarray]:
+    """Features (n, 512) of length sqrt(512), their norms before, and the mean gradient of each frame's brightness."""
+    raw = [arcface.raw(frame) for frame in frames]
+    features = np.array([np.zeros(512) if r is None else r for r in raw], np.float64)
+    norms = np.linalg.norm(features, axis=1)
+    grey = frames @ np.array([0.299, 0.587, 0.114]) / 255
+    sharp = np.hypot(*np.gradient(grey, axis=(1, 2))).mean((1, 2))
+    return {"unit": features / np.maximum(norms, 1e-6)[:, None] * 512**0.5, "norm": norms, "sharp": sharp}
+
+
+def _real(portraits: data.Portraits, noun: str) -> np.ndarray:
+    """2 x REAL colour frames, alternately of the official and of the labelled portraits, in both halves."""
+    colour = (portraits.noun == noun) & (portraits.grey == "0")
+    official = np.flatnonzero(colour & (portraits.source == "congress"))[:REAL]
+    labelled = np.flatnonzero(colour & (portraits.source != "congress"))[:REAL]
+    pairs = np.stack([official, labelled], 1)
+    return portraits.frame(np.concatenate([pairs[::2].ravel(), pairs[1::2].ravel()]))
+
+
+def realism(pipeline, portraits: data.Portraits, arcface: ArcFace, *, guidance: float = GUIDANCE) -> dict[str, float]:
+    """Per noun: distance of drawn and of rebuilt pictures to real ones in a recogniser's space, norm and sharpness."""
+    figures = {}
+    for noun in NOUNS:
+        real = _real(portraits, noun)
+        known = _looked_at(real[REAL:], arcface)
+        drawn = sample(pipeline, [f"portrait of a {noun}"] * REAL, seed=5000, guidance=guidance)
+        for who, frames in (("drawn", drawn), ("rebuilt", autoencoder.rebuild(pipeline.vae, real[:REAL]))):
+            seen = _looked_at(frames, arcface)
+            figures[f"kid_{who}_{noun}"] = kid(seen["unit"], known["unit"])
+            figures[f"norm_{who}_{noun}"] = float(seen["norm"].mean() / known["norm"].mean())
+            figures[f"sharpness_{who}_{noun}"] = float(seen["sharp"].mean() / known["sharp"].mean())
+    drawn = [figures[f"kid_drawn_{noun}"] for noun in NOUNS]
+    return figures | {"kid_ratio": max(drawn) / max(min(drawn), 1.0)}
+
+
+def measured_on(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
+    """Frames (n, 128, 128, 3) and labels per person of the `evaluate` rows, of whom there are two photos or more."""
+    frames: dict[str, list[np.ndarray]] = {}
+    labels = {}
+    for row in csv.DictReader((folder / "portraits2.csv").open()):
+        if row["split"] == "evaluate":
+            image = Image.open(folder / row["file"]).convert("RGB").crop((12, 12, 204, 204))
+            frames.setdefault(row["person"], []).append(np.array(image.resize((128, 128), Image.Resampling.LANCZOS)))
+            labels[row["person"]] = row
+    return {name: np.stack(several) for name, several in frames.items() if len(several) > 1}, labels
+
+
+def kept_by_group(vae, folder: Path, arcface: ArcFace) -> dict[str, float]:
+    """Share of the ArcFace ceiling that rebuilding keeps, per noun and skin of people never trained on."""
+    people, labels = measured_on(folder)
+    made = {name: autoencoder.rebuild(vae, frames) for name, frames in people.items()}
+    figures = {}
+    for label in ("noun", "skin"):
+        for word in sorted({labels[name][label] for name in people} - {""}):
+            some = {name: frames for name, frames in people.items() if labels[name][label] == word}
+            real, kept = ceiling_kept(some, made, arcface)
+            figures[f"arcface_kept_{word}"] = kept / real
+    return figures | {"arcface_kept_apart": max(figures.values()) - min(figures.values())}
 
 
 def ceiling_kept(people: dict[str, np.ndarray], rebuilt: dict[str, np.ndarray], embed) -> tuple[float, float]:
@@ -92,7 +164,9 @@ def ceiling_kept(people: dict[str, np.ndarray], rebuilt: dict[str, np.ndarray], 
     return float(np.mean(real_scores)), float(np.mean(rebuilt_scores))
 
 
-def vae_figures(vae, portraits: data.Portraits, people_folder: Path | None, packs: Path | None) -> dict[str, float]:
+def vae_figures(
+    vae, portraits: data.Portraits, people_folder: Path | None, arcface: ArcFace | None
+) -> dict[str, float]:
     test = portraits.frame(portraits.held_out)
     rebuilt = autoencoder.rebuild(vae, test)
     to01 = lambda x: torch.tensor(x).permute(0, 3, 1, 2).float() / 255  # noqa: E731
@@ -111,8 +185,8 @@ def vae_figures(vae, portraits: data.Portraits, people_folder: Path | None, pack
             "people_psnr_db": float(autoencoder.psnr(every, every_made).mean()),
             "people_same_person": same / max(both, 1),
         }
-        if packs is not None:
-            real, kept = ceiling_kept(people, made, ArcFace(packs))
+        if arcface is not None:
+            real, kept = ceiling_kept(people, made, arcface)
             figures |= {"people_arcface_real": real, "people_arcface_rebuilt": kept, "people_arcface_kept": kept / real}
     return figures
 
@@ -152,9 +226,7 @@ def asked_prompts(count: int, seed: int = 0) -> list[tuple[str, str | None, str 
     return out
 
 
-def sample_figures(
-    pipeline, portraits: data.Portraits, *, samples: int = SAMPLES
-) -> tuple[dict[str, float], np.ndarray]:
+def sample_figures(pipeline, portraits: data.Portraits, *, samples: int = SAMPLES) -> dict[str, float]:
     asked = asked_prompts(samples)
     images = sample(pipeline, [a[0] for a in asked], seed=1000)
     held, total, found, copies = 0, 0, 0, 0
@@ -174,22 +246,36 @@ def sample_figures(
         "face_found": found / samples,
         "attributes_hold": held / total,
         "memorised": copies / samples,
-    }, images
+    }
+
+
+def word_figures(pipeline, portraits: data.Portraits, recogniser: Path, *, each: int = 16) -> dict[str, float]:
+    """Share of pictures that show the label word they were asked for, by `probes`; half women, half men."""
+    asked = [
+        *[("glasses", "1", "glasses"), ("beard", "1", "beard"), ("smile", "1", "smile")],
+        *[("hair", word, word if word == "bald" else f"{word} hair") for word in ("long", "short", "bald")],
+        *[("skin", word, f"{word} skin") for word in ("light", "medium", "dark")],
+        *[("age", word, word) for word in ("young", "middle aged", "elderly")],
+    ]
+    known = probes.features(portraits.frame(slice(None)), recogniser)
+    told = {name: probes.fit(known, getattr(portraits, name)) for name in probes.LABELS}
+    figures: dict[str, float] = {}
+    for name, word, phrase in asked:
+        nouns = ["man"] if phrase in ("beard", "bald") else list(NOUNS)
+        prompts = [f"portrait of a {nouns[k % len(nouns)]}, {phrase}" for k in range(each)]
+        seen = probes.features(sample(pipeline, prompts, seed=7000), recogniser)
+        figures[f"word {phrase}"] = float((told[name].tell(seen) == word).mean())
+    sure = {f"probe {name}": probes.sureness(known, getattr(portraits, name)) for name in probes.LABELS}
+    return figures | {"words_hold": float(np.mean(list(figures.values())))} | sure
 
 
 @torch.no_grad()
-def identity_rank(pipeline, projector, portraits: data.Portraits, which: np.ndarray, *, seed: int = 5) -> np.ndarray:
-    """Zero-shot: a portrait from its own descriptor; the rank (1 = best) of that portrait among all by dlib
-    distance.
-    """
+def drawn_from(pipeline, projector, descriptors: np.ndarray, nouns: list[str], *, seed: int) -> np.ndarray:
+    """Zero-shot: a portrait (n, 128, 128, 3) from each descriptor (n, 128)."""
     neutral = " ".join([denoiser.SUBJECT] * denoiser.SUBJECT_VECTORS)
     tokenizer, text_encoder = pipeline.tokenizer, pipeline.text_encoder
     subject_id = tokenizer.convert_tokens_to_ids(denoiser.SUBJECT)
-    descriptors = np.stack(
-        [variants._describe(portraits.frame(i)) for i in which]  # measured as in training, on the aligned frame
-    )
     vectors = projector(torch.tensor(descriptors, dtype=torch.float32))
-    ranks = []
 
     def encode(prompts: list[str]) -> torch.Tensor:
         return tokenizer(
@@ -197,13 +283,13 @@ def identity_rank(pipeline, projector, portraits: data.Portraits, which: np.ndar
         ).input_ids
 
     pipeline.set_progress_bar_config(disable=True)
-    for start in range(0, len(which), 16):
-        rows = range(start, min(start + 16, len(which)))
-        prompts = [f"portrait of {neutral} {portraits.gender[which[k]]}" for k in rows]
-        ids = encode(prompts)
+    out = []
+    for start in range(0, len(nouns), 16):
+        rows = range(start, min(start + 16, len(nouns)))
+        ids = encode([f"portrait of {neutral} {nouns[k]}" for k in rows])
         with denoiser.added_at(text_encoder, ids == subject_id, vectors[list(rows)]):
             told = text_encoder(ids).last_hidden_state
-        empty = text_encoder(encode([""] * len(prompts))).last_hidden_state
+        empty = text_encoder(encode([""] * len(rows))).last_hidden_state
         generators = [torch.Generator().manual_seed(seed + k) for k in rows]
         images = pipeline(
             prompt_embeds=told,
@@ -213,18 +299,47 @@ def identity_rank(pipeline, projector, portraits: data.Portraits, which: np.ndar
             generator=generators,
             output_type="np",
         ).images
-        for k, image in zip(rows, images):
-            got = _descriptor((image * 255).round().astype(np.uint8))
-            if got is None:
-                ranks.append(len(portraits.descriptors))
-                continue
-            distances = np.linalg.norm(portraits.descriptors - got, axis=1)
-            ranks.append(int((distances < distances[which[k]]).sum()) + 1)
+        out.append((images * 255).round().astype(np.uint8))
+    return np.concatenate(out)
+
+
+def identity_rank(pipeline, projector, portraits: data.Portraits, which: np.ndarray, *, seed: int = 5) -> np.ndarray:
+    """Zero-shot: a portrait from its own descriptor; the rank (1 = best) of that portrait among all by dlib
+    distance.
+    """
+    known = np.stack([data.describe(portraits.frame(i)) for i in which])  # measured as in training
+    ranks = []
+    for k, image in enumerate(drawn_from(pipeline, projector, known, list(portraits.noun[which]), seed=seed)):
+        got = _descriptor(image)
+        if got is None:
+            ranks.append(len(portraits.descriptors))
+            continue
+        distances = np.linalg.norm(portraits.descriptors - got, axis=1)
+        ranks.append(int((distances < distances[which[k]]).sum()) + 1)
     return np.array(ranks)
 
 
+def identity_of_people(pipeline, projector, folder: Path, arcface: ArcFace, *, pictures: int = 4) -> float:
+    """Zero-shot: mean ArcFace cosine of pictures drawn from people's mean descriptors to their photos' mean."""
+    nouns = {row["person"]: row["class_word"] for row in csv.DictReader((folder / "people.csv").open())}
+    scores = []
+    for name, frames in people_frames(folder).items():
+        mean = np.mean([data.describe(frame) for frame in frames], 0)
+        real = np.mean([e for e in map(arcface, frames) if e is not None], 0)
+        drawn = drawn_from(pipeline, projector, np.stack([mean] * pictures), [nouns[name]] * pictures, seed=5)
+        for seen in map(arcface, drawn):
+            scores.append(0.0 if seen is None else float(seen @ real / np.linalg.norm(real)))
+    return float(np.mean(scores))
+
+
 def everything(
-    folder: Path, portraits: data.Portraits, people: Path | None, packs: Path | None
+    folder: Path,
+    portraits: data.Portraits,
+    *,
+    people: Path | None,
+    measure: Path | None,
+    packs: Path | None,
+    recogniser: Path | None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """All figures of the card, and the pictures it shows (frames of samples; none of a real person)."""
     from diffusers import StableDiffusionPipeline
@@ -232,17 +347,36 @@ def everything(
     from pipelines.training.checkpoints import load_tensors
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    figures = vae_figures(pipeline.vae, portraits, people, packs)
-    more, samples = sample_figures(pipeline, portraits)
-    figures |= more
+    arcface = ArcFace(packs) if packs is not None else None
     projector = denoiser.IdentityProjector()
     projector.load_state_dict(
         {k: v.float() for k, v in load_tensors(folder / "identity_projector.safetensors")[0].items()}
     )
+    projector.eval()
+    figures = vae_figures(pipeline.vae, portraits, people, arcface)
+    if arcface is not None:
+        figures |= realism(pipeline, portraits, arcface)
+        figures |= kept_by_group(pipeline.vae, measure, arcface) if measure else {}
+        figures |= {"people_zero_shot": identity_of_people(pipeline, projector, people, arcface)} if people else {}
+    figures |= sample_figures(pipeline, portraits)
+    figures |= word_figures(pipeline, portraits, recogniser) if recogniser else {}
     held_out = np.flatnonzero(portraits.held_out)
     trained = np.random.default_rng(1).choice(np.flatnonzero(~portraits.held_out), len(held_out), replace=False)
     for name, which in (("held_out", held_out), ("trained", trained)):
-        ranks = identity_rank(pipeline, projector.eval(), portraits, which)
+        ranks = identity_rank(pipeline, projector, portraits, which)
         figures[f"identity_rank_median_{name}"] = float(np.median(ranks))
+        figures[f"identity_rank_share_{name}"] = float(np.median(ranks) / len(portraits.noun))
         figures[f"identity_rank_top20_{name}"] = float((ranks <= 20).mean())
-    return figures, {"samples": samples[:32]}
+    return figures, {"samples": sample(pipeline, shown_prompts(), seed=9000)}
+
+
+def shown_prompts() -> list[str]:
+    """What the card's picture shows: both nouns x three skin tones x three ages, then media; each once, as it comes."""
+    asked = [
+        f"portrait of a {noun}, {age}, {skin} skin"
+        for age in ("young", "middle aged", "elderly")
+        for skin in ("light", "medium", "dark")
+        for noun in NOUNS
+    ]
+    plain = [f"portrait of a {NOUNS[k % 2]}" for k in range(8)]
+    return [*plain, *asked, *(f"portrait of a {NOUNS[k % 2]}, {medium}" for k, medium in enumerate(variants.MEDIA))]

@@ -34,6 +34,10 @@ class OnnxNet(nn.Module):
         ]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.values(x)[self.result]
+
+    def values(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What every operator gives, by the name of its output."""
         values = {self.source: x}
 
         def get(name: str) -> torch.Tensor:
@@ -67,7 +71,11 @@ class OnnxNet(nn.Module):
             else:
                 raise ValueError(f"operator {kind} is not supported")
             values[output] = y
-        return values[self.result]
+        return values
+
+
+# of the recogniser's blocks: 64 x 64 x 64, 32 x 32 x 128, 16 x 16 x 256, 8 x 8 x 256
+MIDDLE = ("411", "480", "591", "638")
 
 
 class IdentityNet(nn.Module):
@@ -87,6 +95,19 @@ class IdentityNet(nn.Module):
         self.register_buffer("grid", (torch.stack([x, y], -1) + 0.5) / 128 * 2 - 1)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.look(frames)[0]
+
+    def look(self, frames: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Unit vectors (b, 256), and the maps (b, c, h, w) named in MIDDLE."""
         grid = self.grid.expand(len(frames), -1, -1, -1)
         crop = F.grid_sample(frames.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return F.normalize(self.net(crop.flip(1) * 255.0).float(), dim=1)
+        values = self.net.values(crop.flip(1) * 255.0)
+        return F.normalize(values[self.net.result].float(), dim=1), [values[name] for name in MIDDLE]
+
+
+def unlike(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    """Mean over maps of the squared distance between unit feature vectors at the same place (as LPIPS, unweighted)."""
+    apart = [
+        (F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)).square().sum(1).mean() for x, y in zip(a, b)
+    ]
+    return torch.stack(apart).mean()

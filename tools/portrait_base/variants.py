@@ -1,27 +1,31 @@
-"""Many pictures from few: every training portrait in other backgrounds, jackets, tones, framings - and with other
-faces.
+"""Many pictures from few: every training portrait in other backgrounds, jackets, tones, light, framings, media - and
+with other faces.
 
 In: `Portraits`. Out: `Variants`: 128x128 frames, the words that are true of each, and dlib's descriptor of each.
-Half of the variants carry another portrait's inner face, colour-matched and blended in: it is a new identity with a
-measured descriptor, so the text space sees thousands of identities and not 839. Measured words come from
-`pipelines.photos.captions`.
+Exchanged frames carry another portrait's inner face, colour-matched and blended in: a new identity with a measured
+descriptor, so the text space sees thousands of identities and not 1,500. Words come from the labels and, for colours
+and tone, from `pipelines.photos.captions`; what nobody labelled is not said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from pipelines.faces.dlib_faces import dlib_embed
-from pipelines.faces.face import Face
 from pipelines.photos import captions
 from tools.portrait_base import data
 
-PER_PORTRAIT = 10
-PHOTO_YEAR = 2011  # the portraits are from about 2007-2015; the CSV has only birth years
-AGES = ((45, "young"), (63, "middle aged"), (200, "elderly"))
+# what is made of each portrait, in this order; `real` comes once as it is and once mirrored
+KINDS = ("real", "real", "changed", "exchanged", "exchanged", "media")
+# how often each kind is shown while training
+SHARES = {"real": 0.45, "changed": 0.18, "exchanged": 0.26, "media": 0.11}
+# groups of noun x skin x age are shown in proportion to their size to this power: 1 as they are, 0 all alike
+GROUP_EXPONENT = 0.5
+AT_MOST = 6.0  # times the mean, for a portrait of a small group
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (14, 14, 16),
     "grey": (120, 120, 122),
@@ -45,27 +49,43 @@ class Variants:
     frames: np.ndarray  # (n, 128, 128, 3) uint8
     descriptors: np.ndarray  # (n, 128) float32, dlib, of the frame itself
     source: np.ndarray  # (n,) index of the portrait
-    gender: np.ndarray  # (n,) "man" | "woman"
+    noun: np.ndarray  # (n,) "man" | "woman" | "person"
     words: np.ndarray  # (n,) caption parts joined by "|"
+    kind: np.ndarray  # (n,) one of KINDS
+    chances: np.ndarray  # (n,) how often each is shown, summing to 1
 
 
-def balanced(words: np.ndarray) -> np.ndarray:
-    """How often each frame is shown (n,), summing to 1: half by chance, a quarter each so that every background and
-    every jacket colour comes up equally often. Official portraits are blue and grey; without this, green and teal
-    are never learned.
+def balanced(portraits: data.Portraits, source: np.ndarray, words: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """How often each frame is shown (n,), summing to 1.
+
+    Nouns alike, groups of skin and age within them by `GROUP_EXPONENT`, kinds by `SHARES`; three tenths of the time
+    so that every background and every jacket colour comes up equally often. Official portraits are blue and grey;
+    without this, green and teal are never learned.
     """
-    chances = np.full(len(words), 0.5 / len(words))
-    for kind in (" background", " jacket"):
-        named = np.array([next((p for p in str(w).split("|") if p.endswith(kind)), "") for w in words])
-        colours, which, counts = np.unique(named, return_inverse=True, return_counts=True)
-        chances += 0.25 / len(colours) / counts[which]
-    return chances
+    noun = portraits.noun[source]
+    group = np.char.add(portraits.skin[source], portraits.age[source])
+    chances = np.ones(len(noun))
+    for names, exponent in ((np.char.add(noun, group), GROUP_EXPONENT), (np.where(noun == "woman", "woman", "man"), 0)):
+        for name in np.unique(names):
+            members = names == name
+            chances[members] *= float(members.sum()) ** exponent / chances[members].sum()
+    chances = np.minimum(chances, AT_MOST * chances.mean())
+    for name in np.unique(kind):
+        members = kind == name
+        chances[members] *= SHARES[str(name)] / chances[members].sum()
+    chances /= chances.sum()
+    even = 0.7 * chances
+    for ending in (" background", " jacket"):
+        named = np.array([next((p for p in str(w).split("|") if p.endswith(ending)), "") for w in words])
+        colours = np.unique(named)
+        for colour in colours:
+            members = named == colour
+            even[members] += 0.15 / len(colours) * chances[members] / chances[members].sum()
+    return even
 
 
 def matte(frame: np.ndarray) -> np.ndarray:
     """Foreground of one packed crop (PACKED_PX square), 0..1: GrabCut from a head-and-shoulders guess."""
-    import cv2
-
     size = frame.shape[0]
     yy, xx = np.mgrid[:size, :size]
     x, y = xx - data.MARGIN_PX - 64.0, yy - data.MARGIN_PX
@@ -86,13 +106,7 @@ def matte(frame: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(solid.astype(np.float32), (0, 0), 1.1)
 
 
-def age_word(birth_year: int) -> str | None:
-    if birth_year < 1900:
-        return None
-    return next(word for limit, word in AGES if PHOTO_YEAR - birth_year < limit)
-
-
-def _swap_face(host: np.ndarray, guest: np.ndarray, amount: float) -> np.ndarray:
+def _exchange(host: np.ndarray, guest: np.ndarray, amount: float) -> np.ndarray:
     """`guest`'s inner face in `host`'s head, both float frames with the margin, matched in mean and spread of
     colour.
     """
@@ -106,6 +120,25 @@ def _swap_face(host: np.ndarray, guest: np.ndarray, amount: float) -> np.ndarray
     mean_g, std_g = guest[core].mean(0), guest[core].std(0) + 1e-3
     matched = (guest - mean_g) * np.clip(std_h / std_g, 0.7, 1.4) + mean_h
     return host * (1 - mask) + matched * mask
+
+
+def _skin(packed: np.ndarray) -> np.ndarray:
+    """Median CIE Lab colour of the cheeks and the nose of one packed crop."""
+    inside = packed[data.MARGIN_PX : -data.MARGIN_PX, data.MARGIN_PX : -data.MARGIN_PX]
+    return np.median(captions._lab(inside[64:84, 48:80].reshape(-1, 3)), 0)
+
+
+def _partners(portraits: data.Portraits, train: np.ndarray, skins: np.ndarray, index: int) -> np.ndarray:
+    """Whose inner face may go into this head: the same noun, age, tone, and no other known skin, glasses, beard."""
+    fits = train != index
+    for name in ("noun", "grey", "age"):
+        labels = getattr(portraits, name)
+        fits &= labels[train] == labels[index]
+    for name in ("skin", "glasses", "beard"):
+        labels = getattr(portraits, name)
+        fits &= (labels[train] == labels[index]) | (labels[train] == "") | (labels[index] == "")
+    lightness = np.abs(skins[train] - skins[index])[:, 0]
+    return train[fits & (lightness < 14)]
 
 
 def _ground(rng: np.random.Generator, size: int, colour: tuple[int, int, int]) -> tuple[np.ndarray, str | None]:
@@ -135,20 +168,18 @@ def _dress(frame: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> np
         return frame
     colour = np.array(BACKGROUNDS[str(rng.choice(JACKETS))], np.float64)
     shading = luma / max(float(np.median(luma[cloth])), 8.0)
-    import cv2
-
     soft = cv2.GaussianBlur(cloth.astype(np.float32), (0, 0), 0.8)[..., None]
     dyed = np.clip(colour * np.clip(shading, 0.3, 2.2)[..., None] ** 0.7, 0, 255)
     return frame * (1 - soft) + dyed * soft
 
 
 def _light(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    """One tone or light over the whole frame (float, 0-255), and its words."""
     frame, draw = np.clip(frame, 0, 255), rng.random()
     if draw < 0.08:
         return frame @ np.array([0.299, 0.587, 0.114])[:, None] @ np.ones((1, 3)), []  # the pixel rule names it
     if draw < 0.14:
-        grey = frame @ np.array([0.299, 0.587, 0.114])
-        return np.clip(grey[..., None] * np.array([1.08, 0.9, 0.66]) + np.array([14, 6, 0]), 0, 255), ["sepia"]
+        return _sepia(frame), ["sepia"]
     if draw < 0.20:
         return np.clip(frame * np.array([1.12, 1.0, 0.78]), 0, 255), ["warm light"]
     if draw < 0.26:
@@ -157,86 +188,184 @@ def _light(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, lis
         return 255 * (frame / 255) ** 0.65, ["bright"]
     if draw < 0.38:
         return 255 * (frame / 255) ** 1.55 * 0.92, ["dim"]
+    if draw < 0.50:  # from one side, as by a window
+        yy, xx = np.mgrid[: len(frame), : len(frame)] / len(frame) - 0.5
+        angle, strength = rng.uniform(-np.pi, 0), rng.uniform(0.3, 0.7)
+        shade = 1 + strength * (np.cos(angle) * xx + np.sin(angle) * 0.6 * yy)
+        return np.clip(frame * shade[..., None], 0, 255), []
+    if draw < 0.62:  # another camera: gain, contrast, white balance
+        gain = np.exp(rng.normal(0, 0.06, 3) + rng.normal(0, 0.12))
+        return np.clip((frame - 110) * rng.uniform(0.8, 1.15) + 110, 0, 255) * gain, []
     return frame, []
 
 
-def _describe(frame: np.ndarray) -> np.ndarray:
-    """dlib's descriptor of an aligned frame. The box is where HOG finds aligned faces: no search is needed."""
-    return dlib_embed(np.ascontiguousarray(frame), _ALIGNED)
+def _sepia(frame: np.ndarray) -> np.ndarray:
+    grey = frame @ np.array([0.299, 0.587, 0.114])
+    return np.clip(grey[..., None] * np.array([1.08, 0.9, 0.66]) + np.array([14, 6, 0]), 0, 255)
 
 
-_ALIGNED = Face(
-    (31, 38, 97, 104), np.zeros((0, 2)), np.array([[49.0, 58.0], [79.0, 58.0]]), np.array([64.0, 78.0]), 1.0
-)
+def _pencil(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Grey divided by its blurred self (colour dodge), on paper."""
+    grey = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
+    lines = cv2.divide(grey, cv2.GaussianBlur(grey, (0, 0), 4.5), scale=245).astype(np.float32)
+    shade = 0.75 * lines + 0.25 * np.clip(grey.astype(np.float32) * 0.6 + 110, 0, 255)
+    paper = shade + rng.normal(0, 4, shade.shape)
+    return np.repeat(paper[..., None], 3, -1)
 
 
-def make(portraits: data.Portraits, *, seed: int = 0, per_portrait: int = PER_PORTRAIT) -> Variants:
-    """About 12 minutes for 839 portraits on one core, most of it dlib."""
-    import cv2
+def _oil(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every pixel takes the mean colour of the commonest of 10 brightness levels around it."""
+    level = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(int) * 10 // 256
+    image = view.astype(np.float32)
+    best, out = np.zeros(level.shape, np.float32), image.copy()
+    for k in range(10):
+        member = (level == k).astype(np.float32)
+        count = cv2.boxFilter(member, -1, (5, 5), normalize=False)
+        total = cv2.boxFilter(image * member[..., None], -1, (5, 5), normalize=False)
+        more = count > best
+        out[more] = (total / np.maximum(count, 1)[..., None])[more]
+        best = np.maximum(best, count)
+    mean = out.mean(-1, keepdims=True)
+    return np.clip(mean + (out - mean) * 1.5, 0, 255) * 1.04
 
+
+def _watercolour(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Edge-preserving smoothing, washed out, on paper that shows through."""
+    smooth = cv2.stylization(view, sigma_s=30, sigma_r=0.35).astype(np.float32)
+    grain = cv2.GaussianBlur(rng.normal(0, 1, view.shape[:2]).astype(np.float32), (0, 0), 1.2) * 14
+    return 255 - (255 - smooth) * 0.72 + grain[..., None]
+
+
+def _comic(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Flat colours of 5 levels with black lines."""
+    flat = view
+    for _ in range(3):
+        flat = cv2.bilateralFilter(flat, 7, 40, 5)
+    hsv = cv2.cvtColor(flat, cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 2] = np.clip((np.floor(hsv[..., 2] / 51) + 0.6) * 51, 0, 255)
+    hsv[..., 1] = np.clip(hsv[..., 1] * 1.5, 0, 255)
+    flat = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB).astype(np.float32)
+    grey = cv2.medianBlur(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), 3)
+    lines = cv2.adaptiveThreshold(grey, 1, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY, 9, 6)
+    return flat * lines[..., None] + 20 * (1 - lines[..., None])
+
+
+def _pop_art(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Four brightness levels in four loud colours."""
+    grey = cv2.GaussianBlur(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), (0, 0), 0.8)
+    levels = np.digitize(grey, np.quantile(grey, [0.25, 0.5, 0.78]))
+    hue = rng.uniform(0, 180)
+    colours = [(hue, 220, 70), (hue + 40, 230, 190), (hue + 85, 200, 235), (hue + 110, 70, 255)]
+    palette = np.array([[(h % 180, s, v) for h, s, v in colours]], np.uint8)
+    return cv2.cvtColor(palette, cv2.COLOR_HSV2RGB)[0][levels].astype(np.float32)
+
+
+def _sepia_film(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Faded and brown, with grain and darker corners."""
+    yy, xx = np.mgrid[: len(view), : len(view)] / len(view) - 0.5
+    faded = _sepia(view.astype(np.float64)) * 0.8 + 34
+    return faded * (1.08 - 0.7 * (xx**2 + yy**2))[..., None] + rng.normal(0, 7, view.shape[:2])[..., None]
+
+
+# word -> filter of a (128, 128, 3) uint8 frame; gives the same shape in 0..255, before rounding
+MEDIA: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "pencil sketch": _pencil,
+    "oil painting": _oil,
+    "watercolour": _watercolour,
+    "comic": _comic,
+    "pop art": _pop_art,
+    "sepia film": _sepia_film,
+}
+
+
+def _labelled(portraits: data.Portraits, host: int, guest: int) -> list[str]:
+    """The words of the labels; `guest` is whose inner face it is (the host's own, or another's)."""
+    words = [str(portraits.age[host])] if portraits.age[host] == portraits.age[guest] else []
+    for name, word in (("glasses", "glasses"), ("beard", "beard")):
+        labels = getattr(portraits, name)
+        words += [word] if labels[host] == labels[guest] == "1" else []
+    words += ["smile"] if portraits.smile[guest] == "1" else []
+    hair = str(portraits.hair[host])
+    words += [hair if hair == "bald" else f"{hair} hair"] if hair else []
+    words += [f"{portraits.skin[host]} skin"] if portraits.skin[host] else []
+    return [word for word in words if word]
+
+
+def _view(frame: np.ndarray, zoom: float, turn: float, shift: np.ndarray) -> np.ndarray:
+    """The 128-pixel view of a packed crop, zoomed, turned (degrees) and shifted (px)."""
+    middle = (data.PACKED_PX - 1) / 2
+    matrix = cv2.getRotationMatrix2D((middle, middle - 5), turn, zoom)
+    matrix[:, 2] += shift - data.MARGIN_PX
+    pixels = np.clip(frame, 0, 255).astype(np.uint8)
+    return cv2.warpAffine(pixels, matrix, (128, 128), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def make(
+    portraits: data.Portraits, completed: data.Portraits, *, seed: int = 0, kinds: tuple[str, ...] = KINDS
+) -> Variants:
+    """About 13 minutes for 1,527 portraits on one core, most of it dlib.
+
+    `completed` are the same portraits with guessed labels: they say who may exchange faces with whom, and how often
+    each is shown.
+    """
     train = np.flatnonzero(~portraits.held_out)
-    frames, descriptors, sources, words = [], [], [], []
+    skins = np.array([_skin(pixels) for pixels in portraits.pixels])
+    rows = []
     for index in train:
         packed = portraits.pixels[index]
+        colour = portraits.grey[index] == "0"
         alpha = matte(packed)
         inside = alpha[data.MARGIN_PX : -data.MARGIN_PX, data.MARGIN_PX : -data.MARGIN_PX]
         sound = 0.28 < inside.mean() < 0.75 and alpha[20, 72] > 0.5
-        partners = train[
-            (portraits.gender[train] == portraits.gender[index]) & (portraits.grey[train] == portraits.grey[index])
-        ]
-        partners = partners[partners != index]
-        for k in range(per_portrait):
+        tidy = portraits.noun[index] == "man" or portraits.hair[index] in ("short", "bald")
+        partners = _partners(completed, train, skins, int(index))
+        for k, kind in enumerate(kinds):
             rng = np.random.default_rng((seed, int(index), k))
-            frame = packed.astype(np.float64)
-            swapped = k >= per_portrait // 2 and len(partners) > 0
-            if swapped:
-                guest = portraits.pixels[rng.choice(partners)].astype(np.float64)
-                guest = guest[:, ::-1] if rng.random() < 0.5 else guest
-                frame = _swap_face(frame, guest, float(rng.uniform(0.75, 1.0)))
-            extra: list[str] = []
-            if k > 0 and sound and not portraits.grey[index]:
+            frame, guest, extra = packed.astype(np.float64), int(index), []
+            if kind == "exchanged" and len(partners):
+                guest = int(rng.choice(partners))
+                inner = portraits.pixels[guest].astype(np.float64)
+                inner = inner[:, ::-1] if rng.random() < 0.5 else inner
+                frame = _exchange(frame, inner, float(rng.uniform(0.75, 1.0)))
+            new_ground = False
+            if kind != "real" and sound and colour:
                 # long hair on the shoulders would be dyed too
-                if portraits.gender[index] == "man" and rng.random() < 0.6:
+                if tidy and rng.random() < 0.5:
                     frame = _dress(frame, alpha, rng)
-                if rng.random() < 0.6:
-                    ground, kind = _ground(rng, len(frame), BACKGROUNDS[str(rng.choice(list(BACKGROUNDS)))])
+                new_ground = rng.random() < (0.9 if kind == "changed" else 0.4)
+                if new_ground:
+                    ground, shape = _ground(rng, len(frame), BACKGROUNDS[str(rng.choice(list(BACKGROUNDS)))])
                     frame = frame * alpha[..., None] + ground * (1 - alpha[..., None])
-                    extra += [kind] if kind else []
-            if k > 0 and not portraits.grey[index]:
+                    extra += [shape] if shape else []
+            if kind in ("changed", "exchanged") and colour:
                 frame, light = _light(frame, rng)
                 extra += light
-            close = k > 0 and rng.random() < 0.08
-            zoom = float(rng.uniform(1.2, 1.3) if close else rng.uniform(0.97, 1.03))
+            close = kind != "real" and rng.random() < 0.08
+            zoom = float(rng.uniform(1.2, 1.3) if close else rng.uniform(0.98, 1.03))
             extra += ["close up"] if close else []
-            turn = float(rng.normal(0, 1.0))
-            middle = (data.PACKED_PX - 1) / 2
-            matrix = cv2.getRotationMatrix2D((middle, middle - 5), turn, zoom)
-            shift = rng.normal(0, 0.6, 2) - data.MARGIN_PX
-            matrix[0, 2] += float(shift[0])
-            matrix[1, 2] += float(shift[1])
-            view = cv2.warpAffine(
-                np.clip(frame, 0, 255).astype(np.uint8),
-                matrix,
-                (128, 128),
-                flags=cv2.INTER_CUBIC,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
-            if rng.random() < 0.5:
+            view = _view(frame, zoom, float(rng.normal(0, 0.8)), rng.normal(0, 0.5, 2))
+            if k == 1 or (k > 1 and rng.random() < 0.5):
                 view = np.ascontiguousarray(view[:, ::-1])
             seen = captions.measure(view)
-            age = age_word(int(portraits.birth_year[index])) if not swapped else None
-            parts = [age] if age else []
-            parts += [f"{seen.background} background"] if seen.background else []
-            parts += [f"{seen.jacket} jacket"] if seen.jacket and not close else []
-            parts += ["black and white"] if seen.tone == "black and white" else []
-            frames.append(view)
-            descriptors.append(_describe(view))
-            sources.append(index)
-            words.append("|".join([*parts, *extra]))
-    source = np.array(sources)
-    return Variants(
-        np.stack(frames), np.array(descriptors, np.float32), source, portraits.gender[source], np.array(words)
-    )
+            # a room or a street has no one colour
+            plain = new_ground or portraits.background[index] == "plain"
+            words = _labelled(portraits, int(index), guest)
+            words += [f"{seen.background} background"] if seen.background and plain else []
+            words += [f"{seen.jacket} jacket"] if seen.jacket and not close else []
+            words += ["black and white"] if seen.tone == "black and white" else []
+            words += extra
+            descriptor = data.describe(view)
+            if kind == "media":
+                medium = str(rng.choice(list(MEDIA)))
+                view = np.clip(MEDIA[medium](view, rng), 0, 255).round().astype(np.uint8)
+                colourless = medium in ("pencil sketch", "sepia film", "pop art")
+                kept = [w for w in words if not (colourless and w.endswith((" background", " jacket", " white")))]
+                words = [medium, *kept]
+            rows.append((view, descriptor, index, "|".join(words), kind))
+    frames, descriptors, source, told, kinds_made = (np.array(column) for column in zip(*rows))
+    chances = balanced(completed, source, told, kinds_made)
+    nouns = portraits.noun[source]
+    return Variants(frames, descriptors.astype(np.float32), source, nouns, told, kinds_made, chances)
 
 
 def save(variants: Variants, path: Path) -> None:
@@ -245,4 +374,4 @@ def save(variants: Variants, path: Path) -> None:
 
 def load(path: Path) -> Variants:
     stored = np.load(path, allow_pickle=False)
-    return Variants(*(stored[k] for k in ("frames", "descriptors", "source", "gender", "words")))
+    return Variants(*(stored[k] for k in ("frames", "descriptors", "source", "noun", "words", "kind", "chances")))
