@@ -487,3 +487,11 @@ def test_damaged_tags_of_a_tiff_are_no_traceback(tmp_path, tag, kind):
         assert decode.decode(tmp_path / "a.tif").shape == (64, 96, 3)
     except UserError as problem:
         assert str(problem).startswith("a.tif ")
+
+
+def test_an_avif_is_read_by_a_process_of_its_own(tmp_path, monkeypatch):
+    from pipelines.photos import decode as room
+
+    Image.fromarray(np.full((48, 64, 3), 128, np.uint8)).save(tmp_path / "a.avif")
+    monkeypatch.setattr(room, "_decoded", lambda file: pytest.fail("it was read in this process"))
+    assert room.decode(tmp_path / "a.avif").shape == (48, 64, 3)

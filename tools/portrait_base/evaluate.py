@@ -116,8 +116,8 @@ def realism(pipeline, portraits: data.Portraits, arcface: ArcFace, *, guidance: 
             figures[f"kid_{who}_{noun}"] = kid(seen["unit"], known["unit"])
             figures[f"norm_{who}_{noun}"] = float(seen["norm"].mean() / known["norm"].mean())
             figures[f"sharpness_{who}_{noun}"] = float(seen["sharp"].mean() / known["sharp"].mean())
-    drawn = [figures[f"kid_drawn_{noun}"] for noun in NOUNS]
-    return figures | {"kid_ratio": max(drawn) / max(min(drawn), 1.0)}
+    gaps = [figures[f"kid_drawn_{noun}"] for noun in NOUNS]
+    return figures | {"kid_ratio": max(gaps) / max(min(gaps), 1.0)}
 
 
 def measured_on(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
