@@ -13,7 +13,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-STILL_LONG = {"finishing.md", "reliability.md"}  # the list only ever gets shorter
 COMMAND = re.compile(r"python (-m pipelines [a-z]+|(?:tools|benchmarks)/\w+\.py)([^\n`]*)")
 
 
@@ -47,7 +46,7 @@ def test_the_readme_fits_two_screens():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
 
 
-@pytest.mark.parametrize("page", [each for each in PAGES if each.name not in STILL_LONG], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_paragraph_is_longer_than_six_lines_of_a_usual_width(page):
     for lines in prose(page.read_text(encoding="utf-8")):
         assert sum(1 + len(line) // 130 for line in lines) <= 6, " ".join(lines)[:100]
