@@ -50,13 +50,14 @@ def test_a_host_without_its_package_says_what_to_add(monkeypatch):
 def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, services, monkeypatch):  # noqa: F811
     from ui.page.wiring import NO_PROGRESS, sliced
     from ui.run.services import Services
+    from ui.run.start import start_training
 
     lent = Services(services.sessions.root)
     lent.resume()
     _, session = lent.sessions.create()
     take_in(session.run)
     session = lent.sessions.choose(session, consent_at="now")
-    lent.start_training(session, methods=("lora",), quality="draft")
+    start_training(lent, session, methods=("lora",), quality="draft")
     kept = iter((1, 2, 2))
 
     def work_slice(run, *, over):  # time passes and memory is used: neither brings anything
@@ -67,7 +68,7 @@ def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, serv
     assert len(list(sliced(lent, session))) == 3
     assert (status(session.run).state, status(session.run).reason) == ("failed", NO_PROGRESS)
     assert list(sliced(lent, session)) == []
-    lent.start_training(session, methods=("lora",), quality="draft")  # it may be started again
+    start_training(lent, session, methods=("lora",), quality="draft")  # it may be started again
     assert status(session.run).waits
 
 
@@ -75,6 +76,7 @@ def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  #
     from ui.page import gpu
     from ui.page.wiring import sliced
     from ui.run.services import Services
+    from ui.run.start import start_training
 
     lent = Services(services.sessions.root)
     assert lent.slice is not None and zero[-1] == gpu.SLICE_S and gpu.WORK_S < gpu.SLICE_S
@@ -82,7 +84,7 @@ def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  #
     capability, session = lent.sessions.create()
     take_in(session.run)
     session = lent.sessions.choose(session, consent_at="now")
-    lent.start_training(session, methods=("lora",), quality="draft")
+    start_training(lent, session, methods=("lora",), quality="draft")
     assert status(session.run).waits and "Keep this page open" in lent.view(capability).safe_to_leave
 
     done: list[str] = []

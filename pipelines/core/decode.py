@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -30,18 +30,23 @@ def decode(kind: type[T], saved: object, *, where: str = "", labels: Mapping[str
     of: Any = kind
     adapter = _adapter(of)
     try:
-        text = json.dumps(_whole(saved), ensure_ascii=False)
-        if _NO_UTF8.search(text) is None:
-            made: T = adapter.validate_json(text)
-            return made
-        made = _restored(adapter.validate_json(text.translate(_TO_PRIVATE)))
-        return made
+        try:
+            return _validated(adapter, saved, whole=False)
+        except ValidationError:  # a page sends 20.0 where a whole number is meant
+            return _validated(adapter, saved, whole=True)
     except ValidationError as error:
         wrong = error.errors()[0]
         sentence = _sentence(kind, wrong["loc"], wrong["type"], wrong["input"], labels or {})
     except (TypeError, ValueError, RecursionError):
         sentence = "This can't be read."
     raise UserError(where + sentence)
+
+
+def _validated(adapter: Any, saved: object, *, whole: bool) -> Any:
+    text = json.dumps(_plain(saved, whole=whole), ensure_ascii=False)
+    if _NO_UTF8.search(text) is None:
+        return adapter.validate_json(text)
+    return _restored(adapter.validate_json(text.translate(_TO_PRIVATE)))
 
 
 def check_record(record: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> None:
@@ -73,16 +78,17 @@ def _configure(kind: Any) -> None:
         _configure(part)
 
 
-def _whole(value: Any) -> Any:
-    """Records as dicts; 20.0 as 20, which fits whole and other numbers alike."""
+def _plain(value: Any, *, whole: bool) -> Any:
+    """Records as dicts; with `whole` 20.0 as 20."""
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, dict):
-        return {str(name): _whole(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_whole(each) for each in value]
-    whole = isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) <= MOST
-    return int(value) if whole else value
+        return {str(name): _plain(each, whole=whole) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(each, whole=whole) for each in value]
+    if whole and isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) <= MOST:
+        return int(value)
+    return value
 
 
 def _figure(value: float) -> str:

@@ -153,6 +153,8 @@ def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -
     ranks = []
     for place, tensors in layers.items():
         if not {"down", "up"} <= set(tensors):
+            if stray:  # the other factor has a shape that no layer of this base has
+                raise _wrong_base(header, row, name)
             raise UserError(f"{name} is not whole: {place} has only one of its two factors. Get it again.")
         down, up = tensors["down"], tensors["up"]
         rank = down.shape[0] if down.shape else 0

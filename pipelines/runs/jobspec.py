@@ -99,6 +99,8 @@ class JobSpec:
                 raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
             if name != "none" and name not in row.offered:
                 raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.offered)}.")
+        for method, changes in self.settings.items():
+            _check_settings(method, changes)
         check_record(self, labels=LABELS)
         if self.kind == "generate" and not self.samplings:
             raise UserError("Nothing to draw was named. Give a prompt or pick a style.")
@@ -118,8 +120,6 @@ class JobSpec:
                 )
             if not 1 <= len(files) <= 500:
                 raise UserError(f"The column {name} needs 1 to 500 pictures, not {len(files)}.")
-        for method, changes in self.settings.items():
-            _check_settings(method, changes)
 
     @property
     def split(self) -> int:

@@ -250,7 +250,7 @@ def test_the_worker_does_it_without_a_base_model(run, watchers, monkeypatch):
     def load(*_, **__):
         raise AssertionError("finishing needs no base model")
 
-    monkeypatch.setattr("pipelines.bases.family.load_family", load)
+    monkeypatch.setattr("pipelines.bases.loading.load_family", load)
     spec = jobspec.JobSpec("finish", methods=("none",), finish=ORDER)
     assert jobspec.spec_from_json(jsonable(spec)) == spec
     assert spec.disk_bytes() < 100e6

@@ -210,7 +210,7 @@ def test_the_chooser_is_not_the_report_s_first_judge(monkeypatch):
         def __init__(self, name):
             self.name = name
 
-    monkeypatch.setattr(validation, "judge", Named)
+    monkeypatch.setattr(validation, "judge_named", Named)
     for names, chooser in (
         (("buffalo_l", "dlib"), "arcface-mini"),
         (("arcface-mini", "dlib"), "dlib"),

@@ -294,7 +294,7 @@ def test_a_source_of_another_size_is_fitted(generator, varied):
 @pytest.mark.parametrize(
     "source",
     ["/etc/passwd", "../run/renders/a.png", "renders/../../a.png", "renders//a.png", "renders/.a.png", "a.jpg", "",
-     "C:/a.png", "renders\\a.png", "a.png\0.png", "x" * 300 + ".png", 7, ["a.png"]],
+     "C:/a.png", "renders\\a.png", "a.png\0.png", "x" * 300 + ".png"],
 )  # fmt: skip
 def test_a_source_is_a_plain_path_inside_the_run(source):
     with pytest.raises(UserError, match="must be a PNG of this run"):

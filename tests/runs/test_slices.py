@@ -60,7 +60,7 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(worker, "Resident", lambda: resident)
     # what a look sees follows from the pictures, without a face in them
     monkeypatch.setattr(
-        "pipelines.evaluation.validation.watch", lambda photos, row: Watch("brightness", WATCHED, brightness)
+        "pipelines.evaluation.validation.watch", lambda album, row=None: Watch("brightness", WATCHED, brightness)
     )
     return tmp_path
 

@@ -594,7 +594,7 @@ def test_impossible_new_settings_are_refused(changes, said, tmp_path):
         ({"optimizer": "sgd"}, "optimizer is one of"),
         ({"optimizer": 3}, "optimizer is one of"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing is one of"),
-        ({"dora": 1}, "dora can't be 1"),
+        ({"dora": 1}, "dora must be true or false, not 1"),
         ({"face_weight": float("nan")}, "face_weight must be a number from 0 to 100"),
         ({"freeze_vectors_after": 1.5}, "freeze_vectors_after must be a number from 0 to 1"),
     ],

@@ -471,7 +471,7 @@ def test_names_on_the_strip_and_in_votes_are_escaped():
 
 
 def test_the_command_line_asks_the_same(tmp_path, capsys, red, monkeypatch):
-    from pipelines.cli.main import main
+    from pipelines.cli.entry import main
 
     monkeypatch.setattr("pipelines.faces.judges.available_judges", lambda **_: [JUDGE])
     run = run_at(tmp_path / "run")
