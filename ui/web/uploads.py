@@ -40,7 +40,7 @@ class Uploads:
         self._owners: dict[str, dict[str, Visitor]] = {}  # path -> browser -> who
         self._inode: dict[str, int] = {}  # path -> of the file that its owners sent
         self._count: Counter[str] = Counter()  # of files, by party
-        self._named: dict[str, tuple[str, tuple[str, ...]]] = {}  # event -> browser, paths
+        self._named: dict[str, tuple[str, dict[str, int]]] = {}  # event -> browser, paths and their inodes
 
     def add(self, paths: Iterable[str], visitor: Visitor) -> None:
         """`visitor` has uploaded these."""
@@ -64,9 +64,9 @@ class Uploads:
 
     def name(self, event: str, browser: str, paths: Iterable[str]) -> None:
         """An event that names these files was let in: they go when it ends."""
-        if paths := tuple(paths):
-            with self._lock:
-                self._named[event] = (browser, paths)
+        with self._lock:
+            if named := {path: self._inode.get(path, 0) for path in paths}:
+                self._named[event] = (browser, named)
 
     @property
     def awaited(self) -> bool:
@@ -79,8 +79,11 @@ class Uploads:
             ended = [event for event in self._named if event not in working]
             for event in ended:
                 browser, paths = self._named.pop(event)
-                for path in paths:
-                    self._drop(path, browser)
+                waited = {path for who, named in self._named.values() if who == browser for path in named}
+                for path, inode in paths.items():
+                    # the same bytes lie at the same path: they may have been sent again, for the next event
+                    if path not in waited and self._inode.get(path) == inode == _inode(path):
+                        self._drop(path, browser)
 
     def forget(self, browser: str) -> tuple[int, int]:
         """Delete all of a browser's uploads. Returns how many files, and their bytes."""
