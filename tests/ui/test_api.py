@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,7 +106,10 @@ def test_without_consent_nothing_is_kept(client, photos, address):
         said = refusal(client, files=photos, class_word="woman", consent=consent, api_name="/add_photos")
         assert "Consent has to be stated" in said
     assert {path.name for path in runs.iterdir()} == before
-    assert not [path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*.png")]
+    until = time.monotonic() + 20  # uploads go a moment after the event that named them
+    while left := list(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*.png")):
+        assert time.monotonic() < until, left
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(
