@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -99,7 +99,7 @@ def jsonable(value: Any) -> Any:
         return {name: jsonable(each) for name, each in said.items()}
     if isinstance(value, dict):
         return {str(key): jsonable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | Sequence) and not isinstance(value, str | bytes):
         return [jsonable(each) for each in value]
     if isinstance(value, bool | int | str) or value is None:
         return value

