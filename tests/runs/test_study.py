@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from pipelines.core.records import Event, UserError
 from pipelines.core.run import Run, load_photo_set
 from pipelines.evaluation.statistics import cluster_bootstrap, holm
-from pipelines.reports.study import table, write_study
+from pipelines.reports.study import FinishedRun, table, write_study
 from pipelines.runs import jobs, study
 from pipelines.runs.study import Budget, Matrix, Person, Study, Variant, read_matrix, read_people
 from tests.tiny import tiny_folder
@@ -288,6 +287,5 @@ def test_two_ray_nodes_give_the_same_results_and_a_lost_one_is_made_up_for(peopl
 def test_a_study_whose_pictures_were_refused_says_so(tmp_path):
     """Methods are compared picture by picture: a gap is no zero."""
     (tmp_path / "report.json").write_text(json.dumps({"methods": {"none": {"refused": 0}, "lora": {"refused": 2}}}))
-    cell = SimpleNamespace(person=SimpleNamespace(name="a"), seed=0, folder=tmp_path, condition="two")
     with pytest.raises(UserError, match="refused 2 pictures of two"):
-        table([cell.finished])
+        table([FinishedRun("a", "two", 0, tmp_path)])
