@@ -2,8 +2,7 @@
 
 In: pictures, what was asked for, the training photos as the judge's framing shows them. Out: `Facts` per picture and
 `Worth` per method. All measured by rules and by the recognisers; what can't be measured is None.
-Pictures of class-only prompts ("portrait of man") show drift: whether any man that the base draws now looks like the
-person.
+Class-only prompts ("portrait of man") show drift: whether every man that the base draws now looks like the person.
 """
 
 from __future__ import annotations

@@ -351,7 +351,7 @@ class Study:
         return [cell for cell in every if _finished(cell)]
 
     def stop(self) -> None:
-        """Stop every cell within one step; what was learned is kept and the same call goes on later."""
+        """Stop every cell within one step; what was learned is kept, and a later `run` continues."""
         self._stop.set()
         with self._lock:
             running = list(self._running)

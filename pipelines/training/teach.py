@@ -1,7 +1,7 @@
-"""Teach: every method learns the same face from the same photos, side by side or one after another.
+"""Teach: train every method on the same photos, side by side or one after another.
 
 In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the
-run what each method learned; `Taught` says how it went. A method that can't be taught is named, the others go on.
+run what each method learned; `Taught` says how it went. When one method fails, the others go on.
 Try it: `for event in teach(run, album, {"lora": recipe}, family, control=Control()): print(event)`.
 """
 
