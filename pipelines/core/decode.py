@@ -1,4 +1,4 @@
-"""The one decoder of records, and the one place that holds them to their limits.
+"""Decode records from JSON, and check their fields' types and limits. (Photos are decoded in `photos/decode.py`.)
 
 In: what JSON says, or a record. Out: the record, or a UserError that names the field and what it can be.
 Try it: `decode(Sampling, {"prompt": "portrait of {subject}", "steps": 500})`. pydantic is imported when it is used.
@@ -55,7 +55,7 @@ def check_record(record: object, *, where: str = "", labels: Mapping[str, str] |
 
 
 def limits(kind: type, name: str) -> tuple[float, float]:
-    """The limits of a number that a record holds: what a slider may offer."""
+    """The limits of a number field, for instance for a slider."""
     hint = get_type_hints(kind, include_extras=True)[name]
     return next((each.low, each.high) for each in _meta(hint) if isinstance(each, Within))
 
@@ -69,7 +69,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _configure(kind: Any) -> None:
-    """Tell pydantic to convert nothing: a text is no number, and true is none."""
+    """Set pydantic to convert nothing: neither a text nor true is taken as a number."""
     if is_dataclass(kind) and isinstance(kind, type):
         kind.__pydantic_config__ = {"strict": True, "allow_inf_nan": False, "extra": "ignore"}  # type: ignore[attr-defined]
         for hint in get_type_hints(kind).values():
@@ -79,7 +79,7 @@ def _configure(kind: Any) -> None:
 
 
 def _plain(value: Any, *, whole: bool) -> Any:
-    """Records as dicts; with `whole` 20.0 as 20."""
+    """Records as dicts; with `whole`, floats such as 20.0 become whole numbers."""
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""What LoRA and embedding files hold and how others call the layers of a base. Light: no torch, no tensor is loaded.
+"""Tensor names of LoRA and embedding files, and the names of a base's layers in other programs. Light: no torch.
 
-In: a `.safetensors` file, or the weights of a base. Out: a `Header` (checked before anything of it is believed), a
-`Layout` (every layer's path and shape), and the names a path has in other programs.
+In: a `.safetensors` file, or the weights of a base; no tensor is loaded. Out: a `Header`, checked, a `Layout` (every
+layer's path and shape), and the names a path has in other programs.
 Try it: `print(len(layout(find_base("portrait-128")).weights))`.
 
 Paths are "unet.down_blocks.0.attentions.0....to_q" and "text_encoder[_2].encoder.layers.0.self_attn.q_proj", as
@@ -65,7 +65,7 @@ class Header:
 
 
 def read_header(path: Path, *, called: str | None = None, size_limit: int | None = None) -> Header:
-    """The header of a safetensors file that nobody trusts yet. No tensor is read.
+    """The header of a safetensors file that is not trusted. No tensor is read.
 
     Raises UserError, calling the file `called`, for another kind of file (by name and by content), one that is too
     large or cut short, and for a header that is too long, no JSON, or whose parts don't cover the file exactly.
@@ -141,7 +141,7 @@ def _whole(value: object, most: int) -> tuple[int, ...]:
 
 
 def broken_numbers(path: Path, entries: Iterable[Entry]) -> bool:
-    """Whether any of these tensors (of NUMBERS) holds a number that is infinite or none at all. Reads in pieces."""
+    """Whether one of these tensors (of NUMBERS) holds a NaN or an infinite number. Reads in pieces."""
     import numpy as np
 
     piece = 4 << 20
@@ -264,10 +264,10 @@ class Layout:
         }
 
     def flat(self, path: str) -> str:
-        """The name without its ending that A1111, ComfyUI, InvokeAI, diffusers and sd-scripts all know.
+        """The flat name, without its ending, that A1111, ComfyUI, InvokeAI, diffusers and sd-scripts all read.
 
-        Z-Image has none that all know. ComfyUI, InvokeAI and diffusers know this one; musubi-tuner writes and reads
-        "lora_unet_layers_0_attention_to_q", of which ComfyUI drops the attention layers in silence.
+        For Z-Image no name works in all of them. ComfyUI, InvokeAI and diffusers read this one; musubi-tuner's is
+        "lora_unet_layers_0_attention_to_q", from which ComfyUI loads no attention layers, without an error.
         """
         part, _, rest = path.partition(".")
         if part == TRANSFORMER:
@@ -460,7 +460,7 @@ def role_of(name: str) -> tuple[str, str] | None:
 
 
 def made_for(header: Header) -> str | None:
-    """The title of the kind of base a file says, or shows by its shapes, it was made for; None where nothing tells."""
+    """The title of the kind of base a file was made for, by its metadata or its shapes; None when they don't tell."""
     said = header.metadata.get("modelspec.architecture", "") + " " + header.metadata.get("ss_base_model_version", "")
     for words, title in (*_own_words(), *OTHER_WORDS):
         if any(word in said.lower() for word in words):
