@@ -1,4 +1,4 @@
-"""Evaluation: how much do pictures look like the person, and what else are they worth?
+"""Evaluation: how similar are pictures to the person, and how good are they otherwise?
 
 In: pictures, and photos that training never saw. Out: `Score`s, a `Scale` per judge (strangers, untrained base, own
 photos), `Facts` per picture and `Worth` per method, means with intervals, friends' votes. No embedding is written.

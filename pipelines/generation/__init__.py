@@ -1,7 +1,8 @@
 """Generation: prompts and seeds -> pictures of one subject, or of the untrained base.
 
 In: `Sampling`s and a subject's folder. Out: pictures with their settings inside. The same seed is the same noise for
-every method. Files: drafts -> generator.
+every method. `draw` draws all columns
+of a run, `generator` one subject's pictures.
 Try it: `python -m pipelines generate RUN --prompt "portrait of {subject}"`.
 """
 

@@ -1,4 +1,4 @@
-"""Intake: from the files a person sent to a checked, split set of clean copies that training and scoring can trust.
+"""Intake: turns the files of a person into a checked and split set of clean copies, for training and scoring.
 
 In: files of any kind. Out: a `PhotoSet` - upright copies without metadata in a private folder, one face each, in three
 parts (train, validation, held out) - or one `UserError` that says what is wrong with which file.
