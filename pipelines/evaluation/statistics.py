@@ -91,7 +91,7 @@ def difference_of_groups(
     """Mean of group a minus mean of group b, one value per person and at least one person in each.
 
     The interval resamples the people of each group; p is of an exact permutation of who is in which group (Fisher
-    1935; sampled where there are more than 20,000). `pairs` is 0: nobody is in both.
+    1935; sampled where there are more than 20,000), 1 where a group is one person. `pairs` is 0: nobody is in both.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if not first.size or not second.size:
@@ -99,7 +99,7 @@ def difference_of_groups(
     rng = np.random.default_rng(seed)
     means = [each[rng.integers(each.size, size=(resamples, each.size))].mean(1) for each in (first, second)]
     low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
-    p = _permuted(first, second, "independent") if first.size + second.size > 2 else 1.0
+    p = _permuted(first, second, "independent") if min(first.size, second.size) > 1 else 1.0
     people = first.size + second.size
     return Bootstrap(float(first.mean() - second.mean()), float(low), float(high), p, people, 0)
 

@@ -19,6 +19,7 @@ from pipelines.evaluation.statistics import cluster_bootstrap, difference_of_gro
 
 CEILING, SEPARATION = "ceiling", "separation"
 OF_REAL_PHOTOS = {CEILING: "what real photos reach", SEPARATION: "how far real photos are from other people's"}
+THE_OTHERS = "the others"
 Values = dict[str, float]  # by person
 Span = dict[str, float | None]  # mean, low, high
 
@@ -89,7 +90,7 @@ def groups(
             for group in list(names)[: 1 if len(names) == 2 else None]  # of two groups one is the other's opposite
             if (difference := _difference(judge, what, names[group], values, {p for p in of if of[p] == group}))
         ]
-        opposite = list(names.values())[1] if len(names) == 2 else "the others"
+        opposite = list(names.values())[1] if len(names) == 2 else THE_OTHERS
         made = {name: _group({p for p in of if of[p] == group}, measured) for group, name in names.items()}
         out[trait] = ByTrait(made, differences, [said(each, opposite) for each in differences])
     return out
@@ -153,16 +154,19 @@ def said(found: Difference, opposite: str) -> str:
     worse, better = (found.group, found.people), (opposite, found.others)
     if found.difference > 0:
         worse, better = better, worse
+    span = f"({found.difference:+.2f}, {found.low:+.2f} to {found.high:+.2f})"
+    if found.difference > 0 and opposite == THE_OTHERS:
+        return f"{found.judge}, {what}: not lower for {found.group} ({found.people} people) than for the others {span}."
     if found.shown:
         return (
             f"{found.judge}, {what}: {size} lower ({low:.2f} to {high:.2f}) for {worse[0]} ({worse[1]} people) than "
             f"for {better[0]} ({better[1]} people)."
         )
-    few = math.comb(found.people + found.others, found.people)
-    why = ", too few to show any" if 2 / few >= 0.05 else ""
+    most = math.comb(found.people + found.others, found.people) if min(found.people, found.others) > 1 else 1
+    why = ", too few to show any" if 2 / most >= 0.05 else ""
     return (
         f"{found.judge}, {what}: no difference shown between {found.group} and {opposite} with {found.people} and "
-        f"{found.others} people{why} ({found.difference:+.2f}, {found.low:+.2f} to {found.high:+.2f})."
+        f"{found.others} people{why} {span}."
     )
 
 
