@@ -83,20 +83,26 @@ class MethodRow:
     name: str
     title: str
     # What trains: "words" (vectors of the text encoders), "adapters" (low-rank changes of layers), "weights" (the whole
-    # denoiser). () = nothing trains: it is a column of the comparison all the same.
+    # denoiser). () = nothing trains, the photos are only encoded: it is a column of the comparison all the same.
     learns: tuple[str, ...]
-    usual: bool = True  # taught where nobody names methods
+    usual: bool = True  # used where nobody names methods
 
 
 METHOD_ROWS: dict[str, MethodRow] = {
     row.name: row
     for row in (
+        MethodRow("zero_shot", "Instant (zero-shot)", ()),
         MethodRow("textual_inversion", "Textual inversion", ("words",)),
         MethodRow("dreambooth", "DreamBooth", ("weights",)),
         MethodRow("lora", "LoRA", ("adapters",)),
         MethodRow("pivotal", "Pivotal tuning", ("words", "adapters"), usual=False),
     )
 }
+
+
+def is_instant(column: str) -> bool:
+    """True for the column of a method that trains nothing."""
+    return column in METHOD_ROWS and not METHOD_ROWS[column].learns
 
 
 class _Names(Sequence[str]):
@@ -122,7 +128,8 @@ class _Names(Sequence[str]):
 
 
 METHODS: Sequence[str] = _Names(lambda row: bool(row.learns) and row.usual)  # taught where nobody names methods
-ALL_METHODS: Sequence[str] = _Names(lambda row: bool(row.learns))  # everything that can be taught
+TAUGHT: Sequence[str] = _Names(lambda row: bool(row.learns))  # everything that trains
+ALL_METHODS: Sequence[str] = _Names(lambda row: True)  # those that train nothing too
 COLUMNS: Sequence[str] = _Names(lambda row: True, UNTRAINED)  # everything that is compared
 
 
