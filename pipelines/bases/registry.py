@@ -92,14 +92,14 @@ class BaseRow:
         return tuple(each.name for each in METHOD_ROWS.values() if self._fits(each))
 
     @property
-    def taught(self) -> tuple[str, ...]:
+    def trainable(self) -> tuple[str, ...]:
         """Those of `offered` that train."""
         return tuple(name for name in self.offered if METHOD_ROWS[name].learns)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those of `taught` that are no combination of others."""
-        return tuple(name for name in self.taught if METHOD_ROWS[name].usual)
+        """Those of `trainable` that are no combination of others."""
+        return tuple(name for name in self.trainable if METHOD_ROWS[name].usual)
 
     @property
     def usual(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pipelines.cli import score as looking
 from pipelines.cli import train as teaching
 from pipelines.cli.arguments import DREAMBOOTH_LORA, count, names, real, setting, whole
 from pipelines.cli.output import WRONG_USE
-from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, METHODS, QUALITIES, REASONS, TAUGHT
+from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, METHODS, QUALITIES, REASONS, TRAINABLE
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -70,7 +70,7 @@ def _teaching(command: Command) -> None:
             type=names(ALL_METHODS),
             metavar="NAMES",
             help=f"comma-separated, of {', '.join(ALL_METHODS)}\n(default: all that"
-            f" the base offers but {', '.join(sorted(set(TAUGHT) - set(METHODS)))}, which is made of others;"
+            f" the base offers but {', '.join(sorted(set(TRAINABLE) - set(METHODS)))}, which is made of others;"
             "\ntrain leaves out zero_shot too, which trains nothing)",
         )
         _base_arguments(made)

@@ -17,7 +17,7 @@ from pipelines.bases.loading import load_family
 from pipelines.bases.registry import find_base
 from pipelines.bases.sampling import Row, sample
 from pipelines.core.device import Device, noise
-from pipelines.core.records import TAUGHT as METHODS
+from pipelines.core.records import TRAINABLE as METHODS
 from pipelines.core.records import UserError
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, tokens
