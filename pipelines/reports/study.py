@@ -102,7 +102,12 @@ def table(group: Sequence[FinishedRun]) -> Table:
             "picture by picture. Repeat the study with other prompts or seeds."
         )
     rows = [list(csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text()))) for cell in ordered]
-    columns = tuple(name for name in COLUMNS if all(_is_scored(report["methods"].get(name)) for report in reports))
+    there = [name for name in COLUMNS if all(name in report["methods"] for report in reports)]
+    judged = {name: [report["methods"][name]["identity"].values() for report in reports] for name in there}
+    # one that no independent judge looked at is left out
+    columns = tuple(
+        name for name in there if all(any(one["mean"] is not None for one in each) for each in judged[name])
+    )
     judges = tuple(name for name in reports[0]["judges"] if all(name in report["judges"] for report in reports))
 
     def array(column: str, key: str) -> np.ndarray:
@@ -133,11 +138,6 @@ def table(group: Sequence[FinishedRun]) -> Table:
             for line in own
         ),
     )
-
-
-def _is_scored(row: dict[str, Any] | None) -> bool:
-    """False also for a column that no independent judge looked at."""
-    return row is not None and any(one["mean"] is not None for one in row["identity"].values())
 
 
 def figures(found: Table) -> dict[str, Any]:
