@@ -1,6 +1,6 @@
 """Checks: what is wrong with each photo, what to do about it, and what the whole set lacks.
 
-In: pictures of one person, as upright RGB arrays. Out: one `Checked` per picture - good, usable or leave out, with
+In: pictures of one person, as upright RGB arrays. Out: one `PhotoCheck` per picture - good, usable or leave out, with
 stable reason codes - and a `SetReport`. Measured by rules and by the embedded recogniser; nothing guesses an age.
 Try it: `python -m pipelines check PHOTO_DIR --json`. Embeddings live in memory only.
 """

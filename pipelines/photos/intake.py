@@ -1,4 +1,4 @@
-"""Intake: from the files a person sent to a checked, split set of clean copies that training and scoring can trust.
+"""Intake: turns the files of a person into a checked and split set of clean copies, for training and scoring.
 
 In: files of any kind. Out: a `PhotoSet` - upright copies without metadata in a private folder, one face each, in three
 parts (train, validation, held out) - or one `UserError` that says what is wrong with which file.
@@ -29,6 +29,7 @@ from pipelines.photos import checks
 from pipelines.photos.checks import Examined, Recogniser, examine_upright
 from pipelines.photos.decode import Unreadable, decode, kind_of_file, reason
 from pipelines.photos.split import (
+    ALIKE_COSINE,
     NEAR_DUPLICATE_CORRELATION,
     NEAR_DUPLICATE_COSINE,
     correlation,
@@ -199,9 +200,11 @@ def faces_match(one: _Taken | Measured, who: int, other: _Taken | Measured, whom
     key = (one.pixels_sha256, who, other.pixels_sha256, whom)
     if key not in _matched:
         vectors = one.examined.vectors, other.examined.vectors
-        cosine = float(vectors[0][who] @ vectors[1][whom]) if len(vectors[0]) and len(vectors[1]) else 0.0
+        known = len(vectors[0]) and len(vectors[1])
+        cosine = float(vectors[0][who] @ vectors[1][whom]) if known else ALIKE_COSINE  # without one patches decide
         found = cosine >= NEAR_DUPLICATE_COSINE
-        found = found or correlation(one.patches[who], other.patches[whom]) >= NEAR_DUPLICATE_CORRELATION
+        if not found and cosine >= ALIKE_COSINE:
+            found = correlation(one.patches[who], other.patches[whom]) >= NEAR_DUPLICATE_CORRELATION
         if len(_matched) >= MATCHED_AT_MOST:
             _matched.clear()
         _matched[key] = found
