@@ -79,8 +79,8 @@ class BaseRow:
     learns: tuple[str, ...] = LEARNS  # what can be trained, as in `MethodRow.learns`
     # (repo, revision) of a LoRA with which it draws in four steps; see pipelines.methods.drafts
     draft_lora: tuple[str, str] | None = None
-    # The judge whose face descriptor is an input of this base ("dlib"); None: it has no such input. As pictures are then
-    # drawn from this judge's own descriptor, it never scores them alone.
+    # The judge whose face descriptor is an input of this base ("dlib"); None: it has no such input. As pictures are
+    # then drawn from this judge's own descriptor, it never scores them alone.
     face_encoder: str | None = None
 
     def _fits(self, method: MethodRow) -> bool:
