@@ -183,7 +183,7 @@ def finished(folder, person: str, **similarities: list[float]) -> FinishedRun:
                 rows.writerow([method, 0, f"prompt {k}", 1, v, 0, "", v / 10, v / 5])
     methods = {
         name: {"refused": 0, "faces_found": len(values), "renders": len(values),
-               "identity": {"j": {"normalised": None}}, **dict.fromkeys((*PER_RUN, *COST))}
+               "identity": {"j": {"mean": 0.1, "normalised": None}}, **dict.fromkeys((*PER_RUN, *COST))}
         for name, values in similarities.items()
     }  # fmt: skip
     judges = {"j": {"ceiling": 0.8, "impostor": 0.2, "threshold": 0.3, "genuine": 0.7, "strangers": [0.1] * 9}}
