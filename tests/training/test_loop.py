@@ -24,6 +24,7 @@ from pipelines.training import checkpoints, loop
 from pipelines.training.batches import Batches, fingerprint
 from pipelines.training.loop import train
 from pipelines.training.subjects import load_subject
+from tests.cases import quick_are
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_run, tiny_subject
 
 
@@ -52,7 +53,7 @@ RICH = {
 }
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", quick_are(ALL_METHODS, "dreambooth", "pivotal"))
 def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
     recipe = tiny_recipe("portrait", name, steps=5, checkpoint_every=2, **RICH[name])
     data, family = tiny_data("portrait"), tiny_family("portrait")
@@ -80,7 +81,7 @@ def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
     assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", quick_are(ALL_METHODS, "pivotal"))
 def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
     family, rich = tiny_family("portrait"), RICH[name] | {"prior_weight": 0.0}
     recipe = tiny_recipe("portrait", name, steps=3, checkpoint_every=2, **rich)
@@ -476,7 +477,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind, name):
     assert not any(getattr(module, "gradient_checkpointing", False) for part in parts for module in part.modules())
 
 
-@pytest.mark.parametrize("name", ["lora", "dreambooth"])
+@pytest.mark.parametrize("name", quick_are(["lora", "dreambooth"], "dreambooth"))
 def test_gradient_checkpointing_gives_the_same_result_and_takes_up_the_same_checkpoint(name, tmp_path):
     recipe = tiny_recipe("sd15", name, steps=4, checkpoint_every=2, text_learning_rate=1e-4)
     data, family = tiny_data("sd15"), tiny_family("sd15")
@@ -490,7 +491,7 @@ def test_gradient_checkpointing_gives_the_same_result_and_takes_up_the_same_chec
     assert next(iter(train(on, data, tmp_path / "part", family=family))).step == 2
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", quick_are(ALL_METHODS, "lora"))
 def test_with_little_memory_idle_parts_wait_elsewhere_and_the_result_is_the_same(name, tmp_path, monkeypatch):
     family, data = tiny_family("sdxl"), tiny_data("sdxl", validation=1)
     recipe = tiny_recipe("sdxl", name, steps=3, preview_every_s=1e-9, prior_weight=0.5, prior_images=2)
