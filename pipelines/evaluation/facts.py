@@ -37,7 +37,7 @@ class Facts:
 
     faces: int
     prominent: bool  # exactly one face, and a large one
-    quality: tuple[str, ...]  # reason codes of `schema.REMARKS` that hold against it; () is good
+    quality: tuple[str, ...]  # reason codes of `records.REMARKS` that hold against it; () is good
     following: float | None  # share of the asked attributes that hold; None: nothing measurable was asked. Where CLIP
     # judges: share of the run's other prompts that fit less well than the picture's own
     copy: float | None  # structural similarity (0..1) with the most similar training photo
