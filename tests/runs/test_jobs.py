@@ -18,7 +18,7 @@ import pytest
 from pipelines.core.control import Control
 from pipelines.core.files import FULL, Lock, append_line, read_json, write_json
 from pipelines.core.process import birth
-from pipelines.core.records import METHODS, Counted, Event, Failed, Look, Sampling, Score, Started, UserError
+from pipelines.core.records import METHODS, Counted, Event, Failed, Look, Sampling, Score, Started, UserError, Validated
 from pipelines.core.run import Run, forget
 from pipelines.runs import jobs
 from pipelines.runs.compare import perform
@@ -332,7 +332,7 @@ def test_every_error_becomes_one_sentence():
 
 def test_events_keep_their_order_and_their_numbers(tmp_path):
     run = make_run(tmp_path / "run")
-    told = [Event("step", "lora", step, 9, loss=0.5, seconds=0.25 * step, data={"norm": 1.0}) for step in range(4)]
+    told = [Event("step", "lora", step, 9, loss=0.5, seconds=0.25 * step, data=Validated(1.0)) for step in range(4)]
     for event in told:
         append_line(run.events, short(event))
     assert jobs.events(run) == told and jobs.events(run, 3) == told[3:]
