@@ -26,7 +26,7 @@ from pipelines.methods.base import Artifact, Group, Learner, Method
 TOKEN = "<likeness>"
 WEB_UI_FILE = "likeness.safetensors"  # other programs trigger on the file's name: no < or > in it
 MAX_VECTORS = 8
-# Learned vectors far longer than real words crowd out the rest of the prompt; about this much longer still obey it.
+# Largest norm of a learned vector, as a multiple of real words': much longer ones make the base ignore the prompt.
 NORM_HEADROOM = 1.5
 
 
@@ -42,7 +42,7 @@ def embedding_file(encoder: int) -> str:
 def text_with_rows(
     family: Family, rows: Sequence[torch.Tensor], encoders: tuple[torch.nn.Module, ...] | None = None
 ) -> Text:
-    """A text side that knows the words, one (n, d) tensor of rows per encoder; `encoders`: others than the base's."""
+    """A `text` with the words: one (n, d) tensor of rows per encoder. `encoders`: instead of the base's."""
     first_ids = tuple(len(tokenizer) for tokenizer in family.text.tokenizers)
     text = family.text_with(LearnedRows(tokens(len(rows[0])), tuple(rows), first_ids))
     text.encoders = encoders or text.encoders
@@ -61,13 +61,13 @@ class TextualInversion(Method):
         identity: np.ndarray | None = None,
         modules: Modules | None = None,
     ) -> TextualInversionLearner:
-        """`modules`: what the words are said to, where that is not the base itself."""
+        """`modules`: the modules that train with the words, where they are not the base's own."""
         if not 1 <= recipe.vectors <= MAX_VECTORS:
             raise UserError(f"Textual inversion learns 1 to {MAX_VECTORS} vectors, not {recipe.vectors}.")
         return TextualInversionLearner(family, recipe, identity, modules or family.shared())
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
-        """`strength` has no meaning here: the words are there or not."""
+        """`strength` is ignored: word vectors can't be applied in part."""
         return Modules(family.shared().unet, text_with_rows(family, saved_rows(family, folder)))
 
 
@@ -105,7 +105,7 @@ class TextualInversionLearner(Learner):
         self.modules = Modules(modules.unet, text_with_rows(family, self._rows, modules.text.encoders))
 
     def groups(self) -> list[Group]:
-        # no weight decay: the norm clamp does its work without pulling towards zero
+        # no weight decay: the limit of the norm is enough, and does not pull the vectors towards zero
         return [Group(tuple(self._rows), self._recipe.learning_rate, 0.0)]
 
     def tensors(self) -> dict[str, torch.nn.Parameter]:
@@ -158,7 +158,7 @@ def _start(
         raise UserError(f'A recipe starts textual inversion from "class_word" or "zero_shot", not "{recipe.init}".')
     word = tokenizer(recipe.class_word, add_special_tokens=False).input_ids
     rows = table[word].mean(0).expand(recipe.vectors, -1).clone()
-    if recipe.vectors > 1:  # equal vectors would get equal gradients through equal positions' keys and stay alike
+    if recipe.vectors > 1:  # equal vectors would get equal gradients and stay equal
         generator = torch.Generator().manual_seed(derived_seed(recipe.seed, 7, index))
         rows += 0.1 * table.std() * torch.randn(rows.shape, generator=generator)
     return rows
@@ -167,7 +167,7 @@ def _start(
 def zero_shot_rows(
     family: Family, table: torch.Tensor, tokenizer: object, identity: np.ndarray | None
 ) -> torch.Tensor | None:
-    """The base's own guess at a person's vectors, (k, d), from dlib descriptors; the neutral person without any.
+    """The vectors, (k, d), that the base's projector predicts from dlib descriptors; for an average person without any.
 
     None where a base has no projector. Source: tools/portrait_base/denoiser.py, `IdentityProjector`.
     """

@@ -1,4 +1,4 @@
-"""One job from start to end: photos -> methods learn side by side -> the same pictures from each -> who looks alike.
+"""One job from start to end: photos -> every method learns -> every method draws the same pictures -> scores -> report.
 
 In: a person's photos and a `JobSpec`. Out: a stream of events, and a run's folder with everything, manifest.json last.
 Every stage writes one folder and reads only what earlier ones wrote, so a stopped or killed run continues: finished
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
 
 
-# ------------------------------------------------------------------------------------------------- the doors
+# ------------------------------------------------------------------------------------------------- entry points
 
 
 class Choices(TypedDict, total=False):
@@ -191,7 +191,7 @@ def _train(job: Job) -> Iterator[Event]:
     before = {name: subject_of(job.run, name) for name in job.spec.methods}
     subjects = yield from _teach(job, album, family)
     changed = any(subjects.get(name) != before[name] for name in job.spec.methods)
-    if changed and job.world.first:  # what a report said is past
+    if changed and job.world.first:  # an earlier report is no longer true
         forget_report(job.run)
     job.raise_problems("The others are trained.")
     said = ". ".join([f"Trained: {', '.join(subjects)}", *job.left])
@@ -302,7 +302,7 @@ def _teach(
 
 
 def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[Event, None, Findings]:
-    """A closer look at the pictures, then the report."""
+    """Measure the pictures' facts (`judge.look_closer`), then write the report."""
     from pipelines.reports.findings import Findings, ScoredRender
 
     run, spec, row, control = job.run, job.spec, job.row, job.control
@@ -363,25 +363,25 @@ def _need_subjects(run: Run, columns: Sequence[str]) -> None:
 
 
 def _imported(run: Run, row: BaseRow) -> tuple[str, ...]:
-    """Imported columns that fit this base; those of another base wait until it is chosen again."""
+    """The run's imported columns that were made for this base."""
     cards = {name: subject_of(run, name) for name in imported_columns(run)}
     return tuple(name for name, card in cards.items() if card is not None and card.base == row.name)
 
 
 def _key_of(run: Run, spec: JobSpec, photos: PhotoSet) -> str:
-    """What determines a report: the job, the photos, and the files that were imported."""
+    """A hash of what determines a report: the job, the photos, and the files that were imported."""
     cards = [read_json(run.method(name) / "subject.json") or {} for name in imported_columns(run)]
     imported = [[sorted(card.get(each, "") for card in cards) for each in ("id", "phrase")]] if cards else []
     return sha(jsonable(spec), photos.digest, *imported)
 
 
 def _base_name(row: BaseRow) -> str:
-    """A base of the registry by its name, one of a person's own by its folder's: a report may be published."""
+    """A registered base's name, or only the last part of a local base's path: a report may be published."""
     return row.name if row.name in BASES else Path(row.path or row.name).name
 
 
 def _command(spec: JobSpec, row: BaseRow) -> str:
-    """The command that repeats this. Paths stay out of it: a report may be published."""
+    """The command that repeats this job. It holds no paths, since a report may be published."""
     if spec.kind != "compare":
         return ""
     base = row.name if row.name in BASES else "BASE"

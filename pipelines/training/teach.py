@@ -1,7 +1,7 @@
-"""Teach: every method learns the same face from the same photos, side by side or one after another.
+"""Teach: train every method on the same photos, side by side or one after another.
 
 In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the
-run what each method learned; `Taught` says how it went. A method that can't be taught is named, the others go on.
+run what each method learned; `Taught` says how it went. When one method fails, the others go on.
 Try it: `for event in teach(run, album, {"lora": recipe}, family, control=Control()): print(event)`.
 """
 
@@ -62,7 +62,7 @@ def subjects_of(run: Run) -> dict[str, Subject]:
 def leave_out_too_large(
     run: Run, recipes: Mapping[str, Recipe], row: BaseRow, device: Device
 ) -> Generator[Event, None, dict[str, str]]:
-    """Before a base is fetched: {method: why it can't fit into the GPU's memory}, with an event each.
+    """{method: why it can't fit into the GPU's memory}, with an event each; known before the base is downloaded.
 
     Raises UserError when that is all of them, and where several processes teach together.
     """
@@ -94,8 +94,8 @@ def teach(
 ) -> Generator[Event, None, Taught]:
     """Teach every method of `recipes`. Where processes were launched together, they teach together.
 
-    `find_watch` is asked once, and only when a recipe wants its checkpoints or its strength to be chosen.
-    Raises Stopped when a person or a slice ended it; what was learned so far is kept, and the next call goes on there.
+    `find_watch` is called once, and only when a recipe has its checkpoint or its strength chosen.
+    Raises Stopped when a person stopped it or its slice is over; what was learned is kept, and the next call continues.
     """
     from pipelines.training.loop import train
 
@@ -167,15 +167,14 @@ def training_data(album: Album, recipes: Mapping[str, Recipe], row: BaseRow) -> 
 def in_turn(
     learners: Mapping[str, Iterator[Event]], taught: Taught, row: BaseRow, control: Control, world: World
 ) -> Iterator[Event]:
-    """Advance the learners: of a small base whoever is furthest behind next, else one after another.
-
-    A learner that raises UserError is noted in `taught.problems`.
+    """Advance the trainings: with a small base always the one with the smallest share of its steps done, so that they
+    run side by side; with a large base one after another. The sentence of a UserError goes into `taught.problems`.
     """
     share = dict.fromkeys(learners, 0.0)  # of its steps that each has done
     begun: set[str] = set()
     while share:
         name = min(share, key=lambda each: share[each]) if row.is_small else next(iter(share))
-        if name not in begun and control.paused():  # it has nothing to save yet
+        if name not in begun and control.paused():  # not begun, so nothing to save
             del share[name]
             yield Event("paused", name)
             continue
@@ -186,7 +185,7 @@ def in_turn(
             del share[name]
             continue
         except UserError as problem:
-            if world.size > 1:  # the others wait for this one's numbers: end all, and the launcher sees to it
+            if world.size > 1:  # the other processes wait for this one: the launcher ends them all
                 raise
             del share[name]
             sentence = f"{title_of(name)} was not trained: {problem}"

@@ -476,7 +476,7 @@ def test_a_gpu_too_small_for_it_is_told_before_anything_is_loaded(tiny_sdxl, tmp
     load = loading.load_family
     monkeypatch.setattr(loading, "load_family", lambda *args, **options: loaded.append(1) or load(*args, **options))
     run = make_run(tmp_path / "run")
-    said = r"DreamBooth was not trained: it needs about 49 GB of the GPU's memory on Stable Diffusion XL, and 24.0 GB"
+    said = r"DreamBooth was not trained: it needs about 46 GB of the GPU's memory on Stable Diffusion XL, and 24.0 GB"
     with pytest.raises(UserError, match=said):
         list(perform(run, quick_sdxl("dreambooth")))
     assert not loaded and not run.method("dreambooth").exists()
