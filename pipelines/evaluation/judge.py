@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core import inscription, presets
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import file_sha256, jsonable, read_json, read_lines, sha, write_json, write_text
-from pipelines.core.records import Event, PhotoSet, Render, Score, UserError
+from pipelines.core.records import Event, PhotoSet, Render, Score, UserError, is_instant, title_of
 from pipelines.core.run import Run
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Terms:
 def judge(
     run: Run, album: Album, renders: Sequence[Render], family: Family, *, terms: Terms = Terms(), control: Control
 ) -> Generator[Event, None, Judged]:
-    """Score every picture by every judge, against the held-out photos.
+    """Score every picture by every judge, against the held-out photos. The judge whose descriptor went into pictures of
+    methods that train nothing comes last, and where it is the only one, those pictures have no score.
 
     Raises Stopped between two pictures, and UserError when no judge finds a face in the held-out photos.
     """
@@ -82,7 +83,16 @@ def judge(
         yield Event("note", text=sentence)
     if not references:
         raise UserError("No recogniser finds a face in the held-out photos. Replace the photos and start again.")
+    references.sort(key=lambda each: each.judge.name == family.row.face_encoder)
     judges = tuple(reference.judge for reference in references)
+    shown = (*renders, *terms.earlier)
+    if judges[0].name == family.row.face_encoder and (known := {r.method for r in shown if is_instant(r.method)}):
+        text = f"{' and '.join(map(title_of, known))} has no score: {judges[0].name} can't judge alone what its own "
+        yield Event("note", text=f"{text}descriptor went into. Install requirements.txt whole for another judge.")
+        renders, terms = (
+            [each for each in renders if each.method not in known],
+            replace(terms, earlier=[each for each in terms.earlier if each.method not in known]),
+        )
     store = ScoreStore(run, album.photos, judges)
     scores = yield from _scored(renders, terms.earlier, references, store, control)
     control.check()

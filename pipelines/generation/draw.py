@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ def draw(
     """
     from pipelines.generation.generator import Generator as Drawing
     from pipelines.generation.generator import save_render
+    from pipelines.methods.textual_inversion import TOKEN
 
     control.check()
     row = family.row
@@ -57,6 +59,8 @@ def draw(
         yield Event("note", text=f"{row.name} does not know: {unknown}", data={"unknown": unknown})
     subjects = {column: subject_of(run, column) for column in columns if column != UNTRAINED}
     phrases = [class_word if (subject := subjects.get(column)) is None else subject.phrase for column in columns]
+    # learned words are one token each, as the class word is, and the base's own tokenizer does not know them
+    phrases = [re.sub(rf"{TOKEN}\S*", class_word, phrase) for phrase in phrases]
     asked = [each.prompt.replace("{subject}", phrase) for each in samplings for phrase in phrases]
     for unread in dict.fromkeys(family.text.unread(prompt) for prompt in asked):
         if unread:

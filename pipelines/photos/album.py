@@ -14,7 +14,7 @@ from typing import NoReturn
 import numpy as np
 
 from pipelines.core.records import Photo, PhotoSet
-from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.dlib_faces import detect_faces, dlib_embed
 from pipelines.faces.face import Face, Judge, Seen
 from pipelines.photos import framing
 from pipelines.photos.decode import decode
@@ -37,6 +37,7 @@ class Album:
         self._images: dict[Path, np.ndarray] = {}
         self._faces: dict[Path, tuple[Face, ...]] = {}
         self._seen: dict[tuple[str, str, Path], Seen] = {}
+        self._descriptor: np.ndarray | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an album holds face embeddings and stays in memory; it can't be pickled")
@@ -94,6 +95,14 @@ class Album:
         """The unit vector (d,) of `seen`; None where this judge finds no face."""
         return self.seen(judge, picture).vector
 
+    def descriptor(self) -> np.ndarray:
+        """dlib's descriptor (128,) of the person: of the training photos, each as much as it shows of the face."""
+        if self._descriptor is None:
+            photos = self.photos.train
+            each = np.stack([dlib_embed(self.image(photo), _face_at_intake(photo)) for photo in photos])
+            self._descriptor = consensus(each, np.array([weight_of(photo) for photo in photos]))
+        return self._descriptor
+
     def frames(self, photos: Sequence[Photo], row: framing.Framing | int) -> np.ndarray:
         """`framing.frames`, from the decoded pictures of the album: (n, resolution, resolution, 3) uint8."""
         return framing.frames(photos, row, read=self._read)
@@ -105,6 +114,31 @@ class Album:
     def crops(self, photos: Sequence[Photo], row: framing.Bucketed) -> list[np.ndarray]:
         """`framing.crops`, from the decoded pictures of the album: (H, W, 3) uint8 each."""
         return framing.crops(photos, row, read=self._read)
+
+
+CLEAR_EYE_DISTANCE_PX = 60.0  # from here on a larger face tells dlib, which reads 150 px, hardly more
+HALF = {"blurred", "dark", "bright", "low_contrast", "turned", "tilted", "near_duplicate"}
+
+
+def weight_of(photo: Photo) -> float:
+    """How much a photo tells of the face, above 0 up to 1: half for each remark, less for a small face."""
+    remarks = len(HALF & set(photo.reasons))
+    return 0.5**remarks * min(1.0, max(photo.eye_distance_px, 1.0) / CLEAR_EYE_DISTANCE_PX)
+
+
+def consensus(descriptors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(n, 128) and (n,) -> (128,): the weighted mean, in which those count less that lie far from it (Huber)."""
+    mean = np.average(descriptors, axis=0, weights=weights)
+    for _ in range(5):
+        away = np.maximum(np.linalg.norm(descriptors - mean, axis=1), 1e-9)
+        mean = np.average(descriptors, axis=0, weights=weights * np.minimum(1.0, np.median(away) / away))
+    return mean
+
+
+def _face_at_intake(photo: Photo) -> Face:
+    """The person's face where it was found then: nothing is searched again."""
+    eyes = np.array(photo.eyes)
+    return Face(photo.face_box, eyes, eyes, eyes.mean(0), 1.0)
 
 
 def _path(picture: Photo | Path) -> Path:

@@ -27,6 +27,7 @@ from pipelines.core.records import (
     Subject,
     UserError,
     is_imported,
+    is_instant,
     place_of,
     title_of,
 )
@@ -45,6 +46,7 @@ from pipelines.generation.draw import brought, draw, refusals, renders_of
 from pipelines.reports.manifest import Origin, forget_report, is_written, report
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.runs.prepare import Job, Resident, album_of, join_in, load
+from pipelines.training.encode import encode
 from pipelines.training.subjects import trained_before
 from pipelines.training.teach import subject_of, subjects_of, teach
 
@@ -97,7 +99,7 @@ def compare(
     spec = JobSpec(
         base=choices.get("base") or row.name,
         class_word=class_word,
-        methods=tuple(methods) if methods is not None else row.usual,
+        methods=tuple(methods) if methods is not None else row.compared,
         quality=choices.get("quality", "good"),
         seed=seed,
         photos=tuple(str(path.resolve()) for path in paths),
@@ -205,9 +207,10 @@ def _portrait(job: Job) -> Iterator[Event]:
     device, family = yield from load(job)
     made = 0
     for name in spec.methods:
-        if trained_before(run.method(name), job.row, album.photos.digest) is None:
+        if not is_instant(name) and trained_before(run.method(name), job.row, album.photos.digest) is None:
             yield from _teach(job, album, family, {name: job.recipes[name]})
-        made += yield from _pictures(job, (name,), album, family, device)
+        last = name == spec.methods[-1]
+        made += yield from _pictures(job, (name,), album, family, device, with_report=last)
     yield Event("done", text=_ready(job, made), seconds=job.control.clock.seconds)
 
 
@@ -247,11 +250,13 @@ class _Shown:
 
 
 def _pictures(
-    job: Job, columns: tuple[str, ...], album: Album | None, family: Family, device: Device
+    job: Job, columns: tuple[str, ...], album: Album | None, family: Family, device: Device, *, with_report: bool = True
 ) -> Generator[Event, None, int]:
-    """Draw what the job names with these columns, judge it where there are photos, and write the report. Returns how
-    many pictures are there."""
+    """Draw what the job names with these columns, judge it where there are photos, and write the report. Returns the
+    number of pictures.
+    """
     run, spec, control = job.run, job.spec, job.control
+    yield from _encode(job, album, columns, family)
     samplings = tuple(dict.fromkeys(spec.samplings))
     drawn = yield from draw(run, columns, samplings, family, class_word=spec.class_word, control=control)
     everything = renders_of(run)
@@ -261,7 +266,7 @@ def _pictures(
         judged = yield from judge(
             run, album, drawn, family, terms=replace(job.terms, earlier=everything), control=control
         )
-        if (read_json(run.manifest) or {}).get("kind") != "compare":
+        if with_report and (read_json(run.manifest) or {}).get("kind") != "compare":
             present = tuple(sorted({render.method for render in everything}, key=place_of))
             asked = tuple(dict.fromkeys(render.sampling for render in everything))
             shown = _Shown(present, everything, subjects_of(run), asked, device)
@@ -301,6 +306,14 @@ def _teach(
     return taught.subjects
 
 
+def _encode(job: Job, album: Album | None, columns: Sequence[str], family: Family) -> Iterator[Event]:
+    """Columns that nothing trains for are made when they are drawn, and anew where the photos changed since."""
+    for name in (each for each in columns if is_instant(each)):
+        if album is None:
+            raise UserError(f"{title_of(name)} needs the person's photos, and there are none in this run. Add them.")
+        yield from encode(job.recipe(name), album, job.run.method(name), family)
+
+
 def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[Event, None, Findings]:
     """Measure the pictures' facts (`judge.look_closer`), then write the report."""
     from pipelines.reports.findings import Findings, ScoredRender
@@ -335,6 +348,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
         clip=closer.clip,
         strengths=read_json(run.method("lora") / STRENGTHS_FILE) if "lora" in shown.subjects else None,
         calibration=judged.judges[0].calibration,
+        face_encoder=row.face_encoder,
         command=_command(spec, row),
     )
     origin = Origin(
@@ -355,7 +369,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
 def _need_subjects(run: Run, columns: Sequence[str]) -> None:
     """Raises UserError for a column that has nothing to draw with."""
     for name in columns:
-        if name == "none" or subject_of(run, name) is not None:
+        if name == "none" or is_instant(name) or subject_of(run, name) is not None:
             continue
         if is_imported(name):
             raise UserError("An imported file is no longer in this run. Import it again, or leave it out.")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets
 from pipelines.core.files import REPOSITORY, jsonable, read_json, write_json
-from pipelines.core.records import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError, is_instant
 from pipelines.core.run import Run, forget, is_run, record_consent, run_at
 from pipelines.runs import jobs
 from pipelines.runs.compare import CONSENT, is_complete
@@ -232,6 +232,9 @@ def _spec(
 ) -> JobSpec:
     settings: dict[str, dict[str, Setting]] = {}
     for name, changes in matrix.methods.items():
+        if is_instant(name):  # at its own cost, whatever the budget is
+            settings[name] = {**changes, **variant.settings.get(name, {})}
+            continue
         settings[name] = {"preview_every_s": 0.0, **changes, **variant.settings.get(name, {})}
         if budget.steps is not None:
             settings[name]["steps"] = budget.steps
@@ -417,6 +420,7 @@ class Study:
             .replaced(**spec.settings[name])
             .watch_every
             for name in spec.methods
+            if not is_instant(name)
         }
         folders = [self.out / f".timing-{index}" for index in range(at_once)]
         with ThreadPoolExecutor(at_once) as pool:
@@ -429,7 +433,7 @@ class Study:
             run = Run(folder)
             jobs.hold(run, lambda _, run=run: jobs.released(run))  # type: ignore[misc]
             forget(run)
-        return {name: statistics.mean(times[name] for times in each) for name in spec.methods}
+        return {name: statistics.mean(times[name] for times in each) for name in watched}
 
 
 def _timing(spec: JobSpec, watched: dict[str, int]) -> JobSpec:
@@ -438,8 +442,9 @@ def _timing(spec: JobSpec, watched: dict[str, int]) -> JobSpec:
         name: {**changes, "steps": TIMED_STEPS, "checkpoint_every": 10_000, "choose_strength": False, "patience": 0}
         | {"watch_every": TIMED_STEPS if watched[name] else 0}
         for name, changes in spec.settings.items()
+        if name in watched
     }
-    return replace(spec, kind="train", samplings=(), settings=settings)
+    return replace(spec, kind="train", methods=tuple(watched), samplings=(), settings=settings)
 
 
 def _per_step(events: Sequence[Event], watched: dict[str, int]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core.records import Finish, Sampling, UserError
+from pipelines.core.records import Finish, Sampling, UserError, is_instant
 from pipelines.core.run import Run
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec, Setting, portrait_spec
@@ -146,7 +146,7 @@ def portrait_s(
     """Seconds until the portraits of `spec` are there, but for methods that have `learned` and pictures that are
     `drawn`. None where nothing was timed.
     """
-    to_learn = [method for method in spec.methods if method not in learned]
+    to_learn = [method for method in spec.methods if method not in learned and not is_instant(method)]
     recipes = services.recipes(row, spec.quality, to_learn, spec.settings)
     learning = services.estimated_s(row, recipes) if recipes else 0.0
     pace = estimates.pace_of(services.paces.known().get(estimates.key(row, DRAWING)))
