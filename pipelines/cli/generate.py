@@ -1,4 +1,4 @@
-"""The commands that make pictures with what a run learned: generate, import, extract, finish."""
+"""The commands that use what a run has learned: generate, import, extract, finish."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def generate(asked: argparse.Namespace) -> int:
 
 
 def _tell_size(run: Run, asked: argparse.Namespace, made: Sequence[Event]) -> None:
-    """Say so where pictures are not of the size that was asked for: sides are rounded to what the network divides."""
+    """Print a message if pictures do not have the requested size: sides are rounded to multiples for the network."""
     from PIL import Image
 
     if not made or not (asked.width or asked.height):
@@ -174,7 +174,7 @@ def import_lora(asked: argparse.Namespace) -> int:
         imports.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
         spec = jobs.load_spec(run) if run.spec.exists() else None
         if had_report and spec is not None and spec.kind == "compare":
-            work(run, spec)  # everything else is there: the report is written again without the column
+            work(run, spec)  # only the report is written again, without the column
         elif had_report:
             say("The report told of it and is removed: the next generate writes it again.")
         if asked.json:
@@ -214,11 +214,11 @@ def import_lora(asked: argparse.Namespace) -> int:
 
 
 def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:
-    """A job that draws and scores the run's prompts and seeds with a new column; None where nothing was drawn yet."""
+    """A job that draws and scores the run's prompts and seeds with a new column; None if nothing was drawn yet."""
     from pipelines.core.files import read_json
 
     if spec.kind == "compare":
-        return spec  # everything else is there already
+        return spec  # the rest is done already
     saved = (read_json(run.manifest) or {}).get("samplings", ())
     plain = tuple(Sampling(**each) for each in saved if not each.get("source"))
     return replace(spec, kind="generate", methods=(column,), samplings=plain) if plain else None

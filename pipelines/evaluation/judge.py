@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.photos.album import Album
 
 OTHERS = 3  # photos of other people in a heatmap
+LOOKS = "2"  # goes up when there is more to see in a picture, so that none is remembered with less
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def judge(
     store = ScoreStore(run, album.photos, judges)
     scores = yield from _scored(renders, terms.earlier, references, store, control)
     control.check()
-    marks = _marks(run, album, scores, judges, family)
+    marks = _marks(run, album, scores, judges, family, terms.others)
     write_json(run.marks, marks)
     return Judged({str(path): tuple(found) for path, found in scores.items()}, marks, judges, tuple(notes))
 
@@ -159,7 +160,12 @@ def _scored(
 
 
 def _marks(
-    run: Run, album: Album, scores: dict[Path, list[Score]], judges: Sequence[Judge], family: Family
+    run: Run,
+    album: Album,
+    scores: dict[Path, list[Score]],
+    judges: Sequence[Judge],
+    family: Family,
+    others: Sequence[Path],
 ) -> dict[str, Scale]:
     """{judge: Scale}, from the untrained base's pictures, the photos, and the photos through the base's autoencoder."""
     from pipelines.evaluation.scale import measure_scale
@@ -176,6 +182,7 @@ def _marks(
             floor_scores=[score for score in floor if score.judge == one.name],
             rebuilt_images=list(rebuilt),
             album=album,
+            others=others,
         )
         for one in judges
     }
@@ -287,17 +294,27 @@ class _Eye:
         except UserError:
             self._learned_from = None
         self.beside = references.vectors_of(judge, album, others)
-        self.stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
+        self._vectors = {
+            part: [vector for of, _, vector in self.beside if of == part] for part in ("train", "held_out", "other")
+        }
+        self.stamp = sha(LOOKS, photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
 
     def look(self, image: Any, render: Render) -> tuple[Facts, float | None, list[float | None]]:
         """(facts, similarity to the training photos, similarity to each photo of `beside`) of a picture (H, W, 3)."""
-        from pipelines.evaluation.facts import facts_of
+        from pipelines.evaluation.facts import copy_paste, facts_of
+        from pipelines.evaluation.statistics import known_mean
 
         facts = facts_of(image, render.sampling, self._training)
         vector = self._judge.look(image).vector
         if vector is None:
             return facts, None, [None] * len(self.beside)
         alike = None if self._learned_from is None else round(self._learned_from.similarity(vector), 6)
+        own = self._vectors
+        facts = replace(
+            facts,
+            copy_paste=copy_paste(vector, own["held_out"], own["train"]),
+            others=known_mean(self._judge.similarity(vector, other) for other in own["other"]),
+        )
         return facts, alike, [round(self._judge.similarity(vector, other), 4) for _, _, other in self.beside]
 
 
