@@ -94,8 +94,8 @@ def build() -> tuple[Any, dict[str, Any]]:
         show.settle()
         wire_page(demo, services, capability, steps, show, starts=starts)
 
-    janitor = threading.Thread(target=_janitor, args=(services, demo, keep_s), daemon=True, name="likeness-janitor")
-    janitor.start()
+    tended = (services, demo, Path(os.environ["GRADIO_TEMP_DIR"]), keep_s)
+    threading.Thread(target=_janitor, args=tended, daemon=True, name="likeness-janitor").start()
     demo.queue(max_size=Allowance.from_environment().queue_size, api_open=False)
     launch = {
         "theme": theme.theme(),
@@ -132,14 +132,15 @@ def keep_hours() -> float:
         raise SystemExit("LIKENESS_KEEP_HOURS must be a number of hours, such as 24.") from None
 
 
-def _janitor(services: Any, page: Any, keep_s: float) -> None:
+def _janitor(services: Any, page: Any, uploads: Path, keep_s: float) -> None:
     """At the start and every minute: idle runs, uploads that nobody took in, and pages that were closed."""
     while True:
         try:
             if keep_s:
                 services.sweep(older_than_s=keep_s)
-            sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+            sweep_uploads(3600, uploads)
             services.uploads.prune()
+            services.media.prune()
             page.forget_visits(FORGET_S)
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)

@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 def decode(kind: type[T], saved: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> T:
-    """A record of this kind from what JSON says of it; fields of a later version, which `kind` lacks, are left out.
+    """A record of this kind from its JSON. Fields of a later version, which `kind` does not have, are ignored.
 
     Raises UserError, a sentence that names the field, for a field that is missing, of another type or out of its
-    limits. `where` begins the sentence; `labels` says how fields are called there ("Steps" without).
+    limits. `where` begins the sentence; `labels`: field -> its name in the sentence (default: "Steps" for `steps`).
     """
     from pydantic import ValidationError
 
@@ -95,7 +95,7 @@ def _figure(value: float) -> str:
     return f"{value:g}" if value < 1e6 else f"{value:,.0f}"
 
 
-# Bytes of file names that are no UTF-8, as Python reads them, and the private characters that stand for them meanwhile.
+# Python's characters for bytes of file names that are no UTF-8. pydantic refuses them, so it gets private ones instead.
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 _TO_PRIVATE = {0xDC80 + byte: 0x10FE80 + byte for byte in range(0x80)}
 _FROM_PRIVATE = {private: lone for lone, private in _TO_PRIVATE.items()}
@@ -114,13 +114,13 @@ def _restored(value: Any) -> Any:
 
 
 def _meta(hint: Any) -> tuple[Any, ...]:
-    """What `Annotated` says of a field, inside `... | None` too."""
+    """The metadata in a field's `Annotated`, also inside `... | None`."""
     own = getattr(hint, "__metadata__", ())
     return own or tuple(each for part in get_args(hint) for each in getattr(part, "__metadata__", ()))
 
 
 def _sentence(kind: Any, at: tuple[Any, ...], error: str, value: object, labels: Mapping[str, str]) -> str:
-    """What is wrong with the field that lies `at` this place of a record."""
+    """A sentence about what is wrong with the field at the path `at` of a record."""
     hint = kind
     name = next((str(each) for each in reversed(at) if isinstance(each, str)), "")
     for each in at:

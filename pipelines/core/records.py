@@ -91,12 +91,18 @@ class MethodRow:
 METHOD_ROWS: dict[str, MethodRow] = {
     row.name: row
     for row in (
+        MethodRow("zero_shot", "Instant (zero-shot)", ()),
         MethodRow("textual_inversion", "Textual inversion", ("words",)),
         MethodRow("dreambooth", "DreamBooth", ("weights",)),
         MethodRow("lora", "LoRA", ("adapters",)),
         MethodRow("pivotal", "Pivotal tuning", ("words", "adapters"), usual=False),
     )
 }
+
+
+def is_instant(column: str) -> bool:
+    """True for the column of a method that trains nothing."""
+    return column in METHOD_ROWS and not METHOD_ROWS[column].learns
 
 
 class _Names(Sequence[str]):
@@ -122,7 +128,8 @@ class _Names(Sequence[str]):
 
 
 METHODS: Sequence[str] = _Names(lambda row: bool(row.learns) and row.usual)  # trained by default
-ALL_METHODS: Sequence[str] = _Names(lambda row: bool(row.learns))  # all that train
+TRAINABLE: Sequence[str] = _Names(lambda row: bool(row.learns))  # all that train
+ALL_METHODS: Sequence[str] = _Names(lambda row: True)  # those that train nothing too
 COLUMNS: Sequence[str] = _Names(lambda row: True, UNTRAINED)  # all that are compared
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core import inscription, presets
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import file_sha256, jsonable, read_json, read_lines, sha, write_json, write_text
-from pipelines.core.records import Event, PhotoSet, Render, Score, UserError
+from pipelines.core.records import Event, PhotoSet, Render, Score, UserError, is_instant, title_of
 from pipelines.core.run import Run
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.photos.album import Album
 
 OTHERS = 3  # photos of other people in a heatmap
+LOOKS = "2"  # goes up when there is more to see in a picture, so that none is remembered with less
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Terms:
 def judge(
     run: Run, album: Album, renders: Sequence[Render], family: Family, *, terms: Terms = Terms(), control: Control
 ) -> Generator[Event, None, Judged]:
-    """Score every picture by every judge, against the held-out photos.
+    """Score every picture by every judge, against the held-out photos. The judge whose descriptor went into pictures of
+    methods that train nothing comes last, and where it is the only one, those pictures have no score.
 
     Raises Stopped between two pictures, and UserError when no judge finds a face in the held-out photos.
     """
@@ -82,11 +84,20 @@ def judge(
         yield Event("note", text=sentence)
     if not references:
         raise UserError("No recogniser finds a face in the held-out photos. Replace the photos and start again.")
+    references.sort(key=lambda each: each.judge.name == family.row.face_encoder)
     judges = tuple(reference.judge for reference in references)
+    shown = (*renders, *terms.earlier)
+    if judges[0].name == family.row.face_encoder and (known := {r.method for r in shown if is_instant(r.method)}):
+        text = f"{' and '.join(map(title_of, known))} has no score: {judges[0].name} can't judge alone what its own "
+        yield Event("note", text=f"{text}descriptor went into. Install requirements.txt whole for another judge.")
+        renders, terms = (
+            [each for each in renders if each.method not in known],
+            replace(terms, earlier=[each for each in terms.earlier if each.method not in known]),
+        )
     store = ScoreStore(run, album.photos, judges)
     scores = yield from _scored(renders, terms.earlier, references, store, control)
     control.check()
-    marks = _marks(run, album, scores, judges, family)
+    marks = _marks(run, album, scores, judges, family, terms.others)
     write_json(run.marks, marks)
     return Judged({str(path): tuple(found) for path, found in scores.items()}, marks, judges, tuple(notes))
 
@@ -149,7 +160,12 @@ def _scored(
 
 
 def _marks(
-    run: Run, album: Album, scores: dict[Path, list[Score]], judges: Sequence[Judge], family: Family
+    run: Run,
+    album: Album,
+    scores: dict[Path, list[Score]],
+    judges: Sequence[Judge],
+    family: Family,
+    others: Sequence[Path],
 ) -> dict[str, Scale]:
     """{judge: Scale}, from the untrained base's pictures, the photos, and the photos through the base's autoencoder."""
     from pipelines.evaluation.scale import measure_scale
@@ -166,6 +182,7 @@ def _marks(
             floor_scores=[score for score in floor if score.judge == one.name],
             rebuilt_images=list(rebuilt),
             album=album,
+            others=others,
         )
         for one in judges
     }
@@ -277,17 +294,27 @@ class _Eye:
         except UserError:
             self._learned_from = None
         self.beside = references.vectors_of(judge, album, others)
-        self.stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
+        self._vectors = {
+            part: [vector for of, _, vector in self.beside if of == part] for part in ("train", "held_out", "other")
+        }
+        self.stamp = sha(LOOKS, photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
 
     def look(self, image: Any, render: Render) -> tuple[Facts, float | None, list[float | None]]:
         """(facts, similarity to the training photos, similarity to each photo of `beside`) of a picture (H, W, 3)."""
-        from pipelines.evaluation.facts import facts_of
+        from pipelines.evaluation.facts import copy_paste, facts_of
+        from pipelines.evaluation.statistics import known_mean
 
         facts = facts_of(image, render.sampling, self._training)
         vector = self._judge.look(image).vector
         if vector is None:
             return facts, None, [None] * len(self.beside)
         alike = None if self._learned_from is None else round(self._learned_from.similarity(vector), 6)
+        own = self._vectors
+        facts = replace(
+            facts,
+            copy_paste=copy_paste(vector, own["held_out"], own["train"]),
+            others=known_mean(self._judge.similarity(vector, other) for other in own["other"]),
+        )
         return facts, alike, [round(self._judge.similarity(vector, other), 4) for _, _, other in self.beside]
 
 

@@ -1,4 +1,4 @@
-"""Faces: find them, align them, and say how alike two of them are.
+"""Faces: find them, align them, and measure how similar two of them are.
 
 In: RGB uint8 (H, W, 3) pictures. Out: `Face` records, aligned crops, and judges: recognisers that turn a face into a
 unit vector and two vectors into a similarity. Vectors are biometric data and never leave memory.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # name -> (module, class), or an object that was added from outside
 _CODE: dict[str, tuple[str, str] | Method] = {
+    "zero_shot": ("pipelines.methods.zero_shot", "ZeroShot"),
     "textual_inversion": ("pipelines.methods.textual_inversion", "TextualInversion"),
     "dreambooth": ("pipelines.methods.dreambooth", "DreamBooth"),
     "lora": ("pipelines.methods.lora", "LoRA"),

@@ -78,8 +78,12 @@ class Method:
         return f"{row.identifier} {recipe.class_word}"
 
     def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> Learner:
-        """Make the trainable parameters. `identity`: dlib descriptors (128,) or (n, 128) of the training photos."""
+        """Make the trainable parameters. `identity`: the person's dlib descriptor (128,)."""
         raise UserError("Nothing of this method trains. Choose another one to train.")
+
+    def encode(self, family: Family, folder: Path, *, identity: np.ndarray) -> Artifact:
+        """Where nothing trains: save what stands for the person. `identity`: their dlib descriptor (128,)."""
+        raise UserError("This method has to be trained first.")
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """Copies of the base's modules with the artefact in `folder`. Raises UserError when it does not fit."""

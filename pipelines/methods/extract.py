@@ -30,7 +30,7 @@ MAX_RANK = 4096
 # Where the rank follows from an error, layers differ in rank and share one alpha: diffusers 0.42.1 reads differing
 # alphas of a file with kohya's names for attention layers wrongly (lora_conversion_utils.py, `_get_alpha_name`).
 ALPHA = 32.0
-UNMAPPED = "text_projection"  # no web UI knows a LoRA's name for SDXL's text projection
+UNMAPPED = "text_projection"  # no web UI has a LoRA name for SDXL's text projection
 # Beyond this many times the wanted rank a randomized decomposition (Halko et al. 2011) is many times faster than a
 # whole one. Its error is measured like any other.
 RANDOMIZED_FROM = 6

@@ -269,7 +269,7 @@ def _training(layers: Layers, row: BaseRow, phrase: str, name: str, max_steps: i
 
 
 def _one(values: Any) -> str:
-    """The one value of all, as kohya's resize script says otherwise: "Dynamic"."""
+    """The value, if all are equal, else "Dynamic", as kohya's resize script writes."""
     found = {float(value) for value in values}
     return f"{found.pop():g}" if len(found) == 1 else "Dynamic"
 
@@ -277,7 +277,7 @@ def _one(values: Any) -> str:
 def _model_spec(row: BaseRow, phrase: str, prediction: str | None, title: str, sha256: str) -> dict[str, str]:
     """ModelSpec 1.0.1; the date is left out, so that equal trainings give equal files."""
     height, width = row.shapes[0]
-    predicts = {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or "")  # it has no word for a flow
+    predicts = {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or "")  # a flow has no value there
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{FAMILIES[row.family].lora_names[1]}/lora",

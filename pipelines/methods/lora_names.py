@@ -153,7 +153,7 @@ def broken_numbers(path: Path, entries: Iterable[Entry]) -> bool:
             while left:
                 block = np.frombuffer(file.read(min(piece, left)), kind)
                 if not len(block):
-                    return True  # it became shorter meanwhile
+                    return True  # the file was cut meanwhile
                 if bool(((block & mask) == mask).any()):
                     return True
                 left -= block.nbytes
@@ -337,7 +337,7 @@ def layout(row: BaseRow) -> Layout:
         return Layout(_from_checkpoint(_weights(Path(str(row.path)))))
     folder = row.folder or _cached(row)
     found: dict[str, tuple[int, ...]] = {}
-    # beside a transformer stands a chat model, which never learns
+    # a transformer's text encoder is a chat model, which never trains
     whole = folder is not None and (folder / TRANSFORMER).is_dir()
     for part in (TRANSFORMER,) if whole else ("unet", "text_encoder", "text_encoder_2"):
         files = sorted((folder / part).glob("*.safetensors")) if folder else []
@@ -428,7 +428,7 @@ _OPEN_CLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp
 
 # ------------------------------------------------------------------------------------------------- a tensor's name
 
-# The ending of a tensor's name says what it is. Of "down" and "up" the product is what a layer's weight changes by.
+# The ending of a tensor's name -> its role. The product of "up" and "down" is the change of the layer's weight.
 _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
@@ -441,7 +441,7 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(.+)\.lora_linear_layer\.down\.weight", "down"),
         (r"(.+)\.lora_linear_layer\.up\.weight", "up"),
         (r"(.+)\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT: one per output
-        (r"(.+)\.dora_scale", "scale"),  # LyCORIS and kohya: its shape says per what
+        (r"(.+)\.dora_scale", "scale"),  # LyCORIS and kohya: per output or input, by its shape
         (r"(.+?)(?:\.lora|_lora)?\.alpha", "alpha"),
     )
 )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipelines.bases.family import Family, Modules
-from pipelines.bases.registry import BaseRow
+from pipelines.bases.registry import PROJECTOR, BaseRow
 from pipelines.bases.text import LearnedRows, Text
 from pipelines.core.device import derived_seed
 from pipelines.core.files import write_file
@@ -127,15 +127,20 @@ class TextualInversionLearner(Learner):
             rows.mul_((limit / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0))
 
     def export(self, folder: Path) -> Artifact:
-        saved = [rows.detach().cpu().float().contiguous() for rows in self._rows]
-        files = []
-        for index, rows in enumerate(saved):
-            files.append(embedding_file(index))
-            write_file(folder / files[-1], lambda path, rows=rows: save_file({TOKEN: rows}, str(path)))  # type: ignore[misc]
-        names = ("emb_params",) if len(saved) == 1 else ("clip_l", "clip_g")
-        web_ui = dict(zip(names, saved, strict=True))
-        write_file(folder / WEB_UI_FILE, lambda path: save_file(web_ui, str(path)))
-        return Artifact(files[0], tuple(files))
+        return save_rows(folder, self._rows)
+
+
+def save_rows(folder: Path, every: Sequence[torch.Tensor]) -> Artifact:
+    """Save the vectors of each text encoder, (n, d), under the names that diffusers and web UIs read."""
+    saved = [rows.detach().cpu().float().contiguous() for rows in every]
+    files = []
+    for index, rows in enumerate(saved):
+        files.append(embedding_file(index))
+        write_file(folder / files[-1], lambda path, rows=rows: save_file({TOKEN: rows}, str(path)))  # type: ignore[misc]
+    names = ("emb_params",) if len(saved) == 1 else ("clip_l", "clip_g")
+    web_ui = dict(zip(names, saved, strict=True))
+    write_file(folder / WEB_UI_FILE, lambda path: save_file(web_ui, str(path)))
+    return Artifact(files[0], tuple(files))
 
 
 def _table(encoder: torch.nn.Module) -> torch.Tensor:
@@ -151,7 +156,7 @@ def _start(
     table = _table(encoder).float().cpu()
     tokenizer = family.text.tokenizers[index]
     if recipe.init == "zero_shot":
-        rows = zero_shot_rows(family, table, tokenizer, identity)
+        rows = zero_shot_rows(family, identity)
         if rows is not None:
             return rows[[k % len(rows) for k in range(recipe.vectors)]]
     elif recipe.init != "class_word":
@@ -164,24 +169,26 @@ def _start(
     return rows
 
 
-def zero_shot_rows(
-    family: Family, table: torch.Tensor, tokenizer: object, identity: np.ndarray | None
-) -> torch.Tensor | None:
-    """The vectors, (k, d), that the base's projector predicts from dlib descriptors; for an average person without any.
+def neutral_row(family: Family) -> torch.Tensor:
+    """The vector (d,) of a portrait base's word for an average person."""
+    word = family.text.tokenizers[0].convert_tokens_to_ids(family.row.identifier.split()[0])
+    return _table(family.text.encoders[0]).float().cpu()[word]
+
+
+def zero_shot_rows(family: Family, identity: np.ndarray | None) -> torch.Tensor | None:
+    """The vectors (k, d) that the base's projector predicts from a dlib descriptor (128,); None: an average person's.
 
     None where a base has no projector. Source: tools/portrait_base/denoiser.py, `IdentityProjector`.
     """
-    file = family.folder / "identity_projector.safetensors" if family.folder else None
+    file = family.folder / PROJECTOR if family.folder else None
     if file is None or not file.is_file():
         return None
-    subject = tokenizer.convert_tokens_to_ids(family.row.identifier.split()[0])  # type: ignore[attr-defined]
-    neutral = table[subject]
-    weights = {name: tensor.float() for name, tensor in load_file(str(file)).items()}
+    neutral = neutral_row(family)
     count = len(family.row.identifier.split())
     if identity is None:
         return neutral.expand(count, -1).clone()
-    descriptor = torch.tensor(np.atleast_2d(np.asarray(identity, np.float32)).mean(0))
-    x = (descriptor - weights["mean"]) / weights["std"]
+    weights = {name: tensor.float() for name, tensor in load_file(str(file)).items()}
+    x = (torch.tensor(np.asarray(identity, np.float32)) - weights["mean"]) / weights["std"]
     hidden = torch.nn.functional.silu(weights["expand.weight"] @ x + weights["expand.bias"])
     out = weights["linear.weight"] @ x + weights["linear.bias"] + weights["project.weight"] @ hidden
     return neutral + (out + weights["project.bias"]).view(count, -1) * 0.1

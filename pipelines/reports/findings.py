@@ -10,10 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.records import ALL_METHODS, COLUMNS, PhotoSet, Sampling, Score, Subject, is_imported, title_of
+from pipelines.core.records import (
+    ALL_METHODS,
+    COLUMNS,
+    PhotoSet,
+    Sampling,
+    Score,
+    Subject,
+    is_imported,
+    is_instant,
+    title_of,
+)
 from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
 from pipelines.evaluation.scale import IdentitySummary, Scale, imputed, summary
-from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap
+from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap, sign_flip_p
 from pipelines.faces.calibration import Calibration
 from pipelines.reports.figures import figure
 
@@ -58,6 +68,7 @@ class Findings:
     clip: str | None = None  # the backbone behind clip_t
     strengths: dict[str, Any] | None = None  # the LoRA's strengths.json
     calibration: Calibration | None = None  # of the first judge
+    face_encoder: str | None = None  # the judge whose descriptor went into the columns that train nothing
     command: str = ""  # that repeats it
 
     @property
@@ -81,18 +92,31 @@ class Findings:
         scores = self.scores(column, judge)
         return summary(scores, self.marks[judge]) if scores else None
 
-    def against_base(self, column: str, judge: str) -> Bootstrap | None:
-        """A method's similarities minus the untrained base's, picture by picture; None where there is no such pair.
+    def differences(self, column: str, judge: str, other: str = "none") -> list[float] | None:
+        """A column's similarities minus another's, picture by picture; None where there is no such pair.
 
         Where the image filter refused one of two pictures, the other one has no partner.
         """
-        alone = {sampling for name, sampling in self.refused if name in (column, "none")}
-        cells = [[each for each in self.counted(name) if each.sampling not in alone] for name in (column, "none")]
+        alone = {sampling for name, sampling in self.refused if name in (column, other)}
+        cells = [[each for each in self.counted(name) if each.sampling not in alone] for name in (column, other)]
         one, base = ([imputed(score) for each in side if (score := each.score(judge)) is not None] for side in cells)
         asked, basis = ([each.sampling for each in side] for side in cells)
-        if column == "none" or not one or len(one) != len(base) or asked != basis:
+        if column == other or not one or len(one) != len(base) or asked != basis:
             return None
-        return paired_bootstrap(one, base, resamples=5000, seed=0)
+        return [a - b for a, b in zip(one, base, strict=True)]
+
+    def against_base(self, column: str, judge: str) -> Bootstrap | None:
+        """The mean of `differences` with the untrained base; None where there is no such pair."""
+        found = self.differences(column, judge)
+        return None if found is None else paired_bootstrap(found, [0.0] * len(found), resamples=5000, seed=0)
+
+    def is_closer(self, column: str, judge: str, other: str = "none") -> bool:
+        """Whether these pictures show that a column is more like the person than another; never fewer than 6."""
+        found = self.differences(column, judge, other)
+        if found is None or sign_flip_p(found) >= 0.05:
+            return False
+        test = paired_bootstrap(found, [0.0] * len(found), resamples=5000, seed=0)
+        return test.significant and test.difference > 0
 
     def best_column(self) -> str | None:
         """The method that looks most like the person to the first judge."""
@@ -104,6 +128,16 @@ class Findings:
         return max(known, key=lambda column: known[column]) if known else None
 
 
+def partial(findings: Findings, judge: str) -> str:
+    """Which columns a judge is no independent witness of, in a sentence; "" where it is one of all."""
+    known = [title_of(column) for column in findings.columns if is_instant(column)]
+    if judge != findings.face_encoder or not known:
+        return ""
+    return (
+        f" {' and '.join(known)} was made from this judge's own descriptor of the photos: of it, trust the other one."
+    )
+
+
 def rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
@@ -113,13 +147,23 @@ def verdict(findings: Findings) -> str:
     best, judge = findings.best_column(), next(iter(findings.marks), None)
     if best is None or judge is None:
         return "No method could be compared."
-    found, mark, gain = findings.identity(best, judge), findings.marks[judge], findings.against_base(best, judge)
-    mean = found.mean_zero_imputed if found else None
+    mark = findings.marks[judge]
     scale = f"Real photos of this person reach {figure(mark.ceiling)}"
     scale += f", 99.9% of different people stay below {mark.impostor:.2f}." if mark.impostor is not None else "."
-    if gain is None or not (gain.significant and gain.difference > 0):
+    if not findings.is_closer(best, judge):
         return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
-    return f"{title_of(best)} comes closest to the person: mean similarity {figure(mean)} by {judge}. {scale}"
+    found = {c: findings.identity(c, judge) for c in findings.columns if c in ALL_METHODS}
+    means = {column: figure(each.mean_zero_imputed) for column, each in found.items() if each is not None}
+    level = [column for column in means if column != best and not findings.is_closer(best, judge, column)]
+    if level:
+        names = listed([f"{title_of(column)} ({means[column]})" for column in (best, *level)])
+        return f"{names} come closest to the person by {judge}; no difference between them is shown. {scale}"
+    return f"{title_of(best)} comes closest to the person: mean similarity {means[best]} by {judge}. {scale}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def rows_of(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, ScoredRender]]]:

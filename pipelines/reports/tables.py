@@ -18,6 +18,7 @@ from pipelines.reports.figures import figure
 from pipelines.reports.findings import Findings, rounded
 
 SCHEMA = 1
+PICTURE = ("copy_paste", "others")  # of every picture, by the first judge
 
 
 def to_json(findings: Findings) -> dict[str, Any]:
@@ -41,6 +42,11 @@ def to_json(findings: Findings) -> dict[str, Any]:
                 "ceiling": rounded(mark.ceiling),
                 "impostor": rounded(mark.impostor),
                 "threshold": rounded(mark.threshold),
+                **(
+                    {"genuine": rounded(mark.genuine), "strangers": [rounded(each) for each in mark.strangers]}
+                    if mark.strangers
+                    else {}
+                ),
             }
             for name, mark in findings.marks.items()
         },
@@ -89,7 +95,9 @@ def to_csv(findings: Findings) -> str:
     table = csv.writer(out, lineterminator="\n")
     judges = list(findings.marks)
     heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file", "counted"]
-    closer = ["usable", "following", "clip_t", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
+    closer = (
+        ["usable", "following", "clip_t", "flaws", "copy_score", "nearest_photo", *PICTURE] if findings.facts else []
+    )
     table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason")), *closer])
     for cell in findings.cells:
         asked = cell.sampling
@@ -111,7 +119,8 @@ def to_csv(findings: Findings) -> str:
 
 def _closer(seen: Facts) -> list[str]:
     asked, clip_t, copy = ("" if v is None else f"{v:.3f}" for v in (seen.following, seen.clip_t, seen.copy))
-    return [asked, clip_t, " ".join(seen.quality), copy, _cell_text(seen.nearest or "")]
+    similar = ("" if value is None else f"{value:.4f}" for value in (getattr(seen, name) for name in PICTURE))
+    return [asked, clip_t, " ".join(seen.quality), copy, _cell_text(seen.nearest or ""), *similar]
 
 
 def _cell_text(text: str) -> str:
@@ -152,6 +161,12 @@ WORTH = (
     ("copy_score", "Copy score", f"highest structural similarity with a training photo; from {COPY} on it is a copy"),
     ("copies", "Copies", "pictures that repeat a training photo"),
     ("memorisation_gap", "Memorised", "similarity to the training photos minus to the held-out ones"),
+    (
+        "copy_paste",
+        "Copy-paste",
+        "how much nearer to a training photo than to a held-out one: 1 = that photo, 0 = neither (MultiID-Bench)",
+    ),
+    ("others", "Others", "similarity to photos of other people, to be read beside the untrained base's"),
     ("drift", "Drift", "how much more a class-only prompt looks like the person than the untrained base's"),
     ("preserved", "Base kept", "structural similarity of a class-only prompt with the untrained base's same seed"),
 )

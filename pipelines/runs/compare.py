@@ -26,6 +26,7 @@ from pipelines.core.records import (
     Subject,
     UserError,
     is_imported,
+    is_instant,
     place_of,
     title_of,
 )
@@ -44,6 +45,7 @@ from pipelines.generation.draw import brought, draw, refusals, renders_of
 from pipelines.reports.manifest import Origin, forget_report, is_written, report
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.runs.prepare import Job, Resident, album_of, join_in, load
+from pipelines.training.encode import encode
 from pipelines.training.teach import subject_of, subjects_of, teach
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def compare(
     spec = JobSpec(
         base=choices.get("base") or row.name,
         class_word=class_word,
-        methods=tuple(methods) if methods is not None else row.usual,
+        methods=tuple(methods) if methods is not None else row.compared,
         quality=choices.get("quality", "good"),
         seed=seed,
         photos=tuple(str(path.resolve()) for path in paths),
@@ -200,13 +202,15 @@ def _generate(job: Job) -> Iterator[Event]:
     columns = tuple(sorted(set(spec.methods), key=place_of))
     _need_subjects(run, columns)
     device, family = yield from load(job)
+    album = album_of(photos) if photos is not None else None
+    yield from _encode(job, album, columns, family)
     samplings = tuple(dict.fromkeys(spec.samplings))
     drawn = yield from draw(run, columns, samplings, family, class_word=spec.class_word, control=control)
     everything = renders_of(run)
-    if photos is None:
+    if album is None:
         yield Event("note", text="There are no photos in this run, so the pictures have no score")
     elif everything:
-        terms, album = replace(job.terms, earlier=everything), album_of(photos)
+        terms = replace(job.terms, earlier=everything)
         judged = yield from judge(run, album, drawn, family, terms=terms, control=control)
         if (read_json(run.manifest) or {}).get("kind") != "compare":
             present = tuple(sorted({render.method for render in everything}, key=place_of))
@@ -262,6 +266,14 @@ def _teach(job: Job, album: Album, family: Family) -> Generator[Event, None, dic
     return taught.subjects
 
 
+def _encode(job: Job, album: Album | None, columns: Sequence[str], family: Family) -> Iterator[Event]:
+    """Columns that nothing trains for are made when they are drawn, and anew where the photos changed since."""
+    for name in (each for each in columns if is_instant(each)):
+        if album is None:
+            raise UserError(f"{title_of(name)} needs the person's photos, and there are none in this run. Add them.")
+        yield from encode(job.recipe(name), album, job.run.method(name), family)
+
+
 def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[Event, None, Findings]:
     """Measure the pictures' facts (`judge.look_closer`), then write the report."""
     from pipelines.reports.findings import Findings, ScoredRender
@@ -296,6 +308,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
         clip=closer.clip,
         strengths=read_json(run.method("lora") / STRENGTHS_FILE) if "lora" in shown.subjects else None,
         calibration=judged.judges[0].calibration,
+        face_encoder=row.face_encoder,
         command=_command(spec, row),
     )
     origin = Origin(
@@ -316,7 +329,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
 def _need_subjects(run: Run, columns: Sequence[str]) -> None:
     """Raises UserError for a column that has nothing to draw with."""
     for name in columns:
-        if name == "none" or subject_of(run, name) is not None:
+        if name == "none" or is_instant(name) or subject_of(run, name) is not None:
             continue
         if is_imported(name):
             raise UserError("An imported file is no longer in this run. Import it again, or leave it out.")

@@ -71,12 +71,12 @@ class Job:
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
         """By method. `load` removes those that can't fit into the GPU's memory."""
+        return {name: self.recipe(name) for name in self.spec.methods}
+
+    def recipe(self, method: str) -> Recipe:
         spec = self.spec
-        made = {
-            name: presets.recipe(self.row, name, spec.quality, class_word=spec.class_word, seed=spec.seed)
-            for name in spec.methods
-        }
-        return {name: recipe.replaced(**spec.settings.get(name, {})) for name, recipe in made.items()}
+        usual = presets.recipe(self.row, method, spec.quality, class_word=spec.class_word, seed=spec.seed)
+        return usual.replaced(**spec.settings.get(method, {}))
 
     @cached_property
     def terms(self) -> Terms:

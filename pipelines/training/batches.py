@@ -48,7 +48,7 @@ class TrainingData:
     validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: for the validation loss only
     heads: tuple[np.ndarray, ...] = ()  # one per frame, (H, W) from 0 to 1: where the head is; () = not known
     photo_digest: str = ""  # of the photos they come from; part of what a checkpoint and a subject belong to
-    # dlib descriptors of the photos' faces, (128,) or (n, 128), for methods that start from them. In memory only.
+    # dlib's descriptor of the person, (128,), for methods that start from it. In memory only.
     identity: np.ndarray | None = None
 
 

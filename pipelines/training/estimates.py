@@ -67,6 +67,7 @@ def estimate(
     """Time and memory to train `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine.
     `free_gb`: free memory of the GPU, None without one; `dtype`: its number format.
     """
+    recipes = {name: recipe for name, recipe in recipes.items() if METHOD_ROWS[name].learns}  # others cost a second
     left_out = {
         name: why for name, recipe in recipes.items() if (why := too_large(row, recipe, free_gb, dtype)) is not None
     }

@@ -76,7 +76,7 @@ def train(
 
     The last event is "done", or "stopped" (within one step of `control.stopped`; what was learned is saved all the
     same), or "paused" (within one step, of training or of denoising, of `control.paused`: only what is needed to
-    continue is saved). `seconds` count this method's own time only, whoever else runs in between. `family`: a base that
+    continue is saved). `seconds` count this method's time only, not that of others in between. `family`: a base that
     is loaded already; None loads the recipe's. With `watch`, the recipe's `watch_every`, `patience` and
     `choose_strength` hold: the best checkpoint is kept, not the last; `watch.json` in `out` says what was seen. Without
     it they are ignored. Processes that were launched together (`training/world.py`) train together.
