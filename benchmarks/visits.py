@@ -52,7 +52,7 @@ class App:
         }  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, timeout_s: float = 90.0) -> float:
+    def start(self, *, timeout_s: float = 300.0) -> float:
         """Start it and wait for its page. Returns the seconds that took."""
         began = time.monotonic()
         with self.log.open("ab") as log:

@@ -1,4 +1,4 @@
-"""The commands that make pictures with what a run learned: generate, import, extract, finish."""
+"""The commands that use what a run has learned: generate, import, extract, finish."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def generate(asked: argparse.Namespace) -> int:
 
 
 def _tell_size(run: Run, asked: argparse.Namespace, made: Sequence[Event]) -> None:
-    """Say so where pictures are not of the size that was asked for: sides are rounded to what the network divides."""
+    """Print a message if pictures do not have the requested size: sides are rounded to multiples for the network."""
     from PIL import Image
 
     if not made or not (asked.width or asked.height):
@@ -239,11 +239,11 @@ def _report_again(run: Run) -> JobSpec | None:
 
 
 def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:
-    """A job that draws and scores the run's prompts and seeds with a new column; None where nothing was drawn yet."""
+    """A job that draws and scores the run's prompts and seeds with a new column; None if nothing was drawn yet."""
     from pipelines.core.files import read_json
 
     if spec.kind == "compare":
-        return spec  # everything else is there already
+        return spec  # the rest is done already
     saved = (read_json(run.manifest) or {}).get("samplings", ())
     plain = tuple(Sampling(**each) for each in saved if not each.get("source"))
     return replace(spec, kind="generate", methods=(column,), samplings=plain) if plain else None

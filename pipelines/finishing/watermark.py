@@ -81,8 +81,7 @@ def lattice() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def pattern(shape: tuple[int, ...], amplitudes: np.ndarray) -> np.ndarray:
-    """The sum of the waves with these (K,) amplitudes, float32 of this shape (H, W); phases are relative to the middle.
-    """
+    """The sum of the waves with these (K,) amplitudes: float32 (H, W) of this shape, phases relative to the middle."""
     where, phases, _ = lattice()
     reach = int(np.abs(where).max())
     table = np.zeros((2 * reach + 1, 2 * reach + 1), np.complex64)
@@ -293,8 +292,7 @@ def _at_most(image: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def _window(length: int) -> np.ndarray:
-    """A window (length,) that decreases to 0 over a tenth at both ends, so that the picture's borders have no effect.
-    """
+    """A window (length,) that decreases to 0 over a tenth at both ends: the picture's borders must have no effect."""
     edge = np.minimum(1.0, (np.arange(length) + 0.5) / (0.1 * length))
     ramp = 0.5 - 0.5 * np.cos(np.pi * edge)
     return ramp * ramp[::-1]

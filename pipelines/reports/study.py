@@ -1,7 +1,7 @@
-"""A study's results: one page, one JSON, one CSV of every picture, one LaTeX table.
+"""A study's results: a page, a JSON file, a CSV file with every picture, and a LaTeX table.
 
 In: finished runs (their report.json and cells.csv). Out: figures with 95% intervals by a bootstrap over people,
-training seeds and prompts, paired differences with Holm's correction. Nothing here shows a face.
+training seeds and prompts, and paired differences with Holm's correction. No file shows a face.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ PER_RUN = ("diversity", "yaw_spread", "copies", "copy_score", "memorisation_gap"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One finished comparison of a study: its folder holds report.json, cells.csv and figures.json."""
+    """One finished comparison of a study; its folder has report.json, cells.csv and figures.json."""
 
     person: str
-    condition: str  # the budget's name, and the recipe's where there are several
-    seed: int  # of training
+    condition: str  # the budget's name, and the recipe's if there are several
+    seed: int  # training seed
     folder: Path
     traits: Mapping[str, str] = field(default_factory=dict)  # of the person, e.g. {"class_word": "woman"}
     others: tuple[str, ...] = ()  # other people of the study, in the order in which the run was given their photos
@@ -55,10 +55,10 @@ class Table:
     seeds: tuple[int, ...]
     similarity: dict[tuple[str, str], np.ndarray]  # (column, judge); NaN where no face was found
     usable: dict[str, np.ndarray]
-    following: dict[str, np.ndarray]  # NaN where nothing measurable was asked
-    reports: tuple[dict[str, Any], ...]  # of each (person, seed)
+    following: dict[str, np.ndarray]  # NaN when a prompt asks for nothing that is measured
+    reports: tuple[dict[str, Any], ...]  # report.json of each (person, seed)
     drawings: tuple[dict[str, Any], ...]  # figures.json of each (person, seed)
-    lines: tuple[dict[str, Any], ...]  # every picture's row of cells.csv, with the person and the training seed
+    lines: tuple[dict[str, Any], ...]  # every picture's row of cells.csv, with person and training seed added
     copy_paste: dict[str, np.ndarray] = field(default_factory=dict)  # NaN where there is none; by the first judge
     others: dict[str, np.ndarray] = field(default_factory=dict)  # similarity to photos of other people; as above
     traits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by person
@@ -68,7 +68,7 @@ class Table:
 def write_study(
     finished: Sequence[FinishedRun], out: Path, *, command: str, machine: str, failed: dict[str, str]
 ) -> dict[str, Any]:
-    """Write report.json, report.html, cells.csv and table.tex into `out`; returns what report.json holds."""
+    """Write report.json, report.html, cells.csv and table.tex into `out`; returns the data of report.json."""
     tables = [table(group) for group in _by_budget(finished).values()]
     saved: dict[str, Any] = {
         "schema": 1,
@@ -86,7 +86,7 @@ def write_study(
 
 
 def _by_budget(finished: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Cells by budget; people who lack one of its training seeds are left out, so that all arrays are whole."""
+    """Finished runs by budget, without people who miss one of its training seeds, so that no array has a gap."""
     groups: dict[str, list[FinishedRun]] = {}
     for cell in finished:
         groups.setdefault(cell.condition, []).append(cell)
@@ -99,7 +99,7 @@ def _by_budget(finished: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
 
 
 def table(group: Sequence[FinishedRun]) -> Table:
-    """Read one budget's cells."""
+    """Read the pictures of one budget."""
     people = tuple(dict.fromkeys(cell.person for cell in group))
     seeds = tuple(sorted({cell.seed for cell in group}))
     ordered = sorted(group, key=lambda cell: (people.index(cell.person), seeds.index(cell.seed)))
@@ -112,7 +112,7 @@ def table(group: Sequence[FinishedRun]) -> Table:
     rows = [list(csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text()))) for cell in ordered]
     there = [name for name in COLUMNS if all(name in report["methods"] for report in reports)]
     judged = {name: [report["methods"][name]["identity"].values() for report in reports] for name in there}
-    # one that no independent judge looked at is left out
+    # without columns that no independent judge scored
     columns = tuple(
         name for name in there if all(any(one["mean"] is not None for one in each) for each in judged[name])
     )
@@ -199,7 +199,7 @@ def figures(found: Table) -> dict[str, Any]:
 
 
 def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
-    """What `figures` draws, over all runs and by the first judge: means of curves and of the heatmaps' parts."""
+    """The data of the drawings (`figures`) over all runs, by the first judge: means of curves and of heatmap parts."""
     judge = found.judges[0]
     by_run = [each for each in found.drawings if each.get("judge") == judge]
     marks = [report["judges"][judge] for report in found.reports]
@@ -237,7 +237,7 @@ def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def _heat(found: Table) -> dict[str, Any]:
-    """Per person and method: mean similarity to the photos of each part. No photo's name."""
+    """Mean similarity to the photos of each part, per person and method. It names no photo."""
     sums: dict[tuple[str, str], dict[str, list[float]]] = {}
     people = [person for person in found.people for _ in found.seeds]
     for person, each in zip(people, found.drawings, strict=True):
@@ -261,7 +261,7 @@ def _heat(found: Table) -> dict[str, Any]:
 
 
 def _worst_of(found: Table) -> list[dict[str, Any]]:
-    """The pictures least like the person to the first judge, over all runs; where they lie, for who may look."""
+    """The pictures with the lowest similarity by the first judge, over all runs: their paths, not the pictures."""
     judge = found.judges[0]
     lines = [
         {**line, "value": float(line[judge]) if line[judge] else None}
@@ -330,7 +330,7 @@ def _groups(found: Table) -> dict[str, ByTrait]:
 
 
 def _normalised(found: Table, column: str, judge: str) -> float | None:
-    """Mean over the runs of (method - untrained base) / (ceiling - untrained base)."""
+    """Mean over the runs of (column - untrained base) / (ceiling - untrained base)."""
     values = [report["methods"][column]["identity"][judge]["normalised"] for report in found.reports]
     return _mean(values)
 
@@ -340,7 +340,7 @@ def _interval(test: Bootstrap) -> dict[str, float]:
 
 
 def _share(values: np.ndarray) -> dict[str, float] | None:
-    """Of prompts that ask for something measurable; pictures without a face count as 0."""
+    """Mean and 95% interval over the prompts that ask for something measured; a picture without a face counts as 0."""
     asked = ~np.isnan(values).all(axis=(0, 1, 3))
     return _interval(cluster_bootstrap(values[:, :, asked])) if asked.any() else None
 
@@ -405,7 +405,7 @@ def _with_interval(value: Mapping[str, float] | None) -> str:
 
 
 def to_latex(budget: str, found: dict[str, Any]) -> str:
-    """A `booktabs` table by the first judge."""
+    """A LaTeX table (package `booktabs`) by the first judge."""
     judge = next(iter(found["judges"]))
     heads, columns = " & ".join(HEADS), "l" + "r" * (len(HEADS) - 1)
     lines = [f"% budget: {budget}, judge: {judge}, {len(found['people'])} people", rf"\begin{{tabular}}{{{columns}}}"]
@@ -420,7 +420,7 @@ def to_markdown(found: dict[str, Any], judge: str) -> str:
 
 
 def to_html(saved: dict[str, Any]) -> str:
-    """One page that needs nothing else, like a run's own report: templates/study.html."""
+    """One self-contained page, like a run's own report, from templates/study.html."""
     from markupsafe import Markup
 
     return (

@@ -1,7 +1,7 @@
-"""What a comparison found as tables: report.json for programs, cells.csv for spreadsheets, rows for the page.
+"""The results of a comparison as tables: report.json for programs, cells.csv for spreadsheets, rows for the page.
 
-In: `Findings`. Out: a JSON-able dict (the shape that other programs rely on), CSV text with one row per render, and
-rows of text with one row per method.
+In: `Findings`. Out: a JSON-able dict (other programs rely on its keys), CSV text with one row per render, and text
+rows, one per method.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PICTURE = ("copy_paste", "others")  # of every picture, by the first judge
 
 
 def to_json(findings: Findings) -> dict[str, Any]:
-    """report.json. A figure that does not apply is null.
+    """The data of report.json. A figure that does not apply is null.
 
-    `mean` counts a picture without a face as 0, so that failures cost; `normalised` is of that mean. `faces_found` is
-    the first judge's count; the others' are in cells.csv.
+    `mean` counts a picture without a face as 0, so that failures lower it; `normalised` is calculated from this mean.
+    `faces_found` is the first judge's count; those of the others are in cells.csv.
     """
     photos = findings.photo_set
     return {
@@ -90,7 +90,7 @@ def _identity_json(found: IdentitySummary | None) -> dict[str, float | None]:
 
 
 def to_csv(findings: Findings) -> str:
-    """One row per render: what was asked for, and each judge's similarity or the reason why there is none."""
+    """CSV text with one row per render: its settings, and each judge's similarity or the reason why there is none."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     judges = list(findings.marks)
@@ -124,7 +124,7 @@ def _closer(seen: Facts) -> list[str]:
 
 
 def _cell_text(text: str) -> str:
-    """A spreadsheet runs a cell that begins like a formula."""
+    """A text that a spreadsheet does not run as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
@@ -132,7 +132,7 @@ METHOD_HEADS = ("Method", "Mean", "Best", "Normalised", "Against the base", "Fac
 
 
 def method_rows(findings: Findings, judge: str) -> list[tuple[str, ...]]:
-    """One row per column under METHOD_HEADS, as people read them."""
+    """One row of text per column, with the headings METHOD_HEADS."""
     rows: list[tuple[str, ...]] = []
     for column in findings.columns:
         found, subject = findings.identity(column, judge), findings.subjects.get(column)
@@ -173,7 +173,7 @@ WORTH = (
 
 
 def worth_rows(findings: Findings) -> list[tuple[str, ...]]:
-    """One row per column: its title, then the figures of WORTH; [] where nobody looked closer."""
+    """One row per column: its title, then the figures of WORTH; [] when these were not measured."""
     if not findings.worth:
         return []
     rows = []
