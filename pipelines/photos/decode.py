@@ -264,17 +264,15 @@ def _check_tiff(image: Any) -> None:
 
 
 def _ycbcr(file: IO[bytes], image: Any) -> Any:
-    """An uncompressed YCbCr TIFF, which Pillow can't read, by OpenCV; with the orientation of `image`."""
+    """An uncompressed YCbCr TIFF, which Pillow can't read, by OpenCV: upright."""
     import cv2
     from PIL import Image
 
     file.seek(0)
-    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
     if pixels is None or pixels.shape[:2] != (image.height, image.width):
         raise ValueError("OpenCV can't read it")
-    found = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
-    found.getexif()[274] = image.getexif().get(274, 1)
-    return found
+    return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:
