@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.output import WrongUse, say
-from pipelines.core.records import UserError, is_imported, with_subject
+from pipelines.core.decode import with_subject
+from pipelines.core.records import UserError, is_imported
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run

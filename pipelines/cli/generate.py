@@ -19,7 +19,7 @@ from pipelines.cli.arguments import (
 )
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say, show
 from pipelines.cli.progress import Bar, work
-from pipelines.core.records import ALL_METHODS, Event, Sampling, UserError
+from pipelines.core.records import ALL_METHODS, Event, Sampling, Score, UserError
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run
@@ -58,19 +58,20 @@ def generate(asked: argparse.Namespace) -> int:
     _tell_size(run, asked, made)
     scores: dict[str, dict[str, float | None]] = {}
     for event in jobs.events(run, first):
-        if event.kind == "score" and event.path:
-            scores.setdefault(event.path, {})[str(event.data["judge"])] = event.data["similarity"]
+        if isinstance(event.data, Score) and event.path:
+            scores.setdefault(event.path, {})[event.data.judge] = event.data.similarity
     found = [
-        {"file": e.path, "method": e.method, "seed": e.data["seed"], "prompt": e.data["prompt"],
+        {"file": e.path, "method": e.method, "seed": e.data.seed, "prompt": e.data.prompt,
          "similarity": scores.get(str(e.path), {})}
         for e in made
+        if isinstance(e.data, Sampling)
     ]  # fmt: skip
     if asked.json:
         print_json({"run": str(run.folder), "renders": found})
     else:
-        for one in found:
-            said = ", ".join(f"{judge} {figure(value)}" for judge, value in one["similarity"].items())
-            show(f"{one['file']}  {said}")
+        for event in made:
+            said = ", ".join(f"{judge} {figure(value)}" for judge, value in scores.get(str(event.path), {}).items())
+            show(f"{event.path}  {said}")
     return DONE
 
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pipelines.cli.output import say
-from pipelines.core.records import Event, UserError
+from pipelines.core.records import Counted, Event, UserError
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run
@@ -77,7 +77,7 @@ class Bar:
     def _is_news(event: Event) -> bool:
         if event.kind == "failed":
             return event.method is not None  # a failure of the whole job is printed at the end
-        return event.kind in ("phase", "note", "refused") and event.data.get("stage") != "photos"
+        return event.kind in ("phase", "note", "refused") and event.data != Counted("photos")
 
     def show(self, text: str, done: int, total: int) -> None:
         share = done / total if total else 0.0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core import inscription, presets
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import file_sha256, jsonable, read_json, read_lines, sha, write_json, write_text
-from pipelines.core.records import Event, PhotoSet, Render, Score, UserError, is_instant, title_of
+from pipelines.core.records import Counted, Event, PhotoSet, Render, Score, UserError, is_instant, title_of
 from pipelines.core.run import Run
 
 if TYPE_CHECKING:
@@ -125,7 +125,6 @@ def _scored(
     control: Control,
 ) -> Generator[Event, None, dict[Path, list[Score]]]:
     from pipelines.evaluation.references import score_renders
-    from pipelines.evaluation.scale import in_words
 
     todo = [Path(render.path) for render in renders]
     before = [Path(render.path) for render in earlier]
@@ -145,15 +144,7 @@ def _scored(
                 if control.clock.save(every_s=SAVE_EVERY_S):
                     store.save(scores)
             for score in scores[path]:
-                data = {
-                    "judge": score.judge,
-                    "similarity": score.similarity,
-                    "reason": score.reason,
-                    "verdict": score.verdict,
-                    "in_words": in_words(score),
-                    "note": score.note,
-                }
-                yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
+                yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=score)
     finally:
         store.save(scores)
     return scores
@@ -256,7 +247,7 @@ def look_closer(
                 control.keep()
                 if control.clock.save(every_s=SAVE_EVERY_S):
                     seen.save()
-            yield Event("note", render.method, len(looked), len(renders), data={"stage": "closer"})
+            yield Event("note", render.method, len(looked), len(renders), data=Counted("pictures"))
         clip, notes = _ask_clip(run, renders, facts, looked, terms, control)
         seen.forget_gone()
     finally:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.core import inscription
 from pipelines.core.control import Control
+from pipelines.core.decode import SOURCE_NAME
 from pipelines.core.files import file_sha256, jsonable, read_json, require_space, timestamp, write_bytes, write_json
-from pipelines.core.records import SOURCE_NAME, Event, Finish, PhotoSet, UserError
+from pipelines.core.records import Event, Finish, PhotoSet, UserError
 from pipelines.core.run import Run, load_photo_set
 
 if TYPE_CHECKING:
@@ -263,11 +264,7 @@ def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
 
 
 def _told_finished(run: Run, record: dict[str, Any], number: int, total: int) -> Event:
-    from pipelines.finishing import refine
-
-    kept = sum(one["state"] == refine.KEPT for one in record["steps"])
-    data = {"picture": record["picture"], "kept": kept, "asked": len(record["steps"])}
-    return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])), data=data)
+    return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])))
 
 
 def _keep(

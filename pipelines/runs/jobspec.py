@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets, safety
-from pipelines.core.decode import check_record, decode
+from pipelines.core.decode import check_record, check_variation, decode, with_subject
 from pipelines.core.records import (
     ALL_METHODS,
     ATTENTIONS,
@@ -28,9 +28,7 @@ from pipelines.core.records import (
     Seed,
     UserError,
     Within,
-    check_variation,
     is_imported,
-    with_subject,
 )
 
 KINDS = ("compare", "train", "generate", "finish")

@@ -219,7 +219,7 @@ def test_pictures_of_an_earlier_training_are_kept_apart(finished, tmp_path, monk
     asked = Sampling("portrait of {subject}, spaceship, =1+1", seed=5, steps=2)
     spec = JobSpec("generate", base, "man", ("none", "lora"), samplings=(asked,))
     told = list(perform(run, spec))
-    assert [event.data["unknown"] for event in told if "unknown" in event.data] == ["spaceship", "1"]
+    assert [event.text.split(": ")[1] for event in told if "does not know" in (event.text or "")] == ["spaceship", "1"]
     assert sum(event.kind == "render" for event in told) == 2
     assert [path.name for path in run.renders("lora").glob("*.png")] == [render_name(asked)]
     assert len(list((run.renders("lora") / "earlier").glob("*.png"))) == 2
