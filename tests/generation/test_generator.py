@@ -386,6 +386,6 @@ def test_the_end_of_a_prompt_that_is_not_read_is_told(tmp_path):
     asked = [Sampling(text, steps=1) for text in (PROMPT, said)]
     control = Control()
     told = list(draw_stage(run_at(tmp_path), ["none"], asked, family, class_word="man", control=control))
-    (unread,) = [event.data["unread"] for event in told if "unread" in event.data]
+    (unread,) = [event.text for event in told if event.kind == "unread"]
     assert unread.endswith("grey background, red jacket") and said.endswith(unread)
     assert family.text.unread(said.replace("{subject}", "man").removesuffix(unread)) == ""

@@ -178,7 +178,7 @@ def test_words_of_a_prompt_that_were_not_read_are_told(page):
 
     page.run.drawing.job_folder.mkdir(exist_ok=True)
     for words in (f"tail {EVIL}", "tail"):
-        append_line(page.run.drawing.events, Event("note", text="x", data={"unread": words}))
+        append_line(page.run.drawing.events, Event("unread", text=words))
     page.draw()
     said = value(page.tab.show(page.view)[page.tab.status])
     assert said.count("The prompt is longer than") == 2 and "Not read: tail" in said and "<script" not in said

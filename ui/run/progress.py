@@ -171,7 +171,7 @@ def progress_of(run: Run, events: list[Event]) -> Progress:
         drawn=max((event.step for event in this_job if event.kind in PICTURES), default=0),
         to_draw=max((event.steps for event in this_job if event.kind in PICTURES), default=0),
         refused=sum(event.kind == "refused" for event in this_job),
-        unread=tuple(dict.fromkeys(str(said) for event in this_job if (said := event.data.get("unread")))),
+        unread=tuple(dict.fromkeys(event.text or "" for event in this_job if event.kind == "unread")),
     )
 
 
