@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import check_out, run_of, subject_prompts, use_face_models
+from pipelines.cli.arguments import check_out, check_run, run_of, subject_prompts, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say, show
 from pipelines.cli.progress import work
 from pipelines.core.records import UserError
@@ -185,6 +185,7 @@ def replay(asked: argparse.Namespace) -> int:
     use_face_models(asked)
     old = asked.manifest.resolve()
     out = asked.out or old.parent.with_name(f"{old.parent.name}-again")
+    check_run(out)
     run, spec = replay.prepare(old, out)
     work(run, spec)
     found = replay.differences(read_json(old), read_json(run.manifest))
@@ -210,7 +211,9 @@ def replay(asked: argparse.Namespace) -> int:
 def forget(asked: argparse.Namespace) -> int:
     from pipelines.core.run import forget
 
-    receipt = forget(run_of(asked.folder))
+    run = run_of(asked.folder)
+    check_run(run.folder)
+    receipt = forget(run)
     if asked.json:
         print_json(receipt)
     else:
@@ -236,7 +239,7 @@ def worker(asked: argparse.Namespace) -> int:
 def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and its job. All errors in the arguments are found here."""
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.core.run import is_run, new_run, record_consent, run_at
+    from pipelines.core.run import data_root, is_run, new_run, record_consent, run_at
     from pipelines.photos.gather import gather
     from pipelines.runs.jobspec import JobSpec, samplings_of
 
@@ -267,6 +270,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
         if prompts := subject_prompts(getattr(asked, "prompt", ())):
             spec = replace(spec, samplings=samplings_of(row, prompts, renders=asked.renders, seed=asked.seed))
         spec.check()
+        check_run(data_root() / "run" if asked.out is None else asked.out)
         if asked.out is not None and asked.out.exists() and not is_run(asked.out):
             run_at(asked.out)  # raises the error that says what is wrong
     except UserError as problem:
