@@ -97,6 +97,9 @@ def build() -> tuple[Any, dict[str, Any]]:
     tended = (services, demo, Path(os.environ["GRADIO_TEMP_DIR"]), keep_s)
     threading.Thread(target=_janitor, args=tended, daemon=True, name="likeness-janitor").start()
     demo.queue(max_size=Allowance.from_environment().queue_size, api_open=False)
+    guarded: dict[str, Any] = {
+        "media": services.media, "uploads": services.uploads, "limits": services.limits, "working_on": demo.working_on,
+    }  # fmt: skip
     launch = {
         "theme": theme.theme(),
         "i18n": languages(),
@@ -114,7 +117,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "app_kwargs": {
             "routes": [picture.ROUTE],
             "middleware": [
-                Middleware(Guard, media=services.media, uploads=services.uploads, working_on=demo.working_on),
+                Middleware(Guard, **guarded),
                 Middleware(Ballots, root=services.sessions.root),
             ],
             "docs_url": None,
@@ -141,7 +144,7 @@ def _janitor(services: Any, page: Any, uploads: Path, keep_s: float) -> None:
                 services.sweep(older_than_s=keep_s)
             sweep_uploads(3600, uploads)
             services.uploads.prune()
-            services.media.prune()
+            services.prune()
             page.forget_visits(FORGET_S)
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)

@@ -112,6 +112,11 @@ class Run:
         return self.job_folder / ".lock"
 
     @property
+    def photos_lock(self) -> Path:
+        """Held while photos are taken in or changed."""
+        return self.folder / ".photos"
+
+    @property
     def scores(self) -> Path:
         """One line per render and judge."""
         return self.folder / "scores.jsonl"
@@ -342,6 +347,8 @@ def forget(run_folder: Path | Run) -> dict[str, Any]:
         raise UserError(f"{given.name} is a link. Give the run's own folder.")
     run = open_run(given)
     locks = [Lock(slot.lock) for slot in (run, run.drawing) if slot.job_folder.is_dir()]
+    if run.photos_lock.exists():
+        locks.append(Lock(run.photos_lock))
     if not all(lock.acquire() for lock in locks):
         for lock in locks:
             lock.release()

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from pipelines.core.files import Lock, read_json, repair_lines, require_space, timestamp, write_json
@@ -108,7 +109,7 @@ def enqueue(
     before = read_status(run)
     with _accepted(run, spec, owner=owner, in_line=True, estimate_s=estimate_s) as (spec, job):
         try:
-            line.add(run, job=job, owner=owner, kind=spec.kind, estimate_s=estimate_s, limit=_line_limit())
+            line.add(run, job=job, owner=owner, kind=spec.kind, estimate_s=estimate_s, limit=line_limit())
         except (UserError, OSError, sqlite3.Error):
             save_status(run, before)
             raise
@@ -143,7 +144,8 @@ def _accepted(
         yield spec, job
 
 
-def _line_limit() -> int:
+def line_limit() -> int:
+    """How many jobs may wait in all."""
     try:
         return max(1, int(os.environ.get(LINE_ENV) or LINE_LIMIT))
     except ValueError:
@@ -156,15 +158,10 @@ def place(run: Run) -> Place | None:
     if not found.waits:
         return None
     root = run.folder.parent
-    entries = Ledger(root).unfinished()
-    kinds = SHORT if found.kind in SHORT else LONG
-    before = []
-    for entry in entries:
-        if entry.job == found.job:
-            break
-        # pictures are drawn between a training's steps: they wait for other pictures only
-        if entry.kind in kinds:
-            before.append(entry)
+    line = Ledger(root)
+    kinds = SHORT if found.kind in SHORT else LONG  # pictures are drawn between a training's steps
+    before = [entry for entry in line.unfinished() if entry.kind in kinds and entry.state == WORKING]
+    before += takewhile(lambda entry: entry.job != found.job, line.waiting(kinds))
     workers = max(1, len(devices()))
     times = [_remaining(root, entry) for entry in before]
     known = [each for each in times if each is not None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Entry:
     job: str
     run: str  # name of the run's folder
     slot: str
-    owner: str  # whose job it is: a visitor's hashed capability
+    owner: str  # whose job it is: a visitor's hashed capability, and after a dot their hashed address
     kind: str
     state: str
     estimate_s: float | None = None  # how long it takes; None: not known
@@ -123,15 +124,17 @@ class Ledger:
             return Entry(*found)
 
     def take(self, kinds: Sequence[str], worker: str) -> Entry | None:
-        """Mark the first waiting job of one of these kinds as taken by `worker`, and return it; None without one."""
+        """Mark the first of `waiting` as taken by `worker`, and return it; None without one."""
         with self._connected() as line:
-            marks = ", ".join("?" * len(kinds))
+            line.execute("BEGIN IMMEDIATE")
+            first = next(iter(_waiting(line, kinds)), None)
+            if first is None:
+                return None
             found = line.execute(
-                f"UPDATE jobs SET state = ?, worker = ? WHERE place = (SELECT place FROM jobs WHERE state = ? AND kind "
-                f"IN ({marks}) ORDER BY place LIMIT 1) AND state = ? RETURNING {COLUMNS}",
-                (WORKING, worker, WAITING, *kinds, WAITING),
+                f"UPDATE jobs SET state = ?, worker = ? WHERE place = ? RETURNING {COLUMNS}",
+                (WORKING, worker, first.place),
             ).fetchone()
-            return Entry(*found) if found else None
+            return Entry(*found)
 
     def take_own(self, job: str, worker: str) -> bool:
         """Mark this job as taken, wherever it stands in the queue; False when it is not waiting."""
@@ -182,6 +185,13 @@ class Ledger:
         with self._connected() as line:
             return bool(line.execute("PRAGMA user_version").fetchone()[0] != REBUILT)
 
+    def waiting(self, kinds: Sequence[str]) -> list[Entry]:
+        """The waiting jobs of these kinds, in the order in which they are taken: addresses take turns, so everybody's
+        first job comes before anybody's second. Jobs that were taken before count too.
+        """
+        with self._connected() as line:
+            return _waiting(line, kinds)
+
     def unfinished(self) -> list[Entry]:
         """Jobs that wait or are being worked on, oldest first."""
         with self._connected() as line:
@@ -189,6 +199,24 @@ class Ledger:
                 f"SELECT {COLUMNS} FROM jobs WHERE state IN (?, ?) ORDER BY place", (WAITING, WORKING)
             ).fetchall()
             return [Entry(*row) for row in rows]
+
+
+def _waiting(line: sqlite3.Connection, kinds: Sequence[str]) -> list[Entry]:
+    marks = ", ".join("?" * len(kinds))
+    rows = line.execute(f"SELECT {COLUMNS} FROM jobs WHERE kind IN ({marks}) ORDER BY place", tuple(kinds)).fetchall()
+    every = [Entry(*row) for row in rows]
+    waiting = [entry for entry in every if entry.state == WAITING]
+    had = Counter(party_of(entry.owner) for entry in every if entry.worker and entry.state != WAITING)
+    turns = {}
+    for entry in waiting:
+        turns[entry.job] = had[party_of(entry.owner)]
+        had[party_of(entry.owner)] += 1
+    return sorted(waiting, key=lambda entry: turns[entry.job])
+
+
+def party_of(owner: str) -> str:
+    """The address in an owner's name; the whole name where there is none."""
+    return owner.rpartition(".")[2]
 
 
 def _told(error: sqlite3.OperationalError) -> Exception:

@@ -108,3 +108,18 @@ def test_damage_that_shows_late_is_told_in_words_and_gone_the_next_time(tmp_path
     with pytest.raises(UserError, match="made anew"):
         line.unfinished()
     assert line.unfinished() == [] and line.is_new()
+
+
+def test_addresses_take_turns(tmp_path):
+    line = Ledger(tmp_path)
+    for job, owner in (("a1", "x.here"), ("a2", "y.here"), ("a3", "z.here"), ("b1", "w.there"), ("b2", "w.there")):
+        add(line, job, owner=owner)
+    assert [entry.job for entry in line.waiting(("train",))] == ["a1", "b1", "a2", "b2", "a3"]
+    taken = []
+    for _ in range(5):
+        entry = line.take(("train",), "1@x")
+        assert entry is not None
+        taken.append(entry.job)
+        line.put(entry.job, "done")
+    assert taken == ["a1", "b1", "a2", "b2", "a3"]
+    assert line.take(("train",), "1@x") is None

@@ -599,3 +599,132 @@ def test_choosing_makes_no_run_and_is_kept_for_the_photos(app, come):
     assert list(run.rglob("consent.json")), "consent was given before the photos came"
     record = max((app.runs / "sessions").glob("*.json"), key=os.path.getmtime)
     assert json.loads(record.read_text())["choices"]["class_word"] == "woman"
+
+
+# ------------------------------------------------------------------------------------------------- what costs much
+
+
+def test_pages_of_a_vote_are_made_two_at_a_time_and_have_a_limit(app, come, monkeypatch, tmp_path):
+    """Each opens a whole photo: forty at once would take 10 GB."""
+    from starlette.responses import Response
+
+    from ui.web import ballot
+
+    now: list[int] = []
+    most: list[int] = []
+
+    def slow(*_: object, **__: object) -> Response:
+        now.append(1)
+        most.append(len(now))
+        time.sleep(0.05)
+        now.pop()
+        return Response("")
+
+    async def visit() -> None:
+        async def nothing(*_: object) -> None:
+            return None
+
+        ballots = ballot.Ballots(nothing, root=tmp_path)  # type: ignore[arg-type]
+        scope = {"type": "http", "method": "GET", "path": f"{ballot.PREFIX}a/b", "headers": []}
+        await asyncio.gather(*(ballots(scope, nothing, nothing) for _ in range(12)))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ballot, "show", slow)
+    asyncio.run(visit())
+    assert max(most) == ballot.AT_ONCE
+    client = come().client
+    answers = [client.get(f"/vote/{'0' * 32}/{'a' * 22}").status_code for _ in range(30)]
+    assert answers[0] == 404 and 429 in answers
+
+
+def test_an_event_of_countless_values_is_refused_before_it_is_read(come):
+    visitor = come()
+    event = visitor.event("", "tick")["id"]
+    for value in (b"[],", b"1,", b'{"a":{}},'):
+        body = b'{"data":[' + value * 60_000 + b'1],"fn_index":%d,"session_hash":"s"}' % event
+        sent = visitor.client.post(f"{API}/run/predict", content=body, headers={"content-type": "application/json"})
+        assert sent.status_code == 413, sent.text[:200]
+    many = [{"path": "/x", "orig_name": "a, b.png", "meta": FILE, "url": None, "size": 1} for _ in range(1000)]
+    assert visitor.join(event, visitor.adding(many)).status_code == 403, "read: these are nobody's files"
+
+
+# ------------------------------------------------------------------------------------------------- deleting
+
+
+def test_deleting_while_photos_come_in_waits_for_them_and_leaves_nothing(tmp_path):
+    import shutil
+    import threading
+
+    from pipelines.core.records import UserError
+    from ui.run import photobox
+    from ui.run.services import Services
+
+    services = Services(tmp_path / "runs")
+    _, session = services.sessions.create()
+    row, folder = services.bases[services.default_base], session.run.folder
+    sent = [Path(shutil.copy(photo, tmp_path)) for photo in sample_photos(6)]
+    coming = photobox.add(session.run, sent, row)
+    next(coming)
+    told: list[object] = []
+    deleting = threading.Thread(target=lambda: told.append(services.forget(session, "")))
+    deleting.start()
+    time.sleep(0.5)
+    for photo in sent:  # as the uploads go first
+        photo.unlink()
+    list(coming)
+    deleting.join(60)
+    assert told and not folder.exists(), [file.name for file in folder.rglob("*")]
+    with pytest.raises(UserError, match="no longer here"):  # an event that had begun before
+        list(photobox.add(session.run, sample_photos(5), row))
+    assert not folder.exists()
+
+
+def test_files_that_were_refused_do_not_pile_up(tmp_path):
+    """Each stands on the page, which looks at all of them every second."""
+    from pipelines.core.run import new_run
+    from ui.run import photobox
+    from ui.run.photobox import Box, Staged
+
+    run = new_run(tmp_path)
+    kept = Staged("me.png", "000.png")
+    photobox._save(run, Box((kept, *(Staged(f"{number}.txt", None, "is no photo.") for number in range(1000)))))
+    staged = photobox.load(run).staged
+    assert staged[0] == kept and len(staged) == 1 + photobox.REFUSED_LISTED and staged[-1].name == "999.txt"
+
+
+# ------------------------------------------------------------------------------------------------- jobs and disk
+
+
+def test_one_address_can_not_fill_the_line_of_jobs(tmp_path):
+    from types import SimpleNamespace
+
+    from pipelines.core.records import UserError
+    from pipelines.runs.ledger import Ledger
+    from ui.run import start
+    from ui.run.services import Services
+
+    services = Services(tmp_path / "runs")
+
+    def come_from(address: str):
+        _, session = services.sessions.create()
+        services.admit(session, SimpleNamespace(headers={}, client=SimpleNamespace(host=address)))
+        return session
+
+    line, taken = Ledger(services.sessions.root), 0
+    with pytest.raises(UserError, match="from your network"):
+        for taken in range(50):
+            session = come_from("9.9.9.9")
+            owner = start.owner_with_room(services, session)
+            line.add(session.run, job=f"job{taken}", owner=owner, kind="train", estimate_s=None, limit=50)
+    assert 2 <= taken <= 12
+    assert start.owner_with_room(services, come_from("9.9.9.8"))
+    with pytest.raises(UserError, match="from your network"):
+        start.owner_with_room(services, come_from("9.9.9.9"))
+
+
+def test_opening_the_example_again_and_again_counts_as_uploads(app, come):
+    visitor = come()
+    answers = []
+    for _ in range(15):
+        visitor.capability = None
+        answers.append(visitor.press("#lk-example", "click", [None])["success"])
+    assert answers[0] and not all(answers), "50 MB an hour in these tests"

@@ -18,6 +18,8 @@ from ui.page.wiring import Show, Updates, refused_while_busy
 from ui.run import pictures
 from ui.run.services import Services
 from ui.run.start import start_finishing, start_portrait
+from ui.web.limits import Refused
+from ui.web.visitors import visitor_of
 
 
 def wire(front: Front, services: Services, capability: gr.BrowserState, show: Show, tabs: gr.Tabs) -> list[Any]:
@@ -75,7 +77,11 @@ class Actions:
         self.services.sessions.choose(session, finishing=shot.id)
         return self.show(kept)
 
-    def open_example(self, kept: object) -> Updates:
+    def open_example(self, kept: object, request: gr.Request) -> Updates:
+        try:  # a click writes as much as an upload does
+            self.services.limits.spend_upload(visitor_of(request), example.size_bytes())
+        except Refused as problem:
+            raise UserError(str(problem)) from None
         kept, session = self.services.sessions.ensure(kept)
         example.open_in(self.services, session)
         opened = self.show(kept, restore=True)

@@ -26,6 +26,11 @@ def is_there() -> bool:
     return (EXAMPLE / CHOICES).is_file()
 
 
+@lru_cache(maxsize=1)
+def size_bytes() -> int:
+    return sum(file.stat().st_size for file in EXAMPLE.rglob("*") if file.is_file())
+
+
 @dataclass(frozen=True)
 class Drawn:
     """One portrait of the first screen's picture."""

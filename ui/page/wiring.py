@@ -20,7 +20,6 @@ from ui.page.errors import sentence, told
 from ui.run.services import Services
 from ui.run.sessions import Session
 from ui.run.view import View
-from ui.web.visitors import browser_of
 from ui.words import words
 
 NO_PROGRESS = (
@@ -121,7 +120,7 @@ def wire_page(
         """Whether `kept` is a run's capability; the run's pictures are then this browser's to see."""
         session = services.sessions.find(kept)
         if session is not None:
-            services.media.admit(session.run.folder.name, browser_of(request))
+            services.admit(session, request)
         return session is not None
 
     @told

@@ -64,7 +64,7 @@ def build(services: Services) -> None:
     def admitted(key: object, request: gr.Request) -> Session:
         """The run of `key`; whoever asked may follow its links from now on."""
         session = services.sessions.need(key)
-        services.media.admit(session.run.folder.name, browser_of(request))
+        services.admit(session, request)
         return session
 
     @spoken

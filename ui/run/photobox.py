@@ -17,10 +17,12 @@ from pipelines.bases.registry import BaseRow
 from pipelines.core.decode import decode
 from pipelines.core.files import Lock, file_sha256, printable, read_json, require_space, write_json
 from pipelines.core.records import REASONS, Photo, PhotoSet, SetReport, UserError
-from pipelines.core.run import Run, load_photo_set, save_photo_set
+from pipelines.core.run import Run, is_run, load_photo_set, save_photo_set
+from ui.run.sessions import ENDED
 from ui.words.words import tell
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 30
+REFUSED_LISTED = 60  # files that could not be used, the last ones; each stands on the page
 FREE_SPACE_NEEDED = 300_000_000  # photos, checkpoints and artefacts of a small run
 STAGED, RECORD, CROPS = "incoming", "incoming.json", "crops"
 LEARNED = "learned.json"  # which photos a training of this run has seen
@@ -114,10 +116,23 @@ def add(run: Run, uploads: Sequence[Path], row: BaseRow) -> Iterator[Box]:
 @contextlib.contextmanager
 def taking(run: Run) -> Iterator[None]:
     """Nobody else changes this run's photos meanwhile. Raises UserError when somebody does."""
-    with Lock(run.folder / ".photos") as lock:
+    if not is_run(run.folder):  # deleted meanwhile: taking the lock would make the folder again
+        raise UserError(ENDED)
+    with Lock(run.photos_lock) as lock:
         if not lock.acquire():
             raise UserError("Photos of this run are being taken in already. Wait until that is done, then try again.")
+        if not is_run(run.folder):
+            shutil.rmtree(run.folder, ignore_errors=True)
+            raise UserError(ENDED)
         yield
+
+
+def is_free(run: Run) -> bool:
+    """Whether nobody is changing this run's photos."""
+    if not is_run(run.folder):
+        return True
+    with Lock(run.photos_lock) as lock:
+        return lock.acquire()
 
 
 def _unpack_and_add(run: Run, box: Box, uploads: Sequence[Path], row: BaseRow, unpacked: Path) -> Iterator[Box]:
@@ -363,6 +378,9 @@ def crops(run: Run, box: Box) -> list[tuple[Staged, Path, str, bool]]:
 
 
 def _save(run: Run, box: Box) -> Box:
+    refused = [one for one in box.staged if one.file is None]
+    if older := refused[:-REFUSED_LISTED]:
+        box = replace(box, staged=tuple(one for one in box.staged if one.file or one not in older))
     if box.photo_set is None:
         run.photo_set.unlink(missing_ok=True)
         shutil.rmtree(run.photos, ignore_errors=True)

@@ -7,9 +7,11 @@ In: a browser's capability. Out: a `View`.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -38,8 +40,10 @@ from ui.run.progress import Progress, Trained, going_on_from, imported, marks, p
 from ui.run.sessions import Session, Sessions
 from ui.run.start import Settings, fewer_steps
 from ui.run.view import View
+from ui.web.limits import Limits
 from ui.web.media import Media
 from ui.web.uploads import Uploads
+from ui.web.visitors import visitor_of
 from ui.words import phrases
 from ui.words.retold import retell
 from ui.words.words import tell
@@ -66,16 +70,36 @@ class Services:
         self.paces = Paces(self.sessions.folder)
         self.media = Media(self.sessions.root)
         self.uploads = Uploads()
+        self.limits = Limits()
         self.bases, self.default_base = offered_bases()
         self.slice = gpu.slicer()  # None: a worker process does the jobs
         self._events: dict[tuple[str, str], tuple[int, list[Event]]] = {}
         self._guard = threading.Lock()
+        self._secret = secrets.token_bytes(32)
+        self._came_from: dict[str, str] = {}  # a run's id -> the address, hashed, that it was last asked for from
+
+    def admit(self, session: Session, request: Any) -> None:
+        """Whoever asked has shown the run's capability: they may follow its links from now on."""
+        visitor = visitor_of(request)
+        self.media.admit(session.run.folder.name, visitor.browser)
+        address = hmac.new(self._secret, visitor.address.encode(), "sha256").hexdigest()[:16]
+        self._came_from[session.run.id] = address
+
+    def party(self, run: Run) -> str:
+        """The address, hashed, that the run was last asked for from; it says nothing after a restart."""
+        return self._came_from.get(run.id, "unknown")
+
+    def prune(self) -> None:
+        """Forget who asked for the runs that are gone."""
+        self.media.prune()
+        for run in [run for run in list(self._came_from) if not (self.sessions.root / run).exists()]:
+            self._came_from.pop(run, None)
 
     def forget(self, session: Session | None, browser: str) -> dict[str, object]:
         """Delete a run, and what this browser has uploaded and is not taken in yet. Returns the receipt of both."""
+        files, size = self.uploads.forget(browser)  # first, so that photos that are still coming in end soon
         if session is not None:
             self.stop_and_wait(session.run)
-        files, size = self.uploads.forget(browser)
         receipt = (
             self.sessions.forget(session) if session is not None else {"files": 0, "bytes": 0, "forgotten": timestamp()}
         )
@@ -235,12 +259,19 @@ class Services:
         jobs.leave(run, method)
 
     def stop_and_wait(self, run: Run, *, timeout_s: float = 60.0) -> None:
-        """Stop the run's jobs and wait until they have ended. Raises UserError when they do not."""
+        """Stop the run's jobs, and wait until they and photos that are coming in have ended. Raises UserError when they
+        have not.
+        """
         for slot in (run, run.drawing):
             jobs.stop(slot, patience_s=3.0)
         for slot in (run, run.drawing):
             if jobs.hold(slot, partial(_over, slot), timeout_s=timeout_s).busy:
                 raise UserError("The work on this run has not ended yet. Wait a minute, then delete again.")
+        deadline = time.monotonic() + timeout_s
+        while not photobox.is_free(run):
+            if time.monotonic() > deadline:
+                raise UserError("Photos are still being taken in. Wait a minute, then delete again.")
+            time.sleep(0.05)
 
     def _with_pictures(self, view: View) -> View:
         assert view.session is not None

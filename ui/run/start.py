@@ -13,6 +13,7 @@ from pipelines.core.records import Finish, Sampling, UserError, is_instant
 from pipelines.core.run import Run
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec, Setting, portrait_spec
+from pipelines.runs.ledger import WAITING, Ledger, party_of
 from pipelines.training import estimates
 from ui.run import photobox
 from ui.run.paces import DRAWING
@@ -174,4 +175,17 @@ def _enqueue(
     services: Services, session: Session, run: Run, spec: JobSpec | None = None, *, estimate_s: float | None = None
 ) -> None:
     require_room(run.folder)
-    jobs.enqueue(run, spec, owner=session.key, estimate_s=estimate_s, serve=services.slice is None)
+    owner = owner_with_room(services, session)
+    jobs.enqueue(run, spec, owner=owner, estimate_s=estimate_s, serve=services.slice is None)
+
+
+def owner_with_room(services: Services, session: Session) -> str:
+    """Whose job it is, for the queue: the visitor and their address. Raises UserError when so many jobs of this address
+    wait already that there would be no room for others.
+    """
+    party = services.party(session.run)
+    entries = Ledger(services.sessions.root).unfinished()
+    waiting = sum(entry.state == WAITING and party_of(entry.owner) == party for entry in entries)
+    if waiting >= max(jobs.PER_VISITOR, jobs.line_limit() // 4):
+        raise UserError(f"{waiting} jobs from your network are waiting already. Come back when some of them are done.")
+    return f"{session.key}.{party}"

@@ -11,12 +11,13 @@ from __future__ import annotations
 import base64
 import io
 import re
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,6 +31,7 @@ from ui.words.words import ENGLISH, preferred, translate
 PREFIX = "/vote/"
 BODY_LIMIT = 1 << 12  # bytes of an answer
 SIDE_PX = 448  # pictures are shown at most so large
+AT_ONCE = 2  # pages that are made: each opens a whole photo, of up to 40 megapixels
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#17212b;--soft:#526071;--line:#d4d8de;--page:#f6f7f9;--card:#fff;--main:#0f766e}
@@ -76,6 +78,7 @@ class Ballots:
     def __init__(self, app: ASGIApp, *, root: Path) -> None:
         self.app = app
         self.root = root
+        self._slots = CapacityLimiter(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         local = "" if scope["type"] != "http" else unquote(scope["path"]).removeprefix(scope.get("root_path", "") or "")
@@ -85,10 +88,12 @@ class Ballots:
         address = local.removeprefix(PREFIX)
         language = preferred(dict(scope["headers"]).get(b"accept-language", b"").decode("latin-1"))
         if scope["method"] in ("GET", "HEAD"):
-            response: Response = await run_in_threadpool(show, self.root, address, language=language)
+            work: partial[Response] = partial(show, self.root, address, language=language)
+            response = await to_thread.run_sync(work, limiter=self._slots)
         elif scope["method"] == "POST":
             body = await _body(receive)
-            response = await run_in_threadpool(take, self.root, address, body, language=language)
+            work = partial(take, self.root, address, body, language=language)
+            response = await to_thread.run_sync(work, limiter=self._slots)
         else:
             response = page("<p>Not served.</p>", status=405)
         response.headers["cache-control"] = "private, no-store"

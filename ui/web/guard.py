@@ -22,7 +22,7 @@ import mimetypes
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -31,10 +31,11 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui.page.errors import CHECK, CONFUSED, DISK_FULL, NOT_DONE
+from ui.web.ballot import PREFIX as VOTES
 from ui.web.limits import Limits, Refused
 from ui.web.media import PREFIX, Media
 from ui.web.pages import PATHS, Pages
-from ui.web.uploads import SLOW, Incoming, Uploads, forget_progress, patient, require
+from ui.web.uploads import SLOW, Incoming, Uploads, files_in, forget_progress, patient, require, strings
 from ui.web.visitors import NAMED, NO_COOKIE, Door, Strange, Visitor, newcomer, same_origin
 
 log = logging.getLogger("likeness.ui")
@@ -50,17 +51,20 @@ INLINE = {".png", ".jpg", ".jpeg", ".webp"}
 STREAMS = re.compile(r"queue/data|upload_progress|heartbeat/[^/]+")
 EVENTS = ("queue/join", "run/predict", "cancel", "reset")
 FIELDS = ("data", "event_data", "fn_index", "trigger_id", "session_hash", "event_id")  # of an event of a page's
-BODY_LIMIT = 4 << 20  # bytes of one event: numbers and words; photos come through /upload
+BODY_LIMIT = 1 << 20  # bytes of one event: numbers and words; photos come through /upload
+PARTS_LIMIT = 20_000  # values in an event's data; a thousand files have half as many
 DEPTH_LIMIT = 40  # of an event's data; a page's own is not a tenth as deep
 DIGITS_LIMIT = 18  # of a whole number: seeds have 10
 ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a page, an upload or an event; the ones we know have 11, 32 and 36
 FULL_CODES = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NEW_PAGE = 50  # requests' worth: writing the page for another address takes 25 to 50 ms
+VOTE_PAGE = 20  # requests' worth: a page of a blind vote opens a photo and the pictures beside it
 PROGRESS_KEPT_S = 3600.0  # how far an upload is
 SETTLE_S = 0.5  # how often ended events are looked for while any is awaited
 FOREIGN = "Requests from other sites are refused."
 NOT_YOURS = "This belongs to another page."
 NOT_SERVED = "Not served."
+MUCH = "That is too much for one request."
 
 # Gradio's own scripts are inline and its plots (Vega) compile expressions, hence the two `unsafe-`.
 POLICY = (
@@ -133,13 +137,14 @@ class Guard:
         media: Media,
         uploads: Uploads | None = None,
         working_on: Callable[[], Collection[str]] = frozenset,
+        limits: Limits | None = None,
     ) -> None:
         self.app = app
         self.media = media
         self.uploads = uploads or Uploads()
         self.working_on = working_on
         self.door = Door()
-        self.limits = Limits()
+        self.limits = limits or Limits()
         self.pages = Pages(app)
         self._secret = secrets.token_bytes(32)
         self._settling: asyncio.Task[None] | None = None
@@ -194,6 +199,10 @@ class Guard:
         if exchange.route == "upload" and method == "POST":
             with self.limits.hold("uploads", visitor):
                 await self._upload(exchange, receive)
+        elif exchange.local.startswith(VOTES):
+            self.limits.spend_request(visitor, VOTE_PAGE)
+            with self.limits.hold("votes", visitor):
+                await (self._read if method in ("GET", "HEAD") else self._event)(exchange, receive)
         elif method not in ("GET", "HEAD"):
             with self.limits.hold("in_flight", visitor):
                 await self._event(exchange, receive)
@@ -236,6 +245,8 @@ class Guard:
         if not exchange.local.startswith(API):
             await self.app(exchange.scope, replay(body, receive), exchange.send)
             return
+        if sum(map(body.count, (b",", b"[", b"{"))) > PARTS_LIMIT:  # reading a million takes a second of everybody's
+            raise Refused(MUCH, status=413)
         event = parsed(body)
         if not readable(event):
             raise Refused(CONFUSED, status=400)
@@ -447,23 +458,6 @@ def ended_event(piece: bytes) -> str | None:
     return found[1].decode() if found else None
 
 
-def strings(value: object) -> list[str]:
-    return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
-
-
-def files_in(body: object) -> Iterator[str]:
-    """Every `path` of a file that an event's data names, however deep."""
-    todo = [body]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            if isinstance(value.get("path"), str):
-                yield value["path"]
-            todo += value.values()
-        elif isinstance(value, list):
-            todo += value
-
-
 async def read(receive: Receive) -> bytes:
     """A request's body. Raises Refused when it is longer than `BODY_LIMIT`, ClientDisconnect when it does not end."""
     pieces, size = [], 0
@@ -474,7 +468,7 @@ async def read(receive: Receive) -> bytes:
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
         if size > BODY_LIMIT:
-            raise Refused("That is too much for one request.", status=413)
+            raise Refused(MUCH, status=413)
         if not message.get("more_body"):
             return b"".join(pieces)
 

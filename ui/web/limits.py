@@ -48,6 +48,7 @@ class Allowance:
     max_reads: int = 100  # pages and files being sent at this moment
     max_streams: int = 40  # open event streams: two a tab
     max_uploads: int = 4  # uploads under way
+    max_votes: int = 4  # pages of a blind vote being made
     max_files: int = 1000  # uploaded and not yet taken in
     events_per_minute: int = 240  # queued events
     requests_per_minute: int = 2000  # everything else: pages, files, the timer
@@ -84,7 +85,7 @@ class Limits:
 
     @contextlib.contextmanager
     def hold(self, kind: str, visitor: Visitor) -> Iterator[None]:
-        """One more "in_flight", "reads", "streams" or "uploads" for as long as the block lasts."""
+        """One more "in_flight", "reads", "streams", "uploads" or "votes" for as long as the block lasts."""
         most = int(getattr(self.allowance, f"max_{kind}"))
         keys = [((kind, who), most * factor) for who, factor in parties(visitor)]
         with self._lock:

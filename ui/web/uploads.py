@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from starlette.formparsers import MultiPartException
@@ -141,6 +141,23 @@ def forget_progress(name: str) -> None:
 
     file_upload_statuses.stop_tracking(name)
     file_upload_statuses._signals.pop(name, None)
+
+
+def strings(value: object) -> list[str]:
+    return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
+
+
+def files_in(body: object) -> Iterator[str]:
+    """Every `path` of a file that an event's data names, however deep."""
+    todo = [body]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("path"), str):
+                yield value["path"]
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
 
 
 def folder() -> Path:

@@ -150,6 +150,12 @@ def browser_of(request: Any) -> str:
     return str(dict(request.headers).get(NAMED.decode(), ""))
 
 
+def visitor_of(request: Any) -> Visitor:
+    """Who is behind a handler's `gr.Request`."""
+    client = getattr(request, "client", None)
+    return Visitor(browser_of(request), network(client.host if client else ""))
+
+
 def same_origin(scope: Scope) -> bool:
     """Whether a write comes from our own page. Clients that are no browser send no Origin; those may."""
     headers = headers_of(scope)
