@@ -17,6 +17,9 @@ from pipelines.core.run import Run, columns_of, load_photo_set
 
 # What a file is, by the end of its name; the first that fits counts.
 SENTENCES = (
+    ("methods/zero_shot/learned_embeds.safetensors",
+     "words made of the photos without training. diffusers: pipe.load_textual_inversion(FOLDER)."),
+    ("methods/zero_shot/likeness.safetensors", "the same words under the name that web UIs read."),
     ("methods/textual_inversion/learned_embeds.safetensors",
      "the learned words. diffusers: pipe.load_textual_inversion(FOLDER)."),
     ("methods/textual_inversion/learned_embeds_2.safetensors", "the same for SDXL's second text encoder."),
