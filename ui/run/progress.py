@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.core.files import read_json
-from pipelines.core.records import ALL_METHODS, Event, UserError
+from pipelines.core.records import ALL_METHODS, Event, Look, UserError
 from pipelines.core.run import Run, imported_columns
 from pipelines.runs import jobs
 from ui.run.sessions import Session
@@ -36,6 +36,7 @@ class Trained:
     peak_mem_mb: float | None = None
     batch: int = 1
     class_word: str = ""
+    here: bool = True  # False: its weights are not in this run (the example's), so it can't draw
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def trained(run: Run) -> dict[str, Trained]:
                 int(saved["steps"]), float(saved["train_s"]),
                 int(saved["artifact_bytes"]), int(saved["trainable_params"]), str(saved["photo_digest"]),
                 str(saved.get("sha256", "")), saved.get("peak_mem_mb"), int(saved.get("recipe", {}).get("batch", 1)),
-                str(saved.get("class_word", "")),
+                str(saved.get("class_word", "")), (run.method(method) / str(saved.get("artifact", ""))).exists(),
             )  # fmt: skip
     return found
 
@@ -137,8 +138,8 @@ def progress_of(run: Run, events: list[Event]) -> Progress:
         elif event.kind == "preview" and event.path:
             preview[method] = event.path
             previews.setdefault(method, []).append(event.path)
-        elif event.kind == "watch":
-            likeness.setdefault(method, []).append((event.step, float(event.data["identity"])))
+        elif isinstance(event.data, Look):
+            likeness.setdefault(method, []).append((event.step, event.data.identity))
         elif event.kind in ("done", "stopped", "failed"):
             ended[method] = event.kind
         elif event.kind == "start":  # continued from a checkpoint: what came after that is taught again
