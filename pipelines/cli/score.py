@@ -159,7 +159,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     return DONE
 
 
-def _opinion(one: Opinion) -> dict[str, Any]:
+def _opinion(one: Opinion) -> dict[str, object]:
     return {
         "similarity": one.score.similarity,
         "verdict": one.score.verdict,

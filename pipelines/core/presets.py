@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pipelines.core import safety
 from pipelines.core.decode import decode
@@ -127,7 +127,7 @@ def load(kind: type[Record], file: Path) -> Record:
     return _record(kind, _read(file), file)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, object]:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -139,14 +139,14 @@ def _read(file: Path) -> dict[str, Any]:
     return saved
 
 
-def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
+def _part(saved: dict[str, object], name: str, file: Path) -> dict[str, object]:
     part = saved.get(name)
     if not isinstance(part, dict):
         raise UserError(f"The recipe {file.name} has no part {name}. Add it.")
     return part
 
 
-def _record(kind: type[Record], saved: dict[str, Any], file: Path) -> Record:
+def _record(kind: type[Record], saved: dict[str, object], file: Path) -> Record:
     """A record from JSON; unknown settings are errors here."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(saved) - set(known)):
