@@ -26,11 +26,14 @@ def build() -> tuple[Any, dict[str, Any]]:
     from starlette.middleware import Middleware
 
     from pipelines.methods import imports
+    from ui.front import events as front_events
+    from ui.front import layout as front_layout
+    from ui.front import picture
     from ui.generate import events as generate_events
     from ui.generate import finish
     from ui.generate import layout as generate_layout
     from ui.page import html as page_html
-    from ui.page import theme
+    from ui.page import theme, views
     from ui.page.page import Page
     from ui.page.wiring import Show, wire_page
     from ui.programs import endpoints
@@ -52,16 +55,11 @@ def build() -> tuple[Any, dict[str, Any]]:
     with Page(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
         capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
-        gr.HTML(
-            '<div class="lk-head"><h1>Likeness</h1><p>'
-            + say(
-                "Which way of teaching a diffusion model my face looks most like me? Textual inversion, DreamBooth and "
-                "LoRA learn side by side; a face recogniser judges them on photos that training never saw."
-            )
-            + "</p></div>"
-        )
+        front = front_layout.build()
         steps = gr.HTML(elem_id="lk-steps")
-        with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap"):  # "menu" hides tabs by a width measured too early
+        with gr.Tabs(
+            elem_id="lk-tabs", overflow_behavior="wrap"
+        ) as tabs:  # "menu" hides tabs by a width measured too early
             with gr.Tab(say("Upload"), id="upload"):
                 uploading = upload_layout.build(services, keep_hours=keep_hours())
             with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
@@ -82,10 +80,11 @@ def build() -> tuple[Any, dict[str, Any]]:
                 score_tab: gr.update(interactive=view.score_opens),
             }
 
-        show = Show(services, [uploading, training, generating, finishing, scoring], around)
+        show = Show(services, [front, uploading, training, generating, finishing, scoring], around)
         endpoints.build(services)  # before the pages' private handlers, some of which bear the same names
+        starts = front_events.wire(front, services, capability, show, tabs)
         upload_events.wire(uploading, services, capability, show)
-        starts = train_events.wire(training, services, capability, show)
+        starts += train_events.wire(training, services, capability, show)
         starts += generate_events.wire(generating, services, capability, show)
         starts += finish.wire(finishing, services, capability, show)
         score.wire(scoring, services, capability, show)
@@ -93,6 +92,7 @@ def build() -> tuple[Any, dict[str, Any]]:
 
         show.settle()
         wire_page(demo, services, capability, steps, show, starts=starts)
+        views.wire(demo, front.switch)
 
     tended = (services, demo, Path(os.environ["GRADIO_TEMP_DIR"]), keep_s)
     threading.Thread(target=_janitor, args=tended, daemon=True, name="likeness-janitor").start()
@@ -100,7 +100,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     launch = {
         "theme": theme.theme(),
         "i18n": languages(),
-        "css_paths": [theme.STYLE],
+        "css_paths": [*theme.STYLES],
         "show_error": False,
         "enable_monitoring": False,
         "state_session_capacity": 1000,  # pages, should so many come within FORGET_S
@@ -112,6 +112,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "pwa": False,
         "share": False,
         "app_kwargs": {
+            "routes": [picture.ROUTE],
             "middleware": [
                 Middleware(Guard, media=services.media, uploads=services.uploads, working_on=demo.working_on),
                 Middleware(Ballots, root=services.sessions.root),

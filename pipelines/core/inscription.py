@@ -24,7 +24,7 @@ class Inscription:
 
     sampling: Sampling
     base: str
-    subject: str | None  # id of what was learned; None for the untrained base
+    subject: str | None = None  # id of what was learned; None for the untrained base
     source_sha256: str | None = None  # of the picture that was varied
 
 

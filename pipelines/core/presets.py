@@ -8,9 +8,10 @@ Try it:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipelines.core import safety
 from pipelines.core.decode import decode
@@ -115,7 +116,7 @@ def recipe(row: Base, method: str, quality: str, *, class_word: str, seed: int =
         raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
     file = PRESETS / "recipes" / f"{row.family}-{method}.json"
     saved = _read(file)
-    settings = _part(saved, "recipe", file) | _part(saved, quality, file)
+    settings = {**_part(saved, "recipe", file), **_part(saved, quality, file)}
     if wrong := sorted(set(settings) & set(CHOSEN)):
         raise UserError(f"The recipe {file.name} must not set {', '.join(wrong)}. Remove it from the file.")
     chosen = {"base": row.name, "method": method, "class_word": class_word, "seed": seed}
@@ -127,7 +128,33 @@ def load(kind: type[Record], file: Path) -> Record:
     return _record(kind, _read(file), file)
 
 
-def _read(file: Path) -> dict[str, object]:
+@dataclass(frozen=True)
+class PortraitPlan:
+    """How somebody's portraits are made with one click."""
+
+    methods: tuple[str, ...]  # in this order: each learns, then draws
+    quality: str
+    styles: tuple[Style, ...]
+    pictures: int  # of each method
+    keep: int  # of all, the most alike
+
+
+def portrait_plan(row: Base, file: Path = PRESETS / "portraits.json") -> PortraitPlan:
+    """What `presets/portraits.json` says for the base's family, as far as the base offers it. Raises UserError when no
+    method or no style is left, and for a file that is wrong.
+    """
+    saved = _read(file)
+    family = _part(_part(saved, "families", file), row.family, file)
+    known = styles()
+    fitting = [known[name] for name in saved.get("styles", ()) if style_problem(known[name], row) is None]
+    methods = tuple(method for method in family.get("methods", ()) if method in row.offered)
+    if not fitting or not methods:
+        raise UserError(f"{row.title} can't make portraits with one click. Use the tabs below, or pick another base.")
+    shown = tuple(fitting[: saved["styles_used"]])
+    return PortraitPlan(methods, family["quality"], shown, saved["pictures"], saved["keep"])
+
+
+def _read(file: Path) -> Mapping[str, Any]:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -139,14 +166,14 @@ def _read(file: Path) -> dict[str, object]:
     return saved
 
 
-def _part(saved: dict[str, object], name: str, file: Path) -> dict[str, object]:
+def _part(saved: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
     part = saved.get(name)
     if not isinstance(part, dict):
-        raise UserError(f"The recipe {file.name} has no part {name}. Add it.")
+        raise UserError(f"The preset {file.name} has no part {name}. Add it.")
     return part
 
 
-def _record(kind: type[Record], saved: dict[str, object], file: Path) -> Record:
+def _record(kind: type[Record], saved: Mapping[str, Any], file: Path) -> Record:
     """A record from JSON; unknown settings are errors here."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(saved) - set(known)):

@@ -24,6 +24,7 @@ from pipelines.core.run import Run, load_photo_set
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipelines.core.inscription import Inscription
     from pipelines.faces.face import Judge
     from pipelines.finishing.deliver import Delivered, Size
     from pipelines.finishing.refine import Baseline, Outcome, Refined, Tools
@@ -280,9 +281,8 @@ def finish_pictures(
             baseline = known or baseline_of(run, image, judging)
             known = baseline if baseline.of == refine.HELD_OUT else None  # has the embeddings of the photos
             drawn = inscription.read(path)  # a picture made elsewhere has no record
-            base = drawn.base if drawn else ""
-            finished = finish(image, order, baseline=baseline, tools=tools, base=base)
-            record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
+            finished = finish(image, order, baseline=baseline, tools=tools, base=drawn.base if drawn else "")
+            record = _keep(run, picture, image, finished, order, drawn=drawn)
             done[picture] = raw
             write_json(so_far, {"order": order, "done": done})
             control.keep()
@@ -322,8 +322,7 @@ def _keep(
     finished: Finished,
     order: Finish,
     *,
-    base: str,
-    subject: str | None,
+    drawn: Inscription | None,
 ) -> FinishRecord:
     """Write all files of one finished picture, its record last: if there is a record, all files are complete. Returns
     the record.
@@ -351,7 +350,8 @@ def _keep(
         if one.state == refine.KEPT:
             before = said["after_file"]
     record: FinishRecord = {
-        **result, "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file,
+        **result, "schema": 1, "picture": picture, "base": drawn.base if drawn else "",
+        "subject": drawn.subject if drawn else None, "file": file,
         "raw_file": "preview_0-raw.jpg", "refined_file": preview("9-refined", finished.refined.image),
         "made": timestamp(), "order": jsonable(order), "flaws": _flaws(finished.refined.image, folder),
     }  # fmt: skip
