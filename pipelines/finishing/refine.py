@@ -308,11 +308,8 @@ class _Guard:
         return None
 
     def kept(self, after: dict[str, float | None]) -> str:
-        said = ", ".join(
-            f"{judge} {self.raw[judge]:.2f} → {after[judge]:.2f}"
-            for judge in self.tolerance
-            if after[judge] is not None
-        )
+        seen = [judge for judge in self.tolerance if after[judge] is not None]
+        said = ", ".join(f"{judge} {self.raw[judge]:.2f} → {after[judge]:.2f}" for judge in seen)
         return f"Who it is did not change ({said})."
 
 
