@@ -57,7 +57,6 @@ class Page:
 
         from ui.generate import events as generate_events
         from ui.generate import layout as generate_layout
-        from ui.page.wiring import Show
 
         self.services = services
         self.capability, session = services.sessions.create()
@@ -68,7 +67,7 @@ class Page:
         self.run = session.run
         with gr.Blocks():
             self.tab = generate_layout.build(services)
-        self.act = generate_events.Actions(self.tab, services, Show(services, [self.tab], lambda view: {}))
+        self.act = generate_events.Actions(self.tab, services)
         self.asked: list = []
         monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **_: (spec.check(), self.asked.append(spec)))
 

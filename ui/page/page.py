@@ -13,6 +13,7 @@ import copy
 import datetime
 import html
 import os
+from collections.abc import Container
 from typing import Any
 
 import gradio as gr
@@ -30,6 +31,11 @@ from ui.web.turns import Turns
 from ui.words.words import tell
 
 AT_ONCE = 8  # components, before somebody else has their turn
+DESCRIBES = (  # a component to programs; none of it is used by a browser
+    "api_info", "api_info_as_input", "api_info_as_output", "example_inputs", "_api_info", "component_class_id", "key",
+    "preserved_by_key", "name", "component_class_name",
+)  # fmt: skip
+OFF = ("_retryable", "_undoable", "_selectable", "likeable", "streamable")  # what a component need not say when False
 SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
 
 
@@ -87,10 +93,34 @@ class WholeFiles(GradioMultiPartParser):
 route_utils.GradioMultiPartParser = WholeFiles  # type: ignore[misc]  # where the upload route looks for it
 
 
+def _without(described: Any, names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in dict(described).items() if name not in names}
+
+
 class Page(gr.Blocks):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.default_config = Shared(self)
+
+    def get_config_file(self) -> Any:
+        """What a browser is sent: without what describes the components to programs, and what says nothing."""
+        self._described = super().get_config_file()
+        components = [_without(each, DESCRIBES) for each in self._described["components"]]
+        for each in components:
+            off = [name for name in OFF if each["props"].get(name) is False]
+            each["props"] = _without(each["props"], (*DESCRIBES, *off))
+        events = [
+            {name: value for name, value in each.items() if value is not None or name in ("queue", "trigger_after")}
+            for each in self._described["dependencies"]
+        ]
+        return {**self._described, "components": components, "dependencies": events}
+
+    def get_api_info(self, *args: Any, **options: Any) -> Any:
+        sent, self.config = self.config, self._described
+        try:
+            return super().get_api_info(*args, **options)
+        finally:
+            self.config = sent
 
     def launch(self, *args: Any, app_kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
         served = Served(default_response_class=ORJSONResponse, **(app_kwargs or {}))
