@@ -1,4 +1,20 @@
-"""Likeness: teach a diffusion model one face three ways, and measure which one looks like the person."""
+"""Likeness: teach a diffusion model one face three ways, and measure which one looks like the person.
+
+One package per part of the work; each `__init__.py` says what goes in and out. A comparison uses them in this order:
+
+    runs        a job from start to end, the queue and the workers: `jobs.enqueue` -> `worker` -> `status.follow`
+    photos      decode (`decode.decode`), check and split a person's photos
+    bases       load a base; its encoders, its training loss (`objective`) and its sampler
+    methods     textual inversion, DreamBooth, LoRA: which tensors train, and how they are saved
+    training    the training loop (`loop`), its batches, checkpoints and previews
+    generation  draw pictures with what was learned
+    faces       find faces; the recognisers ("judges")
+    evaluation  scores (`references.score_of`), other measures of pictures, friends' votes
+    reports     the report of a comparison or a study
+    finishing   prepare a picture for use, and mark it as drawn by an AI
+
+`core` has what all of them share, `cli` is the command line. Add a base, a method or a style: docs/extend.md.
+"""
 
 import os
 

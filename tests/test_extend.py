@@ -17,7 +17,7 @@ from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BASES, find_base
 from pipelines.core import presets
 from pipelines.core.device import Device
-from pipelines.core.records import ALL_METHODS, COLUMNS, METHOD_ROWS, METHODS, MethodRow, Sampling, title_of
+from pipelines.core.records import ALL_METHODS, COLUMNS, METHOD_ROWS, METHODS, TRAINABLE, MethodRow, Sampling, title_of
 from pipelines.generation.generator import Generator
 from pipelines.methods.base import Artifact, Group, Learner, Method
 from pipelines.training.loop import train
@@ -121,12 +121,14 @@ def test_a_method_is_one_row_and_one_class(only_outputs, tmp_path):
 
 def test_a_method_without_a_learner_is_a_column_and_is_not_taught(monkeypatch):
     monkeypatch.setattr(methods, "_CODE", dict(methods._CODE))
-    methods.add(MethodRow("instant", "Instant", learns=()), Method())
+    methods.add(MethodRow("quick", "Quick", learns=()), Method())
     try:
-        assert "instant" in COLUMNS and "instant" not in ALL_METHODS
-        assert all("instant" not in row.offered for row in BASES.values())
+        assert "quick" in COLUMNS and "quick" in ALL_METHODS and "quick" not in TRAINABLE and "quick" not in METHODS
+        for row in BASES.values():
+            assert ("quick" in row.offered) == ("quick" in row.compared) == (row.face_encoder is not None)
+            assert "quick" not in row.trainable and "quick" not in row.methods and "quick" not in row.usual
     finally:
-        del METHOD_ROWS["instant"]
+        del METHOD_ROWS["quick"]
 
 
 def test_a_style_is_one_file(tmp_path):

@@ -1,8 +1,9 @@
-"""Base models: what each one is, how it is loaded, and how text and pictures are encoded, predicted and drawn with it.
+"""Base models: their data, how they are loaded, and how they encode text and pictures, are trained and draw.
 
 In: a registered name or the path of a model. Out: a `BaseRow` (data) and a `Family` (loaded). `registry` has the rows,
-`architectures` what is data about a family, `family` its code, `objective` the loss, `sampling` drawing, `memory` the
-plan for a GPU. Try it: `load_family(find_base("portrait-128"))`. How to add one: docs/extend.md.
+`architectures` the data of families, `family` their code, `z_image` one of its own, `text` the text encoders,
+`objective` the training loss, `sampling` the sampler, `memory` the plan for a GPU, `checker` the image filter.
+Try it: `load_family(find_base("portrait-128"))`. How to add one: docs/extend.md.
 """
 
 from __future__ import annotations

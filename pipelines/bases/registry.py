@@ -23,6 +23,7 @@ from pipelines.core.files import REPOSITORY, file_sha256, sha
 from pipelines.core.records import LEARNS, METHOD_ROWS, MethodRow, UserError
 
 EMBEDDED = REPOSITORY / "models"
+PROJECTOR = "identity_projector.safetensors"  # of a portrait base: a face's descriptor -> vectors beside its words
 RARE_TOKEN = "ohwx"  # one rare token of CLIP's vocabulary; carries almost no meaning of its own
 # Full fine-tuning keeps float32 weights, gradients and two moments (16 bytes per parameter): 14 GB for SD 1.5's 0.86 B
 # parameters, 41 GB for SDXL's 2.6 B. Above this size all weights of a base are taught only when somebody asks for it.
@@ -78,25 +79,43 @@ class BaseRow:
     learns: tuple[str, ...] = LEARNS  # what of it can be taught, as in `MethodRow.learns`
     # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.methods.drafts
     draft_lora: tuple[str, str] | None = None
+    # The judge whose descriptor of a face it takes without training ("dlib"); None: it takes none. That judge has seen
+    # what the pictures were made from, so it never judges them alone.
+    face_encoder: str | None = None
 
-    def _fitting(self) -> tuple[MethodRow, ...]:
-        return tuple(each for each in METHOD_ROWS.values() if each.learns and set(each.learns) <= set(self.learns))
+    def _fits(self, method: MethodRow) -> bool:
+        return set(method.learns) <= set(self.learns) if method.learns else self.face_encoder is not None
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """Every method that this base can be taught by."""
-        return tuple(each.name for each in self._fitting())
+        """Every method that this base can be used with."""
+        return tuple(each.name for each in METHOD_ROWS.values() if self._fits(each))
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Those of `offered` that train."""
+        return tuple(name for name in self.offered if METHOD_ROWS[name].learns)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those of `offered` that are no combination of others."""
-        return tuple(each.name for each in self._fitting() if each.usual)
+        """Those of `trainable` that are no combination of others."""
+        return tuple(name for name in self.trainable if METHOD_ROWS[name].usual)
 
     @property
     def usual(self) -> tuple[str, ...]:
         """Those of `methods` that are taught where nobody names methods."""
         huge = self.footprint is not None and 1e6 * self.footprint.denoiser_m > ALL_WEIGHTS_MAX_PARAMETERS
         return tuple(name for name in self.methods if not (huge and "weights" in METHOD_ROWS[name].learns))
+
+    @property
+    def instant(self) -> tuple[str, ...]:
+        """Those of `offered` that train nothing and are used where nobody names methods."""
+        return tuple(name for name in self.offered if METHOD_ROWS[name].usual and not METHOD_ROWS[name].learns)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The methods of a comparison where nobody names any."""
+        return (*self.instant, *self.usual)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -158,6 +177,7 @@ def _portrait(name: str, folder: Path, resolution_px: int, title: str, about: st
         min_eye_distance_px=24.0,
         aligned=True,
         path=str(folder),
+        face_encoder="dlib" if (folder / PROJECTOR).is_file() else None,
     )
 
 
@@ -181,6 +201,7 @@ BASES: dict[str, BaseRow] = {
             min_eye_distance_px=24.0,
             aligned=True,
             path=str(EMBEDDED / "portrait-128"),
+            face_encoder="dlib",
         ),
         BaseRow(
             name="sd15",

@@ -16,7 +16,7 @@ from pipelines.cli import score as looking
 from pipelines.cli import train as teaching
 from pipelines.cli.arguments import DREAMBOOTH_LORA, count, names, real, setting, whole
 from pipelines.cli.output import WRONG_USE
-from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, METHODS, QUALITIES, REASONS
+from pipelines.core.records import ALL_METHODS, ATTENTIONS, CLASS_WORDS, COLUMNS, METHODS, QUALITIES, REASONS, TRAINABLE
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -70,7 +70,8 @@ def _teaching(command: Command) -> None:
             type=names(ALL_METHODS),
             metavar="NAMES",
             help=f"comma-separated, of {', '.join(ALL_METHODS)}\n(default: all that"
-            f" the base offers but {', '.join(sorted(set(ALL_METHODS) - set(METHODS)))}, which is made of others)",
+            f" the base offers but {', '.join(sorted(set(TRAINABLE) - set(METHODS)))}, which is made of others;"
+            "\ntrain leaves out zero_shot too, which trains nothing)",
         )
         _base_arguments(made)
         made.add_argument("--quality", choices=QUALITIES, default="good", help="how long to train (good)")
@@ -157,7 +158,7 @@ def _drawing(command: Command) -> None:
     generate.add_argument(
         "--draft", action="store_true", help="in 4 steps with the base's LCM-LoRA, where that is on this machine"
     )
-    generate.add_argument("--strength", type=real, default=1.0, help="of LoRA (1)")
+    generate.add_argument("--strength", type=real, default=1.0, help="of LoRA and of zero_shot (1)")
     generate.add_argument("--source", metavar="RENDER", help="vary this picture of the run: renders/COLUMN/NAME.png")
     generate.add_argument("--change", type=real, help="how much of it, above 0 up to 1 (with --source 0.5)")
     generate.add_argument("--width", type=whole, help="pixels (the base's own)")

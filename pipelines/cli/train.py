@@ -185,7 +185,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             kind=kind,
             base=row.name,
             class_word=asked.class_word,
-            methods=asked.methods or row.usual,
+            methods=asked.methods or (row.compared if kind == "compare" else row.usual),
             quality=asked.quality,
             seed=asked.seed,
             keep=tuple(asked.keep),

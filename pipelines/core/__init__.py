@@ -1,6 +1,8 @@
-"""What every other room shares: records, their decoder and limits, files, a run's folder, presets, the machine.
+"""Core: what all other packages use.
 
-In: JSON, paths, a person's words. Out: frozen records, whole files, sentences about what is wrong.
-Imports no other room and, at import, nothing heavy.
+In: JSON, paths, prompts. Out: frozen records, files that are never half-written, `UserError`s with a sentence.
+`records` has the records, `decode` reads them from JSON and checks their limits, `files` writes, `run` knows the paths
+in a run's folder, `presets` reads styles and recipes, `safety` refuses prompts, `device` picks the device, `control`
+stops a job. Imports no other package of the project and, at import, nothing heavy.
 Try it: `from pipelines.core.run import new_run, forget; print(forget(new_run().folder))`.
 """

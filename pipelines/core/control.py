@@ -1,11 +1,11 @@
-"""What is handed through every stage of a job: whether to stop, to leave a method or to pause, and how long it took.
+"""How a running job learns that it has to stop, to pause or to go on without a method; and a clock of its work.
 
-In: questions that somebody else answers (a flag file, a signal, a host's time). Out: a `Control`. Stages ask it between
-two steps, pictures or scores, and tell it what they kept. Light: no torch.
+In: functions that answer this (from a flag file, a signal, a host's time limit). Out: a `Control`, which every stage of
+a job gets. A stage asks it between two steps, pictures or scores, and calls `keep` after each. Light: no torch.
 Try it: `perform(run, spec, control=Control(stop=lambda: True))` ends with "stopped" before anything is loaded.
 
-A slice is one short request of a host that lends a GPU (`over`). It is never left before something was kept that the
-next slice does not do again: however short slices are, each brings the job further.
+A slice is one short request to a host that lends a GPU; `over` says that its time is up. A stage pauses only after it
+has kept at least one step, picture or score, so that every slice brings the job further.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from pipelines.core.files import read_json, write_json
 from pipelines.core.records import UserError
 
-SAVE_EVERY_S = 3.0  # how often a stage saves what it can't afford to lose to a kill
+SAVE_EVERY_S = 3.0  # how often a stage saves what would be lost if the process were killed
 STOPPED = "Stopped. What was learned so far is kept; start again to continue."
 
 
@@ -30,9 +30,9 @@ class Stopped(Exception):
 
 
 class Clock:
-    """Seconds of work over all sessions of it. With a `file` they are kept there, so that a kill loses little.
+    """Counts the seconds of work in all sessions of a job. With `file` they are saved there, in case it is killed.
 
-    `key` names the work: seconds in the file that belong to other work count nothing.
+    `key` names the work: seconds that the file holds for another key are ignored.
     """
 
     def __init__(self, file: Path | None = None, key: str = "") -> None:
@@ -43,20 +43,20 @@ class Clock:
         self._saved = self._since
 
     def start(self) -> None:
-        """Go on counting after `pause`."""
+        """Count again, after `pause`."""
         self._since = time.monotonic()
 
     def pause(self) -> None:
-        """What follows is other work."""
+        """Stop counting until `start`."""
         self._spent += time.monotonic() - self._since
 
     @property
     def seconds(self) -> float:
-        """Valid while the clock runs."""
+        """The seconds so far, earlier sessions included. Only for a running clock, not between `pause` and `start`."""
         return self.before + self._spent + time.monotonic() - self._since
 
     def save(self, *, every_s: float = 0.0) -> bool:
-        """True when at least `every_s` seconds have passed since the last save; then the file is written."""
+        """Write the file when `every_s` seconds have passed since the last time; returns whether they have."""
         if time.monotonic() - self._saved < every_s:
             return False
         if self._file is not None:
@@ -67,7 +67,7 @@ class Clock:
 
 
 class Control:
-    """How whoever started a job steers it. The default never stops."""
+    """Tells the stages of a job when to stop, pause or leave a method. The default never does."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Control:
     ) -> None:
         self._stop, self._leave, self._over = stop, leave, over
         self._paused = False
-        self.kept = 0  # steps, pictures, scores and the like that are done for good
+        self.kept = 0  # how many steps, pictures, scores and the like are saved
         self.clock = clock or Clock()  # of the whole job
 
     def stopped(self, method: str | None = None) -> bool:
@@ -101,7 +101,7 @@ class Control:
         return self.stopped(method) or self.paused()
 
     def keep(self) -> None:
-        """One more step, picture or score is on disk, or will be before the slice is left."""
+        """Count one more step, picture or score that is on disk, or will be before the slice ends."""
         self.kept += 1
 
     def check(self, together: Callable[[bool], bool] = bool) -> None:

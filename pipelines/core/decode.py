@@ -1,4 +1,4 @@
-"""The one decoder of records, and the one place that holds them to their limits.
+"""Decode records from JSON, and check their fields' types and limits. (Photos are decoded in `photos/decode.py`.)
 
 In: what JSON says, or a record. Out: the record, or a UserError that names the field and what it can be.
 Try it: `decode(Sampling, {"prompt": "portrait of {subject}", "steps": 500})`. pydantic is imported when it is used.
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 def decode(kind: type[T], saved: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> T:
-    """A record of this kind from what JSON says of it; fields of a later version, which `kind` lacks, are left out.
+    """A record of this kind from its JSON. Fields of a later version, which `kind` does not have, are ignored.
 
     Raises UserError, a sentence that names the field, for a field that is missing, of another type or out of its
-    limits. `where` begins the sentence; `labels` says how fields are called there ("Steps" without).
+    limits. `where` begins the sentence; `labels`: field -> its name in the sentence (default: "Steps" for `steps`).
     """
     from pydantic import ValidationError
 
@@ -55,7 +55,7 @@ def check_record(record: object, *, where: str = "", labels: Mapping[str, str] |
 
 
 def limits(kind: type, name: str) -> tuple[float, float]:
-    """The limits of a number that a record holds: what a slider may offer."""
+    """The limits of a number field, for instance for a slider."""
     hint = get_type_hints(kind, include_extras=True)[name]
     return next((each.low, each.high) for each in _meta(hint) if isinstance(each, Within))
 
@@ -69,7 +69,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _configure(kind: Any) -> None:
-    """Tell pydantic to convert nothing: a text is no number, and true is none."""
+    """Set pydantic to convert nothing: neither a text nor true is taken as a number."""
     if is_dataclass(kind) and isinstance(kind, type):
         kind.__pydantic_config__ = {"strict": True, "allow_inf_nan": False, "extra": "ignore"}  # type: ignore[attr-defined]
         for hint in get_type_hints(kind).values():
@@ -79,7 +79,7 @@ def _configure(kind: Any) -> None:
 
 
 def _plain(value: Any, *, whole: bool) -> Any:
-    """Records as dicts; with `whole` 20.0 as 20."""
+    """Records as dicts; with `whole`, floats such as 20.0 become whole numbers."""
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, dict):
@@ -95,7 +95,7 @@ def _figure(value: float) -> str:
     return f"{value:g}" if value < 1e6 else f"{value:,.0f}"
 
 
-# Bytes of file names that are no UTF-8, as Python reads them, and the private characters that stand for them meanwhile.
+# Python's characters for bytes of file names that are no UTF-8. pydantic refuses them, so it gets private ones instead.
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 _TO_PRIVATE = {0xDC80 + byte: 0x10FE80 + byte for byte in range(0x80)}
 _FROM_PRIVATE = {private: lone for lone, private in _TO_PRIVATE.items()}
@@ -114,13 +114,13 @@ def _restored(value: Any) -> Any:
 
 
 def _meta(hint: Any) -> tuple[Any, ...]:
-    """What `Annotated` says of a field, inside `... | None` too."""
+    """The metadata in a field's `Annotated`, also inside `... | None`."""
     own = getattr(hint, "__metadata__", ())
     return own or tuple(each for part in get_args(hint) for each in getattr(part, "__metadata__", ()))
 
 
 def _sentence(kind: Any, at: tuple[Any, ...], error: str, value: object, labels: Mapping[str, str]) -> str:
-    """What is wrong with the field that lies `at` this place of a record."""
+    """A sentence about what is wrong with the field at the path `at` of a record."""
     hint = kind
     name = next((str(each) for each in reversed(at) if isinstance(each, str)), "")
     for each in at:

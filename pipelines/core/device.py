@@ -92,8 +92,8 @@ def pick_device(preferred: str | None = None) -> Device:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection meanwhile. While thousands of modules are imported the collector looks through all that is
-    there again and again, and finds nothing: 1 s of the 5.2 s that loading the embedded base took in a fresh process.
+    """Context without garbage collection. While thousands of modules are imported the collector runs often and finds
+    nothing: 1 s of the 5.2 s that loading the embedded base took in a new process.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -118,7 +118,7 @@ def free_memory_gb(device: Device | None = None) -> float | None:
             return None
         free, total = torch.cuda.mem_get_info(device.name)
         index = torch.device(device.name).index  # a name without a number is refused here; None is the card in use
-        allowed = total * torch.cuda.get_per_process_memory_fraction(index)  # PyTorch gives no more
+        allowed = total * torch.cuda.get_per_process_memory_fraction(index)  # PyTorch's limit for this process
         return float(min(free + torch.cuda.memory_reserved(device.name), allowed)) / 1e9
     free_mib = _asked_of_driver("memory.free")
     return None if free_mib is None else free_mib * 2**20 / 1e9
@@ -131,7 +131,7 @@ def gpu_dtype() -> str:
 
 
 def _asked_of_driver(what: str) -> float | None:
-    """A number of the first GPU; None where there is none, or no answer."""
+    """A number that nvidia-smi tells of the first GPU; None without a GPU or an answer."""
     import shutil
     import subprocess
 
@@ -145,19 +145,19 @@ def _asked_of_driver(what: str) -> float | None:
         return None
 
 
-# Compiling a denoiser's repeated blocks takes about a minute and saves 10-25% of each step. With the way back a step is
-# twice its forward arithmetic or more: 15,000 TFLOP forward are five minutes or more at 100 TFLOP/s, of which 15% repay
-# the minute. All of these are estimates that nobody has measured yet; `benchmarks/gpu_step.py` would. Of the recipes
-# that reaches: SDXL at "best" with every method and textual inversion on it at "good", SD 1.5's textual inversion at
+# Compiling a denoiser's repeated blocks takes about a minute and saves 10-25% of each step. A step with its backward
+# pass is at least twice the forward arithmetic: 15,000 TFLOP forward take five minutes or more at 100 TFLOP/s, and 15%
+# of that is about the minute. These are estimates that nobody has measured yet; `benchmarks/gpu_step.py` would. More
+# than this have: SDXL at "best" with every method and with textual inversion at "good", textual inversion of SD 1.5 at
 # "best", Z-Image always.
 COMPILE_FROM_TFLOP = 15_000.0
 
 
 def tune(device: Device) -> None:
-    """Let PyTorch use what an NVIDIA card has: TF32 for what stays in float32 (the VAE, weights in training).
+    """Let PyTorch multiply float32 numbers (the VAE, weights in training) as TF32 on an NVIDIA GPU.
 
-    Its three digits are more than bfloat16 keeps of everything else. cuDNN's search for the fastest algorithm stays
-    off: its choice may change from run to run, and a resumed training would no longer be equal to the bit.
+    TF32 keeps three digits, more than bfloat16 keeps of all other numbers. cuDNN's search for the fastest algorithm
+    stays off: it may choose another one in each run, and a resumed training would no longer be equal to the bit.
     """
     if device.kind != "cuda":
         return
@@ -168,10 +168,11 @@ def tune(device: Device) -> None:
 
 
 def is_worth_compiling(device: Device, forward_tflop: float) -> bool:
-    """Whether a training with so much arithmetic on its forward passes repays compiling the denoiser's repeated blocks.
+    """Whether compiling the denoiser's repeated blocks saves more time than it takes, for a training with so much
+    forward arithmetic.
 
-    Decided by recipe and base alone, never by a clock: a resumed run must decide as the first one did. Only on NVIDIA
-    cards with native bfloat16, and where Triton is there to compile with. LIKENESS_COMPILE=0 says no.
+    It depends on recipe and base alone and on no measured time: a resumed run must decide as the first one did. Only on
+    NVIDIA GPUs with native bfloat16, and where Triton is installed. LIKENESS_COMPILE=0 switches it off.
     """
     import importlib.util
     import os
@@ -251,14 +252,14 @@ def quiet() -> Iterator[None]:
 
 
 def threads() -> int:
-    """Sums over several threads are rounded in another order: part of what has to be the same for the same bits."""
+    """PyTorch's number of CPU threads. With another number sums are rounded differently: results are not bit-equal."""
     import torch
 
     return torch.get_num_threads()
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and every package that has a say in the bits; None for those that are not here."""
+    """Versions of Python and of every package that can change the results; None for packages that are not installed."""
     from importlib import metadata
 
     names = ("likeness", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "opencv-python",

@@ -1,6 +1,6 @@
-"""Files on disk: JSON, JSON lines and any other file, written so that nobody ever meets half of one; locks; hashes.
+"""Files on disk: JSON, JSON lines and any other file, so that no reader ever sees a half-written one; locks; hashes.
 
-In: a path and a value. Out: the whole file, or the old one as it was. Try it: `write_json(path, {"a": 1})`.
+In: a path and a value. Out: the complete new file, or the unchanged old one. Try it: `write_json(path, {"a": 1})`.
 Light: no numpy, no torch.
 """
 
@@ -28,7 +28,7 @@ from pipelines.core.records import Sampling, UserError, sampling_fields
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]  # holds presets/ and models/
 FULL = "The disk is full, so this could not be saved. Free some space or delete a run, then try again."
-PARTIAL = re.compile(r"\.(?P<name>.+)\.(\d+)\.[0-9a-f]{8}\.part")  # what is being written, by which process
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(\d+)\.[0-9a-f]{8}\.part")  # a file being written: name, writer's process id
 STALE_S = 600.0
 _REFUSALS = {
     errno.EACCES: "this program may not write or read there",
@@ -53,7 +53,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def refusal(error: BaseException) -> str | None:
-    """What the machine refused, as one sentence with the name of the file but not its folder; None for other errors."""
+    """An error of the disk or the system as a sentence with the file's name, not its folder; None for other errors."""
     if is_full(error):
         return FULL
     if not isinstance(error, OSError) or (why := _REFUSALS.get(error.errno or 0)) is None:
@@ -66,7 +66,7 @@ def refusal(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def told_when_full() -> Iterator[None]:
-    """Turn a full disk, and whatever else the machine refuses, into a sentence. What was there before stays."""
+    """Context that turns the errors `refusal` knows, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
@@ -76,8 +76,8 @@ def told_when_full() -> Iterator[None]:
 
 
 def check_target(path: Path) -> None:
-    """Raises UserError where no file can be written at `path`, so that nobody learns it after the work. What lies there
-    stays; missing folders above it are made.
+    """Raises UserError when no file can be written at `path`; called before the work starts. An existing file is not
+    changed; missing folders are made.
     """
     with told_when_full():
         if path.is_dir():
@@ -89,12 +89,12 @@ def check_target(path: Path) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as JSON knows it: records become objects, paths strings; NaN and infinities, which JSON lacks, null."""
+    """`value` in JSON's types: records become objects, paths strings, NaN and infinities null."""
     if isinstance(value, Sampling):
         return {name: jsonable(each) for name, each in sampling_fields(value).items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         every = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-        # what came later is left out where it says nothing, so that keys of earlier versions stay what they were
+        # fields that were added later are left out at their default, so that hashes of earlier versions stay valid
         said = {f.name: each for f, each in every.items() if not (f.metadata.get("later") and each == f.default)}
         return {name: jsonable(each) for name, each in said.items()}
     if isinstance(value, dict):
@@ -118,19 +118,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _encoded(text: str) -> bytes:
-    r"""UTF-8. A byte of a file's name that is no UTF-8 becomes JSON's escape of it (\udce9), which reads as before."""
+    r"""UTF-8. A byte of a file's name that is no UTF-8 becomes a JSON escape (\udce9), from which it is read back."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """The same for bytes."""
+    """Like `write_text`, for bytes."""
     with told_when_full():
         write_file(path, lambda partial: partial.write_bytes(data))
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path` and put it in place in one move: nobody meets half a file, and
-    after a power cut there is the old one or the new one. Raises what `write` does, and OSError on a full disk.
+    """Let `write` fill a temporary file beside `path`, then rename it: a reader sees the old file or the new one, also
+    after a power cut. Raises what `write` raises, and OSError on a full disk.
     """
     with _beside(path) as partial:
         write(partial)
@@ -140,7 +140,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], T]) -> T:
-    """The same for a folder that `write` makes; an older one is replaced. Returns what `write` does."""
+    """Like `write_file`, for a folder that `write` makes; an existing one is replaced. Returns what `write` returns."""
     with _beside(path) as partial:
         made = write(partial)
         for where, _, names in os.walk(partial):
@@ -155,9 +155,9 @@ def write_folder(path: Path, write: Callable[[Path], T]) -> T:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A name for what is being written, which `sweep_partials` knows; what is left there afterwards goes."""
+    """A temporary name beside `path`, which `sweep_partials` knows; removed at the end if it still exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = os.fsencode(path.name)[:150].decode(errors="ignore")  # the name itself may be the longest that is allowed
+    stem = os.fsencode(path.name)[:150].decode(errors="ignore")  # the name may already be of the longest length
     partial = path.with_name(f".{stem}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         yield partial
@@ -166,14 +166,14 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """A file or a folder, where there is one and it can be."""
+    """Remove a file or a folder, if it exists and can be removed."""
     with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def settle(path: Path) -> None:
-    """Have the disk hold a file, or a folder's list of names, before anything goes on."""
-    if os.name == "nt" and path.is_dir():  # no handle on a folder there
+    """Call fsync on a file, or on a folder for its list of names."""
+    if os.name == "nt" and path.is_dir():  # Windows can't open a folder
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
@@ -183,12 +183,12 @@ def settle(path: Path) -> None:
 
 
 def sweep_partials(folder: Path) -> int:
-    """Remove what killed writers left half written anywhere below `folder`; returns how many went."""
+    """Remove half-written files of killed processes below `folder`; returns how many were removed."""
     gone = 0
     for path in folder.rglob(".*.part"):
         found = PARTIAL.fullmatch(path.name)
         with contextlib.suppress(OSError):
-            # the number of a writer that is gone may be somebody else's by now: no write stands still for so long
+            # another process may have the writer's id by now; but no writer is idle for `STALE_S`
             if found and (not process.exists(int(found[2])) or time.time() - path.stat().st_mtime > STALE_S):
                 _remove(path)
                 gone += 1
@@ -201,8 +201,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _json(value: Any, **options: Any) -> str:
-    """JSON that UTF-8 can hold: bytes of a file name that are no UTF-8, which Python keeps as lone surrogates, are
-    written as escapes and read back as they were.
+    """JSON as valid UTF-8: bytes of a file name that are no UTF-8, which Python keeps as lone surrogates, become
+    escapes, from which they are read back.
     """
     text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, **options)
     return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -239,7 +239,7 @@ def append_line(path: Path, value: Any) -> None:
 def read_lines(path: Path, *, after: int = 0, damaged: Any = None) -> list[Any]:
     """The records of a file of JSON lines, without the first `after`; a line still being written is left out.
 
-    A line that a power cut damaged is left out too, or reads as `damaged`, for whoever counts lines.
+    A line that a power cut damaged is left out too; with `damaged`, it is read as that value, so that the count fits.
     """
     try:
         data = path.read_bytes()
@@ -271,7 +271,7 @@ def repair_lines(path: Path) -> int:
 
 
 def require_space(folder: Path, needed_bytes: int, *, purpose: str = "This") -> None:
-    """Raise `UserError` before work starts that the disk could not hold. `folder` need not exist yet."""
+    """Raise `UserError` when the disk has less than `needed_bytes` free. `folder` need not exist yet."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent
@@ -288,14 +288,14 @@ def _megabytes(count: int) -> str:
 
 
 class Lock:
-    """A lock on a file that the system releases when its holder dies, however it dies."""
+    """A lock on a file, which the system releases when the process that holds it ends, even if it is killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: BinaryIO | None = None
 
     def acquire(self) -> bool:
-        """Take it if it is free. Returns whether it is ours now."""
+        """Take the lock if it is free. Returns whether this object holds it now."""
         if self._file is not None:
             return True
         with told_when_full():
@@ -340,7 +340,7 @@ def timestamp() -> str:
 
 
 def sha(*parts: object) -> str:
-    """SHA-256 of anything that can be told in JSON."""
+    """SHA-256 of values that can be written as JSON, as hex digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -353,8 +353,8 @@ def file_sha256(path: Path) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as it may be shown and stored anywhere: characters that steer a terminal or turn the reading
-    direction are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
+    """A file name that is safe to show and to store: control characters and those that change the reading direction
+    are escaped (`\\x1b`), and so are bytes that are no UTF-8, which Python keeps as lone surrogates.
     """
     return "".join(each if _is_harmless(each) else _escaped(each) for each in name)
 

@@ -1,7 +1,7 @@
-"""What a picture of ours says about itself: every PNG carries its settings as JSON in a text chunk.
+"""The settings in a picture: every PNG that this project draws holds them as JSON in a text chunk.
 
-In: a PNG. Out: an `Inscription`, or None for what is none of ours. Light: no torch, so that the page's process can read
-them. `generation.save_render` writes them. Files come from strangers as well: nothing in one is believed but its form.
+In: a PNG. Out: an `Inscription`; None for a picture from elsewhere. `generation.save_render` writes them. A file may
+also come from a stranger: types and limits are checked, but what it says may be false. Light: no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_CHARACTERS = 100_000
 
 @dataclass(frozen=True)
 class Inscription:
-    """What determined a picture."""
+    """The settings that determine a picture."""
 
     sampling: Sampling
     base: str
@@ -30,7 +30,7 @@ class Inscription:
 
 
 def fields_in(path: Path, *, whole: bool = False) -> dict[str, Any] | None:
-    """The JSON as it stands there; None where there is none. `whole` reads the pixels too, and finds a torn file."""
+    """The JSON, unchecked; None where there is none. `whole`: decode the pixels too, and None for a damaged file."""
     from PIL import Image
 
     try:
@@ -47,7 +47,7 @@ def fields_in(path: Path, *, whole: bool = False) -> dict[str, Any] | None:
 
 
 def read(path: Path, *, whole: bool = False) -> Inscription | None:
-    """None for a picture that is none of ours. Settings of a later version that this one lacks are left out."""
+    """The picture's inscription; None for a picture from elsewhere. Settings of a later version are ignored."""
     saved = {"subject": None, "source_sha256": None} | (fields_in(path, whole=whole) or {})
     try:
         subject, source = (None if saved[name] is None else str(saved[name]) for name in ("subject", "source_sha256"))
@@ -57,7 +57,7 @@ def read(path: Path, *, whole: bool = False) -> Inscription | None:
 
 
 def read_again(path: Path) -> Inscription | None:
-    """`read`, remembered until the file changes: a page asks for the same pictures every second."""
+    """`read`, cached until the file changes: a page asks for the same pictures every second."""
     try:
         return _remembered(str(path), path.stat().st_mtime_ns)
     except OSError:

@@ -1,4 +1,4 @@
-"""Presets: looks a person picks (`presets/styles`) and how to train (`presets/recipes`). A file dropped in is an entry.
+"""Presets: styles (`presets/styles`), recipes (`presets/recipes`) and prompt sets. Each JSON file there is one of them.
 
 In: JSON files, checked strictly. Out: `Style` and `Recipe` records.
 Try it:
@@ -24,13 +24,13 @@ FAMILY_TITLES = {
     "sdxl": "SDXL",
     "z_image": "Z-Image",
 }
-CHOSEN = ("base", "method", "class_word", "seed")  # said by the person, not by a recipe file
+CHOSEN = ("base", "method", "class_word", "seed")  # chosen by the person, not set in a recipe file
 
 Record = TypeVar("Record")
 
 
 class Base(Protocol):
-    """What presets ask of a base: `pipelines.bases.registry.BaseRow` answers."""
+    """The fields of a base that presets need. `pipelines.bases.registry.BaseRow` has them."""
 
     @property
     def name(self) -> str: ...
@@ -59,7 +59,7 @@ def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
 
 
 def stylised() -> tuple[str, ...]:
-    """The prompts of styles that are no photographs: recognisers say nothing about them."""
+    """The prompts of styles that are no photographs: recognisers can't judge their pictures."""
     return tuple(style.prompt for style in styles().values() if not style.photoreal)
 
 
@@ -76,11 +76,11 @@ def style_problem(style: Style, row: Base) -> str | None:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of a prompt set. `prompt` holds `{subject}`, or `{class}` where nobody in particular is asked for."""
+    """One line of a prompt set. `prompt` holds `{subject}`, or `{class}` for no particular person."""
 
     prompt: str
     kind: str
-    photoreal: bool = True  # recognisers say nothing about cartoons: such prompts stay out of the identity mean
+    photoreal: bool = True  # False: recognisers can't judge it, so it does not count in the identity mean
 
 
 def prompts(name: str, folder: Path = PRESETS / "prompts") -> tuple[Prompt, ...]:

@@ -1,6 +1,6 @@
-"""Processes of this machine: whether one lives, told apart from a later one of the same number.
+"""Processes of this machine: whether one still runs, even when a later one has got the same process id.
 
-In: a process's number. Out: whether it is there, and when it began. Light.
+In: a process id. Out: whether it runs, and when it began. Light: no torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def exists(pid: int) -> bool:
-    """True while there is a process of this number, whoever it is."""
+    """True while any process has this id."""
     if os.name == "nt":  # a signal would end it there
         import psutil
 
@@ -28,9 +28,9 @@ def exists(pid: int) -> bool:
 
 
 def birth(pid: int) -> str | None:
-    """When a process began, as text that no other process of this number will share. None: there is none (any more).
+    """When a process began, as text that differs for every process with this id. None: it does not run.
 
-    On Linux the boot's id and the kernel's own clock ticks, which no clock correction moves.
+    On Linux the boot's id and the kernel's clock ticks, which do not change when the clock is set.
     """
     if sys.platform == "linux":
         try:
@@ -38,7 +38,7 @@ def birth(pid: int) -> str | None:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:
             return None
-        return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # Z: dead, but its parent has not looked yet
+        return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # Z: a zombie, X: dead
     import psutil
 
     try:
@@ -49,7 +49,7 @@ def birth(pid: int) -> str | None:
 
 
 def lives(pid: Any, born: Any) -> bool:
-    """True while the process that began at `born` (see `birth`) has this number."""
+    """True while the process with this id that began at `born` (see `birth`) runs."""
     return isinstance(pid, int) and isinstance(born, str) and birth(pid) == born
 
 

@@ -1,4 +1,4 @@
-"""The records every stage passes on: frozen dataclasses, no torch, nothing that touches a disk.
+"""The records that all stages pass on: frozen dataclasses. No torch, no access to files.
 
 `f(records, options) -> records`: photos -> PhotoSet -> Subject -> Render -> Score. Units stand in the names.
 """
@@ -25,7 +25,7 @@ ATTENTIONS = ("sdpa", "xformers")
 CLASS_WORDS: tuple[str, ...] = ("person", "man", "woman")
 
 
-# Why a photo is left out, and remarks that let it pass: codes that other programs may rely on -> what to do.
+# Why a photo is left out, and remarks about photos that are used: stable codes for other programs -> what to do.
 LEAVE_OUT = {
     "unreadable": "it can't be read",
     "picture_too_small": "the picture is too small; use a larger copy",
@@ -69,7 +69,7 @@ def is_imported(column: str) -> bool:
 
 
 def place_of(column: str) -> tuple[int, str]:
-    """Sorts columns: those of `COLUMNS` first and in their order, then the imported ones by name."""
+    """A sort key of columns: those of `COLUMNS` first, in their order, then the imported ones by name."""
     return (COLUMNS.index(column) if column in COLUMNS else len(COLUMNS), column)
 
 
@@ -78,19 +78,20 @@ LEARNS = ("words", "adapters", "weights")
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One way of teaching a face, as data: what it can do is said here, and its code never asks for a name."""
+    """A method as data. Other code reads these fields and never tests for a method's name."""
 
     name: str
     title: str
     # What trains: "words" (vectors of the text encoders), "adapters" (low-rank changes of layers), "weights" (the whole
-    # denoiser). () = nothing trains: it is a column of the comparison all the same.
+    # denoiser). () = nothing trains, but the method is a column of the comparison too.
     learns: tuple[str, ...]
-    usual: bool = True  # taught where nobody names methods
+    usual: bool = True  # trained by default
 
 
 METHOD_ROWS: dict[str, MethodRow] = {
     row.name: row
     for row in (
+        MethodRow("zero_shot", "Instant (zero-shot)", ()),
         MethodRow("textual_inversion", "Textual inversion", ("words",)),
         MethodRow("dreambooth", "DreamBooth", ("weights",)),
         MethodRow("lora", "LoRA", ("adapters",)),
@@ -99,8 +100,13 @@ METHOD_ROWS: dict[str, MethodRow] = {
 }
 
 
+def is_instant(column: str) -> bool:
+    """True for the column of a method that trains nothing."""
+    return column in METHOD_ROWS and not METHOD_ROWS[column].learns
+
+
 class _Names(Sequence[str]):
-    """Names out of `METHOD_ROWS` in its order, read each time: a row that is added later is among them."""
+    """Names of rows in `METHOD_ROWS`, in its order. It is read at each use, so later rows are included."""
 
     def __init__(self, chosen: Callable[[MethodRow], bool], *before: str) -> None:
         self._chosen, self._before = chosen, before
@@ -121,22 +127,23 @@ class _Names(Sequence[str]):
         return hash(self._now())
 
 
-METHODS: Sequence[str] = _Names(lambda row: bool(row.learns) and row.usual)  # taught where nobody names methods
-ALL_METHODS: Sequence[str] = _Names(lambda row: bool(row.learns))  # everything that can be taught
-COLUMNS: Sequence[str] = _Names(lambda row: True, UNTRAINED)  # everything that is compared
+METHODS: Sequence[str] = _Names(lambda row: bool(row.learns) and row.usual)  # trained by default
+TRAINABLE: Sequence[str] = _Names(lambda row: bool(row.learns))  # all that train
+ALL_METHODS: Sequence[str] = _Names(lambda row: True)  # those that train nothing too
+COLUMNS: Sequence[str] = _Names(lambda row: True, UNTRAINED)  # all that are compared
 
 
 class UserError(Exception):
-    """Something the person can act on: one or two sentences that say what happened and what to do."""
+    """An error that the person can do something about: one or two sentences, what happened and what to do."""
 
 
 class OutOfMemory(UserError):
-    """Memory ran out: a process in which that happened should end before the next job."""
+    """Memory ran out. The process should end before the next job."""
 
 
 @dataclass(frozen=True)
 class Within:
-    """The limits of a number, both included. `decode` and `check_record` hold every record to them."""
+    """The limits of a number, both included. `decode` and `check_record` check them."""
 
     low: float
     high: float
@@ -175,33 +182,33 @@ class Photo:
     face_box: tuple[float, float, float, float]
     eyes: tuple[tuple[float, float], tuple[float, float]]
     eye_distance_px: float
-    notes: tuple[str, ...] = ()  # what could be better about it, in words
+    notes: tuple[str, ...] = ()  # remarks about it, as sentences
     reasons: tuple[str, ...] = ()  # the codes of REASONS behind the notes
-    caption: str | None = None  # the person's own words, with "{subject}"; None: what was measured
-    zoom: float = 1.0  # the person's own framing: above 1 closer, below wider than the base's
+    caption: str | None = None  # the person's own caption, with "{subject}"; None: one is made from measurements
+    zoom: float = 1.0  # the person's own framing: above 1 closer than the base's, below 1 wider
 
 
 @dataclass(frozen=True)
 class PhotoCheck:
-    """What was found about one photo. No embedding: numbers and words only."""
+    """The result of the checks of one photo. Numbers and words only, no embedding."""
 
     name: str  # the person's own file name
     verdict: str  # "good" | "usable" | "leave_out"
     reasons: tuple[str, ...] = ()  # stable codes, keys of REASONS
     text: str = ""  # one line: why, and what to do
     similarity: float | None = None  # to the other photos of the set
-    kept: bool = False  # the person overruled "leave_out"
+    kept: bool = False  # the person uses it although the verdict is "leave_out"
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """The photos as a set."""
+    """The result of the checks of all photos together."""
 
     good: int = 0
     usable: int = 0
     left_out: int = 0
-    ceiling: float | None = None  # how alike the set's own photos are: what a render can reach at best
-    ceiling_low: bool = False  # less alike than 95% of people's photos are
+    ceiling: float | None = None  # similarity of the photos to each other: about the highest that a render can reach
+    ceiling_low: bool = False  # lower than for 95% of people
     angles: tuple[tuple[float, float], ...] = ()  # (yaw, pitch) proxies per kept photo, in eye distances
     checklist: dict[str, bool] = field(default_factory=dict)
     next_photo: str | None = None  # the one most useful photo to add
@@ -215,7 +222,7 @@ class PhotoSet:
     validation: tuple[Photo, ...]
     held_out: tuple[Photo, ...]
     rejected: dict[str, str] = field(default_factory=dict)  # file name -> sentence
-    weak: bool = False  # so few photos that a verdict says little
+    weak: bool = False  # too few photos for a reliable verdict
     checks: tuple[PhotoCheck, ...] = ()  # of every file that came in
     report: SetReport | None = None
 
@@ -225,7 +232,7 @@ class PhotoSet:
 
     @property
     def digest(self) -> str:
-        """Depends on which photos lie in which part and on how they are to be seen, not on their order."""
+        """A hash of which photos are in which part, with their captions and framing; their order does not matter."""
         parts = (sorted(_mark(p) for p in part) for part in (self.train, self.validation, self.held_out))
         return hashlib.sha256("|".join(",".join(part) for part in parts).encode()).hexdigest()
 
@@ -252,7 +259,7 @@ class Recipe:
     ema: Annotated[float, Within(0, 0.999999)] = 0.0  # 0 = off
     snr_gamma: Annotated[float, Within(0, 1000)] | None = 5.0  # min-SNR weighting; None = uniform
     noise_from: Annotated[float, Within(0, 0.99)] = (
-        0.0  # only noise levels from this share of the schedule up; words decide nothing below it
+        0.0  # train only on noise levels above this share of the schedule; below it the prompt has no effect
     )
     vectors: Annotated[int, Within(1, 8)] = 4  # textual inversion: learned vectors per text encoder, 1..8
     init: str = "class_word"  # textual inversion: "class_word" | "zero_shot" (bases that carry a projector)
@@ -265,26 +272,26 @@ class Recipe:
     caption_dropout: Share = 0.1
     seed: Seed = 0
     watch_every: Annotated[int, Within(0, 100_000)] = (
-        0  # look at validation pictures every so many steps and keep the best checkpoint; 0 = the last
+        0  # judge validation pictures every so many steps and keep the best checkpoint; 0 = keep the last
     )
-    patience: Annotated[int, Within(0, 1000)] = 0  # stop once so many looks brought nothing better; 0 = never
+    patience: Annotated[int, Within(0, 1000)] = 0  # stop after so many looks (`Look`) without a better one; 0 = never
     start_from: str = ""  # sha256 of what this method learned before, in the same folder; "" = from the base
-    choose_strength: bool = False  # LoRA: scale the learned change to what looks best on validation prompts
+    choose_strength: bool = False  # LoRA: scale the learned change by the factor with the best `Look`
     checkpoint_every: Annotated[int, Within(1, 100_000)] = 50
     preview_every_s: Annotated[float, Within(0, 86_400)] = 10.0
     vector_learning_rate: Share = 5e-4  # pivotal: of the word vectors; `learning_rate` is the LoRA's
-    freeze_vectors_after: Share = 1.0  # pivotal: the vectors stay as they are after this share of the steps; 1 = never
-    dora: bool = False  # LoRA: sizes and directions of the weights learn apart (Liu et al. 2024)
+    freeze_vectors_after: Share = 1.0  # pivotal: the vectors are frozen after this share of the steps; 1 = never
+    dora: bool = False  # LoRA: magnitudes and directions of the weights train separately (Liu et al. 2024)
     rslora: bool = False  # LoRA: alpha is divided by the root of the rank, not by the rank (Kalajdzievski 2023)
-    face_weight: Annotated[float, Within(0, 100)] = 1.0  # how much the head counts in the loss ...
+    face_weight: Annotated[float, Within(0, 100)] = 1.0  # weight of the head in the loss
     background_weight: Annotated[float, Within(0, 100)] = (
-        1.0  # ... and what is around it; only their ratio matters, equal ones = no mask
+        1.0  # weight of all around the head; only the ratio of both matters, equal = no mask
     )
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = (
-        "adamw"  # one of OPTIMIZERS; "prodigy" finds its rates itself and ignores the recipe's
+        "adamw"  # one of OPTIMIZERS; "prodigy" finds its learning rate itself and ignores the recipe's
     )
     gradient_checkpointing: Annotated[str, OneOf(CHECKPOINTING)] = (
-        "auto"  # one of CHECKPOINTING: layers computed twice, for less memory
+        "auto"  # one of CHECKPOINTING: compute layers twice to need less memory
     )
 
     @property
@@ -295,8 +302,8 @@ class Recipe:
         return Recipe(**{**asdict(self), **changes})
 
 
-# What recipes did not have from the beginning: left out of fingerprints where it says nothing, so that checkpoints of
-# earlier versions go on.
+# Settings that were added later. At their default they are left out of fingerprints, so that checkpoints of earlier
+# versions stay valid.
 _LATER = (
     "vector_learning_rate", "freeze_vectors_after", "dora", "rslora", "face_weight", "background_weight", "optimizer",
     "gradient_checkpointing",
@@ -304,14 +311,14 @@ _LATER = (
 
 
 def recipe_fields(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as it is hashed: what came later is left out at its default."""
+    """A recipe's settings for a hash: those that were added later are left out at their default."""
     usual = {each.name: each.default for each in fields(Recipe)}
     return {name: value for name, value in vars(recipe).items() if name not in _LATER or value != usual[name]}
 
 
 @dataclass(frozen=True)
 class Style:
-    """A look a person picks. `prompt` holds `{subject}`; `words` are what the base has to know."""
+    """A style of pictures. `prompt` holds `{subject}`; the base has to know all of `words`."""
 
     id: str
     name: str
@@ -321,7 +328,7 @@ class Style:
     steps: Annotated[int, Within(1, 200)] = 20
     words: tuple[str, ...] = ()
     bases: tuple[str, ...] = ("any",)  # families the style is written for: "portrait", "sd15", "sdxl", "z_image", "any"
-    photoreal: bool = True  # recognisers say nothing about cartoons: such styles stay out of the identity mean
+    photoreal: bool = True  # False: recognisers can't judge it, so it does not count in the identity mean
     thumbnail: str | None = None
 
 
@@ -338,21 +345,21 @@ class Sampling:
     height_px: Pixels | None = None
     scheduler: str = "default"
     strength: Annotated[float, Within(0, 3)] = 1.0  # LoRA strength
-    source: str | None = None  # a picture of the same run to vary, relative to the run's folder; None: from noise alone
+    source: str | None = None  # a picture of the run to vary, relative to its folder; None: draw from noise alone
     change: Annotated[float, Within(0.05, 1)] = (
-        1.0  # share of the schedule that is drawn over `source`; 1 leaves nothing of it
+        1.0  # share of the schedule that is drawn again from `source`; 1 keeps nothing of it
     )
-    draft: bool = False  # with the base's distilled LoRA on top, see pipelines.methods.drafts; counts in no figures
+    draft: bool = False  # with the base's distilled LoRA, see pipelines.methods.drafts; not counted in any figure
 
 
-# What samplings did not have from the beginning.
+# Settings of a sampling that were added later.
 _ADDED: dict[str, Any] = {"source": None, "change": 1.0, "draft": False}
 SOURCE_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.png")
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
-    """A sampling as it is written and hashed: what came later is left out where it says nothing, so that the names,
-    settings and keys of pictures from noise stay what they always were.
+    """A sampling's settings for JSON and hashes. Those that were added later are left out at their default, so that
+    names and hashes of pictures from noise are the same as in earlier versions.
     """
     return {name: value for name, value in vars(sampling).items() if name not in _ADDED or value != _ADDED[name]}
 
@@ -360,7 +367,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
 def check_variation(sampling: Sampling) -> None:
     """Raises UserError for a `source` that is no plain path of a PNG inside the run, or a `change` without one.
 
-    Looks at no disk: whether the picture is there is found out where it is read.
+    It does not check whether the picture exists; the code that reads it does.
     """
     source, change = sampling.source, sampling.change
     if source is not None and not (isinstance(source, str) and SOURCE_NAME.fullmatch(source)):
@@ -370,9 +377,9 @@ def check_variation(sampling: Sampling) -> None:
 
 
 def with_subject(prompt: str) -> tuple[str, str | None]:
-    """A prompt in which `{subject}` stands, and a sentence where it had to be put in front (else None).
+    """The prompt with `{subject}`, and a sentence when it was missing and was put in front (else None).
 
-    Raises UserError, naming it, for anything else in braces: `{Subject}` and `{}` would draw somebody else.
+    Raises UserError for anything else in braces: a prompt with `{Subject}` or `{}` would draw another person.
     """
     for found in re.findall(r"\{[^{}]*\}", prompt):
         if found != "{subject}":
@@ -399,7 +406,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained method's card: what was learned, from what, and where it lies. Never weights in memory."""
+    """What one method has learned of the person, without the weights: from what, and where the artefact is."""
 
     id: str
     method: str
@@ -437,13 +444,13 @@ class Score:
     verdict: str | None = None  # "looks like you" | "borderline" | "someone else" | "no face" | "uncalibrated"
     face_px: float | None = None  # height of the face in the picture
     faces: int | None = None  # how many the detector found
-    note: str | None = None  # what makes the number less than it seems, e.g. a face too small to judge
-    words: str | None = None  # the similarity as people read it: where it lies among different people
+    note: str | None = None  # what makes the number less reliable, e.g. a face too small to judge
+    words: str | None = None  # the similarity as a sentence: how many pairs of different people are less similar
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the validation pictures of one checkpoint, or of one strength, turned out."""
+    """The measures of the validation pictures of one checkpoint, or of one strength."""
 
     value: float  # what is maximised: identity (at least 0) x following
     identity: float  # mean similarity to the validation photos; a picture without a face counts as 0
@@ -453,16 +460,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks at the checkpoints of a training: it draws `prompts` and hands the pictures to `look`."""
+    """How a training judges its checkpoints: it draws `prompts` and calls `look` with the pictures."""
 
-    judge: str  # its name, for the record; never the one that the report's first figures come from
+    judge: str  # the judge's name; never the report's first judge
     prompts: tuple[str, ...]  # each with "{subject}"
     look: Callable[[np.ndarray], Look]  # of one frame per prompt, (n, H, W, 3) uint8
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened, as the app, the command line and the tests see it. JSON-able."""
+    """One event of a job, for the app, the command line and the tests. Can be written as JSON."""
 
     # "start", "step", "preview", "watch", "note", "phase", "render", "refused", "score", "done", "stopped", "paused",
     # "failed"

@@ -24,11 +24,11 @@ from pipelines.core.decode import decode
 from pipelines.core.files import Lock, read_json, require_space, timestamp, told_when_full, write_json
 from pipelines.core.records import COLUMNS, IMPORTED, Photo, PhotoSet, UserError, is_imported
 
-MARKER = "run.json"  # a folder without it is none of ours and is never removed
+MARKER = "run.json"  # a folder without it is no run and is never removed
 MARKER_SCHEMA = 1
 DRAWING = "drawing"
-FORGOTTEN = ".likeness-forgotten-"  # prefix of a run on its way out
-WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"  # what choosing leaves beside a method's subject.json
+FORGOTTEN = ".likeness-forgotten-"  # prefix of a run that is being removed
+WATCH_FILE, STRENGTHS_FILE = "watch.json", "strengths.json"  # beside a method's subject.json, see `training/watch.py`
 
 
 def data_root() -> Path:
@@ -43,10 +43,10 @@ def credentials_folder() -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """One person's folder: everything that is known or was made of them lies in it, and nowhere else.
+    """One person's folder. It holds all that is known of the person and was made of them; nothing is kept elsewhere.
 
-    Its job's files (spec, status, events, ...) lie in the folder itself; `drawing` is the same run with the files of a
-    second job, so that pictures can be drawn while a training goes on.
+    The job's files (spec, status, events, ...) are in the folder itself. `drawing` is the same run with the files of a
+    second job, so that pictures can be drawn during a training.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def job_folder(self) -> Path:
-        """Where the job's own files lie."""
+        """Folder of the job's own files."""
         return self.folder / self.slot
 
     @property
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def spec(self) -> Path:
-        """What the worker is to do (`jobs.JobSpec`)."""
+        """What the worker has to do (`jobspec.JobSpec`)."""
         return self.job_folder / "spec.json"
 
     @property
@@ -104,7 +104,7 @@ class Run:
         return self.job_folder / "stop"
 
     def leave_flag(self, method: str) -> Path:
-        """Where it is, the training goes on without this method."""
+        """While this file exists, the training goes on without this method."""
         return self.job_folder / f"stop-{_plain_name(method)}"
 
     @property
@@ -118,7 +118,7 @@ class Run:
 
     @property
     def marks(self) -> Path:
-        """The marks of each judge's strip for this person."""
+        """The `Scale` of each judge for this person."""
         return self.folder / "marks.json"
 
     @property
@@ -177,26 +177,26 @@ class Run:
         return self.folder / "renders" / _plain_name(column)
 
     def pictures(self, column: str) -> list[Path]:
-        """One column's pictures, oldest first. What is being written is none yet, what goes meanwhile is left out."""
+        """One column's pictures, oldest first, without those that are being written or removed."""
         found = []
         for path in self.renders(column).glob("*.png"):
-            if not path.name.startswith("."):  # unlike a shell's, this pattern finds `.part-1234-seed1.png` as well
+            if not path.name.startswith("."):  # `glob` also finds names that begin with a dot
                 with contextlib.suppress(FileNotFoundError):
                     found.append((path.stat().st_mtime_ns, path.name, path))
         return [path for *_, path in sorted(found)]
 
     def finished(self, picture: str) -> Path:
-        """Folder of what was made of one picture (its path inside the run) to be shown to others."""
+        """Folder of the finished files of one picture (its path inside the run)."""
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", picture.removeprefix("renders/").removesuffix(".png"))
         return self.folder / "finished" / name[:150]
 
     def relative(self, path: Path | str) -> str:
-        """A path inside the run as its files name it."""
+        """A path relative to the run's folder, as the run's files write it."""
         return Path(path).resolve().relative_to(self.folder.resolve()).as_posix()
 
 
 def imported_columns(run: Run) -> tuple[str, ...]:
-    """The columns of a run that were not trained here but imported, by name."""
+    """The run's imported columns, sorted by name."""
     cards = sorted((run.folder / "methods").glob(f"{IMPORTED}*/subject.json"))
     return tuple(card.parent.name for card in cards if is_imported(card.parent.name))
 
@@ -225,7 +225,7 @@ def new_run(root: Path | None = None) -> Run:
 def run_at(folder: Path) -> Run:
     """The run at `folder`: an existing one, or a new one where there is nothing (or an empty folder).
 
-    Raises UserError when something else lies there: its files are not ours to mix with.
+    Raises UserError when the folder holds other files.
     """
     folder = folder.expanduser().resolve()
     if is_run(folder):
@@ -282,7 +282,7 @@ def record_consent(run: Run, *, means: str, statement: str) -> None:
 
 
 def save_photo_set(run: Run, photo_set: PhotoSet) -> None:
-    """Keep the outcome of `photos.intake` with the run. Paths are kept relative, so that a run can be moved."""
+    """Save the result of `photos.intake` in the run. Paths are relative, so that a run can be moved."""
 
     def part(photos: tuple[Photo, ...]) -> list[Photo]:
         return [dataclasses.replace(photo, path=run.relative(photo.path)) for photo in photos]
@@ -303,7 +303,7 @@ def save_photo_set(run: Run, photo_set: PhotoSet) -> None:
     )
 
 
-# Photo sets that were stored before photos had `reasons` say in this sentence that a photo shows several faces.
+# The note about a photo with several faces in photo sets of versions in which `Photo` had no `reasons`.
 SEVERAL_FACES_NOTE = "several faces; the one that agrees with the other photos is used"
 
 
@@ -334,9 +334,8 @@ def forget(run_folder: Path | Run) -> dict[str, Any]:
     """Remove a run with everything in it and return a receipt that says what was removed and checks that it is gone.
 
     The folder is renamed first, so that a crash half way leaves something `sweep_forgotten` recognises. Raises
-    UserError for a folder that is no run of ours, for a link, while a worker is busy in it, and when something could
-    not be removed.
-    What a file system or a backup keeps of deleted files is beyond it; the receipt says so.
+    UserError for a folder that is no run, for a link, while a worker is busy in it, and when something could not be
+    removed. It can't remove what a file system or a backup keeps of deleted files; the receipt says so.
     """
     given = run_folder.folder if isinstance(run_folder, Run) else Path(run_folder).expanduser()
     if given.is_symlink():
@@ -393,8 +392,8 @@ def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def sweep_forgotten(root: Path, *, older_than_s: float = 0.0) -> int:
-    """Finish removals that a crash interrupted; returns how many folders went. Where others may be removing this very
-    moment, `older_than_s` leaves theirs alone.
+    """Finish removals that a crash interrupted; returns how many folders were removed. `older_than_s`: skip younger
+    ones, which another process may be removing now.
     """
     gone = 0
     if root.is_dir():

@@ -1,8 +1,8 @@
 """What is not drawn: sexual content, and anything suggestive about somebody young.
 
 In: what a person wrote. Out: nothing, or a `UserError` that does not repeat it. The words are data, in
-`presets/safety/<language>.json`; all languages hold at once. Light: no torch, and asked at every door. There is no
-switch. `pipelines/bases/checker.py` looks at the pictures.
+`presets/safety/<language>.json`; every language's list always applies. Called wherever a prompt comes in; it can't be
+switched off. `pipelines/bases/checker.py` checks the pictures. Light: no torch.
 Try it:
 `python -c "from pipelines.core.safety import check_prompt; check_prompt('portrait of {subject}, navy jacket')"`.
 """
@@ -77,7 +77,7 @@ def check_prompt(prompt: str, negative_prompt: str = "") -> None:
 def problem(prompt: str, negative_prompt: str = "") -> str | None:
     """Why this is not drawn, as a sentence that does not repeat it; None when it is."""
     words = _words()
-    # an innocent phrase becomes a digit, which no phrase spans: what stands around it does not become one phrase
+    # an innocent phrase becomes a digit: no phrase of a list holds one, so the words around it do not join to a phrase
     readings = [words.innocent.sub(" 0 ", reading) for reading in _readings(prompt, words)]
     minor = any(words.minors.search(reading) for reading in readings)
     for reading in readings:
@@ -99,8 +99,8 @@ def fold(text: str) -> str:
 
 
 def _readings(prompt: str, words: _Words) -> set[str]:
-    """How a prompt can be read: as it stands, and with the tricks undone that hide a word from a list."""
-    # what stands for the person is no word, and hides none
+    """The prompt as it is, and versions of it in which hidden words are visible again."""
+    # `{subject}` and learned words such as `<likeness>` are no words of the prompt
     plain = fold(re.sub(r"\{\w*\}|<[^<>\s]*>", " ", prompt))
     spelt = {plain} | {_undisguised(plain, table) for table in DISGUISED}
     readings = set()
@@ -112,7 +112,7 @@ def _readings(prompt: str, words: _Words) -> set[str]:
 
 
 def _undisguised(text: str, table: dict[int, int]) -> str:
-    """Figures and signs in words as the letters they stand for: "nud3" -> "nude"."""
+    """Digits and signs in words replaced by letters: "nud3" -> "nude"."""
     return TOKEN.sub(lambda found: found[0].translate(table), text)
 
 

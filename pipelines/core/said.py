@@ -1,7 +1,7 @@
 """Sentences as data: an English text, by which a translation is found, and the values that fill its {names}.
 
-In: what a lower room has to say. Out: `Said`; whoever shows it makes the words, in English by `str`, in another
-language as `ui.words` does. Try it: `str(Said("{count} voters", count=3))`.
+In: a sentence of any package. Out: a `Said`; `str` makes the English text, `ui.words` another language's.
+Try it: `str(Said("{count} voters", count=3))`.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ class Said:
 
 
 def tell(text: str, **values: object) -> str:
-    """The words in English: `text` with its {names} filled in."""
+    """The English text: `text` with its {names} filled in."""
     return text.format(**values) if values else text

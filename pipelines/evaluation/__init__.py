@@ -1,8 +1,9 @@
-"""Evaluation: how much do pictures look like the person, and what else are they worth?
+"""Evaluation: how similar are pictures to the person, and how good are they otherwise?
 
 In: pictures, and photos that training never saw. Out: `Score`s, a `Scale` per judge (strangers, untrained base, own
 photos), `Facts` per picture and `Worth` per method, means with intervals, friends' votes. No embedding is written.
-Files: references -> scale, lookalike, validation; facts, clip; statistics; votes.
+Files: `judge` scores all pictures of a run; `references` makes each score, `scale` and `faces/calibration.py` say what
+it means; `facts` and `clip` measure the rest; `validation` chooses checkpoints; `lookalike` judges any picture.
 Try it: `python -m pipelines score a.png --run RUN`.
 """
 

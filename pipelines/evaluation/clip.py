@@ -2,8 +2,8 @@
 
 In: pictures and prompts. Out: cosines of image and text embeddings (raw, not times 2.5), and how often a picture fits
 its own prompt better than the run's other prompts (as in CLIP R-precision, Park et al. 2021). The person's token is
-replaced by the class word: CLIP knows nobody. The backbone is pinned and named wherever a figure stands, because
-figures of two backbones can't be compared.
+replaced by the class word, since CLIP does not know the person. The CLIP model is pinned and named beside every figure,
+because figures of two models can't be compared.
 Try it: LIKENESS_CLIP=FOLDER (or the hub's cache) and a comparison on sd15; report.json then holds `clip_t`.
 """
 
@@ -39,7 +39,7 @@ class ClipText:
             raise UserError(f"{where.name} holds no CLIP model that can be read. Give another folder.") from error
 
     def texts(self, prompts: Sequence[str]) -> np.ndarray:
-        """(n, d) unit vectors; what is longer than CLIP's 77 tokens is cut."""
+        """(n, d) unit vectors of texts; a text is cut after CLIP's 77 tokens."""
         import torch
 
         asked = self._processor.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
@@ -71,7 +71,7 @@ def _from_hub(allow_download: bool) -> Path:
                 CLIP_REPO, revision=CLIP_REVISION, allow_patterns=list(FILES), local_files_only=not allow_download
             )
         )
-    except Exception as error:  # the hub's own, httpx's and the system's errors: to the person all mean one thing
+    except Exception as error:  # errors of the hub, of httpx and of the system all mean the same to the person
         include = " ".join(f'"{pattern}"' for pattern in FILES)
         raise UserError(
             f"CLIP is not on this machine, so prompt-following is not measured. Get it with: hf download {CLIP_REPO} "

@@ -1,8 +1,8 @@
-"""What a picture is worth besides its likeness: is it usable, does it show what was asked, is it a copy of a photo?
+"""Measures of a picture besides its score: is it usable, does it show what was asked, is it a copy of a photo?
 
 In: pictures, what was asked for, the training photos as the judge's framing shows them. Out: `Facts` per picture and
-`Worth` per method. All measured by rules and by the recognisers; what can't be measured is None, never a guess.
-Prompts that name no subject ("portrait of man") ask something else: has the base's own man become the person (drift)?
+`Worth` per method. All measured by rules and by the recognisers; what can't be measured is None.
+Class-only prompts ("portrait of man") show drift: whether every man that the base draws now looks like the person.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.faces.face import PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.photos import captions, checks
 
 FRAME_PX = PORTRAIT_SIZE_PX
-STRUCTURE_PX = 64  # aligned faces are compared at this size: copies survive it, noise does not
+STRUCTURE_PX = 64  # aligned faces are compared at this size, where noise no longer matters
 # Of 13 people's photos (10 each, all pairs) two different ones reach 0.22 in the median and 0.67 at most; a photo drawn
 # again by the embedded base's autoencoder keeps more than 0.85 of itself.
 COPY = 0.75
@@ -33,11 +33,11 @@ PROMINENT = 0.12  # a prominent face is at least this share of the picture high
 
 @dataclass(frozen=True)
 class Facts:
-    """About one picture."""
+    """The measures of one picture."""
 
     faces: int
     prominent: bool  # exactly one face, and a large one
-    quality: tuple[str, ...]  # reason codes of `schema.REMARKS` that hold against it; () is good
+    quality: tuple[str, ...]  # codes of `records.REMARKS` about its faults; () = none
     following: float | None  # share of the asked attributes that hold; None: nothing measurable was asked. Where CLIP
     # judges: share of the run's other prompts that fit less well than the picture's own
     copy: float | None  # structural similarity (0..1) with the most similar training photo
@@ -50,7 +50,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Worth:
-    """One method. Shares are of all its pictures of the person; a picture without a face fails."""
+    """The measures of one method. Shares are of all its pictures of the person; a picture without a face counts 0."""
 
     usable: float | None  # one prominent face, looks like the person to the first judge, as asked, good quality
     following: float | None  # mean share of asked attributes that hold
@@ -66,7 +66,7 @@ class Worth:
 
 
 def asked_for(prompt: str) -> dict[str, str]:
-    """What of a prompt the pixel rules can check: {"background" | "jacket" | "tone": word}."""
+    """The attributes in a prompt that rules about pixels can check: {"background" | "jacket" | "tone": word}."""
     asked = {}
     for thing in ("background", "jacket"):
         found = re.search(rf"\b([a-z]+) {thing}\b", prompt.lower())
@@ -78,7 +78,7 @@ def asked_for(prompt: str) -> dict[str, str]:
     return asked
 
 
-# Neighbouring words that the rules can't tell apart under shading count as the same.
+# Pairs of similar colour words that the rules can't tell apart in shade: they count as the same.
 ALIKE = ({"navy", "blue"}, {"navy", "black"}, {"grey", "white"})
 
 
@@ -93,13 +93,13 @@ def following(image: np.ndarray, prompt: str) -> float | None:
         return None
     seen = captions.measure(image)
     shown = {"background": seen.background, "jacket": seen.jacket, "tone": seen.tone}
-    if "tone" in asked:  # there are no colours to look for
+    if "tone" in asked:  # a black-and-white picture has no colours to check
         asked = {"tone": asked["tone"]}
     return float(np.mean([holds(shown[thing], word) for thing, word in asked.items()]))
 
 
 def followed(image: np.ndarray, prompt: str) -> float | None:
-    """`following` of an RGB uint8 (H, W, 3) picture as it comes; 0 where something was asked and no face is found."""
+    """`following` of an RGB uint8 (H, W, 3) picture that is not aligned yet; 0 where it shows no face."""
     if not asked_for(prompt):
         return None
     found = detect_faces(image)
@@ -107,7 +107,7 @@ def followed(image: np.ndarray, prompt: str) -> float | None:
 
 
 def _framed(image: np.ndarray, aligned: np.ndarray) -> np.ndarray:
-    """A small picture at the base's own framing is measured as it is: aligning it would move the background."""
+    """The picture to measure: one of the embedded base's size is not aligned, since that would move the background."""
     return image if image.shape[:2] == (FRAME_PX, FRAME_PX) else aligned
 
 
@@ -136,7 +136,7 @@ def facts_of(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarr
 
 
 def facts_to_json(found: Facts) -> dict[str, Any]:
-    """Facts as JSON takes them; `facts_from_json` puts them back."""
+    """Facts as JSON; `facts_from_json` reads them."""
     return {each.name: getattr(found, each.name) for each in fields(Facts) if each.name != "structure"}
 
 
@@ -149,7 +149,7 @@ def facts_from_json(saved: dict[str, Any], image: np.ndarray) -> Facts:
 
 
 def structure(aligned: np.ndarray) -> np.ndarray:
-    """An aligned (128, 128, 3) picture as it is compared: (64, 64) uint8 grey."""
+    """The (64, 64) uint8 grey picture by which aligned (128, 128, 3) pictures are compared."""
     import cv2
 
     grey = cv2.cvtColor(np.ascontiguousarray(aligned), cv2.COLOR_RGB2GRAY)
@@ -164,16 +164,16 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def is_subject(sampling: Sampling) -> bool:
-    """Whether a picture should show the person: prompts without the placeholder are class-only prompts. Pictures made
-    elsewhere come without a prompt, and are of the person.
+    """Whether a picture should show the person: its prompt has `{subject}`, or it was made elsewhere and has no prompt.
+    Any other prompt is a class-only prompt.
     """
     return not sampling.prompt or "{subject}" in sampling.prompt
 
 
 def is_counted(sampling: Sampling, stylised: Collection[str] = ()) -> bool:
-    """Whether a picture counts for the identity figures: it shows the person, as a photograph would, and comes from
-    noise. A variation owes its face to the picture it was made from, which somebody chose and another method may have
-    drawn: it has a score of its own and says nothing about its column. A draft owes it to other weights as well.
+    """Whether a picture counts for the identity figures of its method: it shows the person in a photographic style and
+    was drawn from noise. A variation's face comes in part from its source, which another method may have drawn, and a
+    draft's in part from the distilled LoRA: both have a score, but do not count.
     """
     return sampling.source is None and not sampling.draft and is_subject(sampling) and sampling.prompt not in stylised
 
@@ -185,7 +185,7 @@ def worth_of(
     to_training: Sequence[float | None],
     stylised: Collection[str] = (),
 ) -> Worth:
-    """Sum up one column. `base` is the untrained base's column; `to_training` holds the first judge's similarity of
+    """The `Worth` of a column. `base` is the untrained base's column; `to_training` has the first judge's similarity of
     each picture (in order) to the mean of the training photos; `stylised` names prompts that recognisers can't judge.
     """
     own = [(s, f, scores) for s, f, scores in pictures if is_counted(s, stylised)]
@@ -217,7 +217,7 @@ def worth_of(
 
 
 def usable(seen: Facts, scores: Sequence[Score]) -> bool:
-    """A portrait somebody could use: the first judge says it is the person, and nothing else is wrong with it."""
+    """One prominent face that looks like the person to the first judge, at least half as asked, without remarks."""
     alike = bool(scores) and scores[0].verdict == LOOKS_LIKE
     obeys = seen.following is None or seen.following >= 0.5
     return seen.prominent and alike and obeys and not seen.quality

@@ -1,8 +1,8 @@
-"""Judge: how much does every picture look like the person, and what else is there to say about it?
+"""Judge all pictures of a run: their scores against the held-out photos, and other facts about them.
 
 In: a run, the album of its photos, renders and a loaded base. Out: events; `judge` keeps scores.jsonl and marks.json
-and returns `Judged`, `look_closer` keeps closer.json and returns `Closer`. A picture that these judges scored, or
-looked at, as it is now is not looked at again. References are face embeddings: they live in memory only.
+and returns `Judged`, `look_closer` keeps closer.json and returns `Closer`. A picture that has not
+changed since these judges scored it is not scored again. References are face embeddings: they stay in memory.
 Try it: `for event in judge(run, album, renders, family, control=Control()): print(event)`.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core import inscription, presets
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import file_sha256, jsonable, read_json, read_lines, sha, write_json, write_text
-from pipelines.core.records import Event, PhotoSet, Render, Score, UserError
+from pipelines.core.records import Event, PhotoSet, Render, Score, UserError, is_instant, title_of
 from pipelines.core.run import Run
 
 if TYPE_CHECKING:
@@ -34,22 +34,22 @@ OTHERS = 3  # photos of other people in a heatmap
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judges said."""
+    """The judges' scores and scales."""
 
     scores: dict[str, tuple[Score, ...]]  # by path of the render: one per judge
-    marks: dict[str, Scale]  # by judge, the one that counts first
+    marks: dict[str, Scale]  # by judge, the report's first judge first
     judges: tuple[Judge, ...]
     notes: tuple[str, ...] = ()  # judges that are missing here, photos that a judge could not use
 
 
 @dataclass(frozen=True)
 class Closer:
-    """What else there is to say about the pictures: usable, as asked, varied, copied, drifted."""
+    """The pictures' other facts: whether they are usable, as asked, varied, copies, and whether the base drifted."""
 
     facts: dict[str, Facts]  # by path inside the run
     worth: dict[str, Worth]  # by column
     heat: dict[str, Any]  # {"photos": [{"name", "part"}], "rows": [{"column", "file", "values"}]}
-    clip: str | None = None  # the backbone that was asked
+    clip: str | None = None  # name of the CLIP model that was used
     notes: tuple[str, ...] = ()
 
 
@@ -71,7 +71,8 @@ class Terms:
 def judge(
     run: Run, album: Album, renders: Sequence[Render], family: Family, *, terms: Terms = Terms(), control: Control
 ) -> Generator[Event, None, Judged]:
-    """Score every picture by every judge, against the held-out photos.
+    """Score every picture by every judge, against the held-out photos. The judge whose descriptor went into pictures of
+    methods that train nothing comes last, and where it is the only one, those pictures have no score.
 
     Raises Stopped between two pictures, and UserError when no judge finds a face in the held-out photos.
     """
@@ -82,7 +83,16 @@ def judge(
         yield Event("note", text=sentence)
     if not references:
         raise UserError("No recogniser finds a face in the held-out photos. Replace the photos and start again.")
+    references.sort(key=lambda each: each.judge.name == family.row.face_encoder)
     judges = tuple(reference.judge for reference in references)
+    shown = (*renders, *terms.earlier)
+    if judges[0].name == family.row.face_encoder and (known := {r.method for r in shown if is_instant(r.method)}):
+        text = f"{' and '.join(map(title_of, known))} has no score: {judges[0].name} can't judge alone what its own "
+        yield Event("note", text=f"{text}descriptor went into. Install requirements.txt whole for another judge.")
+        renders, terms = (
+            [each for each in renders if each.method not in known],
+            replace(terms, earlier=[each for each in terms.earlier if each.method not in known]),
+        )
     store = ScoreStore(run, album.photos, judges)
     scores = yield from _scored(renders, terms.earlier, references, store, control)
     control.check()
@@ -92,7 +102,7 @@ def judge(
 
 
 def _references(album: Album, download: bool) -> tuple[list[Reference], list[str]]:
-    """What each judge of this machine remembers of the held-out photos, and sentences about judges that can't judge."""
+    """A reference of the held-out photos per judge of this machine, and sentences about judges that can't be used."""
     from pipelines.evaluation.references import reference
     from pipelines.faces.judges import available_judges
 
@@ -151,12 +161,12 @@ def _scored(
 def _marks(
     run: Run, album: Album, scores: dict[Path, list[Score]], judges: Sequence[Judge], family: Family
 ) -> dict[str, Scale]:
-    """{judge: Scale}: what the untrained base, real photos, and photos drawn again by the base's autoencoder reach."""
+    """{judge: Scale}, from the untrained base's pictures, the photos, and the photos through the base's autoencoder."""
     from pipelines.evaluation.scale import measure_scale
 
     rebuilt = family.decode(family.encode_images(album.frames(album.photos.held_out, family.row)).latents(None))
     drawn = {path: inscription.read(path, whole=True) for path in scores if path.parent == run.renders("none")}
-    # a variation by the untrained base shows whoever its source shows: that is no floor
+    # a variation by the untrained base looks like its source, so it does not count for the floor
     untrained = {path for path, saved in drawn.items() if saved is None or saved.sampling.source is None}
     floor = [each for path, found in scores.items() if path in untrained for each in found]
     return {
@@ -184,11 +194,11 @@ class ScoreStore:
         self._seen: dict[str, str] = dict(saved.get("pictures", {})) if same else {}  # picture -> sha256 of its file
 
     def current(self, path: Path) -> list[Score]:
-        """The scores by these very judges of the picture as it is now; none when it has to be scored."""
+        """The picture's scores by these judges; [] when it changed, or was not scored by them yet."""
         return self.known.get(path, []) if self._seen.get(self._run.relative(path)) == _picture_sha(path) else []
 
     def saw(self, path: Path) -> None:
-        """These judges scored this picture as it is now."""
+        """Note that these judges have scored the picture in its present state."""
         self._seen[self._run.relative(path)] = _picture_sha(path)
 
     def save(self, scores: dict[Path, list[Score]]) -> None:
@@ -214,13 +224,13 @@ def _picture_sha(path: Path) -> str:
     return file_sha256(path) if path.is_file() else ""
 
 
-# ------------------------------------------------------------------------------------------------- a closer look
+# ------------------------------------------------------------------------------------------------- other facts
 
 
 def look_closer(
     run: Run, album: Album, renders: Sequence[Render], judged: Judged, *, terms: Terms, control: Control
 ) -> Generator[Event, None, Closer]:
-    """Look at every picture of `renders` for what a similarity does not say. Raises Stopped between two pictures."""
+    """Measure what a similarity does not say about every picture of `renders`. Raises Stopped between two pictures."""
     from pipelines.evaluation.facts import is_counted, worth_of
 
     control.check()
@@ -264,7 +274,7 @@ def look_closer(
 
 
 class _Eye:
-    """Looks at one picture, with the person's photos and some other people's in mind."""
+    """Measures one picture: its facts, and its similarity to the person's photos and to other people's."""
 
     def __init__(self, album: Album, judge: Judge, others: Sequence[Path]) -> None:
         from pipelines.evaluation import facts, references
@@ -292,7 +302,7 @@ class _Eye:
 
 
 class _SeenBefore:
-    """closer.json of a run: in the app every click adds a few pictures to many."""
+    """closer.json of a run: keeps what was measured, since in the app every click adds a few pictures to many."""
 
     def __init__(self, run: Run, stamp: str) -> None:
         self._run, self._file, self._stamp = run, run.folder / "closer.json", stamp
@@ -302,7 +312,7 @@ class _SeenBefore:
         self._now: dict[str, dict[str, Any]] = {}
 
     def look(self, eye: _Eye, render: Render, name: str) -> tuple[Facts, dict[str, Any], bool]:
-        """(facts, what is remembered of the picture, whether it was looked at just now)."""
+        """(facts, the picture's entry in closer.json, whether it was measured now)."""
         from pipelines.evaluation.facts import facts_from_json, facts_to_json
         from pipelines.photos.decode import decode
 
@@ -317,7 +327,7 @@ class _SeenBefore:
         return facts, self._now[key], known is None
 
     def forget_gone(self) -> None:
-        """Drop what is remembered of pictures that are no longer in the run."""
+        """Drop the entries of pictures that are no longer in the run."""
         self._known = {}
 
     def save(self) -> None:
@@ -328,7 +338,7 @@ def _ask_clip(
     run: Run, renders: Sequence[Render], facts: dict[str, Facts], looked: Sequence[dict[str, Any]], terms: Terms,
     control: Control,
 ) -> tuple[str | None, list[str]]:  # fmt: skip
-    """Put CLIP's answers into `facts` and into what is remembered of each picture; (the backbone's name, problems)."""
+    """Put CLIP's results into `facts` and into each picture's entry; returns (name of the CLIP model, problems)."""
     from pipelines.evaluation import clip as clip_text
     from pipelines.evaluation.facts import is_subject
     from pipelines.photos.decode import decode
@@ -353,7 +363,7 @@ def _ask_clip(
         if answer.get("stamp") != stamp:
             cosines = texts @ clip.images([decode(Path(render.path))])[0]
             own = prompts.index(render.sampling.prompt)
-            # a rank of None: there is no other prompt to compare with
+            # the rank is None when there is no other prompt
             answer = {"stamp": stamp, "cosine": float(cosines[own]), "rank": clip_text.rank(cosines, own)}
             known["clip"] = answer
             control.keep()
@@ -365,7 +375,7 @@ def _ask_clip(
 
 
 def others_of(photos: PhotoSet, named: Sequence[Path] = ()) -> list[Path]:
-    """Photos of other people: those that are named, else the sample person's - who is no other to herself."""
+    """Photos of other people: the `named` ones, else the sample person's, except where she is the person herself."""
     own = {photo.name for photo in photos.photos}
     sample = sorted((presets.PRESETS / "sample_person").glob("*.png"))[:OTHERS]
     found = list(named) or [path for path in sample if path.name not in own]

@@ -1,9 +1,9 @@
 """Who does a picture look like? Any picture, and every face in it, against one person's held-out photos.
 
-In: a picture and what the judges remember of the person. Out: `Answer` - per face and judge the score in words, and
-which of three it is nearest to: this person, the synthetic sample person, the untrained base's pictures. There is no
-database of other people, and the picture is not kept. Try it: `python -m pipelines score a.png --run RUN`.
-Face embeddings live in memory only: `Known` refuses to be pickled, and `forget` drops a run's.
+In: a picture and a `Known` per judge. Out: `Answer`: per face and judge the score in words, and which of three it is
+most similar to: this person, the synthetic sample person, or the untrained base's pictures. There is no database of
+other people, and the picture is not kept. Try it: `python -m pipelines score a.png --run RUN`.
+Face embeddings stay in memory: a `Known` can't be pickled, and `forget` drops those of a run.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ SENTENCES = {
     BASE: Said("It looks like a face that the untrained base drew, and not like this person."),
     NONE: Said("It looks like none of those it was compared with."),
 }
-NOT_THIS_PERSON = Said("It does not look like this person.")  # where nobody else was compared with
-THE_PHOTO_ITSELF = 0.995  # two copies of one photo; two photos of one moment stay below
+NOT_THIS_PERSON = Said("It does not look like this person.")  # when there is nobody else to compare with
+THE_PHOTO_ITSELF = 0.995  # similarity from which two files are the same photo; two photos of the same moment have less
 KNOWN_AT_MOST = 16  # people whose photos are remembered
 
 
 @dataclass(frozen=True)
 class Known:
-    """What one judge remembers for comparing: never written down."""
+    """The face embeddings that one judge compares with. They are never saved."""
 
     person: Reference  # of the held-out photos
     marks: Scale
-    singles: dict[str, tuple[np.ndarray, ...]] = field(repr=False)  # who -> unit vectors of so many single pictures
+    singles: dict[str, tuple[np.ndarray, ...]] = field(repr=False)  # who -> the unit vector of each picture
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("face embeddings stay in memory; they can't be pickled")
@@ -54,11 +54,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The most alike single picture of somebody."""
+    """The most similar picture of one of the three."""
 
     who: str
     similarity: float
-    pictures: int  # among how many; the same for everybody but where there are fewer
+    pictures: int  # how many pictures were compared with
     verdict: str  # of one picture against one picture
 
 
@@ -91,7 +91,7 @@ class Opinion:
 
     @property
     def sentence(self) -> str:
-        """The same in English, the reason where there is no verdict."""
+        """`said` in English; without a verdict, the reason."""
         if self.said is not None:
             return str(self.said)
         return self.score.words or f"{self.score.reason or 'This judge sees no face here'}."
@@ -99,7 +99,7 @@ class Opinion:
 
 @dataclass(frozen=True)
 class JudgedFace:
-    """One face of a picture and what each judge thinks of it."""
+    """One face of a picture and each judge's opinion."""
 
     box: tuple[float, float, float, float]  # left, top, right, bottom in the picture, px
     opinions: tuple[Opinion, ...]  # in the order of the judges
@@ -123,9 +123,9 @@ def known(
     base: Sequence[Path] = (),
     on_photo: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Known], list[Said | str]]:
-    """Look at a person's photos, the sample person's and the base's pictures once: per judge what it remembers, and
-    sentences about what could not be used. Of the sample person and the base no more pictures count than the person
-    has held-out photos: among more, one is nearer by chance alone.
+    """Embed a person's photos, the sample person's and the base's pictures: a `Known` per judge, and sentences about
+    what could not be used. The sample person and the base have no more pictures than the person has held-out photos:
+    with more, one of them would be more similar by chance.
 
     Raises UserError when there are no held-out photos, or no judge finds a face in any.
     """
@@ -150,7 +150,7 @@ def known(
             try:
                 if judge.name not in broken:
                     seen[judge.name].setdefault(part, []).append(judge.look(image).vector)
-            except UserError as problem:  # a pack that can't be read; the other judge goes on
+            except UserError as problem:  # a damaged model file: the other judges go on
                 broken[judge.name] = str(problem)
         on_photo(number, len(pictures) + len(others))
     out = []
@@ -177,8 +177,8 @@ def known(
 
 
 def look_at_any(image: np.ndarray, knowing: Sequence[Known]) -> Answer:
-    """Every face in an upright RGB uint8 (H, W, 3) image against one person. The first judge says which faces there
-    are; the others' opinions are put to the face they mean, and faces that only they see follow.
+    """Compare every face in an upright RGB uint8 (H, W, 3) image with one person. Faces that several judges find at the
+    same place are one face; it has the box of the first judge that finds it.
     """
     found: list[tuple[tuple[float, float, float, float], dict[str, Seen]]] = []
     for one in knowing:
@@ -200,7 +200,7 @@ def look_at_any(image: np.ndarray, knowing: Sequence[Known]) -> Answer:
 
 
 def _one_face(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    """Whether the middle of each box lies in the other."""
+    """Whether two boxes are of the same face: the middle of each lies in the other."""
 
     def holds(box: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
         x, y = (other[0] + other[2]) / 2, (other[1] + other[3]) / 2
@@ -215,7 +215,7 @@ def _opinion(one: Known, seen_by: dict[str, Seen], count: int) -> Opinion:
     if seen is None or seen.vector is None:
         reason = seen.reason if seen else "this judge does not see this face"
         return Opinion(Score("", judge.name, None, reason, verdict=calibration.NO_FACE))
-    alone = Seen(seen.vector, None, seen.face_px, 1, seen.box)  # each face is judged for itself
+    alone = Seen(seen.vector, None, seen.face_px, 1, seen.box)  # as if it were the only face
     nearest = []
     for who, vectors in one.singles.items():
         best = max(judge.similarity(seen.vector, vector) for vector in vectors)
@@ -240,7 +240,7 @@ def known_of(
     base: Sequence[Path] = (),
     on_photo: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Known], list[Said | str]]:
-    """`known` of a run, remembered in this process until the photos or the base's pictures change, or `forget`."""
+    """`known` of a run, cached in this process until the photos or the base's pictures change, or until `forget`."""
     named = tuple(str(path) for path in (*sample, *base))
     key = (str(folder.resolve()), photo_set.digest, named)
     with _lock:
@@ -249,7 +249,7 @@ def known_of(
         found = known(resident_judges(), photo_set, sample=sample, base=base, on_photo=on_photo)
         forget(folder)
         with _lock:
-            if folder.is_dir():  # deleted meanwhile: nothing of it may stay
+            if folder.is_dir():  # a deleted run is not cached
                 _remembered[key] = found
             while len(_remembered) > KNOWN_AT_MOST:
                 _remembered.popitem(last=False)
@@ -257,7 +257,7 @@ def known_of(
 
 
 def forget(folder: Path) -> None:
-    """Drop what is remembered of a run."""
+    """Remove a run from the cache."""
     with _lock:
         for key in [key for key in _remembered if key[0] == str(folder.resolve())]:
             del _remembered[key]

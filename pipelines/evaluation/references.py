@@ -1,7 +1,8 @@
-"""References and scores: how much do pictures look like a person, against photos that training never saw?
+"""References and scores: how similar are pictures to a person's photos that training never saw?
 
-In: pictures and a person's held-out photos. Out: `Reference` (what a judge remembers of them) and `Score` records.
-A reference is a face embedding, hence biometric: it lives in memory only and refuses to be pickled.
+In: pictures and a person's held-out photos. Out: a `Reference` (the mean embedding of the photos by one judge) and
+`Score`s: a score's similarity is `Judge.similarity` of the picture's embedding and the reference. A reference is
+biometric: it stays in memory and can't be pickled.
 Try it: `python -m pipelines score a.png --against photo1.jpg photo2.jpg --json`.
 """
 
@@ -29,11 +30,11 @@ Picture = Photo | Path | np.ndarray
 
 @dataclass(frozen=True)
 class Reference:
-    """What a judge remembers of a person: the normalised mean of their photos' unit vectors."""
+    """The normalised mean of the unit vectors that a judge makes of a person's photos."""
 
     judge: Judge
     mean: np.ndarray = field(repr=False)  # (d,), unit length
-    photos: int  # how many went in
+    photos: int  # how many photos the mean is of
     without_face: tuple[str, ...] = ()  # photos in which this judge saw no face
     notes: tuple[str, ...] = ()  # sentences about photos that were used in a way the person may not expect
 
@@ -45,7 +46,7 @@ class Reference:
 
 
 def reference(judge: Judge, photos: Sequence[Picture], album: Album | None = None) -> Reference:
-    """The reference of some photos (`Photo`, path or RGB uint8 array each). What `album` knows is not looked at again.
+    """The reference of some photos (`Photo`, path or RGB uint8 array each). `album` keeps what was computed.
 
     Photos in which this judge sees no face are left out and named. `UserError` when none is left.
     """
@@ -76,7 +77,7 @@ def vectors_of(judge: Judge, album: Album, others: Sequence[Path]) -> list[tuple
             if seen.vector is not None:
                 found.append((part, name, seen.vector))
     for number, path in enumerate(others, start=1):
-        with contextlib.suppress(UserError):  # somebody else's damaged file is nothing to this person
+        with contextlib.suppress(UserError):  # another person's photo that can't be read is left out
             vector = album.vector(judge, path)
             if vector is not None:
                 found.append(("other", f"somebody else {number}", vector))
@@ -84,7 +85,7 @@ def vectors_of(judge: Judge, album: Album, others: Sequence[Path]) -> list[tuple
 
 
 def _look_at_all(judge: Judge, pictures: Sequence[Picture], album: Album | None = None) -> dict[str, Seen]:
-    """What a judge sees in each picture, by its name (pictures of one name are told apart)."""
+    """What a judge sees in each picture, by its name; a second picture of the same name gets a number."""
     out: dict[str, Seen] = {}
     for index, picture in enumerate(pictures, start=1):
         name = _name(picture) or f"picture {index}"
@@ -150,7 +151,7 @@ def score_of(seen: Seen, render: str, reference: Reference) -> Score:
 
 
 def _note(seen: Seen, found: calibration.Calibration | None) -> str | None:
-    """What makes a similarity less than it seems, in one sentence."""
+    """Sentences about what makes the similarity less reliable; None without any."""
     notes = []
     if seen.faces > 1:
         notes.append(f"{seen.faces} faces are in the picture; the largest was judged.")

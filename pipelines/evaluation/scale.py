@@ -33,13 +33,13 @@ def in_words(score: Score, marks: Scale | None = None) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """The marks on a judge's strip for one person."""
+    """Similarities by one judge that say what a score of this person means; the report draws them as marks."""
 
     judge: str
     impostor: float | None  # 99.9% of comparisons of different people lie below; None: uncalibrated
     floor: float | None  # mean of the untrained base's pictures
     best_possible: float | None  # held-out photos drawn by the base's VAE, compared as for the ceiling
-    ceiling: float | None  # this person's photo to photo; see `measure_scale`
+    ceiling: float | None  # mean similarity of this person's photos to each other; see `measure_scale`
     ceiling_low: float | None
     ceiling_high: float | None
     threshold: float | None  # "looks like you" from here on: 1 in 1000 strangers passes; None: uncalibrated
@@ -54,12 +54,12 @@ def measure_scale(
     rebuilt_images: Sequence[np.ndarray] = (),
     album: Album | None = None,
 ) -> Scale:
-    """Measure one person's marks. What `album` knows is not looked at again.
+    """Measure one person's scale. `album` keeps what was computed.
 
     Ceiling: every held-out photo is compared (a) with the normalised mean of the training photos and (b), leave one
     out, with the normalised mean of the other held-out photos, if there are any. The ceiling is the mean of all
-    these, its range their smallest and largest. No photo is ever part of what it is compared with, and no training
-    happened in between: it is what real photos of this person reach. (a) compares with more photos than a render's
+    these, its range their smallest and largest. No photo is part of the mean that it is compared with, and nothing
+    here is drawn by a model: it is what real photos of this person reach. (a) compares with more photos than a render's
     score does and (b) with one fewer; a larger reference scores higher, so the two errors have opposite signs. Over
     13 people, 20 splits each, the ceiling lies 0.00-0.04 above what training photos score when they are treated
     exactly as renders are, against the held-out reference.
@@ -89,7 +89,7 @@ def scale_of(
     floor: float | None = None,
     best_possible: float | None = None,
 ) -> Scale:
-    """`measure_scale` of photos that were looked at already: their unit vectors, None where there is no face."""
+    """`measure_scale` from the photos' unit vectors; None in `held_out` for a photo without a face."""
     known = judge.calibration
     kind = known.kind(len(held_out)) if known else None
     real = _real_comparisons(judge, held_out, held_out, train)
@@ -125,7 +125,7 @@ def _real_comparisons(
 
 
 def imputed(score: Score | float | None) -> float:
-    """A similarity that failures cost: 0 where there is no face."""
+    """The similarity, 0 where there is no face."""
     value = score.similarity if isinstance(score, Score) else score
     return 0.0 if value is None or not np.isfinite(value) else float(value)
 
@@ -147,7 +147,7 @@ class IdentitySummary:
     mean: float | None  # over pictures that show a face
     best: float | None
     mean_zero_imputed: float | None  # pictures without a face count 0
-    normalised: float | None  # of mean_zero_imputed: failures cost
+    normalised: float | None  # of mean_zero_imputed
     faces_found: int
     renders: int
 

@@ -1,4 +1,4 @@
-"""Statistics: how sure a mean or a difference is.
+"""Statistics: confidence intervals and p values of means and of differences.
 
 In: similarities of several people, training seeds and prompts. Out: means with 95% intervals, p values, Holm's
 correction for several comparisons.
@@ -32,7 +32,7 @@ def cluster_bootstrap(values: np.ndarray, *, resamples: int = 2000, seed: int = 
     """Mean of `values` (people, training seeds, prompts, pictures per prompt) with a 95% interval; NaN counts as 0.
 
     People are drawn with replacement, within each their training seeds, within each its prompts; pictures of one
-    prompt stay together, since they are no independent witnesses. A level with one member is kept as it is: the
+    prompt stay together, since they are not independent. A level with one member is kept as it is: the
     interval then says nothing about it. For a comparison give the paired differences; `p` is two-sided against 0.
     Percentile interval; p = 2 * the smaller tail, with the observed data counted in (Davison & Hinkley 1997, 4.4),
     so it is never below 2 / (resamples + 1). The same `seed` gives the same result.

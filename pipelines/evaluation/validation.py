@@ -2,7 +2,7 @@
 
 In: a person's photos. Out: a `Watch` for the training loop, which hands it pictures of the validation prompts: it says
 how much they look like the validation photos (never the held-out ones) and whether they show what was asked. The judge
-is another one than the report's first, or its figures would be chosen by themselves.
+is not the report's first one: a checkpoint that was chosen by a judge has too good a score by the same judge.
 Try it: a recipe with `watch_every`; `methods/<name>/watch.json` then says what was seen.
 """
 
@@ -22,7 +22,7 @@ PROMPTS = "validation"  # of presets/prompts; shares no prompt with the sets tha
 
 
 def watch(album: Album) -> Watch | None:
-    """None when no photo is kept for validation, or there is no second judge that finds a face in them."""
+    """The `Watch` of a person; None without validation photos, and without a second judge that finds a face in them."""
     photos = album.photos
     if not photos.validation:
         return None
@@ -42,7 +42,7 @@ def watch(album: Album) -> Watch | None:
 
 
 def look_at(frames: np.ndarray, prompts: tuple[str, ...], validation: Reference, trained: Reference) -> Look:
-    """(n, H, W, 3) uint8 pictures, one per prompt."""
+    """The `Look` of `frames`, (n, H, W, 3) uint8, one per prompt."""
     identity, learned, shown = [], [], []
     for frame, prompt in zip(frames, prompts, strict=True):
         seen = validation.judge.look(frame)
@@ -59,7 +59,7 @@ def look_at(frames: np.ndarray, prompts: tuple[str, ...], validation: Reference,
 
 
 def _chooser() -> Judge | None:
-    """arcface-mini where a pack reports, else dlib: whichever is not the report's first judge."""
+    """The judge that chooses: arcface-mini if an ArcFace pack is the report's first judge, else the second judge."""
     judges = available_judges(on_problem=lambda _: None)
     if judges[0].name not in ("arcface-mini", "dlib"):
         try:

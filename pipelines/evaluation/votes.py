@@ -32,7 +32,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Standing:
-    """What is trained in a run now: votes about anything else do not count."""
+    """The photos, the base and what was learned in a run now. Votes about other ones do not count."""
 
     photo_digest: str
     base: str
@@ -48,7 +48,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Ballot:
-    """One friend's vote. Lies on the server; the page shows the pictures and nothing else of it."""
+    """One friend's vote, a file on the server. The page shows its pictures and nothing else of it."""
 
     voter: str  # a random name that says nothing about anybody
     standing: Standing
@@ -69,14 +69,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Share:
-    """How often one method was picked of the rounds in which it stood and somebody could say."""
+    """How often one method was picked, of the rounds that showed it and were not answered with "can't say"."""
 
     wins: int
     appearances: int
     share: float | None
     low: float | None  # 95% interval; see `interval`
     high: float | None
-    chance: float | None  # what picking blindly gives
+    chance: float | None  # share that random picking would give
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Tally:
     rounds: int  # answered
     none_of_them: int
     cant_say: int  # left out of every share
-    shares: dict[str, Share]  # in the order of COLUMNS; those that stood in a round
+    shares: dict[str, Share]  # in the order of COLUMNS; those that a round showed
 
 
-# ------------------------------------------------------------------------------------------------- what is there
+# ------------------------------------------------------------------------------------------------- pictures
 
 
 def standing(run: Run) -> Standing | None:
@@ -107,9 +107,8 @@ def standing(run: Run) -> Standing | None:
 
 
 def pairs(run: Run, now: Standing, *, with_base: bool = False) -> list[dict[str, str]]:
-    """Pictures that can stand beside each other: column -> file, one entry per settings (prompt, seed and all the
-    rest) that every method with pictures was drawn with. Drawings and prompts without the person stay out: a judge
-    says nothing about them either.
+    """Pictures to show side by side: column -> file, one entry per `Sampling` that every method with pictures has.
+    Stylised pictures and prompts without the person are left out, as they are in the judges' figures.
     """
     drawn: dict[str, dict[Sampling, str]] = {}
     for column, subject in {"none": None, **now.subjects}.items():
@@ -241,7 +240,7 @@ def answers(run: Run) -> list[Answer]:
 
 
 def _counts(then: Standing, now: Standing | None, columns: set[str]) -> bool:
-    """Whether these columns are the same subjects, of the same photos and base, now as then."""
+    """Whether the photos, the base and the subjects of these columns are still the ones that the vote was about."""
     if now is None or (then.photo_digest, then.base) != (now.photo_digest, now.base):
         return False
     return all(c == "none" or (c in now.subjects and then.subjects.get(c) == now.subjects[c]) for c in columns)
@@ -251,7 +250,7 @@ def _counts(then: Standing, now: Standing | None, columns: set[str]) -> bool:
 
 
 def tally(found: Sequence[Answer]) -> Tally:
-    """Wins and appearances per method. "None of them" is a round that nobody won; "can't say" is no round at all."""
+    """Wins and appearances per method. "None of them" counts as a round that nobody won, "can't say" does not count."""
     said = [one for one in found if one.answer != CANT_SAY]
     shares = {}
     for column in COLUMNS:
@@ -286,7 +285,7 @@ def interval(per_voter: Sequence[tuple[int, int]]) -> tuple[float | None, float 
 
     Wilson's score interval (1927), in which answers of one voter count for less the more alike they are: the number
     of answers is divided by the design effect of the clusters (Kish 1965; Korn & Graubard 1998), at least 1. With one
-    voter it can only speak of that voter.
+    voter it is about that voter only.
     """
     groups = [(wins, rounds) for wins, rounds in per_voter if rounds]
     count = sum(rounds for _, rounds in groups)
@@ -311,14 +310,14 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Friends beside a judge."""
+    """How far friends and a judge agree."""
 
     judge: str
-    pairs: int  # of methods that both put in an order
+    pairs: int  # of methods that have different shares and different means
     agreeing: int
     rounds: int  # in which a picture was picked and the judge has a favourite
     same_pick: int  # ... and it is the same picture
-    by_chance: float  # rounds in which blind picking would have met it
+    by_chance: float  # expected rounds in which random picking gives the same picture
 
 
 def agreement(
@@ -326,8 +325,8 @@ def agreement(
 ) -> Agreement:
     """Do friends and a judge put the methods in one order (by `means`), and pick the same pictures?
 
-    `similarities` are of files as the answers name them; a picture without a face has None and is no favourite.
-    Methods that are level for either are no pair.
+    `similarities`: by the files that the answers name; None for a picture without a face. Two methods with equal shares
+    or equal means are not counted as a pair.
     """
     shares = {c: s.share for c, s in tally(found).shares.items() if s.share is not None}
     both = [(shares[c], mean) for c in shares if (mean := means.get(c)) is not None]
@@ -346,8 +345,8 @@ def agreement(
 
 
 def told(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -> list[Said]:
-    """The outcome in a few sentences, no more certain than the intervals are; none before the first answer. `names` are
-    the columns' titles.
+    """The result in a few sentences; [] before the first answer. A method is called ahead beyond chance only where the
+    intervals do not overlap. `names`: the columns' titles.
     """
     if not found.rounds:
         return []
@@ -417,7 +416,7 @@ def summary(run: Run, judge: str | None, means: Mapping[str, float | None]) -> d
 
 
 def similarities(run: Run, judge: str) -> dict[str, float | None]:
-    """What a judge said of the run's pictures, by their path in the run."""
+    """A judge's similarities of the run's pictures, by their path in the run."""
     lines = read_lines(run.scores)
     return {str(line["render"]): line.get("similarity") for line in lines if line.get("judge") == judge}
 

@@ -1,8 +1,9 @@
-"""Faces: find them, align them, and say how alike two of them are.
+"""Faces: find them, align them, and measure how similar two of them are.
 
 In: RGB uint8 (H, W, 3) pictures. Out: `Face` records, aligned crops, and judges: recognisers that turn a face into a
 unit vector and two vectors into a similarity. Vectors are biometric data and never leave memory.
-Files: face -> dlib_faces, arcface, arcface_mini -> judges; calibration says what a number means; mouth: open or closed.
+Files: `face` has the interface, `dlib_faces`, `arcface` and `arcface_mini` the recognisers, `judges` chooses them;
+`calibration` says what a similarity means, `mouth` whether a mouth is open.
 Try it: `python -m pipelines score render.png --against photo1.jpg photo2.jpg --json`.
 """
 

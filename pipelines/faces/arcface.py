@@ -23,7 +23,7 @@ from pipelines.faces import calibration
 from pipelines.faces.calibration import Calibration
 from pipelines.faces.face import NO_FACE, Face, Seen, sha256_of
 
-# Preference order: the strongest pack that is there judges. Weights: non-commercial research, see
+# In order of preference: the first pack that is installed is used. Weights: non-commercial research only, see
 # https://github.com/deepinsight/insightface/tree/master/model_zoo.
 ARCFACE_PACKS: tuple[str, ...] = ("buffalo_l", "antelopev2", "buffalo_sc")
 
@@ -39,7 +39,7 @@ def pack_root(pack_folder: Path | None = None) -> Path:
 def find_pack(name: str, pack_folder: Path | None = None) -> Path | None:
     """Folder of a complete pack (at least a detector and a recogniser), or None. Reads no model."""
     root = pack_root(pack_folder)
-    # antelopev2's archive holds a folder of its own name, so unpacked it lies one level deeper.
+    # antelopev2's archive contains a folder of the same name, so its files are one level deeper.
     for folder in (root / "models" / name, root / "models" / name / name, root / name):
         with contextlib.suppress(OSError):
             if len([path for path in folder.glob("*.onnx") if path.stat().st_size > 0]) >= 2:
@@ -50,7 +50,7 @@ def find_pack(name: str, pack_folder: Path | None = None) -> Path | None:
 class ArcFaceJudge:
     """An InsightFace pack: SCRFD finds the face, ArcFace describes it with 512 numbers.
 
-    The models are read at the first picture, not before: making a judge costs nothing.
+    The models are read at the first picture, so making a judge is cheap.
     """
 
     def __init__(self, name: str, pack: Path, *, providers: list[str] | None = None):
@@ -76,7 +76,7 @@ class ArcFaceJudge:
             return self._models
 
     def detection_model(self):
-        """Its SCRFD, for whoever wants the five landmarks."""
+        """Its SCRFD detector, which other code uses for the five landmarks."""
         return self._load()[0]
 
     def look(self, image: np.ndarray) -> Seen:
@@ -92,7 +92,7 @@ class ArcFaceJudge:
     def _seen(self, bgr: np.ndarray, box: np.ndarray, points: np.ndarray, count: int) -> Seen:
         _, recogniser, face_class = self._load()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # insightface 2.1 calls a scikit-image function that is being renamed
+            warnings.simplefilter("ignore")  # insightface 2.1 calls a deprecated scikit-image function
             vector = recogniser.get(bgr, face_class(kps=points.astype(np.float32)))
         length = float(np.linalg.norm(vector))
         if not np.isfinite(length) or length == 0.0:
@@ -104,11 +104,11 @@ class ArcFaceJudge:
 
 
 def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
-    """(detector, recogniser, insightface's Face class) of a pack that lies on this machine."""
+    """(detector, recogniser, insightface's Face class) of a pack on this machine."""
     try:
         import onnxruntime
 
-        with contextlib.redirect_stdout(sys.stderr):  # a command's stdout is its JSON
+        with contextlib.redirect_stdout(sys.stderr):  # a command's stdout has only its JSON
             from insightface.app import FaceAnalysis
             from insightface.app.common import Face as InsightFace
 
@@ -116,10 +116,10 @@ def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
                 usable = onnxruntime.get_available_providers()
                 providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in usable]
             options = onnxruntime.SessionOptions()
-            # onnxruntime ignores OMP_NUM_THREADS by itself, and would take every core of a shared machine.
+            # onnxruntime ignores OMP_NUM_THREADS, and would use every core of a shared machine.
             with contextlib.suppress(ValueError):
                 options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
-            # A folder as the name keeps insightface from ever asking the network.
+            # With a folder as the name insightface never uses the network.
             app = FaceAnalysis(
                 name=str(pack),
                 allowed_modules=["detection", "recognition"],
@@ -138,9 +138,9 @@ def _load_pack(name: str, pack: Path, providers: list[str] | None) -> tuple:
         ) from error
     except UserError:
         raise
-    except AssertionError as error:  # insightface asserts that there is a detector
+    except AssertionError as error:  # insightface's check that there is a detector
         raise _without("detector", name, pack) from error
-    except Exception as error:  # onnxruntime and protobuf raise their own kinds for a damaged file
+    except Exception as error:  # onnxruntime and protobuf raise errors of their own types for a damaged file
         raise UserError(
             f"The face pack {name} could not be read: {_damaged(pack) or type(error).__name__}. Delete its folder and "
             "download it again, or choose another judge."
@@ -156,7 +156,7 @@ def _without(what: str, name: str, pack: Path) -> UserError:
 
 
 def _damaged(pack: Path) -> str | None:
-    """Which file of a pack is no model."""
+    """Words for an error message that name the first file of a pack that is no model; None if all are."""
     import onnxruntime
 
     for path in sorted(pack.glob("*.onnx")):
@@ -171,16 +171,16 @@ Points = tuple[np.ndarray, np.ndarray]  # a face's box and its five landmarks, i
 
 
 def _largest(detector, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """(box, 5 points, number of faces) of the largest face in a BGR image, or None.
+    """(box, 5 points, number of faces) of the largest face in a BGR image (H, W, 3), or None.
 
-    SCRFD is run at 256 px with a border: at its usual 640 px it misses tight crops.
+    SCRFD is run at 256 px with a border: at its usual 640 px it misses faces that fill the picture.
     """
     found = _found(detector, bgr)
     return (*_closer(detector, bgr, *found[0]), len(found)) if found else None
 
 
 def _every(detector, bgr: np.ndarray) -> list[Points]:
-    """Every face, largest first: those of `_largest`, and the small ones that only 640 px show."""
+    """Every face, largest first: those found at 256 px (see `_largest`), and small ones, found only at 640 px."""
     found = _found(detector, bgr)
     for box, points in _scrfd(detector, bgr, 640, 32):
         middle = (box[:2] + box[2:]) / 2
@@ -199,8 +199,8 @@ def _found(detector, bgr: np.ndarray) -> list[Points]:
 
 
 def _closer(detector, bgr: np.ndarray, box: np.ndarray, points: np.ndarray) -> Points:
-    """A face that is small in the picture is cut out and found again there, so that its landmarks are as exact as a
-    portrait's. Of several in the cut it is the one nearest to the middle.
+    """Find a small face again in a crop around it, so that its landmarks are as exact as in a portrait. If the crop has
+    several faces, take the one nearest to its middle.
     """
     face_px = max(box[2] - box[0], box[3] - box[1])
     if face_px * 5 >= max(bgr.shape[:2]):
@@ -217,7 +217,7 @@ def _closer(detector, bgr: np.ndarray, box: np.ndarray, points: np.ndarray) -> P
 
 
 def _scrfd(detector, bgr: np.ndarray, side_px: int, margin: int) -> list[Points]:
-    """Faces with the image shown at `side_px` with a border, largest first."""
+    """Faces that SCRFD finds in the image, scaled to `side_px` and with a border of `margin`, largest first."""
     import cv2
 
     framed = cv2.copyMakeBorder(bgr, margin, margin, margin, margin, cv2.BORDER_CONSTANT, value=(0, 0, 0))
@@ -253,10 +253,10 @@ def _scrfd_face(box: np.ndarray, points: np.ndarray) -> Face:
 
 
 def download_pack(name: str, pack_folder: Path | None = None) -> Path:
-    """Fetch an InsightFace pack (buffalo_l: 280 MB) - only ever called after the person agreed.
+    """Download an InsightFace pack (buffalo_l: 280 MB) and return its folder. Call it only after the person agreed.
 
-    It is unpacked beside its place and moved there whole: a broken download never looks like a pack. An empty
-    folder that an earlier failure left is replaced. `UserError` when the network or the disk fails.
+    It is unpacked in a temporary folder and then moved, so that a broken download never looks like a pack. An empty
+    folder of an earlier failure is replaced. Raises UserError when the network or the disk fails.
     """
     if name not in ARCFACE_PACKS:
         raise UserError(f"There is no face pack called {name}. Choose one of: {', '.join(ARCFACE_PACKS)}.")
@@ -280,7 +280,7 @@ def download_pack(name: str, pack_folder: Path | None = None) -> Path:
         return target
     except ImportError as error:
         raise UserError("Face packs need insightface. Install it with `pip install -r requirements.txt`.") from error
-    except Exception as error:  # requests, urllib3, zipfile and the disk each raise their own kinds
+    except Exception as error:  # requests, urllib3, zipfile and the disk raise errors of different types
         raise UserError(
             f"The face pack {name} could not be downloaded ({type(error).__name__}): the server did not answer or the "
             f"disk is full. Try again with a network, or put the pack's .onnx files into {target}. "

@@ -29,13 +29,13 @@ SIZE_PX, EMBEDDING = 112, 512
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-# Where dlib's eye centres and its nose point (the base of the nose, not the tip) lie on average in crops that SCRFD's
-# five points aligned to that template: 263 LFW training people, standard deviation 2 px. dlib knows no mouth corners.
+# The mean positions of dlib's eye centres and nose point (the base of the nose, not the tip) in crops that were aligned
+# to that template by SCRFD's points: 263 LFW training people, standard deviation 2 px. dlib has no mouth corners.
 DLIB_TEMPLATE = np.array([[38.03, 53.50], [72.74, 53.16], [55.57, 79.59]])
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares rotation, scale and shift (2, 3) that takes points `source` (k, 2) to `target` (k, 2)."""
+    """The least-squares rotation, scale and shift (2, 3) that maps points `source` (k, 2) to `target` (k, 2)."""
     source_mean, target_mean = source.mean(0), target.mean(0)
     s, t = source - source_mean, target - target_mean
     size = max(float((s * s).sum()), 1e-9)
@@ -46,10 +46,11 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def align(image: np.ndarray, face: Face, *, margin_px: int = 0) -> np.ndarray:
-    """`face` on the template, (SIZE_PX + 2 * margin_px) square, uint8. Five points are SCRFD's, else dlib's are used.
+    """`face` aligned to the template: (s, s, 3) uint8 with s = SIZE_PX + 2 * margin_px. If the face has five points
+    they are SCRFD's, else dlib's points are used.
 
-    A large face is shrunk with area averaging first: one big warp would alias. Pixels outside the image repeat its
-    edge.
+    A large face is first shrunk with area averaging, because a single warp would alias. Pixels outside the image repeat
+    its edge.
     """
     import cv2
 
@@ -71,9 +72,9 @@ def align(image: np.ndarray, face: Face, *, margin_px: int = 0) -> np.ndarray:
 
 
 class ArcFaceMini:
-    """The embedded recogniser as a judge. The model is read at the first picture: making a judge costs nothing.
+    """The embedded recogniser as a judge. The model is read at the first picture, so making a judge is cheap.
 
-    `pack` (name, folder) lends its SCRFD detector's five landmarks; otherwise dlib finds the face.
+    With `pack` (name, folder), the pack's SCRFD detector finds the face and its landmarks; otherwise dlib does.
     """
 
     name = NAME
@@ -106,9 +107,7 @@ class ArcFaceMini:
             return self._session
 
     def look(self, image: np.ndarray, faces: Sequence[Face] | None = None) -> Seen:
-        """The largest face; `faces` are those of `detect_faces` where somebody looked for them already and `detector`
-        is dlib.
-        """
+        """The largest face. `faces`: the result of `detect_faces`, if the caller has it and `detector` is dlib."""
         found = self._face(image, faces)
         if found is None:
             return Seen(None, NO_FACE)
@@ -125,9 +124,9 @@ class ArcFaceMini:
         return Seen(vector, None, face.height_px, count, face.box)
 
     def embed_face(self, image: np.ndarray, face: Face) -> np.ndarray:
-        """Unit vector (512,) of one face that was found already; NaN where the network gives no answer."""
+        """Unit vector (512,) of one face that is already found; NaN if the network gives no finite answer."""
         crop = align(image, face).astype(np.float32).transpose(2, 0, 1)[None] / 255
-        # a face and its mirror image are one person: their mean is steadier than either
+        # the mean over a face and its mirror image is more stable than either
         vector = self._load().run(None, {"face": np.concatenate([crop, crop[..., ::-1]])})[0].sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
             return vector.astype(np.float64) / float(np.linalg.norm(vector))
@@ -149,7 +148,7 @@ def _session(model: Path):
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime and protobuf raise their own kinds for a damaged file
+    except Exception as error:  # onnxruntime and protobuf raise errors of their own types for a damaged file
         raise UserError(
             f"{model.name} is no ONNX model that can be read. Restore it, or choose another judge."
         ) from error

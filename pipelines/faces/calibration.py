@@ -1,8 +1,8 @@
-"""What a judge's number means: measured on photos of different people and of the same person, per judge and weights.
+"""What a judge's similarity means, measured on photos of different people and of one person, per judge and weights.
 
-In: presets/judges/<judge>.json, written by `tools/calibrate_judge.py`. Out: `Calibration`, thresholds with a stated
-false-match rate, and sentences. A judge whose weights were not measured is "uncalibrated": no number of another judge
-is ever borrowed for it. Light: nothing but JSON is read.
+In: presets/judges/<judge>.json, written by `tools/calibrate_judge.py`. Out: `Calibration`, thresholds with a known
+false-match rate, and sentences. A judge whose weights were not measured is "uncalibrated": no other judge's figures are
+used for it. Light: only JSON is read.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ FOLDER = REPOSITORY / "presets" / "judges"
 
 LOOKS_LIKE, BORDERLINE, SOMEONE_ELSE = "looks like you", "borderline", "someone else"
 NO_FACE, UNCALIBRATED = "no face", "uncalibrated"
-STRICT_RATE, LOOSE_RATE = "0.001", "0.01"  # false-match rates: of pictures of different people, so many pass
+STRICT_RATE, LOOSE_RATE = "0.001", "0.01"  # false-match rates: the share of pairs of different people that passes
 IMPOSTOR_QUANTILE = "0.999"
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """One kind of comparison: a picture against the normalised mean of so many photos of somebody."""
+    """One kind of comparison: a picture with the normalised mean of `references` photos of a person."""
 
     references: int  # photos in the mean
     pairs_different: int
     pairs_same: int
-    different: dict[str, float]  # quantile of different people's similarities -> similarity
-    same: dict[str, float]  # quantile of one person's similarities -> similarity
-    thresholds: dict[str, float]  # false-match rate -> similarity; only rates that so many pairs support
+    different: dict[str, float]  # quantile -> similarity, of pairs of different people
+    same: dict[str, float]  # quantile -> similarity, of pairs of one person
+    thresholds: dict[str, float]  # false-match rate -> similarity; only rates for which there are enough pairs
     missed: dict[str, float]  # false-match rate -> share of the same person's pictures below its threshold
     slope: float  # log10 likelihood ratio = slope * similarity + intercept
     intercept: float
-    cllr: float  # cost of that ratio in bits on people it was not fitted on: 0 perfect, 1 says nothing
-    accuracy: float  # balanced, at a threshold fitted on other people
+    cllr: float  # cost of that ratio in bits, on people it was not fitted on: 0 is perfect, 1 gives no information
+    accuracy: float  # balanced accuracy, at a threshold fitted on other people
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Everything that was measured of one judge with one set of weights."""
+    """All measurements of one judge with one set of weights."""
 
     judge: str
     weights_sha256: str
-    detector: str  # "dlib" | "scrfd": who found the landmarks that the crop was aligned by
-    source: str  # on what, when, with which command
+    detector: str  # "dlib" | "scrfd": whose landmarks the crops were aligned by
+    source: str  # the data, the day and the command of the measurement
     comparisons: tuple[Comparisons, ...]
     face_height: dict[str, float] = field(default_factory=dict)  # face height in px -> share of the full similarity
-    smallest_face_px: float | None = None  # below, a real photo already loses a tenth of its similarity
-    groups: dict[str, Any] = field(default_factory=dict)  # who -> what different people in it reach
+    smallest_face_px: float | None = None  # with a smaller face, a real photo loses a tenth of its similarity or more
+    groups: dict[str, Any] = field(default_factory=dict)  # group of people -> similarities of different people in it
 
     def kind(self, references: int) -> Comparisons:
-        """The comparisons nearest in kind to a mean of `references` photos: one photo, or several."""
+        """The comparisons that fit a mean of `references` photos: those with one photo, or with several."""
         several = [kind for kind in self.comparisons if kind.references > 1]
         return several[0] if references > 1 and several else self.comparisons[0]
 
 
 def load(judge: str, weights_sha256: str, detector: str, folder: Path = FOLDER) -> Calibration | None:
-    """The calibration of this judge with these very weights and this detector, or None.
+    """The calibration of this judge with exactly these weights and this detector, or None.
 
-    Raises ValueError when the file is there but can't be read: a wrong number is worse than none.
+    Raises ValueError when there is a file that can't be read.
     """
     for found in _all(folder).get(judge, ()):
         if found.weights_sha256 == weights_sha256 and found.detector == detector:
@@ -88,7 +88,7 @@ def _all(folder: Path) -> dict[str, tuple[Calibration, ...]]:
 
 
 def verdict(calibration: Calibration | None, similarity: float | None, references: int) -> str:
-    """LOOKS_LIKE from the threshold that 1 in 1000 strangers passes, BORDERLINE from that of 1 in 100."""
+    """LOOKS_LIKE from the threshold that 1 in 1000 pairs of strangers passes, BORDERLINE from that of 1 in 100."""
     if similarity is None:
         return NO_FACE
     if calibration is None:
@@ -100,7 +100,7 @@ def verdict(calibration: Calibration | None, similarity: float | None, reference
 
 
 def in_words(calibration: Calibration | None, similarity: float, references: int) -> str:
-    """What the number says about two photographs; never a probability of being somebody."""
+    """A sentence about the similarity of two photos; never the probability that they show one person."""
     if calibration is None:
         return f"{similarity:.2f} - this recogniser is uncalibrated here, so the number has no scale"
     share = share_below(calibration.kind(references), similarity)
@@ -110,14 +110,14 @@ def in_words(calibration: Calibration | None, similarity: float, references: int
 
 
 def share_below(kind: Comparisons, similarity: float) -> float:
-    """The largest measured share of different-person pairs that lie below `similarity`; 0 when below all."""
+    """The largest measured quantile of pairs of different people that is below `similarity`; 0 when none is."""
     ladder = sorted((value, float(share)) for share, value in kind.different.items())
     place = bisect_right([value for value, _ in ladder], similarity)
     return ladder[place - 1][1] if place else 0.0
 
 
 def log_likelihood_ratio(kind: Comparisons, similarity: float) -> float:
-    """log10 of how much more often one person's photos reach this than different people's do."""
+    """log10 likelihood ratio: how much more likely the similarity is for one person than for different people."""
     return kind.slope * similarity + kind.intercept
 
 

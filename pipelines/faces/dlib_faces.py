@@ -1,4 +1,4 @@
-"""dlib: the offline face detector, its five landmarks, and the independent second judge.
+"""dlib: the offline face detector with five landmarks, and the second judge, which is independent of ArcFace.
 
 In: RGB uint8 (H, W, 3) pictures. Out: `Face` records, 128-d descriptors, `DlibJudge`. Weights come with the package
 face_recognition_models. Try it: `python -m pipelines score render.png --against photo.jpg --judge dlib`.
@@ -21,9 +21,9 @@ from pipelines.faces.face import NO_FACE, Face, Seen, sha256_of
 
 
 def dlib_weights(name: str) -> Path:
-    """Path of a weight file that the `face_recognition_models` package carries.
+    """Path of a weight file in the `face_recognition_models` package.
 
-    The package itself is never imported: it needs `pkg_resources`, which setuptools removed.
+    The package is never imported: it needs `pkg_resources`, which setuptools no longer has.
     """
     spec = importlib.util.find_spec("face_recognition_models")
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -48,7 +48,7 @@ def _dlib_models():
 def dlib_detect(image: np.ndarray, *, upsample: int = 1) -> list[Face]:
     """Faces found by dlib's HOG detector and 5-point predictor, largest first.
 
-    `upsample` doubles the image that many times first; HOG needs faces of about 80 px.
+    The image is doubled `upsample` times first, because HOG needs faces of about 80 px.
     """
     detector, predictor, _ = _dlib_models()
     boxes, scores, _ = detector.run(image, upsample, 0.0)
@@ -58,13 +58,13 @@ def dlib_detect(image: np.ndarray, *, upsample: int = 1) -> list[Face]:
 
 def _dlib_face(shape, box, score: float) -> Face:
     points = np.array([(p.x, p.y) for p in shape.parts()], dtype=np.float64)
-    # dlib's five points: 0-1 the corners of the eye on the right of the image, 2-3 of the other, 4 the nose.
+    # dlib's five points: 0-1 the corners of the eye on the right of the image, 2-3 those of the other eye, 4 the nose.
     eyes = np.stack([points[2:4].mean(0), points[0:2].mean(0)])
     return Face((box.left(), box.top(), box.right(), box.bottom()), points, eyes, points[4], float(score))
 
 
 def dlib_embed(image: np.ndarray, face: Face, *, jitter: int = 0) -> np.ndarray:
-    """dlib's 128-d descriptor, not normalised: two photos of one person lie within L2 0.6 of each other."""
+    """dlib's descriptor (128,), not normalised: photos of one person have an L2 distance below 0.6."""
     import dlib
 
     _, predictor, recogniser = _dlib_models()
@@ -73,22 +73,23 @@ def dlib_embed(image: np.ndarray, face: Face, *, jitter: int = 0) -> np.ndarray:
     return np.array(recogniser.compute_face_descriptor(image, shape, jitter))
 
 
-# Detection works on a copy of at most this many pixels a side: HOG's cost grows with the area, and a face
-# that matters in a 12-megapixel photo is still large enough in the copy. Landmarks are read at full size.
+# Faces are detected in a copy whose sides have at most so many pixels: HOG's time grows with the area, and the person's
+# face in a 12-megapixel photo is still large enough in the copy. Landmarks are found at full size.
 DETECT_SIDE_PX = 800
 
 
-# HOG sees faces in folds of cloth, with scores near 0, and such a "face" may be the largest. Where it is sure of one
-# (photos of people: 1 and more), doubtful ones do not count; where it is sure of none (renders), they do.
+# HOG finds false faces, for instance in folds of cloth, with scores near 0; one of them may be the largest. If a face
+# has a score of at least SURE_SCORE (photos of people: 1 or more), those below DOUBTFUL_SCORE are dropped; if none has
+# (some renders), they are kept.
 SURE_SCORE, DOUBTFUL_SCORE = 0.5, 0.2
 
 
 def detect_faces(image: np.ndarray) -> list[Face]:
     """Faces in an RGB uint8 (H, W, 3) image by dlib, largest first; [] when there is none. Works offline.
 
-    Tries, until HOG is sure of one: the copy as it is (doubled when it is small: HOG needs faces of 80 px), doubled
-    once more, and doubled with a border around it (faces that fill the picture or touch its edge). If it never is,
-    the try with the highest score counts. The last picture's answer is kept: two judges ask for it one after the other.
+    Tries until a face reaches SURE_SCORE: the copy itself (doubled when it is small, because HOG needs faces of 80 px),
+    doubled once more, and doubled with a border (for faces that fill the picture or touch its edge). If none does, the
+    try with the highest score counts. The last picture's result is kept, because two judges ask for it in turn.
     """
     key = hashlib.sha1(np.ascontiguousarray(image).data, usedforsecurity=False).digest() + repr(image.shape).encode()
     if (known := _last_found.get(key)) is not None:
@@ -135,7 +136,7 @@ def _detect_on_copy(copy: np.ndarray, upsample: int, margin: int) -> list[tuple[
         import cv2
 
         copy = cv2.copyMakeBorder(copy, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-    with _one_detector:  # it keeps the picture's pyramid in itself
+    with _one_detector:  # dlib's detector is not thread-safe: it stores the image pyramid
         boxes, scores, _ = _dlib_models()[0].run(copy, upsample, 0.0)
     return [
         (np.array([b.left(), b.top(), b.right(), b.bottom()], np.float64) - margin, float(score))
@@ -159,13 +160,13 @@ def _faces_at_full_size(
     return sorted(faces, key=lambda face: -face.area_px)
 
 
-# dlib's descriptors all point roughly one way: the mean cosine of two strangers (23,578 pairs of LFW training people).
-# Among them an L2 distance of 0.6, dlib's own limit, goes with a cosine of 0.909. See `DlibJudge.similarity`.
+# The mean cosine of dlib's descriptors of two different people (23,578 pairs of LFW training people): all descriptors
+# have similar directions. dlib's own limit, an L2 distance of 0.6, is a cosine of 0.909. See `DlibJudge.similarity`.
 DLIB_STRANGER_COSINE = 0.834
 
 
 class DlibJudge:
-    """dlib's face_recognition_resnet_model_v1: independent of every ArcFace, offline, public-domain weights."""
+    """dlib's face_recognition_resnet_model_v1: independent of ArcFace, works offline, weights in the public domain."""
 
     name = "dlib"
     detector = "dlib"
@@ -180,7 +181,7 @@ class DlibJudge:
         return calibration.load(self.name, self.weights_sha256, "dlib")
 
     def look(self, image: np.ndarray, faces: Sequence[Face] | None = None) -> Seen:
-        """The largest face; `faces` are those of `detect_faces` where somebody looked for them already."""
+        """The largest face. `faces`: the result of `detect_faces`, if the caller has it."""
         faces = detect_faces(image) if faces is None else faces
         if not faces:
             return Seen(None, NO_FACE)
@@ -195,13 +196,12 @@ class DlibJudge:
         return Seen(vector / np.linalg.norm(vector), None, face.height_px, count, face.box)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
-        """Cosine, stretched so that photos of two strangers are 0 on average and the same picture is 1.
+        """Cosine of two unit vectors (128,), rescaled: different people have 0 on average, the same picture has 1.
 
-        dlib is meant to be read as an L2 distance (same person below 0.6). Its descriptors have nearly one
-        length (1.42, standard deviation 0.06), so the distance follows from the cosine: 0.6 is a similarity
-        of 0.45. But all descriptors lie in a narrow cone, and a plain cosine would call strangers 0.83 alike. The
-        stretch is linear and the same for everything, so it changes no order and no ratio of differences (the
-        normalised identity is what it was): it only makes the number readable beside ArcFace's. It is not
-        ArcFace's scale: compare numbers of one judge only.
+        dlib's own measure is the L2 distance (same person below 0.6). Its descriptors have nearly the same length
+        (1.42, standard deviation 0.06), so the distance follows from the cosine; 0.6 is a similarity of 0.45. All
+        descriptors have similar directions, and a plain cosine of different people is 0.83. The rescaling is linear,
+        so order and ratios of differences (also the normalised identity) do not change: it only makes the number
+        easier to read beside ArcFace's. It is not ArcFace's scale: compare numbers of one judge only.
         """
         return 1.0 - (1.0 - float(np.dot(a, b))) / (1.0 - DLIB_STRANGER_COSINE)

@@ -1,4 +1,4 @@
-"""What a face and a judge are, and how a face is cut out of a picture.
+"""The types `Face`, `Seen` and `Judge`, and how a face is cut out of a picture.
 
 In: RGB uint8 (H, W, 3) pictures and eye positions. Out: `Face` and `Seen` records, aligned crops, the `Judge`
 interface.
@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.faces.calibration import Calibration
 
-# The framing the embedded base was trained on: eyes' midpoint and distance in a 128x128 crop, in pixels.
+# The framing of the embedded base's training data: midpoint and distance of the eyes in a 128x128 crop, in pixels.
 PORTRAIT_SIZE_PX = 128
 
 
@@ -53,7 +53,7 @@ class Face:
 
 
 def moved(face: Face, shift: np.ndarray) -> Face:
-    """`face` as seen from an image whose corner lies `shift` (x, y) pixels further up and left."""
+    """`face` in the coordinates of a larger image, in which the old image's corner is at `shift` (x, y) pixels."""
     left, top, right, bottom = face.box
     x, y = float(shift[0]), float(shift[1])
     return replace(
@@ -73,10 +73,9 @@ def align_by_eyes(
     midpoint: tuple[float, float] = PORTRAIT_EYES_MID,
     apart_px: float = PORTRAIT_EYES_APART_PX,
 ) -> np.ndarray:
-    """Turn, scale and shift `image` so that the eyes land on fixed points. Returns (size, size, 3) uint8.
+    """Rotate, scale and shift `image`, uint8 (H, W, 3), so that the eyes are at fixed points: (size, size, 3) uint8.
 
-    Shrinking first with area averaging avoids the aliasing of one big warp; pixels outside the photo repeat
-    its edge.
+    It is first shrunk with area averaging, because a single warp would alias; pixels outside the photo repeat its edge.
     """
     import cv2
 
@@ -103,8 +102,8 @@ def align_by_eyes(
 
 
 def around(image: np.ndarray, middle: np.ndarray, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
-    """The part of `image` within `reach_px` of a point, and its corner (x, y): shrinking a face needs no more of a
-    12-megapixel photo.
+    """The part of `image` within `reach_px` of the point `middle` (x, y), and its corner (x, y). It saves time when
+    only a face of a 12-megapixel photo is shrunk.
     """
     height, width = image.shape[:2]
     left, top = (int(max(0.0, v - reach_px - 4)) for v in middle)
@@ -118,7 +117,7 @@ def around(image: np.ndarray, middle: np.ndarray, reach_px: float) -> tuple[np.n
 class Seen:
     """What a judge saw in a picture: the largest face."""
 
-    vector: np.ndarray | None = field(repr=False)  # unit length; None: see reason
+    vector: np.ndarray | None = field(repr=False)  # (d,), unit length; None: see reason
     reason: str | None = None
     face_px: float | None = None  # height of the face in the picture
     faces: int = 0  # how many the detector found
@@ -126,18 +125,18 @@ class Seen:
 
 
 class Judge(Protocol):
-    """One face recogniser. Larger similarity = more alike; 1 is the same picture, about 0 two strangers."""
+    """One face recogniser. Similarity: 1 is the same picture, about 0 two different people."""
 
     name: str
     licence: str
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 over the weight files, for a manifest."""
+        """SHA-256 over the weight files."""
 
     @property
     def calibration(self) -> Calibration | None:
-        """What these very weights were measured to say; None: uncalibrated."""
+        """The calibration of these weights; None: uncalibrated."""
 
     def look(self, image: np.ndarray) -> Seen:
         """The largest face in an RGB uint8 (H, W, 3) image."""
@@ -146,7 +145,7 @@ class Judge(Protocol):
         """Every face in an RGB uint8 (H, W, 3) image, largest first; [] when there is none."""
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
-        """How alike two unit vectors are, at most 1."""
+        """The similarity of two unit vectors (d,), at most 1."""
 
 
 NO_FACE = "no face found"

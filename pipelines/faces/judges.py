@@ -1,4 +1,4 @@
-"""The judges: which face recognisers work on this machine, and one of them by its name.
+"""The judges: lists the face recognisers that work on this machine, and finds one by its name.
 
 In: names. Out: `Judge`s; making one reads no model. Try it: `[judge.name for judge in available_judges()]`.
 """
@@ -26,11 +26,11 @@ def available_judges(
     *,
     on_problem: Callable[[str], None] | None = None,
 ) -> list[Judge]:
-    """The judges that work here: the best ArcFace pack that is present, else the embedded arcface-mini; then dlib, as
-    the independent second opinion. Costs no model loading.
+    """The judges that work here: the best ArcFace pack that is installed, else the embedded arcface-mini; then dlib,
+    which is independent of it. Loads no model.
 
-    Nothing is downloaded unless `allow_download` (the person agreed); a download that fails is told to
-    `on_problem` in a sentence (else logged). `UserError` when there is no judge at all.
+    Downloads a pack only with `allow_download` (the person agreed); when that fails, `on_problem` gets a sentence (or
+    it is logged). Raises UserError when there is no judge at all.
     """
     say = on_problem or log.warning
     packs = [(name, find_pack(name, pack_folder)) for name in ARCFACE_PACKS]
@@ -68,14 +68,14 @@ def judge_names() -> tuple[str, ...]:
 
 
 def judge_named(name: str, pack_folder: Path | None = None) -> Judge:
-    """One judge by its name. `UserError` when there is none of that name, or its pack is not on this machine."""
+    """The judge of this name. Raises UserError when there is none, or its pack is not on this machine."""
     if name not in judge_names():
         raise UserError(f"There is no judge called {name}. Choose one of: {', '.join(judge_names())}.")
     if name == DlibJudge.name:
         return DlibJudge()
     packs = [(pack, find_pack(pack, pack_folder)) for pack in ARCFACE_PACKS]
     if name == arcface_mini.NAME:
-        # with a pack on this machine its detector's five landmarks are the better ones
+        # if there is a pack, the landmarks of its detector are better than dlib's
         return arcface_mini.ArcFaceMini(next(((pack, folder) for pack, folder in packs if folder is not None), None))
     folder = dict(packs)[name]
     if folder is None:
@@ -87,7 +87,7 @@ def judge_named(name: str, pack_folder: Path | None = None) -> Judge:
 
 
 def _incomplete(name: str, pack_folder: Path | None) -> str:
-    """What is there of a pack that can't work."""
+    """Words for an error message about a pack whose files are not complete; "" if it has no files."""
     folder = pack_root(pack_folder) / "models" / name
     files = sorted(path for path in folder.glob("*.onnx")) if folder.is_dir() else []
     if not files:
@@ -104,7 +104,7 @@ def _with_packs(_packs: tuple[Path | None, ...]) -> tuple[Judge, ...]:
 
 
 def resident_judges() -> tuple[Judge, ...]:
-    """`available_judges`, made once per process, so that their models are read once; a pack that is added or taken away
-    counts at once.
+    """`available_judges`, made once per process, so that models are read once; made again when a pack was added or
+    removed.
     """
     return _with_packs(tuple(find_pack(name) for name in ARCFACE_PACKS))

@@ -1,8 +1,8 @@
-"""What a mouth does: closed, or open (teeth showing counts). The one expression that is measured here.
+"""Whether a mouth is closed or open (visible teeth count as open). No other expression is measured.
 
 In: an upright RGB uint8 (H, W, 3) picture and a face in it. Out: "open", "closed", or None where `models/mouth` is not
 sure. Made by `tools/build_mouth.py`; its card says how often it is right.
-Try it: `python -m pipelines check PHOTO_DIR`; the checklist says which of the two a set lacks.
+Try it: `python -m pipelines check PHOTO_DIR`; the checklist says which of the two is missing in a set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.faces.face import Face, align_by_eyes
 
 FOLDER = REPOSITORY / "models" / "mouth"
 MODEL, CARD = FOLDER / "mouth.onnx", FOLDER / "evaluation.json"
-# The lower half of the face: 64 px with 32 px between the eyes, which lie just above the picture.
+# The lower half of the face: a square of 64 px, with 32 px between the eyes, which are just above its upper edge.
 SIZE_PX, EYES_APART_PX, EYES_MID = 64, 32.0, (32.0, -5.0)
 
 
@@ -28,19 +28,19 @@ def crop(image: np.ndarray, face: Face) -> np.ndarray:
 
 
 def read(image: np.ndarray, face: Face) -> str | None:
-    """ "open" | "closed" | None: not sure, or onnxruntime or the model is not here."""
+    """ "open" | "closed" | None: not sure, or onnxruntime or the model is missing. `image`: RGB uint8 (H, W, 3)."""
     loaded = _session()
     if loaded is None:
         return None
     session, margins = loaded
     picture = crop(image, face).astype(np.float32).transpose(2, 0, 1)[None] / 255
-    # a mouth and its mirror image do the same: their mean is steadier than either
+    # the mean over a mouth and its mirror image is more stable than either
     logit = float(session.run(None, {"mouth": np.concatenate([picture, picture[..., ::-1]])})[0].mean())
     return word(logit, margins)
 
 
 def word(logit: float, margins: dict[str, float]) -> str | None:
-    """What a log-odds says; nothing (nor does NaN) between -margins["closed"] and margins["open"]."""
+    """The word for a log-odds; None between -margins["closed"] and margins["open"], and for NaN."""
     if logit >= margins["open"]:
         return "open"
     return "closed" if logit <= -margins["closed"] else None

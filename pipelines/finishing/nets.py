@@ -1,4 +1,4 @@
-"""The two embedded networks of `upscaling`: one enlarges a picture twice, the other looks for flaws in it.
+"""The two embedded networks of `enlarge`: one enlarges a picture twice, the other looks for flaws in it.
 
 In: RGB float tensors (b, 3, h, w) in 0..1, any size from 8 pixels on. This module needs torch: import it where it is
 used. Made by `tools/build_upscaler.py`.

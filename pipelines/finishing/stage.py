@@ -1,6 +1,6 @@
 """Finishing: a raw render refined, cut to a size, small enough and marked - for one picture, or many of a run.
 
-In: a picture and a wish (`schema.Finish`: steps, background, size, kB, format). Out: `Finished` - the file's bytes and
+In: a picture and a `records.Finish` (steps, background, size, kB, format). Out: `Finished` - the file's bytes and
 everything a person should know about them; in a run also its folder `finished/`, with pictures before and after every
 step. Try it: `python -m pipelines finish render.png --size linkedin --max-kb 200 --out portrait.jpg`.
 """

@@ -1,7 +1,7 @@
 """Generation: prompts and seeds -> pictures of one subject, or of the untrained base.
 
-In: `Sampling`s and a subject's folder. Out: pictures with their settings inside. The same seed is the same noise for
-every method. Files: drafts -> generator.
+In: `Sampling`s and a subject's folder. Out: PNG pictures that hold their settings. The same seed gives the same noise
+with every method. Files: `draw` draws all columns of a run, and calls `generator` for each of them.
 Try it: `python -m pipelines generate RUN --prompt "portrait of {subject}"`.
 """
 

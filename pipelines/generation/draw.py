@@ -1,8 +1,8 @@
-"""Draw: every column draws the same prompts with the same seeds, into `renders/<column>` of the run.
+"""Draw: the same prompts and seeds with every column of a run, written to `renders/<column>`.
 
 In: a run, columns ("none" is the untrained base), samplings and a loaded base. Out: events, and a `Render` per picture
-in the order of columns and samplings. Pictures that are there already are not drawn again; those that the image filter
-refuses are noted in refused.jsonl.
+in the order of columns and samplings. Pictures that exist are not drawn again; those that the image filter refuses are
+noted in refused.jsonl.
 Try it: `list(draw(run, ["none"], [Sampling("man")], family, class_word="man", control=Control()))`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +44,14 @@ def draw(
     class_word: str,
     control: Control,
 ) -> Generator[Event, None, list[Render]]:
-    """Draw what is missing. A picture that the image filter refuses is not among the renders: see `refusals`.
+    """Draw the missing pictures. One that the image filter refuses is not among the renders: see `refusals`.
 
-    Pictures of an earlier training or another base are moved to `earlier/` first. Raises Stopped between two pictures,
-    and UserError for a sampling out of range or a subject that is missing or damaged.
+    Pictures of an earlier training or another base are first moved to `earlier/`. Raises Stopped (only between two
+    pictures), and UserError for a sampling out of range or a subject that is missing or damaged.
     """
     from pipelines.generation.generator import Generator as Drawing
     from pipelines.generation.generator import save_render
+    from pipelines.methods.textual_inversion import TOKEN
 
     control.check()
     row = family.row
@@ -57,6 +59,8 @@ def draw(
         yield Event("note", text=f"{row.name} does not know: {unknown}", data={"unknown": unknown})
     subjects = {column: subject_of(run, column) for column in columns if column != UNTRAINED}
     phrases = [class_word if (subject := subjects.get(column)) is None else subject.phrase for column in columns]
+    # learned words are one token each, as the class word is, and the base's own tokenizer does not know them
+    phrases = [re.sub(rf"{TOKEN}\S*", class_word, phrase) for phrase in phrases]
     asked = [each.prompt.replace("{subject}", phrase) for each in samplings for phrase in phrases]
     for unread in dict.fromkeys(family.text.unread(prompt) for prompt in asked):
         if unread:
@@ -116,9 +120,9 @@ def draw(
 
 
 def brought(run: Run, images: Mapping[str, Sequence[str]]) -> tuple[list[Render], list[str]]:
-    """Pictures made elsewhere, {column: files}, copied into the run so that its report stays whole; and problems.
+    """Copy pictures made elsewhere, {column: files}, into the run, so that its report has them; also returns problems.
 
-    A damaged file keeps its place as a black picture: it has no face.
+    A damaged file is replaced by a black picture, which has no face.
     """
     import numpy as np
     from PIL import Image
@@ -145,7 +149,7 @@ def brought(run: Run, images: Mapping[str, Sequence[str]]) -> tuple[list[Render]
 
 
 def renders_of(run: Run) -> list[Render]:
-    """Every picture drawn in the run, oldest first within its column. Those out of date were set aside."""
+    """Every picture of the run, oldest first within its column, without those in `earlier/`."""
     return [
         Render(str(path), column, saved.subject, saved.sampling)
         for column in columns_of(run)
@@ -155,7 +159,7 @@ def renders_of(run: Run) -> list[Render]:
 
 
 def set_aside_old_renders(run: Run, row: BaseRow) -> None:
-    """Pictures of an earlier training or another base move to `earlier/`: they are kept, and mixed with nothing."""
+    """Move pictures of an earlier training or another base to `earlier/`: kept, but not mixed with the new ones."""
     for column in columns_of(run):
         subject = subject_of(run, column) if column != "none" else None
         if column != "none" and subject is None:
@@ -169,7 +173,7 @@ def set_aside_old_renders(run: Run, row: BaseRow) -> None:
 
 
 def refusals(run: Run, row: BaseRow) -> list[tuple[str, Sampling]]:
-    """Pictures (column, sampling) that the image filter refused with what the columns are now."""
+    """Pictures (column, sampling) that the image filter refused, drawn with the present training and base."""
     cards = {name: subject_of(run, name) for name in (*ALL_METHODS, *imported_columns(run))}
     subjects = {name: card.id if card else None for name, card in cards.items()} | {"none": None}
     found: dict[tuple[str, Sampling], None] = {}
@@ -186,13 +190,13 @@ def _refusals_file(run: Run) -> Path:
 
 
 def _note_refused(run: Run, row: BaseRow, column: str, sampling: Sampling, subject: str | None) -> None:
-    """Remember it: otherwise every job that continues would draw the picture again."""
+    """Note a refused picture, so that a job that continues does not draw it again."""
     line = {"column": column, "base": row.name, "subject": subject, "sampling": sampling_fields(sampling)}
     append_line(_refusals_file(run), line)
 
 
 def _is_drawn(run: Run, sampling: Sampling, path: Path) -> bool:
-    """True when the picture is there. A variation whose source was drawn anew meanwhile is out of date."""
+    """True when the picture exists and, for a variation, its source was not drawn again since."""
     saved = inscription.read(path, whole=True)
     if saved is None or sampling.source is None:
         return saved is not None

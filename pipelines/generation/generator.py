@@ -1,7 +1,7 @@
 """Renders: prompts and seeds -> pictures of one subject, or of the untrained base.
 
 In: samplings and a subject's folder (None = the base itself). Out: pictures one by one, saved with their settings
-inside. The same seed is the same noise for every method: columns of a comparison differ by what was learned only.
+inside. The same seed gives the same noise with every method, so columns differ only by what was learned.
 A sampling with a `source` varies one of the run's own pictures instead of starting from noise alone.
 Try it: `Generator(find_base("portrait-128")).render([Sampling("portrait of {subject}")], None, class_word="man")`.
 """
@@ -37,8 +37,8 @@ SCHEDULERS: tuple[str, ...] = sampler.SCHEDULERS
 
 
 class Generator:
-    """Holds one resident clean base. A subject is applied to a fresh copy of it and never taken off again: switching
-    drops the copy, so nobody's likeness can leak into another's pictures."""
+    """Holds one loaded base, which never changes. A subject is applied to a new copy of it, and the copy is dropped
+    when the subject changes, so that no person's learned weights are in another person's pictures."""
 
     def __init__(self, row: BaseRow, device: Device | None = None, *, family: Family | None = None) -> None:
         self.family = family or load_family(row, device)
@@ -55,12 +55,12 @@ class Generator:
         stop: Callable[[], bool] = lambda: False,
         batch: int = 4,
     ) -> Iterator[tuple[Sampling, PIL.Image.Image | None]]:
-        """Draw in order, up to `batch` at once where steps, size, scheduler, strength, change and draft agree; ends
-        early on `stop`. `sources` is the run's folder, in which the samplings' `source`s lie.
+        """Draw in order, up to `batch` at once if steps, size, scheduler, strength, change and draft are equal; ends
+        early when `stop()` is true. `sources`: the run's folder, which has the samplings' `source`s.
 
         A picture that the base's image filter refuses is None.
         Raises UserError for settings out of range, a subject that is missing, damaged or of another base, or a source
-        that is none of the run's pictures.
+        that is not a picture of the run.
         """
         for each in samplings:
             check(each)
@@ -90,7 +90,9 @@ class Generator:
         varied: dict[str, PIL.Image.Image],
         stop: Callable[[], bool],
     ) -> np.ndarray | None:
-        """One batch. No name outlives it that would keep its modules while the next one's are made."""
+        """Draw one batch: uint8 (b, H, W, 3), or None when stopped. A function of its own, so that no variable keeps
+        its modules in memory while the next batch's are made.
+        """
         first = part[0]
         modules = self._modules(subject, folder, first.strength)
         rows = [
@@ -119,7 +121,7 @@ class Generator:
         return self._distilled
 
     def _frames(self, part: Sequence[Sampling], varied: dict[str, PIL.Image.Image]) -> np.ndarray:
-        """The sources of samplings of one size, (b, H, W, 3) uint8 of that size; another shape is cropped to fit."""
+        """The sources of samplings of one size, (b, H, W, 3) uint8 of that size; other shapes are cropped."""
         _, height, width = self.family.latent_shape(part[0].height_px, part[0].width_px)
         scale = self.family.pixels_per_latent
         size = (width * scale, height * scale)
@@ -132,7 +134,7 @@ class Generator:
             return self.family.shared()
         key = (str(Path(folder).resolve()), subject.sha256, strength)
         if self._applied is None or self._applied[0] != key:
-            self._applied = None  # let the last person's copy go before the next one is made
+            self._applied = None  # free the last person's copy before the next one is made
             _check_subject(subject, Path(folder), self.family.row)
             applied = find_method(subject.method).apply(self.family, Path(folder), subject.recipe, strength=strength)
             self._applied = (key, applied)
@@ -144,7 +146,7 @@ def _key(each: Sampling) -> tuple[object, ...]:
 
 
 def _picture(source: str, sources: Path | None) -> PIL.Image.Image:
-    """One of the run's own pictures, RGB. No link is followed: what lies outside the run is not ours to show."""
+    """One of the run's own pictures, RGB. No symbolic link is followed, so that no file outside the run is read."""
     if sources is None:
         raise UserError("Without a run there are no pictures to vary. Name the run's folder, or draw without a source.")
     folder = sources.resolve()
@@ -177,8 +179,8 @@ def _check_subject(subject: Subject, folder: Path, row: BaseRow) -> None:
 
 
 def check(sampling: Sampling) -> None:
-    """Raises UserError, naming the setting, for anything that is not a number in its range or not a known scheduler,
-    and for a prompt that is not drawn.
+    """Raises UserError for a setting that is not a number in its range or not a known scheduler (it names the setting),
+    and for a prompt that is refused.
     """
     check_record(sampling)
     check_variation(sampling)
@@ -199,7 +201,7 @@ def save_render(
     subject_id: str | None = None,
     source_sha256: str | None = None,
 ) -> Render:
-    """Write a PNG whose text chunk "likeness" holds its settings as JSON; nobody meets half a file."""
+    """Write a PNG whose text chunk "likeness" has the settings as JSON. No reader sees a half-written file."""
     settings: dict[str, object] = {"schema": 1, "method": method, "base": base, "subject": subject_id}
     settings["sampling"] = sampling_fields(sampling)
     if source_sha256 is not None:  # of the picture that was varied
@@ -212,7 +214,7 @@ def save_render(
 
 
 def read_settings(path: Path) -> Sampling | None:
-    """The settings inside a PNG of ours, checked like a person's own; None where there are no valid ones."""
+    """The settings inside a PNG that this project drew, checked like typed ones; None if there are no valid ones."""
     found = inscription.read(path)
     try:
         if found is not None:

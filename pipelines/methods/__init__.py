@@ -1,8 +1,10 @@
 """The methods: which tensors train, how they are saved, and how they are put back on a base.
 
 In: a method's name. Out: a `Method`, which makes a learner on a base, and applies what was learned or imported.
-Try it: `method("lora").phrase(find_base("sd15"), recipe)`. One file per method; `lora_names` and `lora_files` know how
-other programs spell LoRAs, `imports` takes theirs in. How to add a method: docs/extend.md.
+One file per method; `base` has the interface. `lora_names` and `lora_files` translate between the LoRA formats of other
+programs and diffusers', `imports` adds a LoRA or embedding of somebody else to a run, `extract` makes a LoRA of a
+DreamBooth, `drafts` draws in four steps. Try it: `method("lora").phrase(find_base("sd15"), recipe)`. How to add a
+method: docs/extend.md.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 # name -> (module, class), or an object that was added from outside
 _CODE: dict[str, tuple[str, str] | Method] = {
+    "zero_shot": ("pipelines.methods.zero_shot", "ZeroShot"),
     "textual_inversion": ("pipelines.methods.textual_inversion", "TextualInversion"),
     "dreambooth": ("pipelines.methods.dreambooth", "DreamBooth"),
     "lora": ("pipelines.methods.lora", "LoRA"),

@@ -1,6 +1,6 @@
-"""What a method is: which tensors train, how they are saved, how they are put back. The loop knows nothing else of it.
+"""The interface of a method: which tensors train, how they are saved, and how they are put back on a base.
 
-`Method.learner` makes the trainable parameters on a base; `Method.apply` puts a saved artefact onto a fresh copy of it.
+`Method.learner` makes the trainable parameters on a base; `Method.apply` puts a saved artefact onto a new copy of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Group:
     parameters: tuple[torch.nn.Parameter, ...]
     learning_rate: float
     weight_decay: float
-    until: float = 1.0  # share of the steps after which it stays as it is
+    until: float = 1.0  # share of the steps after which it is frozen
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Learner:
     """One method attached to one base, while it trains."""
 
     modules: Modules  # live: previews and the loss use them as they are
-    live_text = False  # False: what the denoiser is told never changes, so it is encoded once
+    live_text = False  # False: the text encoders do not change, so each prompt is encoded once
 
     def groups(self) -> list[Group]:
-        """What trains, by learning rate."""
+        """The trainable parameters, one group per learning rate."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, torch.nn.Parameter]:
@@ -63,7 +63,7 @@ class Learner:
         return ()
 
     def start_from(self, folder: Path) -> None:
-        """Begin where the artefact in `folder` ended, instead of at the base. Raises UserError when it does not fit."""
+        """Load the artefact in `folder`, so that training continues from it. Raises UserError when it does not fit."""
         raise UserError("This method can't go on from an earlier training. Train it afresh.")
 
     def after_step(self) -> None:
@@ -71,18 +71,22 @@ class Learner:
 
 
 class Method:
-    """A way of teaching a face. Its facts are a `MethodRow`; this is its code."""
+    """The code of a method. Its data are a `MethodRow`."""
 
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         """What `{subject}` becomes in a prompt."""
         return f"{row.identifier} {recipe.class_word}"
 
     def learner(self, family: Family, recipe: Recipe, *, identity: np.ndarray | None = None) -> Learner:
-        """Make the trainable parameters. `identity`: dlib descriptors (128,) or (n, 128) of the training photos."""
+        """Make the trainable parameters. `identity`: the person's dlib descriptor (128,)."""
         raise UserError("Nothing of this method trains. Choose another one to train.")
 
+    def encode(self, family: Family, folder: Path, *, identity: np.ndarray) -> Artifact:
+        """Where nothing trains: save what stands for the person. `identity`: their dlib descriptor (128,)."""
+        raise UserError("This method has to be trained first.")
+
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
-        """The base with the artefact in `folder` put onto fresh copies. Raises UserError when it does not fit."""
+        """Copies of the base's modules with the artefact in `folder`. Raises UserError when it does not fit."""
         raise NotImplementedError
 
 
@@ -111,7 +115,7 @@ def sort_header(path: Path) -> None:
 
 
 def digest(folder: Path, artifact: Iterable[str]) -> str:
-    """sha256 over the learned files, in their order."""
+    """SHA-256 of the learned files together, in the given order."""
     total = hashlib.sha256()
     for name in artifact:
         with (folder / name).open("rb") as file:

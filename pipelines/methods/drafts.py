@@ -1,7 +1,7 @@
 """Drafts in four steps, where a base's distilled LoRA (LCM-LoRA, Luo et al. 2023) lies on this machine.
 
-In: a base's row. Out: what that LoRA adds to a denoiser, for as long as a draft is drawn: on top of whatever was
-learned, and no weight changes. Only drafts and the previews of a training use it.
+In: a base's row. Out: hooks that add that LoRA to a denoiser while a draft is drawn, on top of what was learned; no
+weight changes. Only drafts and the previews of a training use it.
 Try it: `python -m pipelines generate RUN --draft`. Light until `load`: no torch.
 """
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 FOLDER, FILE = "lcm_lora", "pytorch_lora_weights.safetensors"
 STEPS, SCHEDULER = 4, "lcm"
-GUIDANCE = 1.0  # none: its authors' for adapters side by side, and half the arithmetic; negative prompts say nothing
+GUIDANCE = 1.0  # no guidance, as the authors of LCM-LoRA do beside other LoRAs; negative prompts have no effect
 
 
 def find(row: BaseRow) -> Path | None:
-    """The file: `lcm_lora/` in a local base's folder, or beside a checkpoint; else the hub's cache. Asks nobody."""
+    """The file: `lcm_lora/` in a local base's folder, or beside a checkpoint; else the hub's cache. No network."""
     from huggingface_hub import try_to_load_from_cache
 
     if row.folder is not None:
@@ -52,8 +52,8 @@ def missing(row: BaseRow) -> UserError:
 
 
 def load(row: BaseRow) -> Layers | None:
-    """What the LoRA changes, on the CPU; None where it is not on this machine. Raises UserError when it does not fit:
-    it is checked as a stranger's file is.
+    """The LoRA's layers, on the CPU; None where it is not on this machine. The file is checked like an imported one:
+    raises UserError when it does not fit.
     """
     file = find(row)
     if file is None:
@@ -72,7 +72,7 @@ def load(row: BaseRow) -> Layers | None:
 
 
 def load_quietly(row: BaseRow) -> Layers | None:
-    """For previews: what does not fit is not used."""
+    """`load` for previews: None also when it does not fit."""
     try:
         return load(row)
     except UserError:
@@ -81,12 +81,12 @@ def load_quietly(row: BaseRow) -> Layers | None:
 
 @contextlib.contextmanager
 def distilled(family: Family, unet: torch.nn.Module, layers: Layers | None) -> Iterator[None]:
-    """While open, each layer's answer is what it would be with the LoRA merged into its weight."""
+    """Context in which each layer's output is what it would be with the LoRA merged into its weight."""
     handles = []
     try:
         for path, layer in (layers or {}).items():
             module: Any = unet.get_submodule(path.removeprefix("unet."))
-            plain = getattr(module, "base_layer", module)  # within what PEFT put around it
+            plain = getattr(module, "base_layer", module)  # the layer inside PEFT's wrapper
             shape = plain.weight.shape
             down = layer.down.reshape(layer.rank, *shape[1:]).to(family.device.name, family.device.torch_dtype)
             up = layer.up.reshape(shape[0], layer.rank, *(1 for _ in shape[2:]))

@@ -36,8 +36,8 @@ class DreamBooth(Method):
     def apply(
         self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0, exact: bool = False
     ) -> Modules:
-        """`strength` has no meaning here: the weights are the person's. `exact`: in float32 and on the CPU, to reckon
-        with; else in the format and the place they are drawn with.
+        """`strength` is ignored: the trained weights replace the base's. `exact`: float32 weights on the CPU, to
+        compute differences; else in the number format and on the device that pictures are drawn with.
         """
         where = PARKED if exact else None
         unet = family.new_unet(trainable=exact, device=where).requires_grad_(False)
@@ -116,15 +116,15 @@ def _save_half(module: torch.nn.Module, folder: Path) -> None:
 
 
 def _as_stock_loads(folder: Path) -> None:
-    """transformers honours the dtype in a part's configuration, and diffusers loads float32 unless told otherwise: an
-    encoder in half would meet a denoiser in float32.
+    """Set the dtype in a part's configuration to float32. transformers follows it and diffusers loads float32 anyway,
+    so a stored half format would give an encoder and a denoiser of different formats.
     """
     config = folder / "config.json"
     if not config.is_file():  # a tokenizer, a scheduler
         return
     settings = json.loads(config.read_text())
     wanted = {name: "float32" if name in ("dtype", "torch_dtype") else value for name, value in settings.items()}
-    wanted.pop("_name_or_path", None)  # would carry a path of this machine into a file people share
+    wanted.pop("_name_or_path", None)  # a path of this machine does not belong in a file that people share
     if wanted != settings:
         config.unlink()  # it may be a hard link to the base's own
         config.write_text(json.dumps(wanted, indent=2) + "\n")
@@ -150,7 +150,7 @@ def _complete(family: Family, folder: Path, *, skip: set[str]) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     index.pop("_name_or_path", None)
     if index.get(EXTRACTOR, [None])[0]:
-        index[EXTRACTOR] = ["transformers", "CLIPImageProcessor"]  # its stock name; ours may be a variant of it
+        index[EXTRACTOR] = ["transformers", "CLIPImageProcessor"]  # the stock class
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

@@ -1,8 +1,8 @@
 """A DreamBooth as a LoRA: each layer's learned change, cut to its largest singular directions (Eckart and Young 1936).
 
 In: a DreamBooth folder and its base. Out: `<name>.safetensors` (kohya's names) and `<name>_diffusers.safetensors`,
-which weigh a fraction of it, and how much of the change they miss: relative Frobenius errors per layer and in all,
-measured on the numbers as they are stored. Biases, norms and embeddings have no place in a LoRA; their share is stated.
+which are much smaller, and how much of the change they miss: relative Frobenius errors per layer and over all layers,
+measured on the stored numbers. A LoRA can't hold changes of biases, norms and embeddings; their share is given.
 Try it: `python -m pipelines extract RUN --rank 32`.
 """
 
@@ -30,7 +30,7 @@ MAX_RANK = 4096
 # Where the rank follows from an error, layers differ in rank and share one alpha: diffusers 0.42.1 reads differing
 # alphas of a file with kohya's names for attention layers wrongly (lora_conversion_utils.py, `_get_alpha_name`).
 ALPHA = 32.0
-UNMAPPED = "text_projection"  # no web UI knows a LoRA's name for SDXL's text projection
+UNMAPPED = "text_projection"  # no web UI has a LoRA name for SDXL's text projection
 # Beyond this many times the wanted rank a randomized decomposition (Halko et al. 2011) is many times faster than a
 # whole one. Its error is measured like any other.
 RANDOMIZED_FROM = 6
@@ -39,7 +39,7 @@ OVERSAMPLING, POWER_ITERATIONS = 16, 4
 
 @dataclass(frozen=True)
 class Extracted:
-    """What became of a DreamBooth."""
+    """The LoRA that was made of a DreamBooth, and its errors."""
 
     layers: Layers
     errors: dict[str, float]  # path -> ||change - stored|| / ||change||
@@ -48,7 +48,7 @@ class Extracted:
     ranks: tuple[int, int]  # smallest and largest
 
     def metadata(self) -> dict[str, str]:
-        """Texts for the file: anybody can read what it misses."""
+        """The errors as texts, for the file's metadata."""
         return {
             "likeness.extracted_from": "DreamBooth, by singular value decomposition of each layer's change",
             "likeness.error": f"{self.error:.6f}",
@@ -77,7 +77,7 @@ def extract(
         raise UserError(f"The rank is a number from 1 to {MAX_RANK}, not {rank}.")
     if error is not None and not 0 < error < 1:
         raise UserError(f"The error is a number between 0 and 1, such as 0.05, not {error}.")
-    # not as it is drawn with: bfloat16 keeps two digits of a weight, and a change may lie below them
+    # in float32: bfloat16 keeps two digits of a weight, and a change may be smaller than that
     learned = DreamBooth().apply(family, folder, subject.recipe, exact=True)
     changes = list(_changes(family, learned))
     layers: Layers = {}
@@ -133,7 +133,7 @@ def _decomposed(change: torch.Tensor, rank: int | None, error: float | None) -> 
         v = vh.mT
     kept = min(full, rank) if rank is not None else _needed(s, float(error or 0.0))
     alpha = float(rank or ALPHA)
-    root = s[:kept].sqrt()  # both factors of about one size, so that neither leaves float16's range
+    root = s[:kept].sqrt()  # both factors get about the same size, so that both fit into float16's range
     up = (u[:, :kept] * root * (kept / alpha)).half().cpu().contiguous()
     down = (v[:, :kept] * root).mT.half().cpu().contiguous()
     if change.ndim == 4:
@@ -168,7 +168,7 @@ def write(extracted: Extracted, path: Path, family: Family, phrase: str) -> tupl
     for name, layer in extracted.layers.items():
         part, _, module = name.partition(".")
         stem = name if part == "unet" else f"{part}.text_model.{module}"
-        # this spelling states no alpha: loaders take the rank for it, so the scale goes into the numbers
+        # this format has no alpha and loaders use the rank instead, so the weights are multiplied by the scale
         up = (layer.up.float() * layer.scale).half()
         state |= {f"{stem}.lora_A.weight": layer.down, f"{stem}.lora_B.weight": up}
     beside = path.with_name(f"{path.stem}_diffusers.safetensors")

@@ -1,8 +1,8 @@
-"""Other people's LoRAs and embeddings as columns of a comparison: looked at, checked against the base, stored, removed.
+"""Other people's LoRAs and embeddings as columns of a comparison: check a file against the base, store it, remove it.
 
-In: a `.safetensors` file, which nobody trusts, and a run. Out: `methods/imported-<name>/` with a card and the numbers
-that were understood, nothing else of the file. Nothing in it is run, no other kind of file is opened, and no tensor is
-loaded before its header was checked. Light: no torch, so the app can do it while the person waits.
+In: a `.safetensors` file, which is not trusted, and a run. Out: `methods/imported-<name>/` with a card and the tensors
+that were recognised, nothing else of the file. No code in it is run, no other kind of file is opened, and no tensor is
+loaded before the header is checked. Light: no torch, so the app can do it while the person waits.
 Try it: `python -m pipelines import RUN FILE --name theirs`.
 """
 
@@ -44,12 +44,12 @@ LORA_MB, EMBEDDING_MB = 1000.0, 20.0
 HOSTED_LORA_MB = 200.0  # on a Space, where strangers share one disk
 LIMIT_ENV = "LIKENESS_IMPORT_MB"
 MAX_RANK, MAX_VECTORS, MAX_IMPORTED = 512, 75, 8  # a prompt has 75 places
-MAX_STRAY = 0.1  # share of a LoRA's layers that may be unknown: more of them, and it was made for another base
-MAX_SCALE = 1000.0  # of alpha / rank: more is no LoRA that draws anything
+MAX_STRAY = 0.1  # largest share of a LoRA's layers that may be unknown; with more it was made for another base
+MAX_SCALE = 1000.0  # largest alpha / rank: no usable LoRA has more
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,23}")
 FILE = {"lora": "lora.safetensors", "embedding": "embedding.safetensors"}
 PHRASE_LIMIT = 200
-# Ends and beginnings of tensors' names of kinds that are no plain LoRA -> what they are called.
+# Patterns of tensor names in files that are no plain LoRA -> what such a file is called.
 OTHER_KINDS = (
     (re.compile(r"\.hada_"), "a LoHa"),
     (re.compile(r"\.lokr_"), "a LoKr"),
@@ -64,13 +64,13 @@ OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class Found:
-    """What a file turned out to hold, under our own names."""
+    """What a file holds, under this project's names."""
 
     kind: str  # "lora" | "embedding"
-    parts: dict[str, Entry]  # our name -> where it lies in the file
+    parts: dict[str, Entry]  # this project's name of a tensor -> its place in the file
     numbers: dict[str, float] = field(default_factory=dict)  # "<path>.alpha" -> alpha
     rank: int = 0  # the largest; of an embedding the number of vectors
-    phrase: str | None = None  # words its maker says call the person
+    phrase: str | None = None  # the trigger words in its metadata
     left_out: tuple[str, ...] = ()  # names of tensors that belong to no layer of the base
     idle: int = 0  # layers whose alpha is 0: they change nothing
 
@@ -95,9 +95,9 @@ def limit_mb(kind: str) -> float:
 
 
 def look(path: Path, row: BaseRow, layout: Layout | None = None, *, called: str | None = None) -> Found:
-    """What a file holds and where it fits on the base. Raises UserError for anything that is not whole and known.
+    """What a file holds, with the base's names of its layers. Raises UserError for a damaged file and an unknown kind.
 
-    `layout` are the base's layers where they are known already; `called` is what the person calls the file.
+    `layout`: the base's layers, if they are known already; `called`: the file's name in messages.
     """
     name = called or path.name
     header = lora_names.read_header(path, called=name, size_limit=int(limit_mb("lora") * 1e6))
@@ -177,8 +177,8 @@ def _lora(path: Path, header: Header, row: BaseRow, layout: Layout, name: str) -
 
 
 def _unfused(tensors: dict[str, Entry], layout: Layout) -> dict[str, Entry]:
-    """One LoRA on query, key and value together becomes three: they share what goes in, and have a third each of what
-    comes out, which lies in one piece.
+    """Split each LoRA of a fused query-key-value layer into three. They share `down` and alpha; each gets a third of
+    the rows of `up`.
     """
     found: dict[str, Entry] = {}
     for key, entry in tensors.items():
@@ -211,7 +211,7 @@ def _fits(down: Entry, up: Entry, weight: tuple[int, ...]) -> bool:
 
 
 def _length(place: str, lengths: list[Entry], weight: tuple[int, ...], by_peft: bool, name: str) -> str:
-    """What a DoRA's lengths are called by us: one per output, or one per input."""
+    """This project's name of a DoRA's magnitudes: `<place>.outputs` (one per output) or `<place>.inputs`."""
     (entry,) = lengths[:1]
     per_input = not by_peft and len(entry.shape) > 1 and entry.shape[0] == 1 and entry.shape[1] == weight[1]
     if len(lengths) > 1 or entry.numbers != weight[1 if per_input else 0]:
@@ -220,7 +220,7 @@ def _length(place: str, lengths: list[Entry], weight: tuple[int, ...], by_peft: 
 
 
 class _Stated:
-    """Alphas that diffusers' files state in their metadata. Without any, alpha is the rank: every loader's rule."""
+    """The alphas in the metadata of diffusers' files. Where there is none, alpha is the rank, as in every loader."""
 
     def __init__(self, header: Header, name: str) -> None:
         self._name = name
@@ -235,7 +235,7 @@ class _Stated:
         own = self._said.get(f"{part}.lora_alpha", rank)
         patterns = self._said.get(f"{part}.alpha_pattern") or {}
         for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            # PEFT takes these as regular expressions; a stranger's is not run here, plain names are what is written
+            # PEFT reads these as regular expressions. Here only plain names are read: the file is not trusted
             plain = str(pattern).removeprefix("^").removesuffix("$").replace("\\", "")
             if module == plain or module.endswith(f".{plain}"):
                 own = value
@@ -276,7 +276,7 @@ def _embedding(path: Path, header: Header, row: BaseRow, layout: Layout, name: s
 
 
 def _phrase(header: Header) -> str | None:
-    """What a LoRA's maker says calls the person, if that is a phrase."""
+    """The trigger words in a LoRA's metadata, if they can be used in a prompt."""
     said = header.metadata.get("modelspec.trigger_phrase", "").strip()
     return said if said and _plain_phrase(said) and problem(said) is None else None
 
@@ -338,7 +338,7 @@ def add(
 
 
 def remarks(run: Run, column: str) -> list[str]:
-    """What of an imported file does nothing, in sentences; [] where all of it counts."""
+    """Sentences about parts of an imported file that have no effect; [] when all have."""
     about = (read_json(run.method(column) / "subject.json") or {}).get("imported", {})
     said = []
     if left := about.get("left_out"):
@@ -363,7 +363,7 @@ def _card(column: str, learned: Path, found: Found, row: BaseRow, class_word: st
         class_word=class_word,
         phrase=said,
         recipe=Recipe(base=row.name, method="imported", class_word=class_word, steps=0),
-        photo_digest="",  # what it learned from is not known
+        photo_digest="",  # its photos are not known
         artifact=learned.name,
         sha256=sha,
         steps=0,  # nor how long
@@ -380,7 +380,7 @@ def tokens(column: str, count: int) -> tuple[str, ...]:
 
 
 def remove(run: Run, column: str) -> None:
-    """Take an imported column out of a run: its file, its pictures and their scores. What a report said is past.
+    """Remove an imported column from a run: its file, its pictures and their scores, and the report with them.
 
     Raises UserError when there is no such column.
     """
@@ -405,7 +405,7 @@ def _of(column: str, line: dict[str, object]) -> bool:
 
 
 class _Imported(Method):
-    """What both have in common: they can be applied and nothing else."""
+    """An imported file can be applied, but not trained."""
 
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
         raise UserError("What stands for the person in an imported file is noted on its card.")
@@ -417,7 +417,7 @@ class ImportedLoRA(_Imported):
         from pipelines.methods import lora_files
 
         layers = _layers(folder)
-        where = PARKED if family.parked else None  # float32 copies are twice what is drawn with
+        where = PARKED if family.parked else None  # float32 copies need twice the memory
         names = [name for _, name in family.architecture.text_parts]
         changes_text = any(path.partition(".")[0] in names for path in layers)
         unet = family.new_unet(trainable=True, device=where).requires_grad_(False)
@@ -435,7 +435,7 @@ class ImportedLoRA(_Imported):
 
 class ImportedEmbedding(_Imported):
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
-        """`strength` has no meaning here: the words are there or not."""
+        """`strength` is ignored: word vectors can't be applied in part."""
         import torch
 
         from pipelines.bases.family import Modules

@@ -50,13 +50,13 @@ class LoRA(Method):
         return LoRALearner(family, recipe)
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
-        """Stock loading onto float32 copies, then merged into the weights: drawing costs no more than with the base."""
-        where = PARKED if family.parked else None  # float32 copies are twice and four times what is drawn with
+        """Loaded by diffusers and merged into float32 copies of the weights: drawing is as fast as with the base."""
+        where = PARKED if family.parked else None  # float32 copies need twice the memory
         unet = family.new_unet(trainable=True, device=where).requires_grad_(False)
-        # a file may hold layers of text encoders, which must not reach the shared ones; one that never learns is safe
+        # a file may hold layers of text encoders: they must not change the base's shared encoders
         text = family.new_text(device=where) if family.architecture.text_learns else family.text
         modules = Modules(unet, text)
-        scaled = recipe.dora and strength != 1  # DoRA's own scale is not proportional: 0 would not give the base back
+        scaled = recipe.dora and strength != 1  # diffusers' scale of a DoRA is not linear: 0 would not give the base
         plain = [part.clone() for part in _weights(modules)] if scaled else []
         pipeline = family.pipeline(modules)
         try:
@@ -75,9 +75,9 @@ class LoRA(Method):
             merged.copy_(before + strength * (merged - before))
         moved(modules.unet, family.device.name, family.device.torch_dtype).requires_grad_(False).eval()
         if not any(name in adapted for _, name in family.architecture.text_parts):
-            return Modules(modules.unet, family.text)  # the copies stayed as they were
+            return Modules(modules.unet, family.text)  # the copies were not changed
         for encoder in modules.text.encoders:
-            # in float32, as they learned: what is read back is compared with them
+            # in float32, as in training, since `previews.verify` compares them with the trained ones
             moved(encoder, family.device.name, torch.float32).requires_grad_(False).eval()
         return modules
 
@@ -88,7 +88,7 @@ class LoRALearner(Learner):
         self.live_text = recipe.text_learning_rate > 0
         unet = family.new_unet(trainable=False).train()
         text = family.new_text() if self.live_text else family.text
-        with torch.random.fork_rng(devices=[]):  # PEFT draws its start from the global generator
+        with torch.random.fork_rng(devices=[]):  # PEFT takes its first weights from the global generator
             torch.manual_seed(derived_seed(recipe.seed, 11))
             _add_adapter(unet, recipe, (family.architecture.targets or TARGETS)[recipe.targets], dora=recipe.dora)
             if self.live_text:
@@ -119,7 +119,7 @@ class LoRALearner(Learner):
         }
 
     def scales(self) -> tuple[str, ...]:
-        """The change is B @ A: scaling one factor scales it. DoRA's is no product: nothing in it scales it."""
+        """The change is B @ A, so scaling B scales it. DoRA's change is no such product and can't be scaled."""
         if self._recipe.dora:
             return ()
         return tuple(name for name in self.tensors() if ".lora_B." in name)
@@ -169,7 +169,7 @@ class LoRALearner(Learner):
         return Artifact(FILE, (FILE,))
 
     def _export_flat(self, folder: Path, options: dict[str, Any]) -> None:
-        """The same under the names that web UIs know. The picture is determined by the first file alone."""
+        """Write the same LoRA with the names that web UIs know. This project reads the other file only."""
         family = self._family
         parts = [
             family.architecture.denoiser,
@@ -210,7 +210,7 @@ def _add_adapter(module: torch.nn.Module, recipe: Recipe, targets: tuple[str, ..
 
 
 def _weights(modules: Modules) -> list[torch.Tensor]:
-    """Every weight, in an order that merging adapters does not change."""
+    """All weights, in an order that is the same before and after adapters are merged."""
     parts = (modules.unet, *modules.text.encoders)
     return [parameter.detach() for part in parts for _, parameter in sorted(part.named_parameters())]
 
@@ -235,5 +235,5 @@ def _layers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _settings(module: torch.nn.Module) -> dict[str, Any]:
     """The adapter's configuration, as diffusers stores it in the file's metadata."""
     settings = dict(module.peft_config["default"].to_dict())  # type: ignore[index, operator, union-attr]
-    settings["base_model_name_or_path"] = None  # a path of this machine, in a file people share
+    settings["base_model_name_or_path"] = None  # a path of this machine does not belong in a file that people share
     return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}

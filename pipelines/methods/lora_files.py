@@ -1,7 +1,7 @@
 """LoRAs as other programs read them: kohya's flat names, one alpha per layer, and metadata that say what it is.
 
 In: what PEFT learned, as diffusers names it. Out: `likeness_lora.safetensors`, which A1111, ComfyUI, InvokeAI,
-sd-scripts and diffusers load; and back from any spelling of either. In between stands one normal form: path -> `Layer`.
+sd-scripts and diffusers load; and back from any of their formats. Both go through one normal form: path -> `Layer`.
 Names and shapes are in `methods/lora_names.py`. Try it: `from_kohya(load_file("lora.safetensors"), layout(row))`.
 """
 
@@ -28,7 +28,7 @@ from pipelines.methods.lora_names import Layout, path_of, role_of
 
 # Web UIs trigger on a file's name, so there is no < or > in it. A1111 also calls a LoRA by its ss_output_name.
 FILE = "likeness_lora.safetensors"
-STABILITY = "https://github.com/Stability-AI/generative-models"  # ModelSpec's word for SDXL's own spelling
+STABILITY = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for SDXL's original names
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def layout_of(modules: Modules, family: Family) -> Layout:
 def layers_of(state: Mapping[str, torch.Tensor], settings: Mapping[str, Mapping[str, Any]]) -> Layers:
     """The normal form of a diffusers state ("unet.<module>.lora_A.weight") with PEFT's settings of each part.
 
-    rsLoRA divides alpha by the root of the rank where everybody else divides by the rank: its alpha becomes
-    alpha * sqrt(rank), so that who divides by the rank applies the same.
+    rsLoRA divides alpha by the square root of the rank; every loader divides by the rank. So its alpha becomes
+    alpha * sqrt(rank), which gives the same scale.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
@@ -126,8 +126,8 @@ def to_kohya(layers: Layers, layout: Layout) -> dict[str, torch.Tensor]:
 
     PEFT's magnitudes count per output, LyCORIS's per output (`wd_on_output`, its default) or per input, told apart by
     shape: (out, 1, ...) and (1, in, ...). Per output is what LyCORIS and, by the rows of the untouched weight, ComfyUI
-    (weight_adapter/base.py, `weight_decompose`) read; A1111 and InvokeAI (layers/dora_layer.py) always take
-    `.dora_scale` per input and apply another length than was learned. No file can please both.
+    (weight_adapter/base.py, `weight_decompose`) read; A1111 and InvokeAI (layers/dora_layer.py) always read
+    `.dora_scale` per input, so they apply other magnitudes than were learned. No file is right for all of them.
     """
     out: dict[str, torch.Tensor] = {}
     for path, layer in sorted(layers.items()):
@@ -172,12 +172,12 @@ def _layer(path: str, tensors: Mapping[str, torch.Tensor], layout: Layout, state
     return Layer(down, up, alpha, None if magnitude is None else magnitude.reshape(-1), per_input)
 
 
-# ------------------------------------------------------------------------------------------------- putting it on
+# ------------------------------------------------------------------------------------------------- applying
 
 
 @torch.no_grad()
 def merge(parts: Mapping[str, torch.nn.Module], layers: Layers, *, strength: float = 1.0) -> None:
-    """Change the float32 weights of `parts` ("unet", "text_encoder", ...) by what the LoRA says, in place."""
+    """Add the LoRA to the float32 weights of `parts` ("unet", "text_encoder", ...), in place."""
     weights = {
         path_of(part, name.removesuffix(".weight")): weight
         for part, module in parts.items()
@@ -258,7 +258,7 @@ def _training(layers: Layers, row: BaseRow, phrase: str, name: str, max_steps: i
         "ss_network_args": json.dumps(arguments),
         "ss_output_name": name,
         "ss_resolution": f"({width}, {height})",
-        # web UIs offer these as words to write; a frequency of 1 says nothing about how many photos there were
+        # web UIs suggest these words; the frequency is always 1, so that it does not tell the number of photos
         "ss_tag_frequency": json.dumps({"likeness": {phrase: 1}}),
     }
     if row.name in BASES:  # a local base's name is a path of this machine
@@ -269,7 +269,7 @@ def _training(layers: Layers, row: BaseRow, phrase: str, name: str, max_steps: i
 
 
 def _one(values: Any) -> str:
-    """The one value of all, as kohya's resize script says otherwise: "Dynamic"."""
+    """The value, if all are equal, else "Dynamic", as kohya's resize script writes."""
     found = {float(value) for value in values}
     return f"{found.pop():g}" if len(found) == 1 else "Dynamic"
 
@@ -277,7 +277,7 @@ def _one(values: Any) -> str:
 def _model_spec(row: BaseRow, phrase: str, prediction: str | None, title: str, sha256: str) -> dict[str, str]:
     """ModelSpec 1.0.1; the date is left out, so that equal trainings give equal files."""
     height, width = row.shapes[0]
-    predicts = {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or "")  # it has no word for a flow
+    predicts = {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or "")  # a flow has no value there
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{FAMILIES[row.family].lora_names[1]}/lora",

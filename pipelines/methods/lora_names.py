@@ -1,7 +1,7 @@
-"""What LoRA and embedding files hold and how others call the layers of a base. Light: no torch, no tensor is loaded.
+"""Tensor names of LoRA and embedding files, and the names of a base's layers in other programs. Light: no torch.
 
-In: a `.safetensors` file, or the weights of a base. Out: a `Header` (checked before anything of it is believed), a
-`Layout` (every layer's path and shape), and the names a path has in other programs.
+In: a `.safetensors` file, or the weights of a base; no tensor is loaded. Out: a `Header`, checked, a `Layout` (every
+layer's path and shape), and the names a path has in other programs.
 Try it: `print(len(layout(find_base("portrait-128")).weights))`.
 
 Paths are "unet.down_blocks.0.attentions.0....to_q" and "text_encoder[_2].encoder.layers.0.self_attn.q_proj", as
@@ -65,7 +65,7 @@ class Header:
 
 
 def read_header(path: Path, *, called: str | None = None, size_limit: int | None = None) -> Header:
-    """The header of a safetensors file that nobody trusts yet. No tensor is read.
+    """The header of a safetensors file that is not trusted. No tensor is read.
 
     Raises UserError, calling the file `called`, for another kind of file (by name and by content), one that is too
     large or cut short, and for a header that is too long, no JSON, or whose parts don't cover the file exactly.
@@ -141,7 +141,7 @@ def _whole(value: object, most: int) -> tuple[int, ...]:
 
 
 def broken_numbers(path: Path, entries: Iterable[Entry]) -> bool:
-    """Whether any of these tensors (of NUMBERS) holds a number that is infinite or none at all. Reads in pieces."""
+    """Whether one of these tensors (of NUMBERS) holds a NaN or an infinite number. Reads in pieces."""
     import numpy as np
 
     piece = 4 << 20
@@ -153,7 +153,7 @@ def broken_numbers(path: Path, entries: Iterable[Entry]) -> bool:
             while left:
                 block = np.frombuffer(file.read(min(piece, left)), kind)
                 if not len(block):
-                    return True  # it became shorter meanwhile
+                    return True  # the file was cut meanwhile
                 if bool(((block & mask) == mask).any()):
                     return True
                 left -= block.nbytes
@@ -264,10 +264,10 @@ class Layout:
         }
 
     def flat(self, path: str) -> str:
-        """The name without its ending that A1111, ComfyUI, InvokeAI, diffusers and sd-scripts all know.
+        """The flat name, without its ending, that A1111, ComfyUI, InvokeAI, diffusers and sd-scripts all read.
 
-        Z-Image has none that all know. ComfyUI, InvokeAI and diffusers know this one; musubi-tuner writes and reads
-        "lora_unet_layers_0_attention_to_q", of which ComfyUI drops the attention layers in silence.
+        For Z-Image no name works in all of them. ComfyUI, InvokeAI and diffusers read this one; musubi-tuner's is
+        "lora_unet_layers_0_attention_to_q", from which ComfyUI loads no attention layers, without an error.
         """
         part, _, rest = path.partition(".")
         if part == TRANSFORMER:
@@ -337,7 +337,7 @@ def layout(row: BaseRow) -> Layout:
         return Layout(_from_checkpoint(_weights(Path(str(row.path)))))
     folder = row.folder or _cached(row)
     found: dict[str, tuple[int, ...]] = {}
-    # beside a transformer stands a chat model, which never learns
+    # a transformer's text encoder is a chat model, which never trains
     whole = folder is not None and (folder / TRANSFORMER).is_dir()
     for part in (TRANSFORMER,) if whole else ("unet", "text_encoder", "text_encoder_2"):
         files = sorted((folder / part).glob("*.safetensors")) if folder else []
@@ -428,7 +428,7 @@ _OPEN_CLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp
 
 # ------------------------------------------------------------------------------------------------- a tensor's name
 
-# The ending of a tensor's name says what it is. Of "down" and "up" the product is what a layer's weight changes by.
+# The ending of a tensor's name -> its role. The product of "up" and "down" is the change of the layer's weight.
 _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
@@ -441,7 +441,7 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(.+)\.lora_linear_layer\.down\.weight", "down"),
         (r"(.+)\.lora_linear_layer\.up\.weight", "up"),
         (r"(.+)\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT: one per output
-        (r"(.+)\.dora_scale", "scale"),  # LyCORIS and kohya: its shape says per what
+        (r"(.+)\.dora_scale", "scale"),  # LyCORIS and kohya: per output or input, by its shape
         (r"(.+?)(?:\.lora|_lora)?\.alpha", "alpha"),
     )
 )
@@ -460,7 +460,7 @@ def role_of(name: str) -> tuple[str, str] | None:
 
 
 def made_for(header: Header) -> str | None:
-    """The title of the kind of base a file says, or shows by its shapes, it was made for; None where nothing tells."""
+    """The title of the kind of base a file was made for, by its metadata or its shapes; None when they don't tell."""
     said = header.metadata.get("modelspec.architecture", "") + " " + header.metadata.get("ss_base_model_version", "")
     for words, title in (*_own_words(), *OTHER_WORDS):
         if any(word in said.lower() for word in words):

@@ -1,7 +1,7 @@
 """Pivotal tuning (Roich et al. 2022, as Ryu 2023 does it for words): textual inversion and LoRA that learn together.
 
-The words name the person, the adapters learn how the base draws them; one loop, one loss, a rate for each. Saved as
-both are, in one folder: `load_textual_inversion` and `load_lora_weights` read it, and every program that reads both.
+The word vectors and the LoRA train together with one loss and a learning rate each. Both are saved in one folder with
+their usual file names: `load_textual_inversion` and `load_lora_weights` read them, as do programs that read both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Pivotal(Method):
         return PivotalLearner(words, adapters, recipe)
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
-        """`strength` is the adapters'; the words are there or not."""
+        """`strength` scales the LoRA only: word vectors can't be applied in part."""
         rows = saved_rows(family, folder)
         adapted = LoRA().apply(family, folder, recipe, strength=strength)
         return Modules(adapted.unet, text_with_rows(family, rows, adapted.text.encoders))
@@ -47,7 +47,7 @@ class PivotalLearner(Learner):
 
     def __init__(self, words: TextualInversionLearner, adapters: LoRALearner, recipe: Recipe) -> None:
         self._words, self._adapters, self._recipe = words, adapters, recipe
-        self.modules = words.modules  # the adapted denoiser, and a text side that knows the words
+        self.modules = words.modules  # the denoiser with the LoRA, and the text encoders with the words
 
     def groups(self) -> list[Group]:
         until = self._recipe.freeze_vectors_after

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipelines.bases.family import Family, Modules
-from pipelines.bases.registry import BaseRow
+from pipelines.bases.registry import PROJECTOR, BaseRow
 from pipelines.bases.text import LearnedRows, Text
 from pipelines.core.device import derived_seed
 from pipelines.core.files import write_file
@@ -26,7 +26,7 @@ from pipelines.methods.base import Artifact, Group, Learner, Method
 TOKEN = "<likeness>"
 WEB_UI_FILE = "likeness.safetensors"  # other programs trigger on the file's name: no < or > in it
 MAX_VECTORS = 8
-# Learned vectors far longer than real words crowd out the rest of the prompt; about this much longer still obey it.
+# Largest norm of a learned vector, as a multiple of real words': much longer ones make the base ignore the prompt.
 NORM_HEADROOM = 1.5
 
 
@@ -42,7 +42,7 @@ def embedding_file(encoder: int) -> str:
 def text_with_rows(
     family: Family, rows: Sequence[torch.Tensor], encoders: tuple[torch.nn.Module, ...] | None = None
 ) -> Text:
-    """A text side that knows the words, one (n, d) tensor of rows per encoder; `encoders`: others than the base's."""
+    """A `text` with the words: one (n, d) tensor of rows per encoder. `encoders`: instead of the base's."""
     first_ids = tuple(len(tokenizer) for tokenizer in family.text.tokenizers)
     text = family.text_with(LearnedRows(tokens(len(rows[0])), tuple(rows), first_ids))
     text.encoders = encoders or text.encoders
@@ -61,13 +61,13 @@ class TextualInversion(Method):
         identity: np.ndarray | None = None,
         modules: Modules | None = None,
     ) -> TextualInversionLearner:
-        """`modules`: what the words are said to, where that is not the base itself."""
+        """`modules`: the modules that train with the words, where they are not the base's own."""
         if not 1 <= recipe.vectors <= MAX_VECTORS:
             raise UserError(f"Textual inversion learns 1 to {MAX_VECTORS} vectors, not {recipe.vectors}.")
         return TextualInversionLearner(family, recipe, identity, modules or family.shared())
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
-        """`strength` has no meaning here: the words are there or not."""
+        """`strength` is ignored: word vectors can't be applied in part."""
         return Modules(family.shared().unet, text_with_rows(family, saved_rows(family, folder)))
 
 
@@ -105,7 +105,7 @@ class TextualInversionLearner(Learner):
         self.modules = Modules(modules.unet, text_with_rows(family, self._rows, modules.text.encoders))
 
     def groups(self) -> list[Group]:
-        # no weight decay: the norm clamp does its work without pulling towards zero
+        # no weight decay: the limit of the norm is enough, and does not pull the vectors towards zero
         return [Group(tuple(self._rows), self._recipe.learning_rate, 0.0)]
 
     def tensors(self) -> dict[str, torch.nn.Parameter]:
@@ -127,15 +127,20 @@ class TextualInversionLearner(Learner):
             rows.mul_((limit / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0))
 
     def export(self, folder: Path) -> Artifact:
-        saved = [rows.detach().cpu().float().contiguous() for rows in self._rows]
-        files = []
-        for index, rows in enumerate(saved):
-            files.append(embedding_file(index))
-            write_file(folder / files[-1], lambda path, rows=rows: save_file({TOKEN: rows}, str(path)))  # type: ignore[misc]
-        names = ("emb_params",) if len(saved) == 1 else ("clip_l", "clip_g")
-        web_ui = dict(zip(names, saved, strict=True))
-        write_file(folder / WEB_UI_FILE, lambda path: save_file(web_ui, str(path)))
-        return Artifact(files[0], tuple(files))
+        return save_rows(folder, self._rows)
+
+
+def save_rows(folder: Path, every: Sequence[torch.Tensor]) -> Artifact:
+    """Save the vectors of each text encoder, (n, d), under the names that diffusers and web UIs read."""
+    saved = [rows.detach().cpu().float().contiguous() for rows in every]
+    files = []
+    for index, rows in enumerate(saved):
+        files.append(embedding_file(index))
+        write_file(folder / files[-1], lambda path, rows=rows: save_file({TOKEN: rows}, str(path)))  # type: ignore[misc]
+    names = ("emb_params",) if len(saved) == 1 else ("clip_l", "clip_g")
+    web_ui = dict(zip(names, saved, strict=True))
+    write_file(folder / WEB_UI_FILE, lambda path: save_file(web_ui, str(path)))
+    return Artifact(files[0], tuple(files))
 
 
 def _table(encoder: torch.nn.Module) -> torch.Tensor:
@@ -151,37 +156,39 @@ def _start(
     table = _table(encoder).float().cpu()
     tokenizer = family.text.tokenizers[index]
     if recipe.init == "zero_shot":
-        rows = zero_shot_rows(family, table, tokenizer, identity)
+        rows = zero_shot_rows(family, identity)
         if rows is not None:
             return rows[[k % len(rows) for k in range(recipe.vectors)]]
     elif recipe.init != "class_word":
         raise UserError(f'A recipe starts textual inversion from "class_word" or "zero_shot", not "{recipe.init}".')
     word = tokenizer(recipe.class_word, add_special_tokens=False).input_ids
     rows = table[word].mean(0).expand(recipe.vectors, -1).clone()
-    if recipe.vectors > 1:  # equal vectors would get equal gradients through equal positions' keys and stay alike
+    if recipe.vectors > 1:  # equal vectors would get equal gradients and stay equal
         generator = torch.Generator().manual_seed(derived_seed(recipe.seed, 7, index))
         rows += 0.1 * table.std() * torch.randn(rows.shape, generator=generator)
     return rows
 
 
-def zero_shot_rows(
-    family: Family, table: torch.Tensor, tokenizer: object, identity: np.ndarray | None
-) -> torch.Tensor | None:
-    """The base's own guess at a person's vectors, (k, d), from dlib descriptors; the neutral person without any.
+def neutral_row(family: Family) -> torch.Tensor:
+    """The vector (d,) of a portrait base's word for an average person."""
+    word = family.text.tokenizers[0].convert_tokens_to_ids(family.row.identifier.split()[0])
+    return _table(family.text.encoders[0]).float().cpu()[word]
+
+
+def zero_shot_rows(family: Family, identity: np.ndarray | None) -> torch.Tensor | None:
+    """The vectors (k, d) that the base's projector predicts from a dlib descriptor (128,); None: an average person's.
 
     None where a base has no projector. Source: tools/portrait_base/denoiser.py, `IdentityProjector`.
     """
-    file = family.folder / "identity_projector.safetensors" if family.folder else None
+    file = family.folder / PROJECTOR if family.folder else None
     if file is None or not file.is_file():
         return None
-    subject = tokenizer.convert_tokens_to_ids(family.row.identifier.split()[0])  # type: ignore[attr-defined]
-    neutral = table[subject]
-    weights = {name: tensor.float() for name, tensor in load_file(str(file)).items()}
+    neutral = neutral_row(family)
     count = len(family.row.identifier.split())
     if identity is None:
         return neutral.expand(count, -1).clone()
-    descriptor = torch.tensor(np.atleast_2d(np.asarray(identity, np.float32)).mean(0))
-    x = (descriptor - weights["mean"]) / weights["std"]
+    weights = {name: tensor.float() for name, tensor in load_file(str(file)).items()}
+    x = (torch.tensor(np.asarray(identity, np.float32)) - weights["mean"]) / weights["std"]
     hidden = torch.nn.functional.silu(weights["expand.weight"] @ x + weights["expand.bias"])
     out = weights["linear.weight"] @ x + weights["linear.bias"] + weights["project.weight"] @ hidden
     return neutral + (out + weights["project.bias"]).view(count, -1) * 0.1

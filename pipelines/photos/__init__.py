@@ -1,7 +1,8 @@
-"""Photos: from the files that a person sent to clean, checked photos in three parts, and what is cut out of them.
+"""Photos: decode and check the files of a person, split them into three parts, and cut out what training sees.
 
 In: files of any kind. Out: a `PhotoSet` (`intake.intake`), pixels (`decode.decode`), crops (`framing`), captions.
-Each file does one thing: `gather` finds photos, `decode` reads one, `checks` judges it, `split` divides the set.
+Each file does one thing: `gather` finds photos, `decode` and `colour` read one, `checks` says what is wrong with it,
+`split` divides the set (training, validation, held out), `intake` does all this, `album` keeps what was computed.
 Try it: `from pipelines.photos import check; check([Path("a.jpg")])`, or `python -m pipelines check PHOTO_DIR`.
 """
 

@@ -1,7 +1,7 @@
-"""Album: a person's photos, each decoded, searched for faces and embedded once per job, whoever asks how often.
+"""Album: a cache of one job: each photo of a person is decoded, searched for faces and embedded only once.
 
-In: a `PhotoSet` (and paths of other pictures). Out: pixels, faces, crops, what a judge sees. Faces and embeddings are
-biometric: an album lives in memory, is never written, refuses to be pickled, and is gone with its job.
+In: a `PhotoSet` (and paths of other pictures). Out: pixels, faces, crops, a judge's embeddings. Faces and embeddings
+are biometric: an album stays in memory, is never written, can't be pickled, and ends with its job.
 Try it: `album = Album(photo_set); album.vector(judge, album.photos.held_out[0]).shape`.
 """
 
@@ -14,13 +14,13 @@ from typing import NoReturn
 import numpy as np
 
 from pipelines.core.records import Photo, PhotoSet
-from pipelines.faces.dlib_faces import detect_faces
+from pipelines.faces.dlib_faces import detect_faces, dlib_embed
 from pipelines.faces.face import Face, Judge, Seen
 from pipelines.photos import framing
 from pipelines.photos.decode import decode
 
-# Decoded pixels that are kept: 14 photos of 12 megapixels. What does not fit is decoded again when it is asked for;
-# what was found in it (faces, embeddings) is small and always kept.
+# Decoded pixels that are kept: 14 photos of 12 megapixels. Further photos are decoded again each time they are needed;
+# their faces and embeddings are small and always kept.
 LIMIT_BYTES = 512 << 20
 NOBODY = PhotoSet((), (), ())
 
@@ -37,12 +37,13 @@ class Album:
         self._images: dict[Path, np.ndarray] = {}
         self._faces: dict[Path, tuple[Face, ...]] = {}
         self._seen: dict[tuple[str, str, Path], Seen] = {}
+        self._descriptor: np.ndarray | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an album holds face embeddings and stays in memory; it can't be pickled")
 
     def image(self, picture: Photo | Path) -> np.ndarray:
-        """The upright picture, RGB uint8 (H, W, 3), read-only: everybody gets the same array."""
+        """The upright picture, RGB uint8 (H, W, 3), read-only: all callers share one array."""
         return self._read(_path(picture))
 
     def _read(self, path: Path) -> np.ndarray:
@@ -57,7 +58,7 @@ class Album:
         return image
 
     def view(self, picture: Photo | Path) -> np.ndarray:
-        """The picture as judges are shown it: of a group photo only what is around the person's face."""
+        """What judges get, RGB uint8 (h, w, 3): the picture; of a group photo only the part with the person's head."""
         image = self.image(picture)
         return framing.person_view(image, picture) if isinstance(picture, Photo) else image
 
@@ -72,14 +73,14 @@ class Album:
         return self._faces[path]
 
     def face(self, photo: Photo) -> Face | None:
-        """The person's face: of those found now, the one that covers the place noted at intake. None: none does."""
+        """The person's face: of all faces found now, the one at the place that intake noted; None if there is none."""
         left, top, right, bottom = photo.face_box
         x, y = (left + right) / 2, (top + bottom) / 2
         there = [one for one in self.faces(photo) if one.box[0] <= x <= one.box[2] and one.box[1] <= y <= one.box[3]]
         return min(there, key=lambda one: abs(one.height_px - (bottom - top)), default=None)
 
     def seen(self, judge: Judge, picture: Photo | Path) -> Seen:
-        """What a judge sees of the person in a picture. Judges are told apart by their names and weights."""
+        """What a judge sees of the person in a picture; kept per picture and per judge (its name and weights)."""
         key = (judge.name, judge.weights_sha256, _path(picture))
         if key not in self._seen:
             image = self.image(picture)
@@ -94,17 +95,50 @@ class Album:
         """The unit vector (d,) of `seen`; None where this judge finds no face."""
         return self.seen(judge, picture).vector
 
+    def descriptor(self) -> np.ndarray:
+        """dlib's descriptor (128,) of the person: of the training photos, each as much as it shows of the face."""
+        if self._descriptor is None:
+            photos = self.photos.train
+            each = np.stack([dlib_embed(self.image(photo), _face_at_intake(photo)) for photo in photos])
+            self._descriptor = consensus(each, np.array([weight_of(photo) for photo in photos]))
+        return self._descriptor
+
     def frames(self, photos: Sequence[Photo], row: framing.Framing | int) -> np.ndarray:
-        """`framing.frames`, without decoding anew: (n, resolution, resolution, 3) uint8."""
+        """`framing.frames`, from the decoded pictures of the album: (n, resolution, resolution, 3) uint8."""
         return framing.frames(photos, row, read=self._read)
 
     def aligned_frames(self, photos: Sequence[Photo], size_px: int) -> np.ndarray:
-        """The faces with their eyes on the embedded base's points: (n, size, size, 3) uint8."""
+        """The faces, aligned by the eyes as for the embedded base: (n, size, size, 3) uint8."""
         return framing.frames(photos, aligned=True, resolution_px=size_px, read=self._read)
 
     def crops(self, photos: Sequence[Photo], row: framing.Bucketed) -> list[np.ndarray]:
-        """`framing.crops`, without decoding anew: (H, W, 3) uint8 each."""
+        """`framing.crops`, from the decoded pictures of the album: (H, W, 3) uint8 each."""
         return framing.crops(photos, row, read=self._read)
+
+
+CLEAR_EYE_DISTANCE_PX = 60.0  # from here on a larger face tells dlib, which reads 150 px, hardly more
+HALF = {"blurred", "dark", "bright", "low_contrast", "turned", "tilted", "near_duplicate"}
+
+
+def weight_of(photo: Photo) -> float:
+    """How much a photo tells of the face, above 0 up to 1: half for each remark, less for a small face."""
+    remarks = len(HALF & set(photo.reasons))
+    return 0.5**remarks * min(1.0, max(photo.eye_distance_px, 1.0) / CLEAR_EYE_DISTANCE_PX)
+
+
+def consensus(descriptors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(n, 128) and (n,) -> (128,): the weighted mean, in which those count less that lie far from it (Huber)."""
+    mean = np.average(descriptors, axis=0, weights=weights)
+    for _ in range(5):
+        away = np.maximum(np.linalg.norm(descriptors - mean, axis=1), 1e-9)
+        mean = np.average(descriptors, axis=0, weights=weights * np.minimum(1.0, np.median(away) / away))
+    return mean
+
+
+def _face_at_intake(photo: Photo) -> Face:
+    """The person's face where it was found then: nothing is searched again."""
+    eyes = np.array(photo.eyes)
+    return Face(photo.face_box, eyes, eyes, eyes.mean(0), 1.0)
 
 
 def _path(picture: Photo | Path) -> Path:

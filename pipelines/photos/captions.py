@@ -39,7 +39,7 @@ TONES = ("colour", "black and white", "sepia")
 
 @dataclass(frozen=True)
 class Attributes:
-    """Words for one frame; `None` where the pixels do not say."""
+    """Words for one frame; `None` where the rules find no answer."""
 
     background: str | None  # a key of COLOURS
     jacket: str | None
@@ -61,18 +61,18 @@ _LABS = _lab(np.array([shade for shades in COLOURS.values() for shade in shades]
 
 
 def name_colour(rgb: np.ndarray) -> str:
-    """The word for one sRGB colour. Lightness counts half: hue is what people name."""
+    """The word for one sRGB colour (3,), 0-255. Lightness counts less than hue, because people name the hue."""
     difference = (_lab(rgb) - _LABS) * np.array([0.6, 1.0, 1.0])
     return _NAMES[int((difference**2).sum(-1).argmin())]
 
 
 def background_rgb(frame: np.ndarray) -> np.ndarray:
-    """Median colour beside the head: the upper left and right corners."""
+    """Median colour (3,) beside the head: the upper left and right corners of a (128, 128, 3) frame."""
     return np.median(np.concatenate([frame[:44, :18].reshape(-1, 3), frame[:44, 110:].reshape(-1, 3)]), 0)
 
 
 def jacket_rgb(frame: np.ndarray) -> np.ndarray:
-    """Median colour of the two shoulders: the lower corners, without the collar in the middle."""
+    """Median colour (3,) of both shoulders: the lower corners of a (128, 128, 3) frame, without the collar between."""
     return np.median(np.concatenate([frame[118:, 18:46].reshape(-1, 3), frame[118:, 82:110].reshape(-1, 3)]), 0)
 
 
@@ -93,7 +93,7 @@ def tone(frame: np.ndarray) -> str:
 
 
 def measure(frame: np.ndarray) -> Attributes:
-    """Measure one aligned (128, 128, 3) uint8 frame. Colour words are left out where there is no colour."""
+    """Measure one aligned (128, 128, 3) uint8 frame. Without colours it gets black, white or grey, and no jacket."""
     kind = tone(frame)
     if kind != "colour":
         luma = float(background_rgb(frame).mean())
@@ -102,7 +102,7 @@ def measure(frame: np.ndarray) -> Attributes:
 
 
 def caption(subject: str, attributes: Attributes, *, age: str | None = None, extra: tuple[str, ...] = ()) -> str:
-    """`portrait of {subject}, middle aged, grey background, navy jacket` - the grammar the base was trained on."""
+    """`portrait of {subject}, middle aged, grey background, navy jacket`: the form of the base's training captions."""
     parts = [f"portrait of {subject}"]
     parts += [age] if age else []
     parts += [f"{attributes.background} background"] if attributes.background else []
@@ -112,10 +112,10 @@ def caption(subject: str, attributes: Attributes, *, age: str | None = None, ext
 
 
 def checked_caption(text: str, row: Any) -> str | None:
-    """A person's own caption made fit to train with; None for an empty one: what was measured.
+    """A caption that the person typed, completed for training; None when it is empty (then measured words are used).
 
-    Raises UserError, naming them, for words the base never learned, for a caption that is too long, and for sexual
-    content.
+    Raises UserError for words that the base never learned (it names them), for a caption that is too long, and for
+    sexual content. `row`: the base's `BaseRow`.
     """
     clean = " ".join(text.split())
     if not clean:
@@ -133,16 +133,16 @@ def checked_caption(text: str, row: Any) -> str | None:
 
 
 def training_captions(photos: Sequence[Photo], frames: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """The person's own caption of each photo, else what was measured in its frame (H, W, 3)."""
+    """For each photo the caption that the person typed, else the one measured in its frame, uint8 (H, W, 3)."""
     measured = frame_captions(frames)
     return tuple(photo.caption or text for photo, text in zip(photos, measured, strict=True))
 
 
 def frame_captions(frames: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """One caption per frame (H, W, 3), each with `{subject}`, in the grammar of the embedded base.
+    """One measured caption per uint8 frame (H, W, 3), with `{subject}`, in the form of the embedded base's captions.
 
-    The pixel rules are made for 128 px aligned frames. Larger frames come from other bases with freer framing: only
-    background and tone are read from them.
+    The pixel rules are made for 128 px aligned frames. Larger frames come from other bases and are not aligned: only
+    background and tone are measured in them.
     """
     texts = []
     for frame in frames:

@@ -1,7 +1,7 @@
-"""Checks: what is wrong with each photo, what to do about it, and what the whole set lacks.
+"""Checks: what is wrong with each photo, what to do about it, and what is missing in the whole set.
 
-In: pictures of one person, as upright RGB arrays. Out: one `Checked` per picture - good, usable or leave out, with
-stable reason codes - and a `SetReport`. Measured by rules and by the embedded recogniser; nothing guesses an age.
+In: pictures of one person, as upright RGB arrays. Out: one `PhotoCheck` per picture - good, usable or leave out, with
+fixed reason codes - and a `SetReport`. Measured by rules and by the embedded recogniser; no age is estimated.
 Try it: `python -m pipelines check PHOTO_DIR --json`. Embeddings live in memory only.
 """
 
@@ -19,7 +19,7 @@ from pipelines.faces import mouth as mouths
 from pipelines.faces.dlib_faces import SURE_SCORE, detect_faces
 from pipelines.faces.face import Face, align_by_eyes
 
-OVERRULABLE = {"face_too_small", "another_person", *REMARKS}  # of a photo with a face
+OVERRULABLE = {"face_too_small", "another_person", *REMARKS}  # codes of a photo that the person may use all the same
 
 SMALLEST_SIDE_PX = 64  # of a picture
 SHARPNESS_LOW = 25.0  # variance of the Laplacian in the aligned 128 px face; below, the face looks blurred
@@ -29,14 +29,14 @@ TURNED = (
     0.28  # |yaw|: how far the nose lies off the middle between the eyes, in eye distances; 0.28 is about 35 degrees
 )
 TILTED_DEGREES = 25.0
-HEAD_ABOVE_BOX = 0.25  # a head reaches about so much of the box's height above dlib's box
-# Whose photos they are: fewer agreeing photos than this share of the set say nothing about who is the odd one.
+HEAD_ABOVE_BOX = 0.25  # how far a head goes above dlib's box, as a share of the box's height
+# If fewer photos than this share of the set show the same person, no photo is called another person.
 MAJORITY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found in one picture. `vectors` are biometric: in memory only, never written, never printed."""
+    """What was found in one picture. `vectors` are biometric: kept in memory, never written or printed."""
 
     shape: tuple[int, int]  # height, width
     faces: tuple[Face, ...] = ()  # largest first
@@ -47,7 +47,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one face. Angles are proxies from five landmarks: good for left, right and strongly turned, no more."""
+    """Measures of one face. The angles are rough (five landmarks): good only for left, right and strongly turned."""
 
     sharpness: float
     luma: float
@@ -70,13 +70,13 @@ def examine(image: np.ndarray, recogniser: Recogniser | None) -> Examined:
     return Examined(shape, found, measures, np.stack([recogniser.embed_face(image, face) for face in found]))
 
 
-# What to do with a picture that lies on its side or upside down, in quarters to the left.
+# How a picture that lies on its side or upside down is turned: quarter turns to the left.
 ROTATIONS = {"rotated_left": 1, "rotated_right": -1, "rotated_half": 2}
 
 
 def examine_upright(image: np.ndarray, recogniser: Recogniser | None) -> tuple[np.ndarray, Examined]:
-    """`examine`, and the picture (H, W, 3) that was examined: the turned one where the detector is sure of a face only
-    once the picture is turned.
+    """`examine`, and the picture (H, W, 3) that was examined. If the detector is sure of a face only after the picture
+    is turned by a quarter or a half, it is the turned picture.
     """
     found = examine(image, recogniser)
     if min(image.shape[:2]) < SMALLEST_SIDE_PX or _surest(found.faces) >= SURE_SCORE:
@@ -94,7 +94,7 @@ def _surest(faces: Sequence[Face]) -> float:
 
 
 class Recogniser:
-    """The embedded arcface-mini on faces that were found already, with its calibrated figures."""
+    """The embedded arcface-mini, for faces that are already found, and its calibration."""
 
     def __init__(self) -> None:
         from pipelines.faces.arcface_mini import ArcFaceMini
@@ -107,7 +107,7 @@ class Recogniser:
 
 
 def measure(image: np.ndarray, face: Face, *, mouth: bool = False) -> Measures:
-    """`mouth`: ask the network for the mouth too."""
+    """Measure one face of an RGB uint8 (H, W, 3) picture; with `mouth`, also ask the mouth network."""
     import cv2
 
     aligned = align_by_eyes(image, face.eyes)
@@ -134,14 +134,14 @@ def measure(image: np.ndarray, face: Face, *, mouth: bool = False) -> Measures:
     )
 
 
-NOSE_BELOW_EYES = 0.74  # of dlib's nose point in a level frontal face, in eye distances
+NOSE_BELOW_EYES = 0.74  # how far dlib's nose point lies below the eyes of a level frontal face, in eye distances
 
 
 def subjects(examined: Sequence[Examined | None]) -> list[int]:
-    """Which face of each picture is the person: the one that agrees with the other photos, never just the largest.
+    """The index of the person's face in each picture: the face most similar to faces of the other pictures.
 
-    Each candidate is compared with the faces of the other pictures; in each of those its best match counts. Without a
-    recogniser, and where there is nothing to compare with, the largest face is taken.
+    Each face is compared with all faces of the other pictures; its best similarity in each of them counts. Without a
+    recogniser, or when there is nothing to compare with, it is the largest face.
     """
     chosen = []
     for index, one in enumerate(examined):
@@ -155,10 +155,10 @@ def subjects(examined: Sequence[Examined | None]) -> list[int]:
 
 
 def leave_one_out(vectors: np.ndarray, threshold: float) -> np.ndarray:
-    """Similarity of each unit vector (n, d) to the normalised mean of the set's own person without itself.
+    """Similarity (n,) of each unit vector (n, d) to the normalised mean of the person's other photos.
 
-    The set's person is the largest group of photos that agree with each other: an intruder's photo must not stand in
-    the mean that others are compared with, or two intruders would excuse each other.
+    The person's photos are the largest group of photos that are similar to each other. Photos outside it are not in the
+    mean: with two photos of another person in it, each would seem to belong to the set.
     """
     count = len(vectors)
     cosines = vectors @ vectors.T
@@ -175,9 +175,9 @@ def leave_one_out(vectors: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _core(cosines: np.ndarray, threshold: float) -> list[int]:
-    """The photo that most others agree with, and those others."""
+    """Indices of the photo that most others are similar to, and of those others. `cosines` (n, n)."""
     agrees = cosines >= threshold
-    votes = agrees.sum(1) + cosines.mean(1) / 10  # among equals, the one that is closest to all
+    votes = agrees.sum(1) + cosines.mean(1) / 10  # with equal counts, the photo most similar to all
     return np.flatnonzero(agrees[int(np.argmax(votes))]).tolist()
 
 
@@ -192,12 +192,12 @@ def check_set(
     keep: Collection[str] = (),
     known: calibration.Calibration | None = None,
 ) -> tuple[list[PhotoCheck], SetReport, list[int]]:
-    """(one check per picture, the set's report, which face of each picture is the person).
+    """Returns (one check per picture, the set's report, the index of the person's face in each picture).
 
-    `examined[k]` is None where `names[k]` could not be read; `problems` then says why. `near` holds groups of indices
-    of near-duplicates; `same[k]` is the picture that k repeats; `keep` names photos that the person wants used
-    whatever we say (a photo without a face can't be). Without a calibration nobody is called another person: no
-    threshold, no claim.
+    `examined[k]` is None when `names[k]` could not be read; `problems` then says why. `near`: groups of indices of
+    near-duplicates. `same[k]`: the index of the picture that k is equal to. `keep`: names of photos that the person
+    wants to use although a check says no (a photo without a face can't be used). Without a calibration (`known`) there
+    is no threshold, so no photo is called another person.
     """
     same = same or {}
     who = subjects(examined)
@@ -268,7 +268,7 @@ def remarks(found: Measures) -> list[str]:
 
 
 SLIGHTLY_TURNED, VARIED_LIGHT, SIDE_LIGHT = 0.08, 45.0, 15.0
-CEILING_LOW_QUANTILE = "0.05"  # of one person's photos, so many agree less
+CEILING_LOW_QUANTILE = "0.05"  # this share of comparisons of one person's photos is less similar
 
 
 def report(
@@ -277,7 +277,7 @@ def report(
     similarities: Sequence[float],
     known: calibration.Calibration | None,
 ) -> SetReport:
-    """The set as a whole: what it spans, and the one photo that would help most."""
+    """The report of the whole set: which views and light it has, and which photo to add next."""
     ceiling = float(np.mean(similarities)) if similarities else None
     low = ceiling is not None and known is not None and ceiling < known.kind(3).same[CEILING_LOW_QUANTILE]
     has = {
@@ -287,7 +287,7 @@ def report(
         "different light": bool(kept) and max(m.luma for m in kept) - min(m.luma for m in kept) > VARIED_LIGHT,
         "sharp photos": sum(m.sharpness >= 2 * SHARPNESS_LOW for m in kept) >= max(1, len(kept) // 2),
     }
-    if any(m.mouth for m in kept):  # measured at all
+    if any(m.mouth for m in kept):  # the mouth network was there
         has["mouth closed"] = any(m.mouth == "closed" for m in kept)
         has["mouth open or teeth showing"] = any(m.mouth == "open" for m in kept)
     return SetReport(
@@ -303,7 +303,7 @@ def report(
 
 
 def _next_photo(kept: Sequence[Measures], has: dict[str, bool]) -> str | None:
-    """The one most useful photo to add, in words; None when nothing is missing."""
+    """The most useful photo to add, in words; None when nothing is missing."""
     if len(kept) < 5:
         return "any clear photo of the face: at least 5 are needed"
     light = "in daylight" if np.mean([m.luma for m in kept]) < 100 else "in other light than the rest"

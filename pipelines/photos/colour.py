@@ -1,7 +1,7 @@
-"""Colour: whatever colour space a picture is in, to sRGB.
+"""Colour: convert a picture from any colour space to sRGB.
 
 In: a Pillow image and what its file says about colours (ICC profile, PNG's cICP, HEIF's nclx, Exif). Out: an image in
-sRGB, or a sentence for a high dynamic range. A profile is judged by what it does to colours, never by its name.
+sRGB, or a `UserError` for a high dynamic range. Whether a profile is sRGB is measured on colours, not read in its name.
 Try it: `to_srgb(image, profile_of(image, file))`.
 """
 
@@ -25,14 +25,14 @@ ADOBE_PRIMARIES = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.
 PRIMARIES = {9: REC2020_PRIMARIES, 11: P3_PRIMARIES, 12: P3_PRIMARIES}  # any other number: sRGB
 LINEAR, PQ, HLG = 8, 16, 18  # transfer characteristics of H.273
 GAMMA = {4: 2.2, 5: 2.8}  # any other number: the curve of sRGB
-SAME_WITHIN = 1  # a profile that moves no colour by more than this many of 255 levels is sRGB
+SAME_WITHIN = 1  # a profile that changes no colour by more than this many of 255 levels is sRGB
 Primaries = tuple[tuple[float, float, float], ...]
 
 
 def profile_of(image: Any, file: IO[bytes]) -> bytes | None:
-    """The ICC profile that says what the colours of an opened picture mean. None: it says nothing, so sRGB.
+    """The ICC profile of an opened picture: its own, or made from what else the file says. None: sRGB.
 
-    Raises UserError for a picture with a high dynamic range (PQ, HLG). The sentence follows the file's name.
+    Raises UserError for a picture with a high dynamic range (PQ, HLG); callers put the file's name before its sentence.
     """
     said = _numbers(image.format, file)
     own = image.info.get("icc_profile")
@@ -75,7 +75,7 @@ META_BYTES = 1 << 20
 
 
 def _meta_box(file: IO[bytes]) -> bytes:
-    """The start of the box that describes the pictures of a HEIF or AVIF file."""
+    """The first bytes of the "meta" box, which describes the pictures of a HEIF or AVIF file."""
     at = 0
     for _ in range(100):
         file.seek(at)
@@ -94,10 +94,10 @@ def _meta_box(file: IO[bytes]) -> bytes:
 
 
 def _is_adobe(image: Any) -> bool:
-    """True when the camera says in Exif that it wrote Adobe RGB: cameras do that without a profile."""
+    """True when Exif says that the picture is Adobe RGB: cameras write this without a profile."""
     try:
         return str(image.getexif().get_ifd(0xA005).get(1, "")).startswith("R03")
-    except Exception:  # broken Exif: the picture counts, not its tags
+    except Exception:  # damaged Exif: the picture itself can still be used
         return False
 
 
@@ -126,9 +126,9 @@ def matrix_profile(primaries: Primaries, gamma: float | None) -> bytes:
 
 
 def to_srgb(image: Any, profile: bytes | None) -> Any:
-    """`image` (mode L, RGB or CMYK) in sRGB; as it is when `profile` is None, damaged, or made for other modes.
+    """`image` (mode L, RGB or CMYK) in sRGB; unchanged when `profile` is None, damaged, or made for other modes.
 
-    The mode of what comes out is L, RGB or CMYK: the same as before or RGB.
+    The result has the same mode, or RGB.
     """
     from PIL import ImageCms
 
@@ -155,7 +155,7 @@ def to_srgb(image: Any, profile: bytes | None) -> Any:
 
 @lru_cache(maxsize=1)
 def _probe() -> Any:
-    """Colours from the whole cube and a ramp of greys, as a small picture."""
+    """A small picture of colours from the whole RGB cube and a ramp of greys."""
     from PIL import Image
 
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
@@ -164,14 +164,14 @@ def _probe() -> Any:
     return Image.fromarray(np.concatenate([cube, greys])[None])
 
 
-# The largest value that a channel of many bits may hold, when the file does not say it: the first that is large enough.
-# A picture that uses only 12 of its 16 bits would be nearly black otherwise.
+# The value that means white when the file does not say it: the first of these that no pixel exceeds. With 65535 for
+# all, a picture that uses only 12 of its 16 bits would be nearly black.
 INTEGER_TOPS, FLOAT_TOPS = (255.0, 4095.0, 65535.0, 2.0**31 - 1), (1.0, 255.0, 65535.0)
-ROWS = 256  # are converted at once, so that a large picture takes little more memory than its pixels
+ROWS = 256  # rows that are converted at once, so that a large picture takes little more memory than its pixels
 
 
 def deep_grey(image: Any, profile: bytes | None) -> np.ndarray:
-    """A grey picture with 16 or 32 bits a pixel, integers or floats -> (H, W, 3) uint8 in sRGB. NaN becomes black."""
+    """A grey picture with 16 or 32 bits per pixel, integers or floats -> (H, W, 3) uint8 in sRGB. NaN becomes black."""
     from PIL import Image
 
     def rows() -> Any:
@@ -183,7 +183,7 @@ def deep_grey(image: Any, profile: bytes | None) -> np.ndarray:
     declared = None if image.mode == "F" else _number(getattr(image, "tag_v2", {}).get(281))  # TIFF's MaxSampleValue
     top = declared or next((top for top in tops if high <= top), high)
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    curve = np.asarray(to_srgb(ramp, profile).convert("RGB"), np.float64)[0]  # what each of 256 greys becomes
+    curve = np.asarray(to_srgb(ramp, profile).convert("RGB"), np.float64)[0]  # (256, 3): the sRGB colour of each grey
     places = np.linspace(0, 255, 65536)
     table = np.stack([np.interp(places, np.arange(256), curve[:, k]) + 0.5 for k in range(3)], 1).astype(np.uint8)
     out = np.empty((image.height, image.width, 3), np.uint8)

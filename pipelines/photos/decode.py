@@ -1,6 +1,6 @@
-"""Decode: one photo file of any kind -> upright RGB pixels in sRGB, or one sentence that says what is wrong with it.
+"""Decode: one photo file of any kind -> upright RGB pixels in sRGB, or an `Unreadable` error that says what is wrong.
 
-This is the only place that opens what a person sent. Its first bytes say what a file is, before Pillow sees it.
+Files that a person sent are opened only here. The first bytes of a file say what kind it is, before Pillow opens it.
 Try it: `decode(Path("photo.heic")).shape`.
 """
 
@@ -27,20 +27,20 @@ from pipelines.photos import colour
 
 MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 256 << 20
-APART_BYTES, APART_S = 1 << 30, 30  # address space and processor time of a process that reads one AVIF
-WAIT_S = 300  # for that process, on a machine that is busy with other work
-# Everything else Pillow can read (PostScript, PDF, FLI, ...) is no photo and only adds attack surface.
+APART_BYTES, APART_S = 1 << 30, 30  # limits of address space and CPU time of a process that reads one AVIF
+WAIT_S = 300  # how long to wait for that process, on a machine that is busy with other work
+# All other formats that Pillow reads (PostScript, PDF, FLI, ...) are not photos and would only add attack surface.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
     ".heic", ".heif", ".hif", ".avif",
 )  # fmt: skip
-# A progressive JPEG is decoded once for each of its scans, whatever they hold: writers make about 10. libjpeg-turbo's
-# own tools stop at 100 for the same reason.
+# A progressive JPEG is decoded once for each of its scans, even for empty ones: programs write about 10. The tools of
+# libjpeg-turbo stop at 100 for the same reason.
 MAX_JPEG_SCANS, MAX_JPEG_SEGMENTS = 64, 10_000
 
 RAW = "is a raw file of a camera, which can't be read. Export it as JPEG."
-Kind = tuple[str, ...] | str | None  # Pillow's names of the format; a sentence about what is not read; unknown
+Kind = tuple[str, ...] | str | None  # Pillow's names of the format; or why it is not read, a sentence; or unknown
 _ISO: dict[bytes, tuple[str, ...] | str] = {
     b"avif": ("AVIF",), b"avis": ("AVIF",), b"mif1": ("HEIF", "AVIF"), b"msf1": ("HEIF", "AVIF"),
     b"miaf": ("HEIF", "AVIF"), b"heic": ("HEIF",), b"heix": ("HEIF",), b"heim": ("HEIF",), b"heis": ("HEIF",),
@@ -67,7 +67,7 @@ HEAD_BYTES = 64
 
 
 def kind_of(head: bytes) -> Kind:
-    """What a file is by its first `HEAD_BYTES` bytes. The sentence for what is not read follows the file's name."""
+    """The kind of a file by its first `HEAD_BYTES` bytes. Callers put the file's name before a sentence."""
     if head[4:8] == b"ftyp":
         size = min(max(struct.unpack(">I", head[:4])[0], 16), HEAD_BYTES)
         brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
@@ -78,7 +78,7 @@ def kind_of(head: bytes) -> Kind:
 
 
 def kind_of_file(path: Path) -> Kind:
-    """`kind_of` a file; None as well for what can't be opened."""
+    """`kind_of` a file; None also when it can't be opened."""
     try:
         with path.open("rb") as file:
             return kind_of(file.read(HEAD_BYTES))
@@ -88,8 +88,8 @@ def kind_of_file(path: Path) -> Kind:
 
 @lru_cache(maxsize=1)
 def restrict_pillow() -> None:
-    """Take every format that is no photo away from Pillow, for the whole process, and Ghostscript with them: whatever
-    opens a visitor's file by mistake can then do no more than `decode` could.
+    """Remove all formats that are not photos, and Ghostscript, from Pillow, for the whole process. Then no other code
+    that opens a visitor's file can read more than `decode` does.
     """
     from PIL import EpsImagePlugin, Image
 
@@ -97,7 +97,7 @@ def restrict_pillow() -> None:
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-    Image.init()  # all plugins now, so that none is added later
+    Image.init()  # load all plugins now, so that none is added later
     EpsImagePlugin.gs_binary = False
     Image.ID[:] = [name for name in Image.ID if name in FORMATS]
     for name in set(Image.OPEN) - set(FORMATS):
@@ -105,9 +105,9 @@ def restrict_pillow() -> None:
 
 
 def decode(path: Path) -> np.ndarray:
-    """Read one photo: upright RGB uint8 (H, W, 3) in sRGB, first frame, nothing but pixels.
+    """Read the first frame of a photo: upright RGB uint8 (H, W, 3) in sRGB, without metadata.
 
-    The size is checked from the header, before a single pixel is decoded. Transparent parts become white, 16-bit
+    The size is read from the header and checked before any pixel is decoded. Transparent parts become white, 16-bit
     and CMYK become 8-bit RGB, colour profiles are applied. Raises `Unreadable` with a sentence that starts with the
     file's name.
     """
@@ -159,10 +159,10 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
     if "JPEG" in kind:
         _check_scans(file)
     file.seek(0)
-    # Decoders raise all kinds for damaged files: KeyError, TypeError and ZeroDivisionError were seen.
+    # Decoders raise errors of many types for damaged files, also KeyError, TypeError and ZeroDivisionError.
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the check below refuses them
+            warnings.simplefilter("ignore")  # Pillow warns about large pictures; the check below refuses them
             image = Image.open(file, formats=[each for each in kind if each in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise _Refused("has far too many pixels. Save it with at most 40 megapixels.") from error
@@ -176,7 +176,7 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
                 warnings.simplefilter("ignore")
                 at = file.tell()
                 profile = colour.profile_of(image, file)
-                file.seek(at)  # Pillow reads on from where it stopped
+                file.seek(at)  # where Pillow stopped reading
                 image.load()
                 pixels = _upright_rgb(image, profile)
         except UserError as problem:
@@ -192,12 +192,12 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
 
 
 def _decoded_apart(file: IO[bytes]) -> np.ndarray:
-    """`_decoded` in a process of limited memory and time: an AVIF may hold more pixels than its header says, up to 268
-    million, and Pillow has no limit for them.
+    """`_decoded` in a process with limited memory and time: an AVIF may hold more pixels than its header says, up to
+    268 million, and Pillow does not limit them.
     """
     kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
     search = os.pathsep.join(each for each in (str(REPOSITORY), *sys.path) if each)
-    os.lseek(file.fileno(), 0, os.SEEK_SET)  # the other process reads on from where the system stands
+    os.lseek(file.fileno(), 0, os.SEEK_SET)  # the other process reads from the position of the file descriptor
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pipelines.photos.decode"], stdin=file, capture_output=True, cwd=REPOSITORY,
@@ -213,13 +213,13 @@ def _decoded_apart(file: IO[bytes]) -> np.ndarray:
 
 
 def _main() -> None:
-    """The other side of `_decoded_apart`: a file on stdin; on stdout JSON (shape, or why not), a line end, pixels."""
-    with contextlib.suppress(ImportError):  # Windows has no such limits: the time limit of whoever started this remains
+    """The process that `_decoded_apart` starts. In: a file (stdin). Out: JSON (shape or error), a line end, pixels."""
+    with contextlib.suppress(ImportError):  # Windows has no such limits: only the caller's time limit, WAIT_S, remains
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (APART_BYTES, APART_BYTES))
         resource.setrlimit(resource.RLIMIT_CPU, (APART_S, APART_S))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the picture
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump: it would contain the picture
     restrict_pillow()
     try:
         pixels = _decoded(sys.stdin.buffer)
@@ -240,38 +240,38 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _tag(image: Any, number: int) -> tuple[int, ...]:
-    """The whole numbers that a TIFF's tag holds; () for other formats, and where the tag is missing or damaged."""
+    """The whole numbers in a tag of a TIFF; () for other formats, and for a missing or damaged tag."""
     if image.format != "TIFF":
         return ()
     try:
         value = image.tag_v2.get(number, ())
-    except Exception:  # tags are decoded when they are asked for
+    except Exception:  # Pillow decodes a tag only here, and may fail
         return ()
     values = value if isinstance(value, tuple) else (value,)
     return tuple(each for each in values if isinstance(each, int))
 
 
 def _check_tiff(image: Any) -> None:
-    """Refuse raw files, of which Pillow reads a thumbnail or the bare sensor, and tiles too large to be unpacked."""
+    """Refuse raw files (Pillow reads only their thumbnail or the sensor's raw values) and tiles that are too large."""
     thumbnail = any(value & 1 for value in _tag(image, 254)) and _tag(image, 330)
     if _tag(image, 50706) or thumbnail or {32803, 34892} & set(_tag(image, 262)):
         raise _Refused(RAW)
-    for width, height in zip(_tag(image, 322), _tag(image, 323)):  # a tile is unpacked whole, however small the picture
+    for width, height in zip(_tag(image, 322), _tag(image, 323)):  # Pillow unpacks whole tiles, even of a small picture
         _check_size(width, height)
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:
-    """Whether the file holds 16 bits in each of several channels, of which Pillow reads the upper 8."""
+    """Whether the file has several channels of 16 bits; Pillow reads the upper 8 bits of each."""
     bits = _tag(image, 258) or ((head[24],) if image.format == "PNG" and len(head) > 24 else (8,))
     return image.mode in ("RGB", "RGBA") and max(bits) == 16
 
 
-_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # in a scan's data 0xff is followed by 0 or a restart
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # inside a scan, only 0 or a restart follows 0xff
 _EOI, _SOS, _NO_LENGTH = 0xD9, 0xDA, (0x01, 0xD8)
 
 
 def _check_scans(file: IO[bytes]) -> None:
-    """Refuse a JPEG whose first picture holds more scans than any photo does, without decoding one."""
+    """Refuse a JPEG whose first picture has more than MAX_JPEG_SCANS scans, without decoding one."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at, scans = 2, 0
         for _ in range(MAX_JPEG_SEGMENTS):
@@ -288,16 +288,16 @@ def _check_scans(file: IO[bytes]) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What the system said, in small letters: "no such file or directory"."""
+    """The operating system's message in lower case: "no such file or directory"."""
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 
 def _upright_rgb(image: Any, profile: bytes | None) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    with contextlib.suppress(Exception):  # broken EXIF: the picture counts, not its tags
-        ImageOps.exif_transpose(image, in_place=True)  # else even an upright picture is copied
-    if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits a pixel, always greyscale
+    with contextlib.suppress(Exception):  # damaged EXIF: the picture itself can still be used
+        ImageOps.exif_transpose(image, in_place=True)  # without in_place even an upright picture is copied
+    if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits per pixel, always greyscale
         return colour.deep_grey(image, profile)
     if image.mode in ("LA", "La"):
         image = image.convert("LA")

@@ -17,11 +17,11 @@ from pipelines.core.records import Photo
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 from pipelines.photos.decode import decode
 
-ZOOMS = (0.8, 1.3)  # farther from the base's own framing it draws nothing well
+ZOOMS = (0.8, 1.3)  # limits: with a framing too different from its training data a base does not draw well
 
 
 class Framing(Protocol):
-    """What `frames` needs of a base's registry row."""
+    """The fields of a base's registry row that `frames` uses."""
 
     @property
     def aligned(self) -> bool: ...
@@ -30,7 +30,7 @@ class Framing(Protocol):
 
 
 class Bucketed(Framing, Protocol):
-    """What `crops` needs of it besides."""
+    """The fields that `crops` uses."""
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]: ...
@@ -44,11 +44,11 @@ def frames(
     resolution_px: int | None = None,
     read: Callable[[Path], np.ndarray] = decode,
 ) -> np.ndarray:
-    """Cut each photo to what a base sees: (n, resolution, resolution, 3) uint8, in the order given.
+    """Cut each photo to what a base is trained on: (n, resolution, resolution, 3) uint8, in the order given.
 
-    Aligned bases get the eyes on the points they were trained with (scaled from 128 px); others a square around
-    the face with head and shoulders. The keywords win over the registry row. `read`, once for each photo, in order: for
-    who wants to see the whole photo too.
+    For aligned bases the eyes are moved to the points they were trained with (scaled from 128 px); others get a square
+    around head and shoulders. The keywords override the registry row. `read` decodes a photo; it is called once for
+    each, in order.
     """
     if isinstance(row_or_size, int):
         resolution_px = resolution_px or row_or_size
@@ -76,8 +76,8 @@ def frames(
 
 
 def crops(photos: Sequence[Photo], row: Bucketed, *, read: Callable[[Path], np.ndarray] = decode) -> list[np.ndarray]:
-    """What training sees of each photo, (H, W, 3) uint8: like `frames`, but for bases that learned several picture
-    shapes each photo keeps the one nearest to its own (aspect-ratio bucketing).
+    """What training sees of each photo, (H, W, 3) uint8: like `frames`, but a base with several picture shapes gets
+    each photo in the shape nearest to the photo's own (aspect-ratio bucketing).
     """
     if row.aligned or row.shapes == ((row.resolution_px, row.resolution_px),):
         return list(frames(photos, row, read=read))
@@ -91,7 +91,7 @@ def _nearest_shape(image: np.ndarray, shapes: Sequence[tuple[int, int]]) -> tupl
 
 
 def _around_face(image: np.ndarray, photo: Photo, height_px: int, width_px: int) -> np.ndarray:
-    """A part of the photo of this shape with the face in its upper middle, about a third of a square's height."""
+    """The part of the photo with this shape; the face is in its upper middle, in a square a third of the height."""
     import cv2
 
     x, y, across, down = _window(photo, image.shape, height_px, width_px)
@@ -106,7 +106,7 @@ def _window(photo: Photo, size: Sequence[int], height_px: int, width_px: int) ->
     face_px = max(right - left, bottom - top, 1.0)
     height, width = size[:2]
     tall = height_px / width_px
-    # Rather more surroundings than enlarged pixels, up to a face of a fifth of the width.
+    # A small face gets a wider crop, so that fewer pixels are enlarged, until the face is a fifth of the width.
     across = max(3.0 * face_px, min(float(width_px), 5.0 * face_px)) / photo.zoom
     across = int(min(across, width, height / tall))
     down = min(height, round(across * tall))
@@ -116,14 +116,14 @@ def _window(photo: Photo, size: Sequence[int], height_px: int, width_px: int) ->
 
 
 def person_view(image: np.ndarray, photo: Photo) -> np.ndarray:
-    """A photo, as it was decoded, as judges are shown it: they look at the largest face, and in a group photo that need
-    not be the person, so of a group photo only what is around the person's head.
+    """What judges get of a decoded photo (H, W, 3): all of it; of a group photo only the part around the person's head,
+    because judges take the largest face, which may be somebody else's.
     """
     return around_person(image, photo) if "several_faces" in photo.reasons else image
 
 
 def around_person(image: np.ndarray, photo: Photo) -> np.ndarray:
-    """The part of a photo, as it was decoded, that shows the person's head. (H, W, 3) uint8."""
+    """The part of a decoded photo that shows the person's head. (h, w, 3) uint8."""
     left, top, right, bottom = photo.face_box
     reach = 0.6 * max(right - left, bottom - top)
     height, width = image.shape[:2]
@@ -131,16 +131,16 @@ def around_person(image: np.ndarray, photo: Photo) -> np.ndarray:
     return np.ascontiguousarray(image[y : int(min(height, bottom + reach)), x : int(min(width, right + reach))])
 
 
-# A head with its hair, in distances between the eyes, which lie half-way up: 1.4 to each side, 2.1 up and down.
+# The size of a head with its hair, measured from the middle between the eyes, in distances between the eyes.
 HEAD_ACROSS, HEAD_DOWN = 1.4, 2.1
 HEAD_EDGE = 0.3  # the soft part of the edge, as a share of the oval
-FACE_OF_EYES = 2.6  # a face box is about so many distances wide: turned heads have eyes close together
+FACE_OF_EYES = 2.6  # width of a face box in eye distances; used for turned heads, whose eyes are close together
 
 
 def heads(photos: Sequence[Photo], row: Bucketed) -> list[np.ndarray]:
-    """Where the head is in what training sees of each photo (`crops`), (H, W) float32: 1 inside a soft oval, 0 outside.
+    """A mask of the head for each crop of `crops`, (H, W) float32: 1 inside an oval with a soft edge, 0 outside.
 
-    From the eyes and the box that intake noted; no picture is read.
+    Calculated from the eyes and the box that intake noted; no picture is read.
     """
     aligned = row.aligned or row.shapes == ((row.resolution_px, row.resolution_px),)
     found = []
@@ -156,7 +156,7 @@ def heads(photos: Sequence[Photo], row: Bucketed) -> list[np.ndarray]:
         apart = max(float(np.hypot(*across)), 1e-6)
         left, _, right, _ = photo.face_box
         head = max(apart, (right - left) / FACE_OF_EYES)
-        if row.aligned:  # the eyes lie where the base expects them, level
+        if row.aligned:  # the crop has the eyes level, at the base's points
             scale = row.resolution_px / PORTRAIT_SIZE_PX
             middle = [(each + 0.5) * scale - 0.5 for each in PORTRAIT_EYES_MID]
             head *= PORTRAIT_EYES_APART_PX * scale * photo.zoom / apart

@@ -1,7 +1,7 @@
-"""Gather: the photos of a folder or a ZIP, by what the files hold and not by their names.
+"""Gather: find the photos in a folder or a ZIP, by the content of the files and not by their names.
 
-In: a folder, or a ZIP that a person sent. Out: paths of what may be photos, and a sentence for everything that was left
-out. Only the first bytes of a file are read here; `decode` opens it.
+In: a folder, or a ZIP that a person sent. Out: paths of files that may be photos, and a sentence for every file that
+was left out. Only the first bytes of a file are read here; `decode` reads the rest.
 Try it: `gather(Path("PHOTO_DIR")).photos`.
 """
 
@@ -20,7 +20,7 @@ from pipelines.core.records import UserError
 from pipelines.photos.decode import MAX_FILE_BYTES, SUFFIXES, kind_of_file, reason
 
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f")
-IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # beside names that begin with a dot: written by systems
+IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # written by operating systems, as are names that begin with a dot
 
 
 NO_PHOTO = "is no photo."
@@ -28,8 +28,8 @@ NO_PHOTO = "is no photo."
 
 @dataclass(frozen=True)
 class Gathered:
-    """`photos` by name: photos by their content, and what is called or begins like one, so that decoding says what is
-    wrong with it. `left_out`: {file name: sentence} of the rest. `notes`: sentences about the folder.
+    """`photos`, sorted by name: all files with a photo's name or first bytes; if one is no photo, `decode` says so.
+    `left_out`: {file name: sentence} of the rest. `notes`: sentences about the folder.
     """
 
     photos: tuple[Path, ...]
@@ -52,9 +52,9 @@ def photo_files(folder: Path) -> list[Path]:
 
 
 def gather(folder: Path) -> Gathered:
-    """The photos directly inside `folder`; where there are none, those of its only subfolder that holds some.
+    """The photos directly inside `folder`; if there are none, those of the subfolder, if only one subfolder has photos.
 
-    Raises UserError when it is no folder, may not be read, or holds no photo; the sentence says what is there.
+    Raises UserError when it is no folder, may not be read, or has no photo; the sentence says what is there.
     """
     if not folder.is_dir():
         raise UserError(f"{printable(str(folder))} is not a folder. Name the folder that holds the photos.")
@@ -109,18 +109,18 @@ def _may_be_photo(path: Path) -> bool:
 # ---------------------------------------------------------------------------------------------------- archives
 
 ZIP_ENTRIES, ZIP_TOTAL_BYTES, ZIP_RATIO = 200, 1 << 30, 100
-# `zipfile` reads an archive's list of members at once and makes an object of about 1 kB for each: a list of this size
-# holds 200 members with very long names, or 11,000 with short ones.
+# `zipfile` reads an archive's list of members at once and makes an object of about 1 kB for each. A list of this size
+# has 200 members with very long names, or 11,000 with short ones.
 ZIP_LIST_BYTES = 512 << 10
 BLOCK_BYTES = 256 << 10
-NAME_BYTES = 200  # file systems take 255; the page puts something before it
+NAME_BYTES = 200  # file systems allow 255; the page adds a prefix
 BROKEN = "is damaged inside the ZIP. Pack it anew or send it by itself."
 LOCKED = "is locked with a password. Pack it without one."
 TOO_TIGHT = "unpacks to far more than a photo needs. Send it by itself."
 
 
 class _TooMany(Exception):
-    """An archive's list of members is longer than that of any archive of photos."""
+    """An archive's list of members is longer than ZIP_LIST_BYTES."""
 
 
 class _TooMuch(Exception):
@@ -128,7 +128,7 @@ class _TooMuch(Exception):
 
 
 class _Bounded(io.FileIO):
-    """A file of which nobody reads more than ZIP_LIST_BYTES at once."""
+    """A file that refuses to read more than ZIP_LIST_BYTES at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = ZIP_LIST_BYTES + 1 if size is None or size < 0 else size
@@ -139,11 +139,12 @@ class _Bounded(io.FileIO):
 
 
 def unpack(archive: Path, into: Path) -> Gathered:
-    """The photos inside a ZIP, in folders too, written to `into` (made with mode 0700) under their own file names.
+    """The photos inside a ZIP, also in its folders, written to `into` (made with mode 0700) under their own file names.
 
-    A member that is damaged, packed far too tightly, locked or no photo is left out by name. Raises UserError for what
-    is no ZIP, holds no photo, too many members, too much altogether, a link, or a name that leads out of the archive.
-    Sizes are counted while unpacking: a header may lie. Errors name no member of the archive beyond their sentence.
+    A member that is damaged, compressed far too much, encrypted or no photo is left out, with a sentence. Raises
+    UserError for a file that is no ZIP, and for a ZIP with no photo, too many members, too many bytes, a link, or a
+    name that leads out of the archive. Bytes are counted while unpacking, because a header may be wrong. Chained
+    exceptions name no member of the archive.
     """
     name = printable(archive.name)
     try:
@@ -166,7 +167,7 @@ def unpack(archive: Path, into: Path) -> Gathered:
         if error.errno is not None:
             raise UserError(f"{name} could not be unpacked ({reason(error)}). {_advice(error)}") from None
         raise UserError(_no_zip(name)) from None
-    except Exception:  # zipfile and its decoders raise all kinds; what they say names members
+    except Exception:  # zipfile and its decoders raise errors of many types, whose messages name members
         raise UserError(_no_zip(name)) from None
     if not found.photos:
         told = " ".join(f"{each} {why}" for each, why in list(found.left_out.items())[:5] if why != NO_PHOTO)
@@ -212,9 +213,9 @@ def _unpack_each(opened: zipfile.ZipFile, entries: list[zipfile.ZipInfo], into: 
 
 
 def _unpack_one(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, at_most: int) -> str:
-    """Write one member to `target`; returns why it can't be used, "" when it can. OSError for a full disk and the like.
+    """Write one member to `target`; returns why it can't be used, or "". Raises OSError, for instance for a full disk.
 
-    What was written of a bad member stays for the caller, who counts it and deletes it.
+    A bad member's file is not deleted here: the caller counts its bytes and deletes it.
     """
     try:
         with opened.open(entry) as source, target.open("wb") as sink:
@@ -228,8 +229,8 @@ def _unpack_one(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, a
     except OSError as error:
         if error.errno is not None:
             raise
-        return BROKEN  # bz2 says so
-    except Exception as error:  # zlib, lzma and zipfile raise all kinds
+        return BROKEN  # from bz2
+    except Exception as error:  # zlib, lzma and zipfile raise errors of many types
         return LOCKED if isinstance(error, RuntimeError) and "password" in str(error) else BROKEN
 
 

@@ -1,4 +1,4 @@
-"""Intake: from the files a person sent to a checked, split set of clean copies that training and scoring can trust.
+"""Intake: turns the files of a person into a checked and split set of clean copies, for training and scoring.
 
 In: files of any kind. Out: a `PhotoSet` - upright copies without metadata in a private folder, one face each, in three
 parts (train, validation, held out) - or one `UserError` that says what is wrong with which file.
@@ -29,6 +29,7 @@ from pipelines.photos import checks
 from pipelines.photos.checks import Examined, Recogniser, examine_upright
 from pipelines.photos.decode import Unreadable, decode, kind_of_file, reason
 from pipelines.photos.split import (
+    ALIKE_COSINE,
     NEAR_DUPLICATE_CORRELATION,
     NEAR_DUPLICATE_COSINE,
     correlation,
@@ -44,7 +45,7 @@ PNG_UP_TO_PIXELS = 4_000_000
 
 @dataclass(frozen=True)
 class _Taken:
-    """One file that could be read, before it has its place in the set."""
+    """One file that could be read, before the set is split."""
 
     name: str
     path: Path  # the stored copy
@@ -67,12 +68,12 @@ def intake(
     trained: Collection[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PhotoSet:
-    """Decode, check, strip, store and split a person's photos.
+    """Decode, check, store and split a person's photos.
 
-    Every file is decoded once. What passes is stored in `folder` (made with mode 0700) without any metadata as
+    Every file is decoded once. Photos that pass are stored in `folder` (made with mode 0700) without any metadata as
     00.png / 00.jpg ..., in an order that depends on the pictures and not on the upload. Every file has its entry in
-    `checks`; those left out are also listed in `rejected`, each with its sentence. File names in `keep` are used
-    although the checks would leave them out; names in `held_out` and `trained` are pinned to that part.
+    `checks`; those left out are also listed in `rejected`, each with a sentence. File names in `keep` are used although
+    the checks would leave them out; names in `held_out` and `trained` go to that part.
     `progress(done, total, file name)` is called after each file.
     Raises `UserError`, and stores nothing, when fewer than `min_photos` different pictures remain.
     """
@@ -80,7 +81,7 @@ def intake(
     keep, held_out, trained = ([printable(name) for name in names] for names in (keep, held_out, trained))
     if not paths:
         raise UserError("No photos were given. Add 5 to 15 photos of one person.")
-    given = sum(not isinstance(kind_of_file(path), str) for path in paths)  # raw files and films are named, not counted
+    given = sum(not isinstance(kind_of_file(path), str) for path in paths)  # without files that are surely no photos
     if given > max_photos:
         raise UserError(f"{given} photos were given and at most {max_photos} are used. Remove {given - max_photos}.")
     incoming: Path | None = None
@@ -117,7 +118,7 @@ def check(
     keep: Collection[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[PhotoCheck], SetReport]:
-    """What `intake` would say of these files, however few they are; nothing is stored."""
+    """The checks and the report that `intake` would give for these files, even for a few; nothing is stored."""
     found = look(
         [Path(path) for path in paths], None, min_eye_distance_px=min_eye_distance_px, keep=keep, progress=progress
     )
@@ -126,13 +127,13 @@ def check(
 
 @dataclass(frozen=True)
 class Looked:
-    """All files, read and judged. `taken[i]` is what is used, its face `faces[i]`; `groups` index into it."""
+    """All files, read and checked. `taken`: the photos that are used; `faces[i]`: the person's face in `taken[i]`."""
 
     checks: list[PhotoCheck]
     report: SetReport
     taken: list[_Taken]
     faces: list[Face]
-    groups: list[list[int]]  # of near-duplicates
+    groups: list[list[int]]  # indices into `taken`, grouped by near-duplicates
 
 
 def look(
@@ -143,15 +144,15 @@ def look(
     keep: Collection[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Looked:
-    """Read every file (storing its copy in `incoming`, if given) and judge each alone and all together."""
+    """Read every file (and store its copy in `incoming`, if given); check each one and the whole set."""
     recogniser = _recogniser()
     known = recogniser.calibration if recogniser else None
     names, read, problems = _read_all(paths, incoming, progress)
-    # sorted by pixels: neither upload order nor file names matter to anything that follows
+    # sorted by a hash of the pixels: what follows depends on neither upload order nor file names
     order = sorted((k for k, one in enumerate(read) if one is not None), key=lambda k: _sha(read, k))
     first: dict[str, int] = {}
     same: dict[int, int] = {}
-    for k in sorted(order):  # in the order of names, so that of two equal pictures the same one is kept
+    for k in sorted(order):  # in the given order, so that the first of two equal pictures is always kept
         if _sha(read, k) in first:
             same[k] = first[_sha(read, k)]
         first.setdefault(_sha(read, k), k)
@@ -189,19 +190,21 @@ def _moments(taken: Sequence[_Taken], who: Sequence[int]) -> list[list[int]]:
     return near_duplicates(np.stack([one.hash_bits for one in taken]), match)
 
 
-# Answers of `faces_match` by the pictures' digests: a photo that is added is compared with the others only once.
+# Results of `faces_match`, by the hashes of the pictures, so that each pair is compared only once.
 _matched: dict[tuple[str, int, str, int], bool] = {}
 MATCHED_AT_MOST = 20_000
 
 
 def faces_match(one: _Taken | Measured, who: int, other: _Taken | Measured, whom: int) -> bool:
-    """Whether two faces look like one moment: see `split.NEAR_DUPLICATE_CORRELATION`."""
+    """Whether two faces are near-duplicates (photos of one moment): see `split.NEAR_DUPLICATE_CORRELATION`."""
     key = (one.pixels_sha256, who, other.pixels_sha256, whom)
     if key not in _matched:
         vectors = one.examined.vectors, other.examined.vectors
-        cosine = float(vectors[0][who] @ vectors[1][whom]) if len(vectors[0]) and len(vectors[1]) else 0.0
+        known = len(vectors[0]) and len(vectors[1])
+        cosine = float(vectors[0][who] @ vectors[1][whom]) if known else ALIKE_COSINE  # without a recogniser
         found = cosine >= NEAR_DUPLICATE_COSINE
-        found = found or correlation(one.patches[who], other.patches[whom]) >= NEAR_DUPLICATE_CORRELATION
+        if not found and cosine >= ALIKE_COSINE:
+            found = correlation(one.patches[who], other.patches[whom]) >= NEAR_DUPLICATE_CORRELATION
         if len(_matched) >= MATCHED_AT_MOST:
             _matched.clear()
         _matched[key] = found
@@ -220,7 +223,7 @@ def _sha(read: Sequence[_Taken | None], k: int) -> str:
 
 @lru_cache(maxsize=1)
 def _recogniser() -> Recogniser | None:
-    """The embedded recogniser; without it (no onnxruntime) nobody is called another person."""
+    """The embedded recogniser; None without onnxruntime: then no photo is called another person."""
     try:
         import onnxruntime  # noqa: F401 - is it here?
 
@@ -234,7 +237,7 @@ def _read_all(
     incoming: Path | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> tuple[list[str], list[_Taken | None], dict[str, str]]:
-    """Names (told apart), what could be read, and the sentences for what could not; by file name."""
+    """(unique names, the photos that could be read, {name: sentence} for the others)."""
     names: list[str] = []
     read: list[_Taken | None] = []
     problems: dict[str, str] = {}
@@ -244,7 +247,7 @@ def _read_all(
         name = printable(path.name)
         times[name] = times.get(name, 0) + 1
         names.append(name if times[name] == 1 else f"{name} ({times[name]})")
-    # decoding, shrinking and storing let other threads run; a 12-megapixel photo takes about 150 MB meanwhile
+    # decoding, shrinking and storing release the GIL; a 12-megapixel photo takes about 150 MB of memory meanwhile
     with ThreadPoolExecutor(_readers()) as pool:
         waiting = [
             pool.submit(_take, path, name, incoming / f"{number:03d}" if incoming else None)
@@ -266,14 +269,14 @@ def _read_all(
 
 
 def _readers() -> int:
-    """Photos that are read at once: a core each, at most four."""
+    """How many photos are read at once: one per core, at most four."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, cores)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured in one picture. Biometric: in memory only."""
+    """What was measured in one picture. Biometric: kept in memory only."""
 
     examined: Examined
     pixels_sha256: str
@@ -281,8 +284,8 @@ class Measured:
     patches: np.ndarray
 
 
-# Of files that are ours already (metadata-free copies), so that a set is judged anew in no time when one photo is added
-# or removed. Keyed by path, time and size; at most so many, and gone with the process or with `forget_measures`.
+# What was measured in the stored copies, so that a set is checked again quickly when one photo is added or removed. By
+# path, time and size of the file; limited in number, and gone with the process or with `forget_measures`.
 _known: dict[tuple[str, int, int], Measured] = {}
 _known_lock = threading.Lock()
 KNOWN_AT_MOST = 400
@@ -294,7 +297,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 
 def store_copy(image: np.ndarray, target: Path) -> Path:
-    """Write a metadata-free copy of an upright picture (a suffix is added), and measure the picture once for all."""
+    """Write a copy of an upright picture without metadata (a suffix is added), and keep what is measured in it."""
     image, examined = examine_upright(image, _recogniser())
     found = measured(image, examined)
     stored = _write(image, target)
@@ -306,7 +309,7 @@ def store_copy(image: np.ndarray, target: Path) -> Path:
 
 
 def forget_measures(folder: Path) -> None:
-    """Drop what is remembered of the copies in `folder`."""
+    """Forget what was measured in the copies in `folder`."""
     inside = str(folder.resolve()) + os.sep
     with _known_lock:
         _matched.clear()
@@ -330,7 +333,7 @@ def _take(path: Path, name: str, target: Path | None) -> _Taken:
         known = measured(image, examined)
         if target is not None and known.examined.faces:
             stored = _write(image, target)
-    elif target is not None and known.examined.faces:  # a copy of ours: its bytes are good as they are
+    elif target is not None and known.examined.faces:  # already a stored copy: copy its bytes
         stored = target.with_suffix(path.suffix)
         shutil.copyfile(path, stored)
         stored.chmod(0o600)
@@ -359,7 +362,7 @@ def _too_few(good: int, given: int, needed: int, rejected: dict[str, str]) -> st
 
 
 def _store(found: Looked, folder: Path) -> list[Photo]:
-    """Move the copies of what is used to their final names; photos that were here before go."""
+    """Move the copies of the photos that are used to their final names; older photos in `folder` are deleted."""
     for old in folder.iterdir():
         if re.fullmatch(r"\d\d\.(png|jpg)", old.name):
             old.unlink()

@@ -1,7 +1,7 @@
-"""Split: photos of one moment are found, and whole moments go to training, to validation or to the judge.
+"""Split: find near-duplicates (photos of one moment), and divide photos into training, validation and held-out part.
 
-In: perceptual hashes and face patches; groups of photos. Out: groups of near-duplicates; a `PhotoSet` whose parts share
-no moment.
+In: perceptual hashes and face patches; groups of photos. Out: groups of near-duplicates; a `PhotoSet`. Photos of one
+moment always go to the same part.
 Try it: `split_sizes(10)` is (6, 1, 3).
 """
 
@@ -15,23 +15,27 @@ import numpy as np
 from pipelines.core.records import Photo, PhotoSet, UserError
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 
-# Photos are takes of one moment when the 64-bit perceptual hashes of the pictures differ in at most 4 bits, or when the
-# person's faces match: as registered patches (they see the same pixels) or in the recogniser's eyes (it forgives a part
-# that was covered). Measured on 157 photos of 13 people by `benchmarks/near_duplicates.py`: what two moments of one
-# person reach is below these limits, what copies reach is above. A false alarm only keeps two photos together, a miss
-# would let the judge see what training saw.
+# Photos are near-duplicates (of one moment) when the 64-bit perceptual hashes of the pictures differ in at most 4 bits,
+# or when the person's faces match. Faces match when the recogniser's cosine is high (this also finds copies with a part
+# covered), or when their registered patches correlate and the cosine is at least ALIKE_COSINE. Patches alone are not
+# enough: smooth drawn faces in one framing correlate up to 0.957, but have a cosine of 0.55 at most; of 280 copies all
+# but one reach 0.6. Measured on 157 photos of 13 people and on the sample person by `benchmarks/near_duplicates.py`:
+# two moments of one person stay below these limits, copies are above. A near-duplicate that is not found could be
+# trained on and also held out for the score.
 NEAR_DUPLICATE_BITS = 4
 NEAR_DUPLICATE_CORRELATION = 0.95
 NEAR_DUPLICATE_COSINE = 0.95
+ALIKE_COSINE = 0.6
 PATCH_PX, PATCH_BLUR_PX = 64, 1.5
-WORTH_REGISTERING = 0.4  # copies correlate so much as they are; the rest need not be registered
-SHARED_PX = 400  # two patches that share fewer pixels say nothing
+WORTH_REGISTERING = 0.4  # copies correlate at least so much before they are registered; other patches are skipped
+SHARED_PX = 400  # two patches that share fewer pixels are not compared
 
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
-    """64 bits (bool) that survive scaling, recompression and small shifts in brightness.
+    """64 bits, (64,) bool, that hardly change with scaling, recompression and small changes of brightness.
 
-    The sign of the 8x8 lowest frequencies of a 32x32 grey copy against their median (DCT "pHash", Zauner 2010).
+    Whether each of the 8x8 lowest frequencies of a 32x32 grey copy is above their median (DCT "pHash", Zauner 2010).
+    `image`: RGB uint8 (H, W, 3).
     """
     import cv2
 
@@ -58,16 +62,16 @@ def face_patch(image: np.ndarray, eyes: np.ndarray) -> np.ndarray:
     right, down = x - PORTRAIT_EYES_MID[0], y - PORTRAIT_EYES_MID[1]
     at_x = eyes[:, 0].mean() + right * across[0] - down * across[1]
     at_y = eyes[:, 1].mean() + right * across[1] + down * across[0]
-    edge = 2 * float(np.hypot(*across)) + 1  # what is blurred with pixels outside
+    edge = 2 * float(np.hypot(*across)) + 1  # width of the border that is blurred with pixels outside the picture
     height, width = image.shape[:2]
     inside = (at_x >= edge) & (at_x < width - edge) & (at_y >= edge) & (at_y < height - edge)
     return np.where(inside, patch.astype(np.float32), np.float32(np.nan))
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """How well two face patches match where both show something, -1 to 1, the better of `other` and its mirror image.
+    """Correlation of two face patches (64, 64) where both have pixels, -1 to 1: the higher of `other` and its mirror.
 
-    The second is registered on the first (ECC, affine; Evangelidis and Psarakis 2008): eyes are found a few pixels off.
+    `other` is registered on `one` (ECC, affine; Evangelidis and Psarakis 2008), as eyes are found a few pixels off.
     """
     import cv2
 
@@ -82,7 +86,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
                 _, move = cv2.findTransformECC(
                     first, mean, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, (3, 40, 1e-4), mask * 255, 3
                 )
-            except cv2.error:  # it found no way
+            except cv2.error:  # the registration did not converge
                 continue
             flags = cv2.WARP_INVERSE_MAP
             moved = cv2.warpAffine(mean, move, one.shape[::-1], flags=cv2.INTER_LINEAR | flags)
@@ -100,8 +104,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def near_duplicates(whole: np.ndarray, faces_match: np.ndarray) -> list[list[int]]:
-    """Indices of photos, grouped so that photos of one moment share a group (chains count). Sorted; does not depend on
-    the order of the photos.
+    """Indices of photos, grouped by near-duplicates: if a matches b and b matches c, all three are one group. Sorted.
 
     `whole` is (n, 64) bool: perceptual hashes of the pictures; `faces_match` is (n, n) bool, symmetric.
     """
@@ -114,9 +117,9 @@ def near_duplicates(whole: np.ndarray, faces_match: np.ndarray) -> list[list[int
 
 
 def split_sizes(count: int) -> tuple[int, int, int]:
-    """(train, validation, held out) for `count` photos: a quarter held out; validation 1 from 8, 2 from 12 photos.
+    """(train, validation, held out) for `count` photos: a quarter held out; 1 for validation from 8 photos, 2 from 12.
 
-    5 photos are 4 + 1. Validation chooses checkpoints, so it may neither train nor judge.
+    5 photos are 4 + 1. Validation chooses checkpoints, so its photos are neither trained on nor used for the score.
     """
     held_out = max(1, int(count * 0.25 + 0.5)) if count > 5 else 1
     validation = 2 if count >= 12 else 1 if count >= 8 else 0
@@ -131,12 +134,11 @@ def split(
     held_out: Collection[str] = (),
     trained: Collection[str] = (),
 ) -> PhotoSet:
-    """Divide groups of near-duplicates into the three parts; a group is never divided.
+    """Divide groups of near-duplicates between the three parts; the photos of a group stay together.
 
-    The order of the draw is a hash of the seed and the pictures, so neither upload order nor file names matter.
-    Photos named in `held_out` or `trained` (by the person, or because a method has seen them) are pinned there, and
-    take the photos of their moment with them.
-    At least 2 groups. `weak` where one photo, or one moment, is all there is to judge with.
+    The groups are ordered by a hash of the seed and the pictures, so neither upload order nor file names matter.
+    Photos named in `held_out` or `trained` (by the person, or because a method has seen them) go there with their
+    whole group. Needs at least 2 groups. The result is `weak` when only one photo, or one moment, is held out.
     """
     if len(groups) < 2:
         raise UserError("All photos are nearly the same picture. Add photos from other moments.")
@@ -158,7 +160,7 @@ def split(
             "No photo is left to judge with: each is pinned to be learned from, was learned from before, or shows the "
             "moment of one that is or was. Add photos of other moments, or pin one to be held out."
         )
-    stay = 0 if learning else 1  # one moment at least is learned from
+    stay = 0 if learning else 1  # leave at least one group for training
     judging += _fill(waiting, held_out_size - _count(judging), at_least_one=not judging, stay=stay)
     validation = _fill(waiting, validation_size, at_least_one=False, stay=stay)
     waiting = [*learning, *waiting]

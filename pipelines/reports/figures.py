@@ -19,6 +19,7 @@ from pipelines.core.said import tell as in_english
 OTHER_COLOUR = "#7c3aed"
 COLOURS = {
     "none": "#6b7280",
+    "zero_shot": "#be123c",
     "textual_inversion": "#b45309",
     "dreambooth": "#1d4ed8",
     "lora": "#047857",

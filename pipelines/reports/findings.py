@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.records import ALL_METHODS, COLUMNS, PhotoSet, Sampling, Score, Subject, is_imported, title_of
+from pipelines.core.records import (
+    ALL_METHODS,
+    COLUMNS,
+    PhotoSet,
+    Sampling,
+    Score,
+    Subject,
+    is_imported,
+    is_instant,
+    title_of,
+)
 from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
 from pipelines.evaluation.scale import IdentitySummary, Scale, imputed, summary
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap
@@ -58,6 +68,7 @@ class Findings:
     clip: str | None = None  # the backbone behind clip_t
     strengths: dict[str, Any] | None = None  # the LoRA's strengths.json
     calibration: Calibration | None = None  # of the first judge
+    face_encoder: str | None = None  # the judge whose descriptor went into the columns that train nothing
     command: str = ""  # that repeats it
 
     @property
@@ -102,6 +113,16 @@ class Findings:
         means = {c: found.mean_zero_imputed for c in self.columns if (found := self.identity(c, judge)) is not None}
         known = {column: mean for column, mean in means.items() if mean is not None and column in ALL_METHODS}
         return max(known, key=lambda column: known[column]) if known else None
+
+
+def partial(findings: Findings, judge: str) -> str:
+    """Which columns a judge is no independent witness of, in a sentence; "" where it is one of all."""
+    known = [title_of(column) for column in findings.columns if is_instant(column)]
+    if judge != findings.face_encoder or not known:
+        return ""
+    return (
+        f" {' and '.join(known)} was made from this judge's own descriptor of the photos: of it, trust the other one."
+    )
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:

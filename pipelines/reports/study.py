@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.core.files import read_json, timestamp, write_json, write_text
-from pipelines.core.records import COLUMNS, UserError, title_of
+from pipelines.core.records import COLUMNS, UserError, is_instant, title_of
 from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm, known_mean
 from pipelines.reports import figures as drawn
 from pipelines.reports.figures import figure
@@ -102,7 +102,12 @@ def table(group: Sequence[FinishedRun]) -> Table:
             "picture by picture. Repeat the study with other prompts or seeds."
         )
     rows = [list(csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text()))) for cell in ordered]
-    columns = tuple(name for name in COLUMNS if all(name in report["methods"] for report in reports))
+    there = [name for name in COLUMNS if all(name in report["methods"] for report in reports)]
+    judged = {name: [report["methods"][name]["identity"].values() for report in reports] for name in there}
+    # one that no independent judge looked at is left out
+    columns = tuple(
+        name for name in there if all(any(one["mean"] is not None for one in each) for each in judged[name])
+    )
     judges = tuple(name for name in reports[0]["judges"] if all(name in report["judges"] for report in reports))
 
     def array(column: str, key: str) -> np.ndarray:
@@ -309,7 +314,7 @@ def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
         size = figures["artifact_bytes"]
         rows.append(
             (
-                title_of(column),
+                title_of(column) + ", at its own cost" * is_instant(column),
                 _with_interval(figures["identity"][judge]),
                 figure(figures["identity"][judge]["normalised"]),
                 _with_interval(figures["usable"]),

@@ -1,4 +1,4 @@
-"""One job from start to end: photos -> methods learn side by side -> the same pictures from each -> who looks alike.
+"""One job from start to end: photos -> every method learns -> every method draws the same pictures -> scores -> report.
 
 In: a person's photos and a `JobSpec`. Out: a stream of events, and a run's folder with everything, manifest.json last.
 Every stage writes one folder and reads only what earlier ones wrote, so a stopped or killed run continues: finished
@@ -26,6 +26,7 @@ from pipelines.core.records import (
     Subject,
     UserError,
     is_imported,
+    is_instant,
     place_of,
     title_of,
 )
@@ -44,6 +45,7 @@ from pipelines.generation.draw import brought, draw, refusals, renders_of
 from pipelines.reports.manifest import Origin, forget_report, is_written, report
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.runs.prepare import Job, Resident, album_of, join_in, load
+from pipelines.training.encode import encode
 from pipelines.training.teach import subject_of, subjects_of, teach
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 CONSENT = "Whoever started this states that the person shown agrees to have their face learned."
 
 
-# ------------------------------------------------------------------------------------------------- the doors
+# ------------------------------------------------------------------------------------------------- entry points
 
 
 class Choices(TypedDict, total=False):
@@ -95,7 +97,7 @@ def compare(
     spec = JobSpec(
         base=choices.get("base") or row.name,
         class_word=class_word,
-        methods=tuple(methods) if methods is not None else row.usual,
+        methods=tuple(methods) if methods is not None else row.compared,
         quality=choices.get("quality", "good"),
         seed=seed,
         photos=tuple(str(path.resolve()) for path in paths),
@@ -187,7 +189,7 @@ def _train(job: Job) -> Iterator[Event]:
     before = {name: subject_of(job.run, name) for name in job.spec.methods}
     subjects = yield from _teach(job, album, family)
     changed = any(subjects.get(name) != before[name] for name in job.spec.methods)
-    if changed and job.world.first:  # what a report said is past
+    if changed and job.world.first:  # an earlier report is no longer true
         forget_report(job.run)
     job.raise_problems("The others are trained.")
     said = ". ".join([f"Trained: {', '.join(subjects)}", *job.left])
@@ -200,13 +202,15 @@ def _generate(job: Job) -> Iterator[Event]:
     columns = tuple(sorted(set(spec.methods), key=place_of))
     _need_subjects(run, columns)
     device, family = yield from load(job)
+    album = album_of(photos) if photos is not None else None
+    yield from _encode(job, album, columns, family)
     samplings = tuple(dict.fromkeys(spec.samplings))
     drawn = yield from draw(run, columns, samplings, family, class_word=spec.class_word, control=control)
     everything = renders_of(run)
-    if photos is None:
+    if album is None:
         yield Event("note", text="There are no photos in this run, so the pictures have no score")
     elif everything:
-        terms, album = replace(job.terms, earlier=everything), album_of(photos)
+        terms = replace(job.terms, earlier=everything)
         judged = yield from judge(run, album, drawn, family, terms=terms, control=control)
         if (read_json(run.manifest) or {}).get("kind") != "compare":
             present = tuple(sorted({render.method for render in everything}, key=place_of))
@@ -262,8 +266,16 @@ def _teach(job: Job, album: Album, family: Family) -> Generator[Event, None, dic
     return taught.subjects
 
 
+def _encode(job: Job, album: Album | None, columns: Sequence[str], family: Family) -> Iterator[Event]:
+    """Columns that nothing trains for are made when they are drawn, and anew where the photos changed since."""
+    for name in (each for each in columns if is_instant(each)):
+        if album is None:
+            raise UserError(f"{title_of(name)} needs the person's photos, and there are none in this run. Add them.")
+        yield from encode(job.recipe(name), album, job.run.method(name), family)
+
+
 def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[Event, None, Findings]:
-    """A closer look at the pictures, then the report."""
+    """Measure the pictures' facts (`judge.look_closer`), then write the report."""
     from pipelines.reports.findings import Findings, ScoredRender
 
     run, spec, row, control = job.run, job.spec, job.row, job.control
@@ -296,6 +308,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
         clip=closer.clip,
         strengths=read_json(run.method("lora") / STRENGTHS_FILE) if "lora" in shown.subjects else None,
         calibration=judged.judges[0].calibration,
+        face_encoder=row.face_encoder,
         command=_command(spec, row),
     )
     origin = Origin(
@@ -316,7 +329,7 @@ def _report(job: Job, album: Album, shown: _Shown, judged: Judged) -> Generator[
 def _need_subjects(run: Run, columns: Sequence[str]) -> None:
     """Raises UserError for a column that has nothing to draw with."""
     for name in columns:
-        if name == "none" or subject_of(run, name) is not None:
+        if name == "none" or is_instant(name) or subject_of(run, name) is not None:
             continue
         if is_imported(name):
             raise UserError("An imported file is no longer in this run. Import it again, or leave it out.")
@@ -324,25 +337,25 @@ def _need_subjects(run: Run, columns: Sequence[str]) -> None:
 
 
 def _imported(run: Run, row: BaseRow) -> tuple[str, ...]:
-    """Imported columns that fit this base; those of another base wait until it is chosen again."""
+    """The run's imported columns that were made for this base."""
     cards = {name: subject_of(run, name) for name in imported_columns(run)}
     return tuple(name for name, card in cards.items() if card is not None and card.base == row.name)
 
 
 def _key_of(run: Run, spec: JobSpec, photos: PhotoSet) -> str:
-    """What determines a report: the job, the photos, and the files that were imported."""
+    """A hash of what determines a report: the job, the photos, and the files that were imported."""
     cards = [read_json(run.method(name) / "subject.json") or {} for name in imported_columns(run)]
     imported = [[sorted(card.get(each, "") for card in cards) for each in ("id", "phrase")]] if cards else []
     return sha(jsonable(spec), photos.digest, *imported)
 
 
 def _base_name(row: BaseRow) -> str:
-    """A base of the registry by its name, one of a person's own by its folder's: a report may be published."""
+    """A registered base's name, or only the last part of a local base's path: a report may be published."""
     return row.name if row.name in BASES else Path(row.path or row.name).name
 
 
 def _command(spec: JobSpec, row: BaseRow) -> str:
-    """The command that repeats this. Paths stay out of it: a report may be published."""
+    """The command that repeats this job. It holds no paths, since a report may be published."""
     if spec.kind != "compare":
         return ""
     base = row.name if row.name in BASES else "BASE"

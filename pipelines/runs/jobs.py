@@ -1,14 +1,17 @@
-"""Jobs: started from a run's own folder or put in a line, one after another per device, followed through files.
+"""Jobs: start one in a worker process of its own or put it in the queue, then follow and stop it through files.
 
-In: a `JobSpec` (spec.json). Out: events.jsonl, status.json and checkpoints, each whole at any moment. The app, the
-command line and the tests read the same events; any of them may come, go, reload or crash.
+In: a `JobSpec` (written as spec.json). Out: events.jsonl, status.json and checkpoints in the run's folder; a reader
+never sees a half-written file. The app, the command line and the tests read the same files.
 
-Two doors. `start` gives the job a worker process of its own: the command line. `enqueue` puts it in the line of its
-data root, where one worker process per device does one after another and draws pictures between training steps: the
-app. Try it: `start(run, spec)`, then `for event in follow(run): print(event.text)`; `stop(run)` from anywhere.
+`start` (the command line) gives the job a worker process of its own. `enqueue` (the app) puts it in the queue of its
+data root: one worker process per device does these jobs one after another and draws pictures between training steps.
+Names with `line` mean this queue. The way of a job:
 
-A job that was cancelled or interrupted continues from its checkpoints when it is started again. How it stands is read
-by `runs.status`, workers are started by `runs.supervisor`, their side is `runs.worker`. Light: no torch here.
+    enqueue -> ledger.Ledger.add -> supervisor starts worker.serve -> Ledger.take -> compare.perform
+    follow <- status.events <- events.jsonl and status.json in the run's folder
+
+A cancelled or interrupted job continues from its checkpoints when it is started again. Light: no torch here.
+Try it: `start(run, spec)`, then `for event in follow(run): print(event.text)`; `stop(run)` from any process.
 """
 
 from __future__ import annotations
@@ -89,16 +92,16 @@ def start(run: Run, spec: JobSpec | None = None) -> None:
 def enqueue(
     run: Run, spec: JobSpec | None = None, *, owner: str, estimate_s: float | None = None, serve: bool = True
 ) -> None:
-    """Put a job at the end of its data root's line and return at once; like `start` otherwise.
+    """Put a job at the end of its data root's queue and return at once; like `start` otherwise.
 
-    Raises UserError too when `owner` has `PER_VISITOR` unfinished jobs, and when too many jobs wait. The job waits
-    until a process that watches the line (`watch`) has a worker for it; this process does from now on, unless `serve`
-    is off: then somebody calls `worker.work_slice`.
+    Raises UserError too when `owner` has `PER_VISITOR` unfinished jobs, and when too many jobs wait. With `serve` this
+    process starts workers for the queue from now on (`watch`); without it the caller does the job with
+    `worker.work_slice`.
     """
     root = run.folder.parent
     line = Ledger(root)
     mine = [Run(root / entry.run, entry.slot) for entry in line.unfinished() if entry.owner == owner]
-    if sum(status(one).busy for one in mine) >= PER_VISITOR:  # the folders are the truth
+    if sum(status(one).busy for one in mine) >= PER_VISITOR:  # the queue is only an index
         raise UserError(
             "One job of yours is being worked on and one is waiting already. Wait until one is done, or stop it."
         )
@@ -117,7 +120,7 @@ def enqueue(
 def _accepted(
     run: Run, spec: JobSpec | None, *, owner: str = "", in_line: bool = False, estimate_s: float | None = None
 ) -> Iterator[tuple[JobSpec, str]]:
-    """Check what is asked for and write the new job's files; (spec, job). Nobody else starts one meanwhile."""
+    """Check the spec and write the new job's files; yields (spec, job id). No other job can start here meanwhile."""
     spec = spec or load_spec(run)
     spec.check()
     run.job_folder.mkdir(mode=0o700, exist_ok=True)
@@ -148,7 +151,7 @@ def _line_limit() -> int:
 
 
 def place(run: Run) -> Place | None:
-    """How many jobs are done before this one and when its turn comes; None when it is not waiting."""
+    """How many jobs come before this one and in how many seconds it starts; None when it is not waiting."""
     found = status(run)
     if not found.waits:
         return None
@@ -181,9 +184,9 @@ def _remaining(root: Path, entry: Entry) -> float | None:
 def stop(run: Run, *, patience_s: float = 10.0) -> None:
     """Ask the job to stop and return at once. It stops within one step and keeps what was learned.
 
-    Only a worker that does not react gets SIGTERM after `patience_s` (or three times its slowest step so far) and
-    SIGKILL after as long again, or a minute where it serves others too: those go on with the next process. One that
-    reacted has two minutes to save.
+    A worker that does not react within `patience_s` (or three times its slowest step so far) gets SIGTERM, and SIGKILL
+    after the same time again. A worker of the queue gets at least 10 s and 60 s, because it may be doing a second job;
+    that one continues in the next process. A worker that reacts has two minutes to save.
     """
     found = status(run)
     if not found.busy:
@@ -191,7 +194,7 @@ def stop(run: Run, *, patience_s: float = 10.0) -> None:
     line = Ledger(run.folder.parent)
     if found.waits and (
         line.withdraw(found.job, "cancelled") or all(entry.job != found.job for entry in line.unfinished())
-    ):  # or the line lost it: then nobody will ever take it
+    ):  # a job that the queue no longer lists is never taken
         now = timestamp()
         save_status(run, replace(found, state="cancelled", reason=WITHDRAWN, phase=None, ended=now))
         return
@@ -200,7 +203,7 @@ def stop(run: Run, *, patience_s: float = 10.0) -> None:
 
 
 def give_up(run: Run, reason: str) -> None:
-    """End a job that waits and that nobody can do."""
+    """End a waiting job as failed, because no worker can do it. `reason`: one sentence."""
     found = status(run)
     if found.waits:
         Ledger(run.folder.parent).withdraw(found.job, "failed")
@@ -208,7 +211,7 @@ def give_up(run: Run, reason: str) -> None:
 
 
 def leave(run: Run, method: str) -> None:
-    """Ask a training to go on without one of its methods. What that one learned so far is kept."""
+    """Stop one method of a training; the other methods go on. What it learned so far is kept."""
     found = status(run)
     if found.busy and method in load_spec(run).methods:
         write_json(run.leave_flag(method), {"job": found.job, "asked": timestamp()})

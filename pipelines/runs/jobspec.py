@@ -35,7 +35,7 @@ from pipelines.core.records import (
 
 KINDS = ("compare", "train", "generate", "finish")
 RENDERS = 8  # per column of a comparison
-# Plain looks first: a comparison asks about the face, not about costumes. Every base family finds its own among them.
+# A comparison draws plain styles, since it is about the face. Every base family can draw some of them.
 COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
 LABELS = {
     "seed": "The seed",
@@ -55,7 +55,7 @@ class JobSpec:
     kind: str = "compare"
     base: str = "portrait-128"  # a registry name or a path
     class_word: str = "person"
-    # to train; for "generate" the columns to draw, "none" being the untrained base
+    # the methods to train; for "generate" the columns to draw, where "none" is the untrained base
     methods: tuple[str, ...] = tuple(METHODS)
     quality: str = "good"
     seed: Seed = 0
@@ -127,7 +127,7 @@ class JobSpec:
 
     @property
     def denoiser_steps(self) -> int:
-        """Of all the pictures that are named."""
+        """Denoising steps of all pictures of the job together."""
         return len(self.methods) * sum(each.steps for each in self.samplings)
 
     def disk_bytes(self) -> int:
@@ -165,15 +165,15 @@ def _check_settings(method: str, changes: dict[str, Setting]) -> None:
 
 
 def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: int) -> tuple[Sampling, ...]:
-    """`renders` pictures: prompts take turns, every picture has a seed of its own, so each is one more witness."""
+    """The settings of `renders` pictures: the prompts in turn, each with a seed of its own, so no two are the same."""
     looks = [Sampling(prompt=prompt, guidance=row.guidance) for prompt in prompts]
     return tuple(Sampling(**{**asdict(looks[index % len(looks)]), "seed": seed + index}) for index in range(renders))
 
 
 def default_samplings(row: BaseRow, *, renders: int = RENDERS, seed: int = 0) -> tuple[Sampling, ...]:
-    """What a comparison draws when nobody says: plain photographic styles this base can express, in turn.
+    """What a comparison draws by default: plain photographic styles whose words this base knows, in turn.
 
-    Only photographic ones: recognisers say nothing about drawings. Raises UserError when the base can express none.
+    Only photographic ones, since recognisers can't judge drawings. Raises UserError when the base knows none.
     """
     known = presets.styles()
     wanted = [*(known[name] for name in COMPARED_STYLES if name in known), *known.values()]

@@ -1,8 +1,8 @@
-"""The line of jobs of one data root: who waits, in which order, and who is being worked on.
+"""The job queue of one data root: which jobs wait, in which order, and which are being worked on.
 
-In: jobs that were accepted. Out: the next one to do, a place in the line, how many one visitor has. It is an SQLite
-file (WAL) and only an index: the runs' folders are the truth, and `Ledger.rebuild` makes it anew from them. A file that
-is damaged or gone is replaced by an empty one, and `Ledger.is_new` until it is rebuilt. Light: no torch.
+In: accepted jobs. Out: the next job to do, and all unfinished ones in order. It is an SQLite file (WAL) and only an
+index: the files in the runs' folders decide, and `Ledger.rebuild` fills the index from them. A damaged or missing file
+is replaced by an empty one; `Ledger.is_new` is true until it is rebuilt. Light: no torch.
 Try it: `print(Ledger(root).unfinished())`.
 """
 
@@ -21,7 +21,7 @@ from pipelines.core.run import Run
 
 FILE = "jobs.sqlite3"
 WAITING, WORKING = "queued", "running"
-REBUILT = 1  # the file's own version number, once it holds what the folders say
+REBUILT = 1  # SQLite's user_version after `rebuild`; a new file has 0
 LAYOUT = """
 CREATE TABLE IF NOT EXISTS jobs (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -42,7 +42,7 @@ COLUMNS = "place, job, run, slot, owner, kind, state, estimate_s, worker"
 
 @dataclass(frozen=True)
 class Entry:
-    """One job of the line."""
+    """One job of the queue."""
 
     place: int  # counts up with every job that was accepted
     job: str
@@ -51,7 +51,7 @@ class Entry:
     owner: str  # whose job it is: a visitor's hashed capability
     kind: str
     state: str
-    estimate_s: float | None = None  # how long it takes, where that is known
+    estimate_s: float | None = None  # how long it takes; None: not known
     worker: str | None = None  # "pid@born" of the process that took it
 
 
@@ -64,11 +64,11 @@ class Ledger:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """Raises UserError on a full disk, and where the file turns out to be damaged: the next call has a new one."""
+        """Raises UserError when the disk is full, and for a damaged file, which is deleted: the next call makes one."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             connection = self._connect()
-        except sqlite3.OperationalError as error:  # busy, full or not permitted: nothing is wrong with it
+        except sqlite3.OperationalError as error:  # locked, disk full or no permission: the file is not damaged
             raise _told(error) from error
         except sqlite3.DatabaseError:
             self._discard()
@@ -105,7 +105,7 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------- writing
 
     def add(self, run: Run, *, job: str, owner: str, kind: str, estimate_s: float | None, limit: int) -> Entry:
-        """Put a job at the end of the line. Raises UserError when `limit` jobs wait already."""
+        """Put a job at the end of the queue. Raises UserError when `limit` jobs wait already."""
         with self._connected() as line:
             line.execute("BEGIN IMMEDIATE")
             waiting = line.execute("SELECT count(*) FROM jobs WHERE state = ?", (WAITING,)).fetchone()[0]
@@ -115,7 +115,7 @@ class Ledger:
                 )
             values = (job, run.id, run.slot, owner, kind, WAITING, estimate_s, time.time())
             found = line.execute(
-                # a rebuilding of the line may have found it in its folder already
+                # `rebuild` may have added this job from its folder already
                 "INSERT OR REPLACE INTO jobs (job, run, slot, owner, kind, state, estimate_s, queued) "
                 f"VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING {COLUMNS}",
                 values,
@@ -123,7 +123,7 @@ class Ledger:
             return Entry(*found)
 
     def take(self, kinds: Sequence[str], worker: str) -> Entry | None:
-        """The first waiting job of one of these kinds; from now on it is `worker`'s."""
+        """Mark the first waiting job of one of these kinds as taken by `worker`, and return it; None without one."""
         with self._connected() as line:
             marks = ", ".join("?" * len(kinds))
             found = line.execute(
@@ -134,7 +134,7 @@ class Ledger:
             return Entry(*found) if found else None
 
     def take_own(self, job: str, worker: str) -> bool:
-        """Take this very job out of its turn; False when it does not wait."""
+        """Mark this job as taken, wherever it stands in the queue; False when it is not waiting."""
         with self._connected() as line:
             found = line.execute(
                 "UPDATE jobs SET state = ?, worker = ? WHERE job = ? AND state = ?", (WORKING, worker, job, WAITING)
@@ -142,25 +142,25 @@ class Ledger:
             return found.rowcount > 0
 
     def put(self, job: str, state: str) -> None:
-        """Note how a job stands now."""
+        """Set the state of a job."""
         with self._connected() as line:
             line.execute("UPDATE jobs SET state = ? WHERE job = ?", (state, job))
 
     def withdraw(self, job: str, state: str) -> bool:
-        """End a job that still waits; False when it is not waiting (any more)."""
+        """Give a job that still waits its last `state`; False when it is not waiting."""
         with self._connected() as line:
             found = line.execute("UPDATE jobs SET state = ? WHERE job = ? AND state = ?", (state, job, WAITING))
             return found.rowcount > 0
 
     def forget(self, run: str) -> None:
-        """Nothing about a run that is gone is kept."""
+        """Delete all jobs of a run."""
         with self._connected() as line:
             line.execute("DELETE FROM jobs WHERE run = ?", (run,))
 
     def rebuild(self, entries: Sequence[Entry], *, looked: float) -> None:
-        """Make the index anew from `entries`, in their order (their places are not looked at).
+        """Fill the index from `entries`, in their order; `Entry.place` is ignored.
 
-        `looked`: when the folders were read, in seconds since the epoch; a job that came later stays.
+        `looked`: when the folders were read, in seconds since the epoch; a job that was added later stays.
         """
         with self._connected() as line:
             line.execute("BEGIN IMMEDIATE")
@@ -178,12 +178,12 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------- reading
 
     def is_new(self) -> bool:
-        """Whether the file was made, or made again, and nobody has filled it from the folders since."""
+        """True from when the file is made until `rebuild` has filled it."""
         with self._connected() as line:
             return bool(line.execute("PRAGMA user_version").fetchone()[0] != REBUILT)
 
     def unfinished(self) -> list[Entry]:
-        """Jobs that wait or are being worked on, first come first."""
+        """Jobs that wait or are being worked on, oldest first."""
         with self._connected() as line:
             rows = line.execute(
                 f"SELECT {COLUMNS} FROM jobs WHERE state IN (?, ?) ORDER BY place", (WAITING, WORKING)

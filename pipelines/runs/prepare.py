@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Resident:
-    """Keeps the clean base of the last job in memory for the next one. Jobs never change it: they learn on copies."""
+    """Keeps the base of the last job in memory for the next one. Jobs train copies of it and never change it."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -43,7 +43,7 @@ class Resident:
 
     def family(self, key: object, load: Callable[[], Family]) -> Family:
         if self._key != key or self._family is None:
-            self._key = self._family = None  # let the last one go before the next comes
+            self._key = self._family = None  # free the last one before loading the next
             self._family = load()
             self._key = key
         return self._family
@@ -51,7 +51,7 @@ class Resident:
 
 @dataclass
 class Job:
-    """One job while it is done: what was asked for, how it is steered, and what is to be said about it."""
+    """One running job: its spec, its control, and the sentences that its report will show."""
 
     run: Run
     spec: JobSpec
@@ -59,8 +59,8 @@ class Job:
     resident: Resident
     world: World = field(default_factory=World)  # the processes that teach together
     started: str = field(default_factory=timestamp)  # UTC
-    problems: list[str] = field(default_factory=list)  # of single methods; the others went on
-    left: list[str] = field(default_factory=list)  # about methods that a person stopped; the others went on
+    problems: list[str] = field(default_factory=list)  # one sentence per method that failed
+    left: list[str] = field(default_factory=list)  # one sentence per method that a person stopped
     notes: list[str] = field(default_factory=list)
     memory: dict[str, str] = field(default_factory=dict)  # method -> how it fitted into the GPU's memory
 
@@ -70,13 +70,13 @@ class Job:
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
-        """By method, those that can't fit into the GPU's memory left out once `load` has looked."""
+        """By method. `load` removes those that can't fit into the GPU's memory."""
+        return {name: self.recipe(name) for name in self.spec.methods}
+
+    def recipe(self, method: str) -> Recipe:
         spec = self.spec
-        made = {
-            name: presets.recipe(self.row, name, spec.quality, class_word=spec.class_word, seed=spec.seed)
-            for name in spec.methods
-        }
-        return {name: recipe.replaced(**spec.settings.get(name, {})) for name, recipe in made.items()}
+        usual = presets.recipe(self.row, method, spec.quality, class_word=spec.class_word, seed=spec.seed)
+        return usual.replaced(**spec.settings.get(method, {}))
 
     @cached_property
     def terms(self) -> Terms:
@@ -84,7 +84,7 @@ class Job:
             class_word=self.spec.class_word,
             stylised=tuple(dict.fromkeys((*self.spec.stylised, *presets.stylised()))),
             others=tuple(map(Path, self.spec.others)),
-            ask_clip=self.row.family != "portrait",  # its words are few, and rules about pixels know them all
+            ask_clip=self.row.family != "portrait",  # rules about pixels check its few words
             download=self.spec.download_judge,
         )
 
@@ -93,13 +93,13 @@ class Job:
         return (*self.problems, *self.left)
 
     def raise_problems(self, rest: str) -> None:
-        """Raises UserError when a method could not be taught; `rest` says what became of the others."""
+        """Raises UserError when a method could not be taught; `rest`: a sentence about the other methods."""
         if self.problems:
             raise UserError(f"{' '.join(self.problems)} {rest}")
 
 
 def join_in(job: Job) -> Generator[Event, None, Album]:
-    """`take_in` by the first of the processes that teach together; the others wait and read what it stored."""
+    """Take the photos in. Of processes that train together the first one does; the others wait and read them."""
     job.world = join(job.spec.device)
     if job.world.first:
         if job.world.size > 1:
@@ -114,7 +114,7 @@ def join_in(job: Job) -> Generator[Event, None, Album]:
 
 
 def album_of(photos: PhotoSet) -> Album:
-    """The photos, decoded, searched for faces and embedded once per job, when somebody first asks."""
+    """An album of the photos: each is decoded, searched for faces and embedded once per job, when first needed."""
     from pipelines.photos.album import Album
 
     return Album(photos)
@@ -206,7 +206,7 @@ def load(job: Job) -> Generator[Event, None, tuple[Device, Family]]:
 
 
 def _told_live(work: Callable[[Callable[[Event], None]], T]) -> Generator[Event, None, T]:
-    """Run `work` in a thread, yielding the events it tells as they come; returns its result."""
+    """Run `work` in a thread, and yield the events that it sends while it runs; returns its result."""
     told: queue.SimpleQueue[Event] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work, told.put)

@@ -17,7 +17,7 @@ from pipelines.core.records import Photo, PhotoSet, UserError
 from pipelines.core.run import Run, imported_columns, is_run, load_photo_set, open_run, run_at, save_photo_set
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 
-CONDITIONS = ("versions", "machine", "device", "base")  # what has to be the same for the same bits
+CONDITIONS = ("versions", "machine", "device", "base")  # these must be equal for bit-equal results
 
 
 def prepare(manifest: Path, out: Path) -> tuple[Run, JobSpec]:
@@ -65,8 +65,8 @@ def _copied(photo: Photo, run: Run) -> Photo:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What differs between two manifests: conditions, artefacts, pictures, scores. `identical` when nothing learned or
-    drawn does.
+    """What differs between two manifests: conditions, artefacts, pictures, scores. `identical`: the artefacts and the
+    pictures are the same.
     """
     conditions = [name for name in CONDITIONS if before.get(name) != after.get(name)]
     names = sorted({*before["methods"], *after["methods"]})

@@ -1,7 +1,7 @@
-"""How a job stands, read from its run's folder: by the page, the command line, tests, and by whoever supervises it.
+"""The state of a job, read from the files in its run's folder by the page, the command line and the supervisor.
 
-In: a run. Out: its `JobStatus`, events, spec and flags. A worker that died is told from one that works by its process
-number and start time. Light: no torch. Try it: `for event in follow(run): print(event.text)`.
+In: a run. Out: its `JobStatus`, events, spec and flags. Whether the worker process still runs is decided by its process
+id and start time. Light: no torch. Try it: `for event in follow(run): print(event.text)`.
 
     queued -> running -> done | cancelled | failed (reason) | interrupted
 """
@@ -23,7 +23,7 @@ from pipelines.core.run import Run
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 
 BUSY, FINISHED = ("queued", "running"), ("done", "cancelled", "failed", "interrupted")
-FULL_BYTES = 5_000_000  # with less a disk counts as full: checkpoints need more
+FULL_BYTES = 5_000_000  # a disk with less free space counts as full: a checkpoint needs more
 START_GRACE_S = 20.0  # a job whose process is not known after this long never started
 INTERRUPTED = (
     "The work ended without a word: the machine was restarted or ran out of memory. "
@@ -38,7 +38,7 @@ FORCED = "It had to be ended by force. What was learned up to the last checkpoin
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How a run's current (or last) job stands."""
+    """The state of a run's current (or last) job."""
 
     state: str  # "none" | "queued" | "running" | "done" | "cancelled" | "failed" | "interrupted"
     kind: str = ""  # of the job: "compare" | "train" | "generate" | "finish"
@@ -51,12 +51,12 @@ class JobStatus:
     wall_s: float = 0.0
     peak_mem_mb: float | None = None  # of the worker process
     pace_s: float = 0.0  # longest time between two events so far: how long a step may take
-    left_s: float | None = None  # of training, as far as the steps so far tell
-    owner: str = ""  # whose job of the line it is
-    in_line: bool = False  # it waits, or waited, in the line of its data root
+    left_s: float | None = None  # of training, estimated from the steps so far
+    owner: str = ""  # the visitor who queued it; "": not a job of the queue
+    in_line: bool = False  # a job of the queue, waiting or not
     queued_at: float = 0.0  # seconds since the epoch
-    estimate_s: float | None = None  # how long it takes, where that was known when it came
-    kept: int = 0  # steps, pictures and scores that its slices brought so far (`worker.work_slice`)
+    estimate_s: float | None = None  # how long it takes, estimated when it was queued; None: not known
+    kept: int = 0  # steps, pictures and scores done in all its slices (`worker.work_slice`)
 
     @property
     def busy(self) -> bool:
@@ -76,18 +76,18 @@ def load_spec(run: Run) -> JobSpec:
 
 
 def status(run: Run) -> JobStatus:
-    """How the job stands. A worker that died is told from one that works by its pid and start time."""
+    """The job's state. Where its worker process died, this says so: cancelled, failed or interrupted."""
     found = read_status(run)
     if not found.busy or found.waits or _worker_lives(run, found):
         return found
-    found = read_status(run)  # it may have finished between the two looks
+    found = read_status(run)  # again: the worker may have finished meanwhile
     if not found.busy:
         return found
     if stop_asked(run, found.job):
         return replace(found, state="cancelled", reason=FORCED)
     if _out_of_memory(run):
         return replace(found, state="failed", reason=KILLED)
-    full = shutil.disk_usage(run.folder).free < FULL_BYTES  # a worker can't say so where nothing can be written
+    full = shutil.disk_usage(run.folder).free < FULL_BYTES  # the worker could not write this
     return replace(found, state="interrupted", reason=FULL if full else INTERRUPTED)
 
 
@@ -103,16 +103,16 @@ def save_status(run: Run, value: JobStatus) -> None:
 
 
 def events(run: Run, after: int = 0) -> list[Event]:
-    """The run's events without the first `after`. Ask again with `after` + how many came."""
+    """The run's events without the first `after`. For the next ones raise `after` by the number returned."""
     damaged = {"kind": "note", "text": "A line of this record was damaged when the machine stopped"}
     return [Event(**entry) for entry in read_lines(run.events, after=after, damaged=damaged)]
 
 
 def follow(run: Run, *, every_s: float = 0.1) -> Iterator[Event]:
-    """This job's events from its beginning, until it ended. Then `status(run)` says how."""
+    """Yield this job's events, from the first one until the job has ended; `status(run)` then says how it ended."""
     seen = status(run).first_event
     while True:
-        ended = not status(run).busy  # looked at before the events, so that none is missed
+        ended = not status(run).busy  # read before the events, so that none is missed
         for event in events(run, seen):
             seen += 1
             yield event
@@ -132,7 +132,7 @@ def hold(run: Run, until: Callable[[JobStatus], bool], *, timeout_s: float = 60.
 
 
 def released(run: Run) -> bool:
-    """Whether no worker is in the run: it lets go a moment after it has written down how its job ended."""
+    """True when no worker holds the run's lock. It is released a moment after the job's last status is written."""
     if not run.job_folder.is_dir():
         return True
     with Lock(run.lock) as lock:
@@ -140,7 +140,7 @@ def released(run: Run) -> bool:
 
 
 def stop_asked(run: Run, job: str) -> bool:
-    """Whether somebody asked this job to stop. Called every step: one look for a file that is rarely there."""
+    """Whether a person asked this job to stop. Called at every step, so the file is read only where it exists."""
     if not run.stop_flag.exists():
         return False
     with contextlib.suppress(UserError):
@@ -149,12 +149,12 @@ def stop_asked(run: Run, job: str) -> bool:
 
 
 def leave_asked(run: Run, method: str) -> bool:
-    """Whether somebody asked to go on without this method. Flags of earlier jobs are gone."""
+    """Whether a person asked to stop this method. A new job deletes the flags of earlier jobs."""
     return run.leave_flag(method).exists()
 
 
 def me(job: str, pid: int | None = None) -> dict[str, Any]:
-    """What worker.json says of this process, or another one, and how often the machine ran out of memory before."""
+    """The content of worker.json for the process `pid` (None: this one). `oom_kills`: Linux's count so far."""
     pid = pid or os.getpid()
     return {"job": job, "pid": pid, "born": birth(pid), "oom_kills": oom_kills()}
 

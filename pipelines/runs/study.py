@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets
 from pipelines.core.files import REPOSITORY, jsonable, read_json, write_json
-from pipelines.core.records import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError
+from pipelines.core.records import ALL_METHODS, CLASS_WORDS, METHODS, QUALITIES, Event, Sampling, UserError, is_instant
 from pipelines.core.run import Run, forget, is_run, record_consent, run_at
 from pipelines.runs import jobs
 from pipelines.runs.compare import CONSENT, is_complete
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
 OTHERS = 5
-TRIES = 2  # a worker that vanished (killed, out of memory) is started once more; it goes on from its checkpoints
+TRIES = 2  # a worker that was killed or ran out of memory is started once more and continues from its checkpoints
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Cell:
 
     @property
     def finished(self) -> FinishedRun:
-        """What the study's report reads of it."""
+        """This cell as the study's report reads it."""
         from pipelines.reports.study import FinishedRun
 
         return FinishedRun(self.person.name, self.condition, self.seed, self.folder)
@@ -192,8 +192,8 @@ def read_people(folder: Path, only: Sequence[str] = ()) -> list[Person]:
 
 
 def cells(matrix: Matrix, people: Sequence[Person], out: Path, pace: Pace) -> list[Cell]:
-    """All cells, people in turn, so that a study that is stopped early has seen everybody. `pace`: for budgets in
-    seconds.
+    """All cells, people in turn, so that a study that is stopped early has cells of every person. `pace`: seconds per
+    step, for budgets in seconds.
     """
     return [
         Cell(
@@ -232,6 +232,9 @@ def _spec(
 ) -> JobSpec:
     settings: dict[str, dict[str, Setting]] = {}
     for name, changes in matrix.methods.items():
+        if is_instant(name):  # at its own cost, whatever the budget is
+            settings[name] = {**changes, **variant.settings.get(name, {})}
+            continue
         settings[name] = {"preview_every_s": 0.0, **changes, **variant.settings.get(name, {})}
         if budget.steps is not None:
             settings[name]["steps"] = budget.steps
@@ -257,7 +260,7 @@ def _spec(
 
 
 def run_cell(folder: Path, spec: JobSpec) -> jobs.JobStatus:
-    """One cell to its end in a worker process of its own, on whichever machine this is called."""
+    """Do one cell in a worker process of its own, on the machine where this is called; returns its last status."""
     run = run_at(folder)
     if not run.consent.exists():
         record_consent(run, means="study", statement=CONSENT)
@@ -297,7 +300,7 @@ class RayEngine:
 
     @property
     def at_once(self) -> int:
-        """As many cells as the cluster has room for."""
+        """How many cells the cluster can do at the same time."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)) // int(os.environ["OMP_NUM_THREADS"]))
 
     def __call__(self, folder: Path, spec: JobSpec) -> jobs.JobStatus:
@@ -330,7 +333,7 @@ class Study:
         self.failed: dict[str, str] = {}
 
     def run(self, *, at_once: int = 1) -> list[Cell]:
-        """Do what is not done yet; returns the finished cells. `self.failed` says why others are not."""
+        """Do the cells that are not finished; returns all finished ones. `self.failed` says why others are not."""
         if not self.people:
             raise UserError("There are no people in that folder. Give one folder of photos per person.")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -351,7 +354,7 @@ class Study:
         return [cell for cell in every if _finished(cell)]
 
     def stop(self) -> None:
-        """Stop every cell within one step; what was learned is kept and the same call goes on later."""
+        """Stop every cell within one step; what was learned is kept, and a later `run` continues."""
         self._stop.set()
         with self._lock:
             running = list(self._running)
@@ -370,7 +373,7 @@ class Study:
         self.tell(f"{name} is done; {left} left, about {minutes:.0f} minutes")
 
     def _do(self, cell: Cell) -> float:
-        """One cell to its end, in a worker process; seconds it took. Raises UserError with the reason."""
+        """Do one cell in a worker process; returns the seconds it took. Raises UserError with the reason."""
         started = time.monotonic()
         for attempt in range(TRIES):
             if self._stop.is_set():
@@ -394,8 +397,8 @@ class Study:
                 self._running.discard(folder)
 
     def _pace(self, at_once: int) -> Pace:
-        """Seconds per step on this machine, for budgets in seconds; measured once per study, with as many processes at
-        work as later. Looks at validation pictures are counted in.
+        """Seconds per step on this machine, for budgets in seconds. Measured once per study, while as many processes
+        run as later. The time for validation pictures is included.
         """
         if all(budget.seconds is None for budget in self.matrix.budgets):
             return {}
@@ -417,6 +420,7 @@ class Study:
             .replaced(**spec.settings[name])
             .watch_every
             for name in spec.methods
+            if not is_instant(name)
         }
         folders = [self.out / f".timing-{index}" for index in range(at_once)]
         with ThreadPoolExecutor(at_once) as pool:
@@ -429,21 +433,22 @@ class Study:
             run = Run(folder)
             jobs.hold(run, lambda _, run=run: jobs.released(run))  # type: ignore[misc]
             forget(run)
-        return {name: statistics.mean(times[name] for times in each) for name in spec.methods}
+        return {name: statistics.mean(times[name] for times in each) for name in watched}
 
 
 def _timing(spec: JobSpec, watched: dict[str, int]) -> JobSpec:
-    """A training of a few steps; the last one ends with a look, where the method has them."""
+    """A training of a few steps. After the last one validation pictures are drawn, where the method draws any."""
     settings = {
         name: {**changes, "steps": TIMED_STEPS, "checkpoint_every": 10_000, "choose_strength": False, "patience": 0}
         | {"watch_every": TIMED_STEPS if watched[name] else 0}
         for name, changes in spec.settings.items()
+        if name in watched
     }
-    return replace(spec, kind="train", samplings=(), settings=settings)
+    return replace(spec, kind="train", methods=tuple(watched), samplings=(), settings=settings)
 
 
 def _per_step(events: Sequence[Event], watched: dict[str, int]) -> dict[str, float]:
-    """Seconds per step of each method in a timing run, its looks spread over the steps between them."""
+    """Seconds per step of each method in a timing run, with a step's share of the time for validation pictures."""
     at: dict[str, dict[int, float]] = {}
     for event in events:
         if event.kind == "step" and event.method and event.seconds is not None:

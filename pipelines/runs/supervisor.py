@@ -1,6 +1,6 @@
-"""The supervisor: the one thread of a process that starts workers, and sees to jobs whose worker died.
+"""The supervisor: the one thread of a process that starts worker processes, and updates jobs whose worker died.
 
-In: a run that gets a worker of its own, or a data root whose line is to be watched. Out: worker processes; a line that
+In: a run that gets a worker of its own, or a data root whose queue is to be done. Out: worker processes; a queue that
 agrees with the runs' folders. Light: no torch. Try it: `watch(root)`, then `enqueue` jobs below `root`.
 """
 
@@ -37,19 +37,19 @@ def devices() -> tuple[str, ...]:
 
 
 def watch(root: Path) -> None:
-    """From now on this process sees to it that jobs waiting in `root` get a worker, as long as it lives."""
+    """From now on, as long as this process runs, start a worker whenever jobs wait in the queue of `root`."""
     supervisor().watch(root.resolve())
 
 
 def recover(root: Path) -> None:
-    """After a restart, or where the line is lost: the line anew from the runs' folders. Jobs that waited wait again;
-    those whose worker is gone are interrupted. Removals that were interrupted are finished.
+    """Rebuild the queue of `root` from the runs' folders, after a restart or where its file was lost. Jobs that waited
+    wait again; those whose worker is gone become interrupted or failed. Interrupted removals of runs are finished.
     """
     sweep_forgotten(root)
     found, looked = [], time.time()
     for run in all_runs(root):
         for slot in (run, run.drawing):
-            with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
+            with contextlib.suppress(UserError):  # a damaged run is left out
                 now = status(slot)
                 if now.state in ("interrupted", "failed") and read_status(slot).busy:
                     save_status(slot, now)
@@ -64,7 +64,7 @@ def recover(root: Path) -> None:
 
 
 def _worker(run: Run, job: str) -> str | None:
-    """The process that took a job, as the line names it."""
+    """The process that took a job, "pid@born" as in `Entry.worker`; None when it is another job's."""
     found = read_json(run.worker) or {}
     return f"{found.get('pid')}@{found.get('born')}" if found.get("job") == job else None
 
@@ -79,8 +79,8 @@ class Post:
 
 
 class Supervisor(threading.Thread):
-    """The one thread that starts workers. It lives as long as this process: Linux tells a worker that its parent died
-    when the *thread* that started it ends, and a web server's handler threads come and go."""
+    """The one thread that starts workers. It runs as long as this process: Linux tells a worker that its parent died
+    when the *thread* that started it ends, and a web server's handler threads end sooner."""
 
     def __init__(self) -> None:
         super().__init__(name="likeness-supervisor", daemon=True)
@@ -104,7 +104,7 @@ class Supervisor(threading.Thread):
     def run(self) -> None:
         children: list[subprocess.Popen[bytes]] = []
         while True:
-            children = [child for child in children if child.poll() is None]  # poll() also buries the dead
+            children = [child for child in children if child.poll() is None]  # poll() also removes a zombie process
             try:
                 wanted, answer = self._wanted.get(timeout=1.0)
             except queue.Empty:
@@ -122,11 +122,11 @@ class Supervisor(threading.Thread):
                     for device in devices():
                         self._posts.setdefault((wanted, device), Post())
             for (root, device), post in self._posts.items():
-                with contextlib.suppress(OSError, UserError, sqlite3.Error):  # a full disk: the next second tries again
+                with contextlib.suppress(OSError, UserError, sqlite3.Error):  # as a full disk: again in a second
                     self._man(root, device, post)
 
     def _man(self, root: Path, device: str, post: Post) -> None:
-        """Start a worker where jobs wait and none is at work."""
+        """Start the worker of one device when jobs wait and it does not run."""
         if post.process is not None and post.process.poll() is None:
             return
         ended, post.process = post.process, None
@@ -157,24 +157,24 @@ class Supervisor(threading.Thread):
 
 
 def take_back(root: Path, line: Ledger) -> None:
-    """See to jobs whose worker died: they have ended, but one that shared its worker with a job that had to be ended by
-    force waits for the next.
+    """Update jobs whose worker process died: they have ended. A job whose worker was killed because its other job did
+    not stop waits for the next worker.
     """
     left = [entry for entry in line.unfinished() if entry.state == WORKING and not _holds(entry)]
     forced = {entry.worker for entry in left if stop_asked(Run(root / entry.run, entry.slot), entry.job)}
     for entry in left:
-        with contextlib.suppress(UserError):  # one damaged run keeps nobody else waiting
+        with contextlib.suppress(UserError):  # a damaged run is left out
             run = Run(root / entry.run, entry.slot)
             now = status(run)
             if now.job == entry.job and not now.busy and read_status(run).busy:
                 if entry.worker in forced and now.state == "interrupted":
                     now = replace(now, state="queued", reason=None, phase="Waiting for its turn")
-                save_status(run, now)  # why it ended is known best at once
+                save_status(run, now)  # now: the signs of why it ended do not last
             line.put(entry.job, WAITING if now.waits and now.job == entry.job else now.state)
 
 
 def _holds(entry: Entry) -> bool:
-    """Whether the process that took this job lives."""
+    """Whether the process that took this job still runs."""
     pid, _, born = (entry.worker or "").partition("@")
     return pid.isdigit() and lives(int(pid), born)
 

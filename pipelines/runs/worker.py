@@ -1,8 +1,9 @@
-"""The worker's side of a job: does it, writes down every outcome in words, and ends when it is asked to.
+"""The worker process: does jobs, and writes their events and their status into the run's folder.
 
-In: a run's folder with a spec (`work`), or a data root with a line of jobs (`serve`). Out: files that
-`pipelines.runs.jobs` reads. One process serves one device: a training, and between its steps the pictures that people
-ask for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT --line` call it.
+In: a run's folder with spec.json (`work`), a data root with a queue of jobs (`serve`), or one waiting job and a time
+limit (`work_slice`). Out: files that `runs.status` reads. `serve` works for one device: one training, and between its
+steps the pictures that people ask for meanwhile. `python -m pipelines worker RUN` and `python -m pipelines worker ROOT
+--line` call it.
 """
 
 from __future__ import annotations
@@ -54,15 +55,15 @@ from pipelines.runs.supervisor import OURS, PARENT_ENV
 from pipelines.training import world
 
 STATUS_EVERY_S = 0.5
-LOOK_EVERY_S = 0.25  # at the line
-IDLE_S = 120.0  # a worker stays warm for so long: loading torch and a base takes seconds
+LOOK_EVERY_S = 0.25  # between two looks at the queue
+IDLE_S = 120.0  # a worker without a job waits so long before it ends: loading torch and a base takes seconds
 MEMORY = (
     "This machine ran out of memory. Choose fewer pictures at once, a smaller base or a lower quality, then try again."
 )
 
 
 class _Ended:
-    """Whether this process was asked to end: by a signal, or because the process that started it is gone."""
+    """Whether this process has to end: after a signal, or because the process that started it has ended."""
 
     def __init__(self) -> None:
         self._signalled = False
@@ -72,7 +73,7 @@ class _Ended:
         return self._signalled
 
     def listen(self) -> None:
-        """Take SIGTERM as a wish to stop. Only the main thread may; elsewhere the flag file is enough."""
+        """Stop at SIGTERM and SIGINT. Only the main thread may listen; in others the flag file alone stops the job."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
@@ -106,7 +107,7 @@ def work(run: Run) -> int:
             time.sleep(0.2)
         if status(run).state != "running":
             return 0
-        for _ in perform(run, load_spec(run)):  # the first of the processes keeps the books and says when to stop
+        for _ in perform(run, load_spec(run)):  # the first process writes the files and says when to stop
             pass
         return 0
     with Lock(run.lock) as lock:
@@ -133,10 +134,10 @@ def work(run: Run) -> int:
 
 
 def _wait_for_turn(one: _Worker, held: contextlib.ExitStack) -> None:
-    """Jobs below one data root take turns: two at once would starve each other. The lock dies with its holder."""
+    """Wait until no other job of the data root runs: two at once would slow each other down. `held` keeps the lock."""
     root = data_root()
     if one.run.folder.parent != root:
-        return  # started by hand in a folder of their own choice
+        return  # a run outside the data root waits for nobody
     turn = held.enter_context(Lock(root / TURN))
     told = False
     while not turn.acquire() and not one.asked():
@@ -150,7 +151,7 @@ TURN = ".turn"
 
 
 def serve(root: Path, *, device: str = "", idle_s: float = IDLE_S) -> int:
-    """Do the jobs of a data root's line on one device until none came for `idle_s`; returns an exit code.
+    """Do the jobs of a data root's queue on one device until none came for `idle_s`; returns an exit code.
 
     Only one process per device does; a second one ends at once.
     """
@@ -163,7 +164,7 @@ def serve(root: Path, *, device: str = "", idle_s: float = IDLE_S) -> int:
 
 
 def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
-    """Do this run's waiting job in this process until it ends or the slice is `over`; the rest waits for the next one.
+    """Do this run's waiting job in this process until it ends or `over` says so; the rest waits for the next slice.
 
     For hosts that lend a GPU for a short request at a time (ZeroGPU). What was done is kept and not done again. Each
     slice does at least one step, picture or score more; `JobStatus.kept` counts them.
@@ -183,10 +184,10 @@ def work_slice(run: Run, *, over: Callable[[], bool]) -> None:
 
 
 class _Desk:
-    """What one device is busy with: at most one long job, and in turn with it at most one short one.
+    """The jobs of one device: at most one long job (a training) and one short job (pictures) at a time.
 
-    They are generators in one thread, so nothing of one runs while the other does. Whoever had less time goes on: a
-    training loses at most half of its pace to pictures.
+    Both are generators in one thread, so only one computes at any moment. The one that had less time so far goes on:
+    pictures take at most half of a training's time.
     """
 
     def __init__(self, root: Path, device: str, ended: Callable[[], bool]) -> None:
@@ -195,7 +196,7 @@ class _Desk:
         self.resident = Resident()
         self.turn = Lock(root / (TURN if not device else f"{TURN}-{device.replace(':', '-')}"))
         self.busy: list[tuple[_Worker, Lock]] = []
-        self.spoiled = False  # memory ran out, or something unknown happened: the next job gets a fresh process
+        self.spoiled = False  # after running out of memory or an unknown error: the next job gets a new process
         self._looked = -LOOK_EVERY_S
 
     def work(self, idle_s: float) -> int:
@@ -218,7 +219,7 @@ class _Desk:
                 time.sleep(LOOK_EVERY_S)
 
     def look(self) -> None:
-        """Take what waits and fits beside what is being done."""
+        """Take a waiting job: a short one where none is being done, then a long one where none is."""
         now = time.monotonic()
         if self.ended() or (self.spoiled and not self.busy) or now - self._looked < LOOK_EVERY_S:
             return
@@ -227,7 +228,7 @@ class _Desk:
         # a spoiled process ends with its long job; until then pictures are drawn all the same
         free = [each for each in ((SHORT,) if self.spoiled else (SHORT, LONG)) if not kinds & set(each)]
         for wanted in free:
-            with contextlib.suppress(sqlite3.Error, OSError, UserError):  # a full disk: look again
+            with contextlib.suppress(sqlite3.Error, OSError, UserError):  # as a full disk: the next look tries again
                 if any(entry.kind in wanted and entry.state == "queued" for entry in self.line.unfinished()):
                     if not self.turn.acquire():
                         return
@@ -256,12 +257,12 @@ class _Desk:
         self.busy = [each for each in self.busy if each[0] is not one]
         self.spoiled |= one.spoiled
         lock.release()
-        with contextlib.suppress(sqlite3.Error, OSError, UserError):  # the run's folder says it too
+        with contextlib.suppress(sqlite3.Error, OSError, UserError):  # the run's folder has it
             self.line.put(one.status.job, one.status.state)
 
 
 class _Worker:
-    """One job while it is done: advances it event by event and writes down how it stands."""
+    """One running job: advances it event by event, and writes its events and its status."""
 
     def __init__(
         self,
@@ -281,11 +282,11 @@ class _Worker:
         self._kept_before = found.kept
         self._since = self._written = self._event_at = time.monotonic()
         self._last: Event | None = None
-        self._left: dict[str, float] = {}  # seconds that a method still needs
+        self._left: dict[str, float] = {}  # method -> seconds it still needs
         self._events: Iterator[Event] = iter(())
 
     def begin(self) -> bool:
-        """Whether it could begin."""
+        """Read the spec and prepare the job; False when that failed."""
         try:
             write_json(self.run.worker, me(self.status.job))
             sweep_partials(self.run.folder)
@@ -300,7 +301,7 @@ class _Worker:
         return True
 
     def advance(self) -> bool:
-        """One event further; whether the job has ended."""
+        """Work until the next event; True when the job has ended."""
         since = time.monotonic()
         try:
             if self.status.state != "running":
@@ -325,7 +326,7 @@ class _Worker:
         elif self._control.paused() and not self.asked():
             self.save(state="queued", phase="Waiting for the next slice of the GPU")
         elif self.asked.ended() and not self.asked.by_person and self._resident and _parent_lives():
-            # somebody else's job had to be ended by force, and with it this process: the next one goes on
+            # this process was told to end because its other job did not stop: the next process continues this job
             self.save(state="queued", phase="Waiting for its turn")
         elif self.asked.ended() and not self.asked.by_person:
             reason = "The app was closed. Start again; it continues where it was."
@@ -337,7 +338,7 @@ class _Worker:
             self.save(state="cancelled", reason=said, phase=None, left_s=None, ended=timestamp())
 
     def tell(self, event: Event) -> None:
-        """Write one event, and every half second how things stand."""
+        """Write one event; the status too when the phase is new or every `STATUS_EVERY_S`."""
         now = time.monotonic()
         pace, self._event_at = now - self._event_at, now
         append_line(self.run.events, short(event))
@@ -348,7 +349,7 @@ class _Worker:
                 self._left[event.method] = event.seconds_left
         elif event.kind in ("done", "stopped", "failed") and event.method:
             self._left.pop(event.method, None)
-            self.spoiled |= bool(event.data.get("out_of_memory"))  # the other methods go on, the next job not here
+            self.spoiled |= bool(event.data.get("out_of_memory"))  # the next job gets a new process
         changes["left_s"] = round(sum(self._left.values()), 1) if self._left else None
         if event.text and event.kind in ("phase", "start"):
             changes["phase"] = event.text
@@ -384,7 +385,7 @@ class _Worker:
         try:
             self.save(state="failed", reason=sentence, phase=None, left_s=None, ended=timestamp())
         except (OSError, UserError):
-            self.spoiled = True  # once this process is gone, everybody sees that the job is too
+            self.spoiled = True  # when this process is gone, `status` finds that the job has ended
 
 
 def explain(error: BaseException) -> str:
@@ -405,34 +406,34 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def short(event: Event) -> dict[str, Any]:
-    """An event without what it leaves at its default: thousands of them are kept."""
+    """An event as JSON, without fields at their default: events.jsonl holds thousands."""
     empty = Event(event.kind)
     return {name: value for name, value in jsonable(event).items() if name == "kind" or value != getattr(empty, name)}
 
 
 def _orphaned() -> bool:
-    """Whether the process that had this one launched is gone."""
+    """Whether a launcher started this process, and the process that started the launcher has ended."""
     parent = os.environ.get(PARENT_ENV)
     return parent is not None and world.launched() and birth(int(parent)) is None
 
 
 def _parent_lives() -> bool:
-    """Whether the process that started this one is there to start another."""
+    """Whether the process that started this one still runs, so that it can start another."""
     return str(os.getppid()) == os.environ.get(PARENT_ENV)
 
 
 def _end_with_parent() -> None:
-    """When the process that started us ends, be asked to stop (Linux): a closed app leaves no training behind."""
+    """Get SIGTERM when the process that started this one ends (Linux): closing the app also ends its trainings."""
     parent = os.environ.get(PARENT_ENV)
     if parent is None:
         return
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(5)  # the page stays quick while both cores train
-    if sys.platform != "linux" or world.launched():  # a launcher stands in between: `_orphaned` looks
+        os.nice(5)  # below the app, so that the page stays quick
+    if sys.platform != "linux" or world.launched():  # the parent is the launcher: `_orphaned` looks instead
         return
     import ctypes
 
     with contextlib.suppress(OSError):
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if str(os.getppid()) != parent:  # it was gone before we could ask
+    if str(os.getppid()) != parent:  # it had ended before prctl was called
         os.kill(os.getpid(), signal.SIGTERM)

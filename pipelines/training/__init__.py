@@ -1,7 +1,8 @@
-"""Training: one loop that teaches a base a face, by any method, and never loses more than a step.
+"""Training: one loop that teaches a base a face, by any method, and continues an interrupted training.
 
-In: recipes and a person's photos. Out: per method a folder with the artefact, its card and previews. `teach` advances
-all methods of a run, `loop` trains one, `batches` says what a step learns from, `watch` which checkpoint is kept.
+In: recipes and a person's photos. Out: per method a folder with the artefact, its card and previews. `teach` trains
+all methods of a run, `loop` one; `batches` makes a step's batch and its loss (the formula: `bases/objective.py`),
+`watch` chooses the checkpoint that is kept.
 Try it: `for event in train(recipe, data, Path("out")): print(event)`.
 """
 

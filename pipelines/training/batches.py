@@ -1,7 +1,8 @@
-"""What one step learns from: photos as latents, captions as conditioning, class images beside them.
+"""The batch of a training step, and its loss: photos as latents, captions as conditioning, and class images.
 
-In: a recipe, aligned photos with captions, a base. Out: the rows of any step from (seed, step) alone, and their loss.
-Pictures and texts that never change are encoded once. Used by `training/loop.py`.
+In: a recipe, aligned photos with captions, a base. Out: the `Batch` of any step, which depends on (seed, step) alone,
+and its loss, the weighted sum of `bases/objective.py`'s losses of its rows. Pictures and texts that never change are
+encoded once. Used by `training/loop.py`.
 """
 
 from __future__ import annotations
@@ -33,37 +34,37 @@ from pipelines.training.world import World
 ALONE = World()
 CLASS_IMAGES = "class_images.safetensors"
 CLASS_IMAGE_STEPS = 16
-# Settings that decide how often a training is saved and shown, or only cost time or memory: no part of a fingerprint.
+# Settings that do not change what is learned, so they are no part of a fingerprint.
 SAME_LEARNING = ("checkpoint_every", "preview_every_s", "gradient_checkpointing")
 Shape = tuple[int, int]  # (height, width) of a picture in pixels
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Photos as the base sees them."""
+    """The photos as all methods train on them."""
 
     frames: Sequence[np.ndarray]  # n pictures, (H, W, 3) uint8, each in one of the base's shapes
     captions: tuple[str, ...]  # one per frame, each with "{subject}"
-    validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: never trained on, watched only
+    validation: np.ndarray  # (m, H, W, 3) uint8, m may be 0: for the validation loss only
     heads: tuple[np.ndarray, ...] = ()  # one per frame, (H, W) from 0 to 1: where the head is; () = not known
     photo_digest: str = ""  # of the photos they come from; part of what a checkpoint and a subject belong to
-    # dlib descriptors of the photos' faces, (128,) or (n, 128), for methods that start from them. In memory only.
+    # dlib's descriptor of the person, (128,), for methods that start from it. In memory only.
     identity: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's rows. Photos first, then class images (prior preservation), which differ by their weight only."""
+    """One step's rows: first the photos, then the class images (prior preservation), which have another weight."""
 
     latents: torch.Tensor  # (b, c, h, w)
     texts: torch.Tensor  # (b,) indices into the captions
     noise: torch.Tensor  # (b, c, h, w)
     timesteps: torch.Tensor  # (b,)
     weights: torch.Tensor  # (b,), sums to 1 + prior weight
-    masks: torch.Tensor | None = None  # (b, 1, h, w), mean 1 in each row: how much each place counts; None = alike
+    masks: torch.Tensor | None = None  # (b, 1, h, w), mean 1 in each row: the loss's weight at each place; None = all 1
 
     def rows(self, world: World) -> Batch:
-        """This process's share."""
+        """The rows of this process."""
         own = world.share(len(self.weights))
         masks = None if self.masks is None else self.masks[own]
         return Batch(self.latents[own], self.texts[own], self.noise[own], self.timesteps[own], self.weights[own], masks)
@@ -71,17 +72,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The photos of one picture shape: only pictures of one shape fit into one batch."""
+    """The photos of one shape (height, width): all pictures of a batch have the same shape."""
 
-    photos: torch.Tensor  # (k,) which of all photos
-    place: torch.Tensor  # (n,) where a photo stands in here
+    photos: torch.Tensor  # (k,) indices into all n photos
+    place: torch.Tensor  # (n,) a photo's index into `photos`
     moments: Moments  # of the k photos, then, with mirroring, of their mirror images
     class_latents: torch.Tensor | None  # (m, c, h, w)
     masks: torch.Tensor | None = None  # (k, 1, h, w), with mirroring twice as many, as `moments`
 
 
 class Batches:
-    """The rows of any step, from (seed, step) alone: the same photos, noise and timesteps for every method."""
+    """Makes the batch of any step from (seed, step) alone: the same photos, noise and timesteps for every method."""
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class Batches:
         self._bucket_of = [0] * self._count
         for shape, photos in by_shape(data.frames).items():
             frames = np.stack([data.frames[index] for index in photos])
-            if recipe.mirror:  # a second cache entry, so that both stay encoded once
+            if recipe.mirror:  # both are encoded once and kept
                 frames = np.concatenate([frames, frames[:, :, ::-1]])
             place = torch.zeros(self._count, dtype=torch.long)
             place[photos] = torch.arange(len(photos))
@@ -115,7 +116,7 @@ class Batches:
                 )
             self._buckets.append(Bucket(torch.tensor(photos), place, moments, class_latents.get(shape), masks))
         self._validation = family.encode_images(data.validation) if len(data.validation) else None
-        # captions: whole, then their first part alone ("portrait of {subject}"), then of the class images
+        # three groups: the whole captions, their first parts alone ("portrait of {subject}"), those of class images
         heads = [caption.split(",")[0] for caption in data.captions]
         self.captions = [text.replace("{subject}", phrase) for text in (*data.captions, *heads)]
         self.head = self.captions[self._count]
@@ -157,15 +158,15 @@ class Batches:
             more = _spread(extra, self._family.schedule, generator, recipe.noise_from)
             timesteps = torch.cat([timesteps, more])
             weights = torch.cat([weights, torch.full((extra,), recipe.prior_weight / extra)])
-            if masks is not None:  # nobody's head counts more than another's
+            if masks is not None:  # class images have no mask
                 masks = torch.cat([masks, torch.ones_like(masks[:1]).expand(extra, -1, -1, -1)])
         return Batch(latents, texts.to(device), noised.to(device), timesteps.to(device), weights.to(device), masks)
 
     def _photos(self, step: int) -> torch.Tensor:
-        """Each photo once per round, in an order of its own each round; all of one shape.
+        """Indices (b,) of a step's photos, all of one shape. Each round goes through all photos in a new random order.
 
-        With several shapes the photo whose turn it is leads its step, and others of its shape fill the batch: every
-        shape gets steps by its share of the photos.
+        With several shapes each step takes the next photo of the round, and the next ones of its shape fill the batch:
+        a shape's share of the steps is its share of the photos.
         """
         batch, count = self._recipe.batch, self._count
         if len(self._buckets) == 1:
@@ -188,7 +189,7 @@ class Batches:
         return learner.modules.text.encode([ids[texts] for ids in self._ids])
 
     def loss(self, learner: Learner, step: int, world: World = ALONE) -> torch.Tensor:
-        """Of this process's rows; the sum over all processes is the step's loss."""
+        """The loss of this process's rows, a scalar; the sum over all processes is the step's loss."""
         batch = self.at(step).rows(world)
         told = self.conditioning(learner, batch.texts)
         losses = self._family.objective(
@@ -218,19 +219,19 @@ class Batches:
 
 
 def loss_masks(heads: np.ndarray, size: tuple[int, int], recipe: Recipe) -> torch.Tensor:
-    """How much each latent counts, (n, 1, h, w), from where heads are, (n, H, W) from 0 to 1.
+    """The loss's weight at each latent, (n, 1, h, w), from `heads`, (n, H, W): 1 where a head is, else 0.
 
-    Each has mean 1, so that the loss stays as large as without, and the learning rate as right.
+    Each mask has mean 1, so that the loss is as large as without masks and needs no other learning rate.
     """
     head = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(heads)).float(), size)
     counts = recipe.background_weight + (recipe.face_weight - recipe.background_weight) * head[:, None]
     means = counts.mean((1, 2, 3), keepdim=True)
-    # a photo that shows nothing of what counts teaches as it would without a mask
+    # a photo that has weight 0 everywhere is trained without a mask
     return torch.where(means > 0, counts / means.clamp(min=1e-12), torch.ones_like(counts))
 
 
 def by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:
-    """Which pictures have which shape, in the order they come up."""
+    """Shape -> indices of the pictures that have it."""
     found: dict[Shape, list[int]] = {}
     for index, frame in enumerate(frames):
         found.setdefault((frame.shape[0], frame.shape[1]), []).append(index)
@@ -238,8 +239,8 @@ def by_shape(frames: Sequence[np.ndarray]) -> dict[Shape, list[int]]:
 
 
 def _spread(count: int, schedule: Schedule, generator: torch.Generator, share: float = 0.0) -> torch.Tensor:
-    """Timesteps at uniform places from `share` of the schedule up, one from each of `count` equal slices: less noise in
-    the loss than independent draws.
+    """Random timesteps (count,) above `share` of the schedule, one from each of `count` equal parts of it: the loss
+    then varies less than with independent timesteps.
     """
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     places = share + (1 - share) * places
@@ -249,8 +250,8 @@ def _spread(count: int, schedule: Schedule, generator: torch.Generator, share: f
 def class_images(
     family: Family, recipe: Recipe, data: TrainingData, out: Path, control: Control
 ) -> dict[Shape, torch.Tensor]:
-    """What the untrained base draws for the class word: latents (n, c, h, w) for each picture shape, by its share of
-    the photos. Saved in `out` after each batch, until training ends. Empty when stopped or paused.
+    """Class images: what the untrained base draws for the class word, as latents (n, c, h, w) per shape, which has the
+    same share of them as of the photos. Kept in `out` until training ends. {} when stopped or paused.
     """
     file, row = out / CLASS_IMAGES, family.row
     shapes = {shape: len(photos) / len(data.frames) for shape, photos in by_shape(data.frames).items()}
@@ -302,7 +303,7 @@ def _name(shape: Shape) -> str:
 
 
 def check(recipe: Recipe, data: TrainingData) -> None:
-    """Raises UserError for settings that can't be, and ValueError for data that do not fit together."""
+    """Raises UserError for settings that are not allowed, and ValueError for data that do not fit together."""
     if not len(data.frames):
         raise UserError("There are no photos to learn from. Add at least 5 photos of one person.")
     if len(data.captions) != len(data.frames) or not all("{subject}" in caption for caption in data.captions):
@@ -345,7 +346,7 @@ def check(recipe: Recipe, data: TrainingData) -> None:
 
 
 def check_shapes(row: BaseRow, data: TrainingData) -> None:
-    """Raises ValueError for a picture in a shape that the base is not taught with."""
+    """Raises ValueError for a picture in a shape that the base is not trained with."""
     square = (row.resolution_px, row.resolution_px)
     for frames, shapes in ((data.frames, (*row.shapes, square)), (tuple(data.validation), (square,))):
         for height, width in by_shape(frames):
@@ -355,7 +356,7 @@ def check_shapes(row: BaseRow, data: TrainingData) -> None:
 
 
 def fingerprint(recipe: Recipe, data: TrainingData, family: Family) -> str:
-    """What a checkpoint belongs to: a hash of everything that decides what is learned."""
+    """A hash of everything that decides what is learned; a checkpoint belongs to one fingerprint."""
     settings = {k: v for k, v in recipe_fields(recipe).items() if k not in SAME_LEARNING}
     frames = hashlib.sha256()
     for frame in data.frames:

@@ -21,7 +21,7 @@ from pipelines.training.watch import Watched
 
 CHECKPOINT = "checkpoint.safetensors"
 
-# What Prodigy learns about its own rate, kept beside the groups' settings.
+# Prodigy's estimate of its learning rate, which it stores in the parameter groups.
 GROUP_STATE = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
 
 
@@ -57,7 +57,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, Any]:
-    """bitsandbytes (0.50) wraps what is 8 bits wide in a dictionary of its own; it takes it back without, too."""
+    """`entry` without inner dictionaries: bitsandbytes (0.50) saves 8-bit moments in one but loads them without."""
     inner = {name: value for each in entry.values() if isinstance(each, dict) for name, value in each.items()}
     return {name: value for name, value in entry.items() if not isinstance(value, dict)} | inner
 
@@ -65,8 +65,8 @@ def _flat(entry: dict[str, Any]) -> dict[str, Any]:
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put moments saved by `optimizer_tensors` back; learning rates stay as they are.
 
-    Each moment takes the memory layout of its parameter: fused optimizers walk both side by side in memory, so that a
-    plain moment beside a channels_last parameter would be paired with the wrong weights, in silence.
+    Each moment gets the memory layout of its parameter: fused optimizers read both in memory order, so a contiguous
+    moment of a channels_last parameter would be applied to the wrong weights without an error.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -76,7 +76,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
             parameter = parameters[int(index)]
             if value.shape == parameter.shape:
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            # a count that is a plain number stays one: some optimizers hand it to C
+            # a step count becomes an int again: some optimizers pass it to C code
             plain = value.ndim == 0 and value.dtype == torch.int64
             state.setdefault(int(index), {})[key] = int(value) if plain else value
     groups = optimizer.state_dict()["param_groups"]
@@ -115,7 +115,7 @@ def save_checkpoint(out: Path, mark: str, state: State, clock: Clock) -> None:
 
 
 def resume(out: Path, mark: str, state: State, clock: Clock) -> str | None:
-    """Put the checkpoint of the same training back into `state` and `clock`; a sentence about it, None without one."""
+    """Load the checkpoint of the same training into `state` and `clock`; a sentence about it, None without a file."""
     file = out / CHECKPOINT
     if not file.is_file():
         return None

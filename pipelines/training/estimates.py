@@ -2,7 +2,8 @@
 
 In: a base and how many steps each method takes. Out: an `Estimate` that says what it rests on: what this machine took
 before, else what a reference machine took (`presets/paces.json`, written by `benchmarks/measure_paces.py`), scaled by
-how fast both multiply matrices; memory on a GPU comes from the registry's arithmetic. Never guessed. Light: no torch.
+how fast both multiply matrices; memory on a GPU is calculated (`bases/memory.py`). Where nothing was
+measured, the estimate has no time. Light: no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Estimate:
-    seconds: float | None  # None: nothing to go by
+    seconds: float | None  # None: nothing was measured
     memory_mb: float | None
     basis: str  # one clause: what it rests on
     memory: str = ""  # one sentence: how the method that needs most fits into the GPU's memory
@@ -63,9 +64,10 @@ def estimate(
     free_gb: float | None = None,
     dtype: str = "bfloat16",
 ) -> Estimate:
-    """For teaching `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine. `free_gb`: of
-    the GPU, None without one; `dtype`: what it computes in.
+    """Time and memory to train `recipes` one after another. `here`: key -> `Pace` as JSON, measured on this machine.
+    `free_gb`: free memory of the GPU, None without one; `dtype`: its number format.
     """
+    recipes = {name: recipe for name, recipe in recipes.items() if METHOD_ROWS[name].learns}  # others cost a second
     left_out = {
         name: why for name, recipe in recipes.items() if (why := too_large(row, recipe, free_gb, dtype)) is not None
     }
@@ -77,7 +79,7 @@ def estimate(
 
 
 def _largest_plan(row: BaseRow, recipes: Mapping[str, Recipe], free_gb: float, dtype: str) -> MemoryPlan | None:
-    """Of the recipe that needs most; None where nothing is known."""
+    """The memory plan of the recipe that needs most; None where nothing is known."""
     plans = [
         memory_plan(needs, free_gb, recipe.gradient_checkpointing)
         for recipe in recipes.values()
@@ -107,7 +109,9 @@ def _estimate(
 
 
 def _pace_there(paces: Mapping[str, object], row: BaseRow, method: str) -> Pace | None:
-    """As it was timed; of a method that was not and learns what others learn together, the slowest of those."""
+    """The method's pace on the reference machine. A method that was not timed and combines others (pivotal) has the
+    pace of the slowest of these. None: not known.
+    """
     if (pace := pace_of(paces.get(key(row, method)))) is not None:
         return pace
     learns = METHOD_ROWS[method].learns
@@ -139,7 +143,7 @@ def _reference() -> dict[str, Any]:
 
 
 def fastest(here: Mapping[str, object]) -> float:
-    """`gflops`, or what was found on this machine before when it was less busy."""
+    """The larger of `gflops` and the earlier value of this machine, which may have been less busy then."""
     before = here.get(SPEED)
     return max(gflops(), float(before) if isinstance(before, int | float) else 0.0)
 

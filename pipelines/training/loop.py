@@ -1,4 +1,4 @@
-"""One training loop for every base and every method. It knows neither.
+"""One training loop for every base and every method; it holds no code for a particular one.
 
 In: a recipe, aligned photos with captions, an empty (or interrupted) folder. Out: a stream of events, and in the folder
 the artefact under stock file names, `subject.json` and previews. Everything random derives from (seed, step): a run
@@ -59,7 +59,7 @@ from pipelines.training.subjects import ended, finished, load_subject, save_subj
 from pipelines.training.watch import STRENGTHS_TRIED, Viewer, Watched
 
 FADE_SHARE, FADE_TO = 0.3, 0.1  # the learning rate falls to a tenth over the last 30% of the steps
-READ_LOSS_EVERY = {"cpu": 1}  # elsewhere reading the loss waits for the device, so it is read in packs
+READ_LOSS_EVERY = {"cpu": 1}  # steps; on a GPU reading the loss waits for the device, so it is read less often
 READ_LOSS_DEFAULT = 10
 
 
@@ -76,7 +76,7 @@ def train(
 
     The last event is "done", or "stopped" (within one step of `control.stopped`; what was learned is saved all the
     same), or "paused" (within one step, of training or of denoising, of `control.paused`: only what is needed to
-    continue is saved). `seconds` count this method's own time only, whoever else runs in between. `family`: a base that
+    continue is saved). `seconds` count this method's time only, not that of others in between. `family`: a base that
     is loaded already; None loads the recipe's. With `watch`, the recipe's `watch_every`, `patience` and
     `choose_strength` hold: the best checkpoint is kept, not the last; `watch.json` in `out` says what was seen. Without
     it they are ignored. Processes that were launched together (`training/world.py`) train together.
@@ -94,7 +94,7 @@ def train(
             except StopIteration:
                 return
             except torch.cuda.OutOfMemoryError as error:
-                traceback.clear_frames(error.__traceback__)  # they hold what learned, in the way of who comes next
+                traceback.clear_frames(error.__traceback__)  # they keep trained tensors in the GPU's memory
                 raise OutOfMemory(
                     f"The GPU's memory is not enough for {title} with batch {recipe.batch}. Choose a smaller batch, a "
                     "smaller base or another method."
@@ -112,11 +112,11 @@ def train(
     finally:
         run.close()
         if family is not None:
-            family.unpark()  # whoever comes next finds it as it was
+            family.unpark()  # back on the device, as the caller gave it
 
 
 class _Training:
-    """One training, from its checks to its card; `run` reads from top to bottom."""
+    """One training, from its checks to its card; `run` calls the parts in order."""
 
     def __init__(
         self, recipe: Recipe, data: TrainingData, out: Path, watch: Watch | None, control: Control, clock: Clock
@@ -138,7 +138,7 @@ class _Training:
         if recipe.batch < self.world.size:
             raise UserError(f"A batch of {recipe.batch} can't be shared by {self.world.size} processes. Start fewer.")
         out.mkdir(parents=True, exist_ok=True)
-        self.world.wait()  # for what the first process still writes
+        self.world.wait()  # until the first process has written its files
         if (subject := finished(out, recipe, self.data.photo_digest)) is not None:
             yield ended("done", subject, out)
             return
@@ -167,10 +167,10 @@ class _Training:
         check_shapes(row, self.data)
 
     def _prepare(self) -> Iterator[Event]:
-        """Make what learns, and put it where an interrupted training of the same kind stood."""
+        """Make the learner, its optimizer and the memory plan, and load the checkpoint of the same training."""
         recipe, family, out = self.recipe, self.family, self.out
         if family.sparing:
-            family.park()  # nothing of what was done before lies beside it
+            family.park()  # frees the GPU's memory for the learner
         self.method = find_method(recipe.method)
         learner = self.method.learner(family, recipe, identity=self.data.identity)
         self.compiled = family.compiled_for(learner.modules.unet, recipe.steps * recipe.batch)
@@ -206,14 +206,14 @@ class _Training:
             yield self._event("note", text=self.plan.reason)
 
     def _start_from(self, learner: Learner) -> None:
-        """Begin where an earlier training of this method ended. Raises UserError when that is not there any more."""
+        """Start from what this method learned in an earlier training. Raises UserError when that is gone."""
         before, row = load_subject(self.out), self.family.row
         if (before.sha256, before.base, before.base_revision) != (self.recipe.start_from, row.name, row.revision):
             raise UserError(f"What {self.title} learned before is not there any more. Train it afresh.")
         learner.start_from(self.out)
 
     def _encode(self) -> Iterator[Event]:
-        """Encode what it learns from; on a small GPU what learns leaves it meanwhile."""
+        """Encode photos and captions, and draw class images; a small GPU does not hold the learner meanwhile."""
         recipe, family, learner = self.recipe, self.family, self.state.learner
         self.kept = (learner.modules.unet, *(learner.modules.text.encoders if learner.live_text else ()))
         apart = self.plan.offload or family.short
@@ -245,10 +245,10 @@ class _Training:
         losses: list[tuple[int, torch.Tensor]] = []
         read_every = READ_LOSS_EVERY.get(family.device.kind, READ_LOSS_DEFAULT)
         shown_at, session, first = time.monotonic(), self.clock.seconds, state.step
-        looked = self._look()  # the session before may have ended between a checkpoint and its pictures
+        looked = self._look()  # the last session may have ended between a checkpoint and its validation pictures
         if looked is not None:
             yield self._event("watch", data=asdict(looked))
-        self.fresh = looked is not None  # True when there is more than the last checkpoint holds
+        self.fresh = looked is not None  # True when something is not in the last checkpoint yet
         while state.step < recipe.steps and not self._is_over():
             losses.append((state.step + 1, self._step()))
             state.step += 1
@@ -287,7 +287,7 @@ class _Training:
         return self.state.watched is not None and self.state.watched.is_enough(self.recipe.patience)
 
     def _step(self) -> torch.Tensor:
-        """One optimizer step: the loss and the gradients' norm, (2,) float32 on the device."""
+        """Take one optimizer step; returns the loss and the gradients' norm, (2,) float32 on the device."""
         recipe, state = self.recipe, self.state
         assert state.optimizer is not None
         for group, settings in zip(self.groups, state.optimizer.param_groups, strict=True):
@@ -306,7 +306,7 @@ class _Training:
         return torch.stack([loss.detach().float(), norm.detach().float()])
 
     def _look(self) -> Look | None:
-        """At the checkpoint of this step, where it is due; None otherwise, and when stopped or paused in between."""
+        """Draw and judge this step's validation pictures; None when they are not due, and when stopped or paused."""
         state = self.state
         if state.watched is None or not state.watched.is_due(state.step, self.recipe):
             return None
@@ -321,7 +321,7 @@ class _Training:
         return Viewer(self.family, self.state.learner, self.watch, self.batches.phrase, self.recipe, self.control)
 
     def _read(self, losses: list[tuple[int, torch.Tensor]]) -> float:
-        """Wait for the losses so far, empty the list, and return their mean. UserError at one that is no number."""
+        """Read the losses from the device, empty the list, and return their mean. UserError for NaN or infinity."""
         values = torch.stack([pair for _, pair in losses]).cpu()
         for (step, _), (loss, norm) in zip(losses, values.tolist(), strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -330,7 +330,7 @@ class _Training:
         return float(values[:, 0].mean())
 
     def _check_numbers(self) -> None:
-        """The last update can spoil the weights after a loss that was still a number: look before keeping them."""
+        """Raise UserError for weights that are NaN or infinite: they can be, although the last loss was a number."""
         norms = torch._foreach_norm([tensor.detach() for tensor in self.state.learner.tensors().values()])
         if not bool(torch.isfinite(torch.stack(norms)).all()):
             raise self._no_number("the weights left the range of numbers", self.state.step)
@@ -345,15 +345,15 @@ class _Training:
         self._check_numbers()
         save_checkpoint(self.out, self.mark, self.state, self.clock)
 
-    # -- keeping it ----------------------------------------------------------------------------------------------
+    # -- saving --------------------------------------------------------------------------------------------------
 
     def _keep(self) -> Iterator[Event]:
-        """Save what was learned and prove it, or only a checkpoint where the slice is over."""
+        """Save what was learned and check the file; when the slice is over, save only a checkpoint."""
         recipe, state, out, learner = self.recipe, self.state, self.out, self.state.learner
         complete = state.step >= recipe.steps or self._is_enough()
         choosing = complete and self.watch is not None and recipe.choose_strength
         leaving = self._leaving()
-        # choosing a strength draws pictures, and a slice may end there: the next one must not learn again
+        # a slice may end while pictures for the strength are drawn: the next slice must not train again
         if self.fresh and self.world.first and (leaving or (choosing and learner.scales())):
             self._save()
         if leaving:
@@ -364,10 +364,10 @@ class _Training:
             yield ended("done" if complete else "stopped", load_subject(out), out)
             return
         if complete:
-            state.optimizer = None  # no step follows: its moments are not kept
+            state.optimizer = None  # no step follows, so its moments are not saved
         self._save()
         before = None if complete else trained_before(out, self.family.row, self.data.photo_digest)
-        if before is not None:  # half a training does not replace a whole one
+        if before is not None:  # an unfinished training does not replace a complete one
             self.world.wait()
             text = f"Stopped after {state.step} of {recipe.steps} steps, to be continued; what was trained before stays"
             event = replace(ended("stopped", before, out), step=state.step, steps=recipe.steps)
@@ -384,7 +384,7 @@ class _Training:
         return self.control.paused() and not self.control.stopped(self.recipe.method)
 
     def _choose(self, choosing: bool) -> Iterator[Event]:
-        """Put the weights into the learner that are kept: the average, the best checkpoint, the best strength."""
+        """Load the weights to be kept into the learner: the average, or the best checkpoint, at the best strength."""
         state, learner = self.state, self.state.learner
         if state.average:
             load_into(learner.tensors(), state.average)
@@ -398,10 +398,10 @@ class _Training:
             yield self._event("note", text="The strength stays as it was learned: DoRA's change can't be scaled")
 
     def _export(self, complete: bool) -> Iterator[Event]:
-        """Write the artefact, read it back to be sure, and write its card."""
+        """Write the artefact, load it again to check it, and write its card."""
         recipe, family, state, out = self.recipe, self.family, self.state, self.out
         yield self._event("phase", text="Saving, and reading it back to be sure")
-        state.optimizer = None  # its moments lie where another denoiser will
+        state.optimizer = None  # frees memory for the denoiser that is loaded to check
         if family.sparing:
             family.park(self.kept)
         with family.aside(*self.own):
@@ -436,20 +436,20 @@ class _Training:
         yield ended("done" if complete else "stopped", subject, out)
 
     def _told(self, event: Event) -> Event:
-        """An event of a preview, with where the training stands."""
+        """A preview's event with the training's step and seconds."""
         step, steps = self.state.step, self.recipe.steps
         return replace(event, method=self.recipe.method, step=step, steps=steps, seconds=self.clock.seconds)
 
 
 def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Share of the learning rate at a step: up over the warm-up, level, down over the last part."""
+    """Factor of the learning rate at a step: linear warm-up, then 1, then linear to `FADE_TO` at the end."""
     left = (recipe.steps - step) / max(1.0, FADE_SHARE * recipe.steps)
     return min(1.0, (step + 1) / max(1, recipe.warmup_steps)) * min(1.0, FADE_TO + (1 - FADE_TO) * left)
 
 
 @torch.no_grad()
 def _follow(average: dict[str, torch.Tensor], learner: Learner, decay: float, step: int) -> None:
-    """Exponential average of the weights; early on it follows faster, so that the start is forgotten."""
+    """Update the exponential moving average (EMA); early its decay is smaller, so the first weights are forgotten."""
     if average:
         live = learner.tensors()
         share = 1 - min(decay, (1 + step) / (10 + step))

@@ -1,4 +1,4 @@
-"""Which optimizer takes the steps: AdamW, AdamW with 8-bit moments, or Prodigy, which finds its rates itself.
+"""The optimizers: AdamW, AdamW with 8-bit moments, or Prodigy, which finds its learning rate itself.
 
 In: groups of parameters with their rates. Out: a torch optimizer whose state `checkpoints` saves and puts back.
 """
@@ -14,7 +14,7 @@ from pipelines.core.device import Device
 from pipelines.core.records import OPTIMIZERS, UserError
 from pipelines.methods.base import Group
 
-BETAS = (0.9, 0.99)  # 0.999 remembers longer than these runs are
+BETAS = (0.9, 0.99)  # 0.999 averages over about 1000 steps, more than many of these trainings have
 
 
 def make(name: str, groups: Sequence[Group], device: Device) -> torch.optim.Optimizer:
@@ -53,8 +53,8 @@ def make(name: str, groups: Sequence[Group], device: Device) -> torch.optim.Opti
 
 
 def rate(name: str, group: Group, factor: float, share: float) -> float:
-    """The group's learning rate once `share` of the steps is done. Prodigy's own rate is multiplied by it: there every
-    group has the same, or none.
+    """The group's learning rate when `share` of the steps is done. For Prodigy, which multiplies its own rate by this,
+    it is `factor` for every group that learns.
     """
     if share >= group.until:
         return 0.0

@@ -1,6 +1,6 @@
-"""Pictures of a training: previews to follow it by, validation pictures, and the proof that what was saved draws alike.
+"""Pictures of a training: previews, validation pictures, and the check that the saved artefact draws the same picture.
 
-In: modules as they stand and rows to draw. Out: uint8 RGB frames (n, H, W, 3), or a preview as a PNG file.
+In: modules in their present state and rows to draw. Out: uint8 RGB frames (n, H, W, 3), or a preview as a PNG file.
 Try it: `frame_of(family, family.shared(), Row("portrait of man", 0))`.
 """
 
@@ -37,9 +37,9 @@ def frames_of(
     scheduler: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray | None:
-    """One picture per row, (n, H, W, 3) uint8, with the modules as they are; None when stopped.
+    """One picture per row, (n, H, W, 3) uint8, with the modules in their present state; None when stopped.
 
-    `scheduler`: a name as in `Sampling`; None takes the one that is best for this base in few steps.
+    `scheduler`: a name as in `Sampling`; None takes the architecture's `quick_scheduler`.
     """
     parts = (modules.unet, *modules.text.encoders)
     training = [part.training for part in parts]
@@ -91,7 +91,7 @@ def verify(family: Family, method: Method, learner: Learner, out: Path, recipe: 
     Raises UserError when the reloaded one draws another picture, or its denoiser answers differently.
     """
     live, answers = frame_of(family, learner.modules, row), _answers(family, learner.modules, row, recipe)
-    with family.aside(*family.own(learner.modules)):  # one denoiser after the other
+    with family.aside(*family.own(learner.modules)):  # only one denoiser is on the device at a time
         plain = _answers(family, family.shared(), row, recipe)
         saved = method.apply(family, out, recipe)
         levels = float(np.abs(live.astype(np.float32) - frame_of(family, saved, row)).mean())

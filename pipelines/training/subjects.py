@@ -25,7 +25,7 @@ def load_subject(folder: Path) -> Subject:
     file = Path(folder) / SUBJECT
     try:
         saved = json.loads(file.read_text())
-        known = [field.name for field in fields(Recipe)]  # a setting that came later has its default
+        known = [field.name for field in fields(Recipe)]  # a setting missing in an older card gets its default
         recipe = Recipe(**{key: saved["recipe"][key] for key in known if key in saved["recipe"]})
         names = [field.name for field in fields(Subject) if field.name != "recipe"]
         return Subject(recipe=recipe, **{name: saved[name] for name in names})

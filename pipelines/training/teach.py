@@ -1,7 +1,7 @@
-"""Teach: every method learns the same face from the same photos, side by side or one after another.
+"""Teach: train every method on the same photos, side by side or one after another.
 
 In: a run, the album of its photos, one recipe per method and a loaded base. Out: events, and in `methods/<name>` of the
-run what each method learned; `Taught` says how it went. A method that can't be taught is named, the others go on.
+run what each method learned; `Taught` says how it went. When one method fails, the others go on.
 Try it: `for event in teach(run, album, {"lora": recipe}, family, control=Control()): print(event)`.
 """
 
@@ -28,8 +28,6 @@ from pipelines.training.subjects import SUBJECT, load_subject
 from pipelines.training.world import World, join
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pipelines.bases.family import Family
     from pipelines.bases.registry import BaseRow
     from pipelines.core.device import Device
@@ -62,7 +60,7 @@ def subjects_of(run: Run) -> dict[str, Subject]:
 def leave_out_too_large(
     run: Run, recipes: Mapping[str, Recipe], row: BaseRow, device: Device
 ) -> Generator[Event, None, dict[str, str]]:
-    """Before a base is fetched: {method: why it can't fit into the GPU's memory}, with an event each.
+    """{method: why it can't fit into the GPU's memory}, with an event each; known before the base is downloaded.
 
     Raises UserError when that is all of them, and where several processes teach together.
     """
@@ -94,29 +92,51 @@ def teach(
 ) -> Generator[Event, None, Taught]:
     """Teach every method of `recipes`. Where processes were launched together, they teach together.
 
-    `find_watch` is asked once, and only when a recipe wants its checkpoints or its strength to be chosen.
-    Raises Stopped when a person or a slice ended it; what was learned so far is kept, and the next call goes on there.
+    `find_watch` is called once, and only when a recipe has its checkpoint or its strength chosen.
+    Raises Stopped when a person stopped it or its slice is over; what was learned is kept, and the next call continues.
     """
+    from pipelines.training.encode import encode
     from pipelines.training.loop import train
 
     world = join(family.device.kind)
     control.check(world.any)
-    yield Event("phase", text="Preparing the photos")
-    data = training_data(album, recipes, family.row)
-    wanted = any(recipe.watch_every or recipe.choose_strength for recipe in recipes.values())
-    watch = find_watch() if wanted else None
-    if wanted and watch is None:
-        yield Event(
-            "note", text="Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
-        )
-    learners = {
-        name: train(recipe, data, run.method(name), family=family, watch=watch, control=control)
-        for name, recipe in recipes.items()
-    }
-    yield Event("phase", text=f"Learning the face: {', '.join(title_of(name) for name in learners)}")
     taught = Taught()
+    instant = {
+        name: encode(recipe, album, run.method(name), family)
+        for name, recipe in recipes.items()
+        if not METHOD_ROWS[name].learns
+    }
+    yield from in_turn(instant, taught, family.row, control, world)
+    if trained := {name: recipe for name, recipe in recipes.items() if name not in instant}:
+        control.check(world.any)
+        yield Event("phase", text="Preparing the photos")
+        data = training_data(album, trained, family.row)
+        wanted = any(recipe.watch_every or recipe.choose_strength for recipe in trained.values())
+        watch = find_watch() if wanted else None
+        if wanted and watch is None:
+            text = "Without a photo for validation (8 are needed) and a second judge the last checkpoint is kept"
+            yield Event("note", text=text)
+        learners = {
+            name: train(recipe, data, run.method(name), family=family, watch=watch, control=control)
+            for name, recipe in trained.items()
+        }
+        yield Event("phase", text=f"Learning the face: {', '.join(title_of(name) for name in learners)}")
+        yield from _side_by_side(learners, taught, family.row, control, world)
+    cards = {name: subject_of(run, name) for name in recipes}
+    taught.subjects = {
+        name: card
+        for name, card in cards.items()
+        if card is not None and card.recipe == recipes[name] and card.complete
+    }
+    return taught
+
+
+def _side_by_side(
+    learners: Mapping[str, Iterator[Event]], taught: Taught, row: BaseRow, control: Control, world: World
+) -> Iterator[Event]:
+    """Advance the learners to their ends, and note how it went. Raises Stopped where somebody ended it."""
     stopped = False
-    for event in in_turn(learners, taught, family.row, control, world):
+    for event in in_turn(learners, taught, row, control, world):
         if event.kind == "start" and event.method and event.data.get("memory"):
             taught.memory[event.method] = str(event.data["memory"])
         if event.kind == "stopped" and event.method and control.left(event.method) and not control.stopped():
@@ -128,20 +148,10 @@ def teach(
         yield event
     if stopped:
         raise Stopped
-    cards = {name: subject_of(run, name) for name in recipes}
-    taught.subjects = {
-        name: card
-        for name, card in cards.items()
-        if card is not None and card.recipe == recipes[name] and card.complete
-    }
-    return taught
 
 
 def training_data(album: Album, recipes: Mapping[str, Recipe], row: BaseRow) -> TrainingData:
-    """What all methods learn from; with dlib's descriptors of the photos where a recipe starts from them."""
-    import numpy as np
-
-    from pipelines.faces.dlib_faces import dlib_embed
+    """What all methods learn from; with dlib's descriptor of the person where a recipe starts from it."""
     from pipelines.photos.captions import training_captions
     from pipelines.photos.framing import heads
     from pipelines.training.batches import TrainingData
@@ -149,33 +159,27 @@ def training_data(album: Album, recipes: Mapping[str, Recipe], row: BaseRow) -> 
     photos = album.photos
     pictures = tuple(album.crops(photos.train, row))
     words = [each for each in recipes.values() if "words" in METHOD_ROWS[each.method].learns]
-    descriptors: list[np.ndarray] = []
-    if any(recipe.init == "zero_shot" for recipe in words):
-        for photo in photos.train:
-            image = np.ascontiguousarray(album.image(photo))
-            descriptors += [dlib_embed(image, face) for face in album.faces(photo)[:1]]
     return TrainingData(
         pictures,
         training_captions(photos.train, pictures),
         album.frames(photos.validation, row),
         tuple(heads(photos.train, row)) if any(each.weighs_faces for each in recipes.values()) else (),
         photos.digest,
-        np.stack(descriptors) if descriptors else None,
+        album.descriptor() if any(recipe.init == "zero_shot" for recipe in words) else None,
     )
 
 
 def in_turn(
     learners: Mapping[str, Iterator[Event]], taught: Taught, row: BaseRow, control: Control, world: World
 ) -> Iterator[Event]:
-    """Advance the learners: of a small base whoever is furthest behind next, else one after another.
-
-    A learner that raises UserError is noted in `taught.problems`.
+    """Advance the trainings: with a small base always the one with the smallest share of its steps done, so that they
+    run side by side; with a large base one after another. The sentence of a UserError goes into `taught.problems`.
     """
     share = dict.fromkeys(learners, 0.0)  # of its steps that each has done
     begun: set[str] = set()
     while share:
         name = min(share, key=lambda each: share[each]) if row.is_small else next(iter(share))
-        if name not in begun and control.paused():  # it has nothing to save yet
+        if name not in begun and control.paused():  # not begun, so nothing to save
             del share[name]
             yield Event("paused", name)
             continue
@@ -186,7 +190,7 @@ def in_turn(
             del share[name]
             continue
         except UserError as problem:
-            if world.size > 1:  # the others wait for this one's numbers: end all, and the launcher sees to it
+            if world.size > 1:  # the other processes wait for this one: the launcher ends them all
                 raise
             del share[name]
             sentence = f"{title_of(name)} was not trained: {problem}"

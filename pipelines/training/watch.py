@@ -1,7 +1,7 @@
 """Which checkpoint of a training is kept, and at which strength: the one whose validation pictures look best.
 
-In: a `Watch`, which looks at pictures, and a learner as it stands. Out: looks, the best checkpoint's tensors, and
-`watch.json` and `strengths.json`, which say what was seen. Used by `training/loop.py` where a recipe asks for it.
+In: a `Watch`, which judges pictures, and a learner in its present state. Out: `Look`s, the best checkpoint's tensors,
+and `watch.json` and `strengths.json` with the looks. Used by `training/loop.py` where a recipe asks for it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Watched:
 
     @property
     def chosen(self) -> int:
-        """The step of the best look. While every value is 0 the most alike counts; of equal ones the last."""
+        """The step of the look with the highest value; of equal ones the highest identity, then the last step."""
         return int(max(self.looks, key=lambda look: (look["value"], look["identity"], look["step"]))["step"])
 
     def add(self, look: Look, step: int, seconds: float, tensors: dict[str, Any]) -> None:
         """Note a look at the checkpoint of `step`; its `tensors` are copied where it is the best so far."""
         self.looks.append({"step": step, "seconds": round(seconds, 3), **asdict(look)})
         if self.chosen == step:
-            # beside the weights in training there is no room for another copy on a GPU
+            # on the CPU: a GPU may have no memory for a second copy
             self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         if self._file is not None:
             write_json(self._file, {"judge": self.watch.judge, "chosen": self.chosen, "looks": self.looks})
@@ -68,7 +68,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Draws the validation prompts with a learner as it stands, and has the pictures looked at."""
+    """Draws the validation prompts with a learner in its present state, and has the pictures judged."""
 
     family: Family
     learner: Learner
@@ -78,7 +78,7 @@ class Viewer:
     control: Control
 
     def look(self, average: dict[str, torch.Tensor]) -> Look | None:
-        """At the `average` weights where there are any, else at the live ones. None when stopped or paused."""
+        """Draw with the `average` weights, or with the live ones when it is empty. None when stopped or paused."""
         rows = [
             Row(
                 prompt.replace("{subject}", self.phrase),
@@ -102,10 +102,10 @@ class Viewer:
         return self.control.ended(self.recipe.method)
 
     def choose_strength(self, out: Path, stamp: str) -> Iterator[Event]:
-        """Scale the learned change to the strength that looks best; `strengths.json` in `out` says why.
+        """Scale the learned change to the strength whose look has the highest value; `strengths.json` has all looks.
 
-        Stopped in between, the change stays as it is. Paused, the looks so far are kept for the next slice; `stamp`
-        says which training they belong to.
+        When it is stopped, the change stays as it was. When it is paused, the looks so far are saved for the next
+        slice; `stamp` says which training they belong to.
         """
         every, scales = self.learner.tensors(), self.learner.scales()
         scaled = {name: tensor for name, tensor in every.items() if name in scales}
@@ -122,7 +122,7 @@ class Viewer:
             looks.append({"strength": strength, **asdict(looked)})
             write_json(out / STRENGTHS_TRIED, {"stamp": stamp, "looks": looks})
             self.control.keep()
-        # of equal ones the one nearest to what training ended with
+        # of equal values the strength nearest to 1, which training ended with
         chosen = float(max(looks, key=lambda look: (look["value"], -abs(look["strength"] - 1)))["strength"])
         load_into(scaled, {name: chosen * tensor for name, tensor in ended.items()})
         write_json(out / STRENGTHS_FILE, {"judge": self.watch.judge, "chosen": chosen, "looks": looks})

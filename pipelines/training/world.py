@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among its like."""
+    """This process's place among the processes that train together; alone it is number 0 of 1."""
 
     rank: int = 0
     size: int = 1
@@ -49,7 +49,7 @@ class World:
         torch.distributed.all_reduce(flat)
         start = 0
         for each in parameters:
-            # the gradient takes its parameter's memory layout: fused optimizers walk both side by side in memory
+            # the gradient gets its parameter's memory layout: fused optimizers read both in memory order
             each.grad = torch.empty_like(each).copy_(flat[start : start + each.numel()].view_as(each))
             start += each.numel()
 
@@ -62,7 +62,7 @@ class World:
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; all learn it at the same step."""
+        """True in every process when `flag` is true in one."""
         if self.size == 1:
             return flag
         import torch
@@ -70,7 +70,7 @@ class World:
         return bool(self.total(torch.tensor(float(flag), device=_device())).item() > 0)
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """Done in the first process only; all get its result."""
+        """Call `work` in the first process only; every process gets the result."""
         if self.size == 1:
             return work()
         import torch
@@ -92,7 +92,7 @@ def launched() -> bool:
 
 
 def join(device: str | None = None) -> World:
-    """This process's world; connects to the others the first time. Raises UserError where GPUs are fewer."""
+    """This process's world; the first call connects to the others. Raises UserError with fewer GPUs than processes."""
     if not launched():
         return World()
     import torch
@@ -118,13 +118,13 @@ def current() -> World:
 
 
 def line_command(root: Path, device: str = "") -> list[str]:
-    """How the worker of a data root's line is started."""
+    """The command that starts the worker of a data root's queue."""
     on = ["--device", device] if device else []
     return [sys.executable, "-m", "pipelines", "worker", str(root), "--line", *on]
 
 
 def command(processes: int, run: Path) -> list[str]:
-    """How a worker of so many processes is started."""
+    """The command that starts a worker of so many processes."""
     worker = ["-m", "pipelines", "worker", str(run)]
     if processes == 1:
         return [sys.executable, *worker]

@@ -37,7 +37,7 @@ def test_every_base_and_method_has_three_recipes(base):
         steps = [
             presets.recipe(find_base(base), method, quality, class_word="man", seed=3).steps for quality in QUALITIES
         ]
-        assert steps == sorted(steps) and steps[0] < steps[2]
+        assert steps == sorted(steps) and (steps[0] < steps[2] or method not in BASES[base].trainable)
         recipe = presets.recipe(find_base(base), method, "draft", class_word="man", seed=3)
         assert (recipe.base, recipe.method, recipe.class_word, recipe.seed) == (base, method, "man", 3)
 

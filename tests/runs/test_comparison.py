@@ -40,6 +40,7 @@ from tests.tiny import tiny_folder
 
 needs_people = pytest.mark.skipif(not PEOPLE.is_dir(), reason="the photos of people lie outside the repository")
 SAMPLE = Path(__file__).resolve().parents[2] / "presets" / "sample_person"
+COLUMNS = ("none", "zero_shot", *METHODS)  # of a comparison where nobody names methods
 FAST = {name: quick(name, steps=2)[name] for name in METHODS}
 
 
@@ -79,7 +80,7 @@ def test_the_report_has_its_shape(finished):
     assert list(saved["judges"]) == ["arcface-mini", "dlib"]
     assert set(saved["judges"]["dlib"]) == {"ceiling", "impostor", "threshold"}
     assert saved["judges"]["dlib"]["ceiling"] > saved["judges"]["dlib"]["threshold"]
-    assert list(saved["methods"]) == ["none", *METHODS]
+    assert list(saved["methods"]) == list(COLUMNS)
     for name, row in saved["methods"].items():
         learned = ["steps", "train_s", "peak_mem_mb", "artifact_bytes", "trainable_params"]
         closer = [each.name for each in fields(Worth)]
@@ -90,6 +91,8 @@ def test_the_report_has_its_shape(finished):
         figures = [row[key] for key in learned]
         if name == "none":
             assert figures == [None] * 5 and row["identity"]["dlib"]["normalised"] == 0.0
+        elif name == "zero_shot":
+            assert (row["steps"], row["trainable_params"]) == (0, 0) and 0 < row["train_s"] < 60
         else:
             assert row["steps"] == 2 and all(value > 0 for value in figures)
     assert told[-1].kind == "done" and told[-1].method is None and told[-1].path == str(run.report)
@@ -98,11 +101,11 @@ def test_the_report_has_its_shape(finished):
 @needs_people
 def test_every_column_draws_the_same_prompts_and_seeds(finished):
     run, told = finished
-    names = [sorted(path.name for path in run.renders(column).glob("*.png")) for column in ("none", *METHODS)]
+    names = [sorted(path.name for path in run.renders(column).glob("*.png")) for column in COLUMNS]
     assert len(names[0]) == 2 and all(each == names[0] for each in names)
     drawn = [event for event in told if event.kind == "render"]
-    assert len(drawn) == 8 and {event.method for event in drawn} == {"none", *METHODS}
-    assert len([event for event in told if event.kind == "score"]) == 16  # two judges
+    assert len(drawn) == 10 and {event.method for event in drawn} == set(COLUMNS)
+    assert len([event for event in told if event.kind == "score"]) == 20  # two judges
     assert [event.method for event in told if event.kind == "step"] == [*METHODS] * 2  # side by side
 
 
@@ -112,20 +115,19 @@ def test_what_lies_in_a_run(finished):
     with Image.open(run.grid) as grid:
         assert grid.width > 5 * TILE_PX and grid.height > 2 * TILE_PX
     rows = list(csv.DictReader(io.StringIO(run.cells.read_text())))
-    assert len(rows) == 8 and all((run.folder / row["file"]).is_file() for row in rows)
+    assert len(rows) == 10 and all((run.folder / row["file"]).is_file() for row in rows)
     scores = read_lines(run.scores)
-    assert len(scores) == 16 and all(score["similarity"] is not None or score["reason"] for score in scores)
+    assert len(scores) == 20 and all(score["similarity"] is not None or score["reason"] for score in scores)
     marks = read_json(run.marks)["dlib"]
     assert marks["ceiling"] is not None and marks["impostor"] > 0 and marks["floor"] is not None
     manifest = read_json(run.manifest)
     newest = max(p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file() and p.name != "clock.json")
     assert run.manifest.stat().st_mtime_ns == newest, "the manifest is written last"
     assert manifest["versions"]["torch"] and manifest["device"]["reason"] and manifest["peak_mem_mb"] > 0
-    assert set(manifest["methods"]) == set(METHODS)
-    assert all(
-        len(method["sha256"]) == 64 and method["recipe"]["steps"] == 2 for method in manifest["methods"].values()
-    )
-    assert len(manifest["renders"]) == 8 and len(manifest["samplings"]) == 2
+    assert set(manifest["methods"]) == set(COLUMNS) - {"none"}
+    assert all(len(method["sha256"]) == 64 for method in manifest["methods"].values())
+    assert [manifest["methods"][name]["recipe"]["steps"] for name in METHODS] == [2] * 3
+    assert len(manifest["renders"]) == 10 and len(manifest["samplings"]) == 2
     assert len(manifest["judges"]["dlib"]["weights_sha256"]) == 64
     assert [len(photo["sha256"]) for photo in manifest["photos"]["held_out"]] == [64]
     assert (run.method("lora") / "pytorch_lora_weights.safetensors").is_file()

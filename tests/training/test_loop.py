@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pipelines.bases.objective import NoiseSchedule
 from pipelines.core.control import Control
 from pipelines.core.device import derived_seed
-from pipelines.core.records import ALL_METHODS, METHODS, UserError
+from pipelines.core.records import METHODS, TRAINABLE, UserError
 from pipelines.methods import method
 from pipelines.methods.lora import LoRALearner
 from pipelines.training import checkpoints, loop
@@ -52,7 +52,7 @@ RICH = {
 }
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
     recipe = tiny_recipe("portrait", name, steps=5, checkpoint_every=2, **RICH[name])
     data, family = tiny_data("portrait"), tiny_family("portrait")
@@ -80,7 +80,7 @@ def test_resume_is_bit_equal_to_never_having_stopped(name, tmp_path):
     assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_training_can_go_on_from_what_was_learned_before(name, tmp_path):
     family, rich = tiny_family("portrait"), RICH[name] | {"prior_weight": 0.0}
     recipe = tiny_recipe("portrait", name, steps=3, checkpoint_every=2, **rich)
@@ -132,7 +132,7 @@ def _stopped_after(recipe, data, out, family, *, steps):
         yield event
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_stop_keeps_what_was_learned(name, tmp_path):
     recipe, family = tiny_recipe("sd15", name, steps=50), tiny_family("sd15")
     events = list(_stopped_after(recipe, tiny_data("sd15"), tmp_path, family, steps=3))
@@ -449,7 +449,7 @@ def test_the_base_is_loaded_when_none_is_given(tmp_path):
 # -- what costs time or memory, and must not change what is learned --------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", TRAINABLE)
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_gradient_checkpointing_changes_no_gradient(kind, name):
     from pipelines.bases.family import checkpointed
@@ -490,7 +490,7 @@ def test_gradient_checkpointing_gives_the_same_result_and_takes_up_the_same_chec
     assert next(iter(train(on, data, tmp_path / "part", family=family))).step == 2
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_with_little_memory_idle_parts_wait_elsewhere_and_the_result_is_the_same(name, tmp_path, monkeypatch):
     family, data = tiny_family("sdxl"), tiny_data("sdxl", validation=1)
     recipe = tiny_recipe("sdxl", name, steps=3, preview_every_s=1e-9, prior_weight=0.5, prior_images=2)

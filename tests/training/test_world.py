@@ -63,6 +63,7 @@ def test_one_process_needs_no_launcher(tmp_path):
     assert "--num_processes 3" in " ".join(world.command(3, tmp_path))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     runs, spec = {}, None
     for processes in (1, 2):
@@ -87,8 +88,9 @@ def test_two_processes_learn_what_one_does(tmp_path):
         folders = [run.method(name) for run, _ in runs.values()]
         cards = [load_subject(folder) for folder in folders]
         one, two = (load_file(str(folder / card.artifact)) for folder, card in zip(folders, cards, strict=True))
-        for key in one:
-            assert torch.allclose(one[key].float(), two[key].float(), rtol=0.05, atol=2e-3)
+        # Of the weights as a whole: AdamW's first steps are as long for a gradient near 0, whose sign rounding decides.
+        first, second = (torch.cat([each[key].float().flatten() for key in one]) for each in (one, two))
+        assert torch.dist(first, second) <= 0.02 * first.norm()
         assert cards[1].complete
     steps = [e.step for e in runs[2][1] if e.kind == "step" and e.method == "lora"]
     assert steps == list(range(1, 7)), "one process keeps the books"

@@ -28,6 +28,7 @@ class _Columns(dict[str, str]):
 METHOD_COLOURS = _Columns(
     {
         "none": "#8a8f98",
+        "zero_shot": "#d55e00",
         "textual_inversion": "#e69f00",
         "dreambooth": "#3d8fd1",
         "lora": "#12a37f",

@@ -126,7 +126,7 @@ def build(services: Services) -> None:
             raise UserError(view.train_blocked)
         if quality not in QUALITIES:
             raise UserError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
-        chosen = chosen_methods(methods, view.row.offered, usual=view.row.usual)
+        chosen = chosen_methods(methods, view.row.trainable, usual=view.row.usual)
         wanted = settings or {}
         if not isinstance(wanted, dict) or not all(isinstance(each, dict) for each in wanted.values()):
             raise UserError('Settings are one object per method, such as {"lora": {"rank": 8}}.')

@@ -23,7 +23,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription, presets
 from pipelines.core.device import free_memory_gb, gpu_dtype
 from pipelines.core.files import read_json, read_lines, timestamp
-from pipelines.core.records import Event, Recipe, UserError
+from pipelines.core.records import TRAINABLE, Event, Recipe, UserError
 from pipelines.core.run import Run, sweep_forgotten
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
@@ -125,7 +125,8 @@ class Services:
         self, run: Run, box: Box, base: str, everything: dict[str, Trained], fits: dict[str, Trained]
     ) -> tuple[str, ...]:
         """Methods that learned this base from other photos and may go on with these."""
-        older = [m for m, card in everything.items() if m not in fits and card.base == base and card.complete]
+        known = {m: card for m, card in everything.items() if m in TRAINABLE and m not in fits}
+        older = [m for m, card in known.items() if card.base == base and card.complete]
         return tuple(m for m in older if photobox.can_go_on(run, box, m))
 
     def link(self, run: Run, path: str) -> str | None:

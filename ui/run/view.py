@@ -228,7 +228,7 @@ class View:
         self, quality: str, methods: Sequence[str], settings: Settings | None = None, *, go_on: bool = False
     ) -> str:
         """With `go_on`, methods that go on from what they know take fewer steps."""
-        wanted = [m for m in self.row.offered if m in methods]
+        wanted = [m for m in self.row.trainable if m in methods]
         return self.services.estimate(self.row, quality, wanted, settings or {}, self.going_on if go_on else ())
 
     def judge_facts(self, judge: str) -> str:

@@ -73,7 +73,7 @@ def usual(view: View) -> Asked:
     """The controls as a page that is opened shows them: as the last training was asked for."""
     asked = view.choices.asked
     same = asked.get("quality") == view.choices.quality
-    methods = [m for m in view.row.offered if m in (view.progress.methods or view.row.usual)]
+    methods = [m for m in view.row.trainable if m in (view.progress.methods or view.row.usual)]
     return Asked(view.choices.quality, methods, asked.get("settings", {}) if same else {}, True)
 
 
@@ -94,12 +94,12 @@ def chosen_methods(view: View, quality: str, methods: object, more: object = ())
     if quality not in QUALITIES:
         raise UserError(f"There is no quality {quality}. Choose one of: {', '.join(QUALITIES)}.")
     named = [*(methods if isinstance(methods, list) else []), *(more if isinstance(more, list) else [])]
-    return [method for method in view.row.offered if method in named]
+    return [method for method in view.row.trainable if method in named]
 
 
 def requested(view: View, quality: str, methods: list[str], dials: dict[str, Any]) -> Settings:
     """What differs from the recipes. Every value comes from a browser; raises UserError naming a wrong one."""
-    plain = view.services.recipes(view.row, quality, view.row.offered, {})
+    plain = view.services.recipes(view.row, quality, view.row.trainable, {})
     usual = {dial.setting: common_value(plain, dial.setting) for dial in COMMON}
     found: Settings = {}
     for method, recipe in ((m, plain[m]) for m in methods):

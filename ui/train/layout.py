@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.core.records import ALL_METHODS, METHODS, OPTIMIZERS, QUALITIES
+from pipelines.core.records import METHODS, OPTIMIZERS, QUALITIES, TRAINABLE
 from ui.page import html as page_html
 from ui.page.html import script
 from ui.page.refresh import Updates
@@ -70,7 +70,7 @@ class TrainTab:
             self.go_on: gr.update(visible=bool(view.older) and not progress.busy),
         }
         going = [m for m in progress.methods if progress.busy and m not in progress.ended]
-        for method in ALL_METHODS:
+        for method in TRAINABLE:
             lane = view.lane(method)
             updates[self.columns[method]] = gr.update(visible=lane is not None)
             asked = method in progress.left
@@ -92,14 +92,14 @@ class TrainTab:
     def restore(self, view: View) -> Updates:
         asked = usual(view)
         methods, more = ([m for m in asked.methods if (m in METHODS) == plain] for plain in (True, False))
-        composed = [m for m in view.row.offered if m not in METHODS]
+        composed = [m for m in view.row.trainable if m not in METHODS]
         return {
             self.methods: gr.update(choices=[(METHOD_NAMES[m], m) for m in view.row.methods], value=methods),
             self.quality: gr.update(choices=[(tell(QUALITY_MEANS[q]), q) for q in QUALITIES], value=asked.quality),
             self.estimate: gr.update(value=self.estimated(view, asked)),
             self.more: gr.update(choices=[(METHOD_NAMES[m], m) for m in composed], value=more, visible=bool(composed)),
             self.go_on: gr.update(value=asked.go_on),
-            **{column: gr.update(visible=method in view.row.offered) for method, column in self.advanced.items()},
+            **{column: gr.update(visible=method in view.row.trainable) for method, column in self.advanced.items()},
             **self.fill(view, asked.quality, asked.settings),
         }
 
@@ -122,7 +122,7 @@ class TrainTab:
 
     def fill(self, view: View, quality: str, settings: Settings) -> Updates:
         """The dials as the recipes have them, with what the person changed."""
-        recipes = view.services.recipes(view.row, quality, view.row.offered, settings)
+        recipes = view.services.recipes(view.row, quality, view.row.trainable, settings)
         updates: Updates = {}
         for dial in DIALS:
             recipe = recipes.get(dial.method)
@@ -154,7 +154,7 @@ def build(services: Services) -> TrainTab:
             )
             with gr.Accordion(say("Advanced"), open=False, elem_id="lk-train-advanced"):
                 with gr.Row(equal_height=False):
-                    for method in ALL_METHODS:
+                    for method in TRAINABLE:
                         with gr.Column(min_width=200) as advanced[method]:
                             gr.HTML(f'<h3 class="lk-lane-name">{METHOD_NAMES[method]}</h3>')
                             if method == PIVOTAL:
@@ -163,7 +163,7 @@ def build(services: Services) -> TrainTab:
                                     value=[],
                                     label=say("One more lane"),
                                     info=say(MORE),
-                                    visible=method in row.offered,
+                                    visible=method in row.trainable,
                                     elem_id="lk-more-methods",
                                 )
                             for dial in DIALS:
@@ -200,7 +200,7 @@ def build(services: Services) -> TrainTab:
     status = gr.HTML(elem_id="lk-train-status")
     columns, lanes, plots, leave = {}, {}, {}, {}
     with gr.Row(equal_height=False):
-        for method in ALL_METHODS:
+        for method in TRAINABLE:
             with gr.Column(min_width=260, visible=False) as column:
                 lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}", js_on_load=ON_LANE)
                 plots[method] = gr.LinePlot(
