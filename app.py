@@ -29,11 +29,14 @@ def build() -> tuple[Any, dict[str, Any]]:
 
     from pipelines.core.presets import PRESETS
     from pipelines.methods import imports
+    from ui.front import events as front_events
+    from ui.front import layout as front_layout
+    from ui.front import picture
     from ui.generate import events as generate_events
     from ui.generate import finish
     from ui.generate import layout as generate_layout
     from ui.generate.styles import THUMBNAILS
-    from ui.page import theme
+    from ui.page import theme, views
     from ui.page.frame import Frame
     from ui.page.page import Page
     from ui.page.refresh import Refresh
@@ -53,17 +56,10 @@ def build() -> tuple[Any, dict[str, Any]]:
     services.resume()
     keep_s = 3600 * keep_hours()
     with Page(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
-        gr.HTML(
-            '<div class="lk-head"><h1>Likeness</h1><p>'
-            + say(
-                "Which way of teaching a diffusion model my face looks most like me? Textual inversion, DreamBooth and "
-                "LoRA learn side by side; a face recogniser judges them on photos that training never saw."
-            )
-            + "</p></div>"
-        )
+        front = front_layout.build()
         frame = Frame.build()
         # "menu" hides tabs by a width measured too early
-        with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap"):
+        with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab(say("Upload"), id="upload") as upload_tab:
                 uploading = upload_layout.build(services, keep_hours=keep_hours())
             with gr.Tab(say("Train"), id="train", render_children=True) as train_tab:
@@ -75,29 +71,34 @@ def build() -> tuple[Any, dict[str, Any]]:
                 scoring = score.build(services)
         verifying = verify.build()
 
-        tabs = {
-            "upload": (upload_tab, (uploading,)),
-            "train": (train_tab, (training,)),
-            "generate": (generate_tab, (generating, finishing)),
-            "score": (score_tab, (scoring,)),
-        }
-        page = Refresh(services, frame, tabs)
+        page = Refresh(
+            services,
+            (frame, front),
+            {
+                "upload": (upload_tab, (uploading,)),
+                "train": (train_tab, (training,)),
+                "generate": (generate_tab, (generating, finishing)),
+                "score": (score_tab, (scoring,)),
+            },
+        )
         endpoints.build(services)  # before the pages' private handlers, some of which bear the same names
+        starts = front_events.wire(front, services, page, tabs)
         upload_events.wire(uploading, services, page)
-        starts = train_events.wire(training, services, page)
+        starts += train_events.wire(training, services, page)
         starts += generate_events.wire(generating, services, page)
         starts += finish.wire(finishing, services, page)
         score.wire(scoring, services, page)
         verify.wire(verifying)
         page.wire(demo, starts)
+        views.wire(demo, front.switch)
 
-    janitor = threading.Thread(target=_janitor, args=(services, demo, keep_s), daemon=True, name="likeness-janitor")
-    janitor.start()
+    tended = (services, demo, Path(os.environ["GRADIO_TEMP_DIR"]), keep_s)
+    threading.Thread(target=_janitor, args=tended, daemon=True, name="likeness-janitor").start()
     demo.queue(max_size=Allowance.from_environment().queue_size, api_open=False)
     launch = {
         "theme": theme.theme(),
         "i18n": languages(),
-        "css_paths": [theme.STYLE],
+        "css_paths": [*theme.STYLES],
         "show_error": False,
         "enable_monitoring": False,
         "state_session_capacity": 1000,  # pages, should so many come within FORGET_S
@@ -113,7 +114,7 @@ def build() -> tuple[Any, dict[str, Any]]:
                 Middleware(Guard, media=services.media, uploads=services.uploads, working_on=demo.working_on),
                 Middleware(Ballots, root=services.sessions.root),
             ],
-            "routes": [Mount(f"/{THUMBNAILS}", StaticFiles(directory=PRESETS / THUMBNAILS))],
+            "routes": [picture.ROUTE, Mount(f"/{THUMBNAILS}", StaticFiles(directory=PRESETS / THUMBNAILS))],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
@@ -130,14 +131,15 @@ def keep_hours() -> float:
         raise SystemExit("LIKENESS_KEEP_HOURS must be a number of hours, such as 24.") from None
 
 
-def _janitor(services: Any, page: Any, keep_s: float) -> None:
+def _janitor(services: Any, page: Any, uploads: Path, keep_s: float) -> None:
     """At the start and every minute: idle runs, uploads that nobody took in, and pages that were closed."""
     while True:
         try:
             if keep_s:
                 services.sweep(older_than_s=keep_s)
-            sweep_uploads(3600, Path(os.environ["GRADIO_TEMP_DIR"]))
+            sweep_uploads(3600, uploads)
             services.uploads.prune()
+            services.media.prune()
             page.forget_visits(FORGET_S)
         except Exception as error:  # whatever one damaged file does: the photos of the others still have to go
             logging.getLogger("likeness").error("sweeping failed: %s", type(error).__name__)

@@ -67,6 +67,7 @@ class App:
                     return time.monotonic() - began
             except httpx.HTTPError:
                 time.sleep(0.05)
+        self.end()
         raise RuntimeError("the app did not answer")
 
     def end(self) -> None:

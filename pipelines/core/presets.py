@@ -127,6 +127,32 @@ def load(kind: type[Record], file: Path) -> Record:
     return _record(kind, _read(file), file)
 
 
+@dataclass(frozen=True)
+class PortraitPlan:
+    """How somebody's portraits are made with one click."""
+
+    methods: tuple[str, ...]  # in this order: each learns, then draws
+    quality: str
+    styles: tuple[Style, ...]
+    pictures: int  # of each method
+    keep: int  # of all, the most alike
+
+
+def portrait_plan(row: Base, file: Path = PRESETS / "portraits.json") -> PortraitPlan:
+    """What `presets/portraits.json` says for the base's family, as far as the base offers it. Raises UserError when no
+    method or no style is left, and for a file that is wrong.
+    """
+    saved = _read(file)
+    family = _part(_part(saved, "families", file), row.family, file)
+    known = styles()
+    fitting = [known[name] for name in saved.get("styles", ()) if style_problem(known[name], row) is None]
+    methods = tuple(method for method in family.get("methods", ()) if method in row.offered)
+    if not fitting or not methods:
+        raise UserError(f"{row.title} can't make portraits with one click. Use the tabs below, or pick another base.")
+    shown = tuple(fitting[: saved["styles_used"]])
+    return PortraitPlan(methods, family["quality"], shown, saved["pictures"], saved["keep"])
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -142,7 +168,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
     part = saved.get(name)
     if not isinstance(part, dict):
-        raise UserError(f"The recipe {file.name} has no part {name}. Add it.")
+        raise UserError(f"The preset {file.name} has no part {name}. Add it.")
     return part
 
 

@@ -36,8 +36,9 @@ SUFFIXES = (
     ".heic", ".heif", ".hif", ".avif",
 )  # fmt: skip
 # A progressive JPEG is decoded once for each of its scans, even for empty ones: programs write about 10. The tools of
-# libjpeg-turbo stop at 100 for the same reason.
+# libjpeg-turbo stop at 100 for the same reason. A CMYK photo has 18, which are read at any size.
 MAX_JPEG_SCANS, MAX_JPEG_SEGMENTS = 64, 10_000
+MAX_JPEG_SCANNED_PIXELS = 20 * MAX_PIXELS  # of all scans together
 
 RAW = "is a raw file of a camera, which can't be read. Export it as JPEG."
 Kind = tuple[str, ...] | str | None  # Pillow's names of the format; or why it is not read, a sentence; or unknown
@@ -156,8 +157,7 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
         raise _Refused(kind)
     if kind is None:
         raise _Refused("is not a photo that can be read. Save it as JPEG or PNG.")
-    if "JPEG" in kind:
-        _check_scans(file)
+    scans = _count_scans(file) if "JPEG" in kind else 1
     file.seek(0)
     # Decoders raise errors of many types for damaged files, also KeyError, TypeError and ZeroDivisionError.
     try:
@@ -170,6 +170,7 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
         raise _Refused("is not a photo that can be read. Save it as JPEG or PNG.") from error
     with image:
         _check_size(*image.size)
+        _check_scans(scans, image.width * image.height)
         _check_tiff(image)
         try:
             with warnings.catch_warnings():
@@ -270,14 +271,14 @@ _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # inside a scan
 _EOI, _SOS, _NO_LENGTH = 0xD9, 0xDA, (0x01, 0xD8)
 
 
-def _check_scans(file: IO[bytes]) -> None:
-    """Refuse a JPEG whose first picture has more than MAX_JPEG_SCANS scans, without decoding one."""
+def _count_scans(file: IO[bytes]) -> int:
+    """How many scans a JPEG's first picture has, without decoding one. Refuses more than MAX_JPEG_SCANS."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at, scans = 2, 0
         for _ in range(MAX_JPEG_SEGMENTS):
             found = _MARKER.search(data, at)
             if found is None or (marker := found[1][0]) == _EOI:
-                return
+                return scans
             at = found.end()
             if marker not in _NO_LENGTH:
                 at += int.from_bytes(data[at : at + 2], "big")
@@ -285,6 +286,14 @@ def _check_scans(file: IO[bytes]) -> None:
             if scans > MAX_JPEG_SCANS:
                 raise _Refused(f"is a JPEG of more than {MAX_JPEG_SCANS} scans; photos have about 10. Save it anew.")
     raise _Refused("is made of far too many parts to be a photo. Save it anew as JPEG.")
+
+
+def _check_scans(scans: int, pixels: int) -> None:
+    if scans > 1 and scans * pixels > MAX_JPEG_SCANNED_PIXELS:
+        raise _Refused(
+            f"is a JPEG of {scans} scans, too many for {pixels / 1e6:.0f} megapixels; photos have about 10. Save it "
+            "anew."
+        )
 
 
 def reason(error: Exception) -> str:

@@ -21,6 +21,7 @@ from pipelines.core.files import jsonable, read_json, require_space, sha, write_
 from pipelines.core.records import (
     Event,
     PhotoSet,
+    Recipe,
     Render,
     Sampling,
     Subject,
@@ -46,6 +47,7 @@ from pipelines.reports.manifest import Origin, forget_report, is_written, report
 from pipelines.runs.jobspec import RENDERS, JobSpec, Setting, default_samplings, samplings_of
 from pipelines.runs.prepare import Job, Resident, album_of, join_in, load
 from pipelines.training.encode import encode
+from pipelines.training.subjects import trained_before
 from pipelines.training.teach import subject_of, subjects_of, teach
 
 if TYPE_CHECKING:
@@ -132,7 +134,9 @@ def perform(
     control = control or Control()
     control.clock = Clock(run.job_folder / "clock.json", sha(jsonable(spec)))
     job = Job(run, spec, control, resident or Resident())
-    kinds = {"compare": _compare, "train": _train, "generate": _generate, "finish": _finish}
+    kinds = {
+        "compare": _compare, "train": _train, "portrait": _portrait, "generate": _generate, "finish": _finish,
+    }  # fmt: skip
     try:
         yield from kinds[spec.kind](job)
     except Stopped as stopped:
@@ -196,30 +200,28 @@ def _train(job: Job) -> Iterator[Event]:
     yield Event("done", text=said, seconds=job.control.clock.seconds)
 
 
+def _portrait(job: Job) -> Iterator[Event]:
+    """One method after another: learn the face, unless it was learned from these photos before, and draw with it."""
+    run, spec = job.run, job.spec
+    album = yield from join_in(job)
+    device, family = yield from load(job)
+    made = 0
+    for name in spec.methods:
+        if not is_instant(name) and trained_before(run.method(name), job.row, album.photos.digest) is None:
+            yield from _teach(job, album, family, {name: job.recipes[name]})
+        last = name == spec.methods[-1]
+        made += yield from _pictures(job, (name,), album, family, device, with_report=last)
+    yield Event("done", text=_ready(job, made), seconds=job.control.clock.seconds)
+
+
 def _generate(job: Job) -> Iterator[Event]:
-    run, spec, control = job.run, job.spec, job.control
-    photos = load_photo_set(run)
-    columns = tuple(sorted(set(spec.methods), key=place_of))
-    _need_subjects(run, columns)
+    photos = load_photo_set(job.run)
+    columns = tuple(sorted(set(job.spec.methods), key=place_of))
+    _need_subjects(job.run, columns)
     device, family = yield from load(job)
     album = album_of(photos) if photos is not None else None
-    yield from _encode(job, album, columns, family)
-    samplings = tuple(dict.fromkeys(spec.samplings))
-    drawn = yield from draw(run, columns, samplings, family, class_word=spec.class_word, control=control)
-    everything = renders_of(run)
-    if album is None:
-        yield Event("note", text="There are no photos in this run, so the pictures have no score")
-    elif everything:
-        terms = replace(job.terms, earlier=everything)
-        judged = yield from judge(run, album, drawn, family, terms=terms, control=control)
-        if (read_json(run.manifest) or {}).get("kind") != "compare":
-            present = tuple(sorted({render.method for render in everything}, key=place_of))
-            asked = tuple(dict.fromkeys(render.sampling for render in everything))
-            shown = _Shown(present, everything, subjects_of(run), asked, device)
-            yield from _report(job, album, shown, judged)
-    gone = sum(sampling in samplings and column in columns for column, sampling in refusals(run, job.row))
-    said = f"{len(drawn)} pictures are ready" + (f"; the image filter refused {gone} others" if gone else "")
-    yield Event("done", text=said, seconds=control.clock.seconds)
+    made = yield from _pictures(job, columns, album, family, device)
+    yield Event("done", text=_ready(job, made), seconds=job.control.clock.seconds)
 
 
 def _finish(job: Job) -> Iterator[Event]:
@@ -247,15 +249,53 @@ class _Shown:
     device: Device
 
 
-def _teach(job: Job, album: Album, family: Family) -> Generator[Event, None, dict[str, Subject]]:
-    """{method: Subject} of what could be taught. Raises UserError when nothing could be."""
+def _pictures(
+    job: Job, columns: tuple[str, ...], album: Album | None, family: Family, device: Device, *, with_report: bool = True
+) -> Generator[Event, None, int]:
+    """Draw what the job names with these columns, judge it where there are photos, and write the report. Returns the
+    number of pictures.
+    """
+    run, spec, control = job.run, job.spec, job.control
+    yield from _encode(job, album, columns, family)
+    samplings = tuple(dict.fromkeys(spec.samplings))
+    drawn = yield from draw(run, columns, samplings, family, class_word=spec.class_word, control=control)
+    everything = renders_of(run)
+    if album is None:
+        yield Event("note", text="There are no photos in this run, so the pictures have no score")
+    elif everything:
+        judged = yield from judge(
+            run, album, drawn, family, terms=replace(job.terms, earlier=everything), control=control
+        )
+        if with_report and (read_json(run.manifest) or {}).get("kind") != "compare":
+            present = tuple(sorted({render.method for render in everything}, key=place_of))
+            asked = tuple(dict.fromkeys(render.sampling for render in everything))
+            shown = _Shown(present, everything, subjects_of(run), asked, device)
+            yield from _report(job, album, shown, judged)
+    return len(drawn)
+
+
+def _ready(job: Job, made: int) -> str:
+    """What is said at the end of a job that drew."""
+    samplings, columns = set(job.spec.samplings), set(job.spec.methods)
+    gone = sum(sampling in samplings and column in columns for column, sampling in refusals(job.run, job.row))
+    return f"{made} pictures are ready" + (f"; the image filter refused {gone} others" if gone else "")
+
+
+def _teach(
+    job: Job, album: Album, family: Family, recipes: dict[str, Recipe] | None = None
+) -> Generator[Event, None, dict[str, Subject]]:
+    """{method: Subject} of what could be taught; `recipes` are the job's where none are given. Raises UserError when
+    nothing could be.
+    """
 
     def find_watch() -> Watch | None:
         from pipelines.evaluation import validation
 
         return validation.watch(album)
 
-    taught = yield from teach(job.run, album, job.recipes, family, control=job.control, find_watch=find_watch)
+    taught = yield from teach(
+        job.run, album, recipes or job.recipes, family, control=job.control, find_watch=find_watch
+    )
     job.problems += taught.problems
     job.left += taught.left
     job.memory |= taught.memory

@@ -54,7 +54,7 @@ __all__ = [
 ]  # fmt: skip
 
 LONG, SHORT = (
-    ("compare", "train"),
+    ("compare", "train", "portrait"),
     ("generate", "finish"),
 )  # kinds of jobs; short ones are done between a long one's steps
 PER_VISITOR = 2  # unfinished jobs: one being worked on and one waiting

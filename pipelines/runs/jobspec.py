@@ -26,6 +26,7 @@ from pipelines.core.records import (
     Recipe,
     Sampling,
     Seed,
+    Style,
     UserError,
     Within,
     check_variation,
@@ -33,7 +34,7 @@ from pipelines.core.records import (
     with_subject,
 )
 
-KINDS = ("compare", "train", "generate", "finish")
+KINDS = ("compare", "train", "portrait", "generate", "finish")
 RENDERS = 8  # per column of a comparison
 # A comparison draws plain styles, since it is about the face. Every base family can draw some of them.
 COMPARED_STYLES = ("studio-grey", "linkedin-navy", "warm-brown", "teal-studio")
@@ -51,7 +52,8 @@ Setting = int | float | str | bool | None
 class JobSpec:
     """What to do in a run. JSON-able; the worker reads nothing else."""
 
-    # "compare": everything | "train": up to the artefacts | "generate": draw and score | "finish": refine and deliver
+    # "compare": everything | "train": up to the artefacts | "portrait": train what is not trained yet, draw and score
+    # | "generate": draw and score | "finish": refine and deliver
     kind: str = "compare"
     base: str = "portrait-128"  # a registry name or a path
     class_word: str = "person"
@@ -102,7 +104,7 @@ class JobSpec:
         for method, changes in self.settings.items():
             _check_settings(method, changes)
         check_record(self, labels=LABELS)
-        if self.kind == "generate" and not self.samplings:
+        if self.kind in ("portrait", "generate") and not self.samplings:
             raise UserError("Nothing to draw was named. Give a prompt or pick a style.")
         for each in self.samplings:
             check_variation(each)
@@ -170,6 +172,25 @@ def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: in
     return tuple(Sampling(**{**asdict(looks[index % len(looks)]), "seed": seed + index}) for index in range(renders))
 
 
+def portrait_spec(row: BaseRow, *, class_word: str) -> JobSpec:
+    """The job that makes somebody's portraits: what `presets/portraits.json` names for the base's family, of which a
+    method that the base does not offer is left out. Raises UserError when no style or no method is left.
+    """
+    plan = presets.portrait_plan(row)
+    return JobSpec(
+        "portrait", row.name, class_word, plan.methods, plan.quality, samplings=styled(plan.styles, plan.pictures)
+    )
+
+
+def styled(styles: Sequence[Style], pictures: int, *, seed: int = 0) -> tuple[Sampling, ...]:
+    """`pictures` settings: the styles take turns, and every picture has a seed of its own."""
+    looks = (styles[index % len(styles)] for index in range(pictures))
+    return tuple(
+        Sampling(look.prompt, look.negative_prompt, steps=look.steps, guidance=look.guidance, seed=seed + index)
+        for index, look in enumerate(looks)
+    )
+
+
 def default_samplings(row: BaseRow, *, renders: int = RENDERS, seed: int = 0) -> tuple[Sampling, ...]:
     """What a comparison draws by default: plain photographic styles whose words this base knows, in turn.
 
@@ -181,10 +202,4 @@ def default_samplings(row: BaseRow, *, renders: int = RENDERS, seed: int = 0) ->
     looks = list({style.id: style for style in fitting}.values())[: len(COMPARED_STYLES)]
     if not looks:
         raise UserError(f"{row.title} can't express any of the photographic styles. Give prompts of your own.")
-    samplings = []
-    for index in range(renders):
-        look = looks[index % len(looks)]
-        samplings.append(
-            Sampling(look.prompt, look.negative_prompt, steps=look.steps, guidance=look.guidance, seed=seed + index)
-        )
-    return tuple(samplings)
+    return styled(looks, renders, seed=seed)

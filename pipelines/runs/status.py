@@ -41,7 +41,7 @@ class JobStatus:
     """The state of a run's current (or last) job."""
 
     state: str  # "none" | "queued" | "running" | "done" | "cancelled" | "failed" | "interrupted"
-    kind: str = ""  # of the job: "compare" | "train" | "generate" | "finish"
+    kind: str = ""  # of the job: "compare" | "train" | "portrait" | "generate" | "finish"
     reason: str | None = None  # one sentence, when it is not simply done
     phase: str | None = None  # what it is doing, in words
     job: str = ""  # changes with every start

@@ -248,13 +248,13 @@ def test_unexpected_errors_become_one_sentence_and_stay_in_the_log(caplog):
     @told
     def full():
         yield 1
-        raise OSError(errno.ENOSPC, "no space")
+        raise OSError(errno.ENOSPC, "no space", "/secret/disk")
 
     steps = full()
     assert next(steps) == 1
     with pytest.raises(gr.Error) as raised:
         next(steps)
-    assert raised.value.message == DISK_FULL
+    assert raised.value.message == DISK_FULL and "/secret/disk" not in caplog.text
 
     @told
     def known() -> None:
@@ -360,6 +360,39 @@ def test_uploads_of_killed_apps_and_closed_tabs_are_deleted(tmp_path, monkeypatc
     os.utime(old, (time.time() - 4000,) * 2)
     assert startup.sweep_uploads(3600, running) == 1 and not old.exists()
     assert (running / "hash" / "me.jpg").exists(), "just uploaded"
+
+
+def test_sweeping_goes_by_what_the_app_was_built_with(base, tmp_path, monkeypatch, caplog):
+    import app
+
+    started: list[tuple] = []
+    sweep, built = app._janitor, threading.Event()
+    monkeypatch.setattr(app, "_janitor", lambda *args: (started.append(args), built.set()))
+    app.build()
+    assert built.wait(60)
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
+    monkeypatch.setattr(app.time, "sleep", lambda seconds: sys.exit())
+    old = photo_file(tmp_path / "uploads" / "hash", "old.png")
+    os.utime(old, (time.time() - 4000,) * 2)
+    with pytest.raises(SystemExit):
+        sweep(*started[0])
+    assert not old.exists() and "sweeping failed" not in caplog.text
+
+
+def test_who_may_see_a_run_is_forgotten_with_it(services):
+    from ui.web import media
+
+    _, session = services.sessions.create()
+    run, picture = session.run.folder.name, session.run.folder / "a.png"
+    for number in range(media.BROWSERS + 5):
+        services.media.admit(run, f"browser {number}")
+    assert len(services.media._admitted[run]) == media.BROWSERS
+    assert services.media.admits(picture, f"browser {number}") and not services.media.admits(picture, "browser 0")
+    services.media.prune()
+    assert run in services.media._admitted
+    services.sessions.forget(session)
+    services.media.prune()
+    assert not services.media._admitted
 
 
 def test_links_are_signed_expire_and_stay_inside(services, monkeypatch):
@@ -506,16 +539,23 @@ def test_a_second_browser_that_knows_every_address_and_id_gets_nothing(web, tmp_
 
 
 def test_the_cookie_fits_a_frame_on_https_and_a_page_at_home():
-    from ui.web.visitors import COOKIE, Visitor, cookie
+    from ui.web.visitors import COOKIE, Door, Visitor
 
     value = "v" * 43
-    at_home, framed = (Visitor(value, "1.2.3.4", secure).cookie for secure in (False, True))
-    assert "SameSite=Lax" in at_home and "Secure" not in at_home and at_home.startswith(f"{COOKIE}={value}; Path=/;")
+    at_home, framed = (Visitor(value, "1.2.3.4", key).cookie for key in (f"{COOKIE}-7860", f"__Host-{COOKIE}"))
+    assert "SameSite=Lax" in at_home and "Secure" not in at_home
+    assert at_home.startswith(f"{COOKIE}-7860={value}; Path=/;")
     assert framed.startswith(f"__Host-{COOKIE}={value}; Path=/;") and "SameSite=None; Secure; Partitioned" in framed
-    assert cookie({"cookie": f"a=b; {COOKIE}={value}"}, secure=False) == value
-    assert cookie({"cookie": f"{COOKIE}=short"}, secure=False) == ""
-    assert cookie({"cookie": f"{COOKIE}={value}"}, secure=True) == "", "what another host of the domain can set"
-    assert cookie({"cookie": f"__Host-{COOKIE}={value}"}, secure=True) == value
+
+    def known(sent: str, host: str = "localhost", *, secure: bool = False) -> str:
+        headers = [(b"host", host.encode()), (b"cookie", sent.encode())]
+        return Door(proxies="").visitor({"headers": headers, "scheme": "https" if secure else "http"}).browser
+
+    assert known(f"a=b; {COOKIE}-80={value}") == known(f"{COOKIE}-7860={value}", "[::1]:7860") == value
+    assert known(f"{COOKIE}-7861={value}", "localhost:7860") == "", "another instance on this machine"
+    assert known(f"{COOKIE}-80=short") == known(f"{COOKIE}-80={value}", "localhost:x") == ""
+    assert known(f"{COOKIE}-80={value}", secure=True) == "", "what another host of the domain can set"
+    assert known(f"__Host-{COOKIE}={value}", secure=True) == value
 
 
 def test_an_event_is_read_only_up_to_its_limit(web):
@@ -783,6 +823,9 @@ def test_uploads_go_with_their_last_owner_and_only_inside_gradios_folder(tmp_pat
     uploads.add([str(inside)], me)
     uploads.prune()
     assert not uploads.owned(str(inside), "me"), "swept"
+    uploads.add([str(outside)] * 2, me)
+    uploads.forget("me")
+    assert not uploads._count, "one file that was sent twice counts once"
 
 
 # ------------------------------------------------------------------------------------------------- tabs
@@ -1022,12 +1065,12 @@ def test_only_what_changed_is_sent(services, base):
             "generate": generate_layout.build(services),
             "score": score.build(services),
         }
-        page = Refresh(services, Frame.build(), {name: (gr.Tab(), (tab,)) for name, tab in built.items()})
+        page = Refresh(services, (Frame.build(),), {name: (gr.Tab(), (tab,)) for name, tab in built.items()})
     capability, session = services.sessions.create()
     seen: dict = {}
     for name in built:
         fresh, seen = page.changed(name, capability, seen)
-        assert set(fresh) <= {page.frame.steps, *page.shown[name]} and len(fresh) > 5
+        assert set(fresh) <= {*page.framed, *page.shown[name]} and len(fresh) > 5
         assert page.changed(name, capability, seen)[0] == {}
     take_in(session.run)
     assert built["upload"].cards in page.changed("upload", capability, seen)[0]

@@ -75,7 +75,7 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
     sent = {each["id"]: each["props"] for each in demo.get_config_file()["components"]}
     for tab in page.tabs:
         opening, known = page.opening["en", tab]
-        for component, update in (page.frame.show(nothing) | page.built(tab, nothing)).items():
+        for component, update in (page.frame(nothing) | page.built(tab, nothing)).items():
             for name, value in update.items():
                 if name == "__type__" or name in opening.get(component, {}) or component._id not in known:
                     continue
@@ -85,7 +85,7 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
                     wanted, held = ([list(each) for each in choices] for choices in (wanted, held))
                 assert held == wanted, (component.elem_id, name)
         assert len(opening) < 5, "what a component can't hold is the exception"
-        frame = {component._id: "" for component in page.frame.show(nothing)}
+        frame = {component._id: "" for component in page.frame(nothing)}
         told = page.changed(tab, None, {tab: known})[0]
         assert {component._id for component in told} <= {*frame, *(c._id for c in opening)}
     said = page.opening["de", "upload"][0]

@@ -156,7 +156,7 @@ def show(base, monkeypatch):
 
     def show(capability: object) -> dict[Any, Any]:
         view = found.services.view(capability)
-        shown = [found.frame.show(view), *(found.built(tab, view) for tab in found.tabs)]
+        shown = [found.frame(view), *(found.built(tab, view) for tab in found.tabs)]
         return {component: update for updates in shown for component, update in updates.items()}
 
     show.services = found.services  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from pipelines.core.run import Run, imported_columns
 from pipelines.methods import imports
 from ui.page import html as page_html
 from ui.page.errors import told
+from ui.page.fields import File
 from ui.page.refresh import Refresh, Updates
 from ui.run import photobox
 from ui.run.services import Services
@@ -54,7 +55,7 @@ class ImportSection:
 
 def build() -> ImportSection:
     with gr.Accordion(say("Compare with a LoRA or embedding you have"), open=False, elem_id="lk-import"):
-        file = gr.File(
+        file = File(
             label=say("A .safetensors file for this base"),
             file_count="single",
             file_types=[".safetensors"],

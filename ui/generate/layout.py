@@ -29,6 +29,7 @@ from ui.generate.values import (
     unknown_note,
 )
 from ui.page import html as page_html
+from ui.page.fields import UploadButton
 from ui.page.html import script
 from ui.page.refresh import Updates
 from ui.run.cards import Shot
@@ -295,7 +296,7 @@ def build(services: Services) -> GenerateTab:
                 with gr.Row(visible=False) as size_row:
                     width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
                     height = gr.Dropdown([("the base's own", 0)], value=0, label=say("Height"), min_width=120)
-                reuse = gr.UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
+                reuse = UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
             imported = imports.build()
             start = gr.Button(say("Generate"), variant="primary", size="lg", elem_id="lk-generate")
             stop = gr.Button(say("Stop"), variant="stop", visible=False, elem_id="lk-generate-stop")

@@ -39,7 +39,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        log.error("disk full: %s", error)
+        log.error("disk full: %s", type(error).__name__)
         return DISK_FULL
     if refused := refusal(error):
         log.error("the machine refused: %s", type(error).__name__)

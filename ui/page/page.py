@@ -9,6 +9,7 @@ there in a traceback with the data in it, and an error without a text.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import datetime
 import html
@@ -81,12 +82,17 @@ class WholeFiles(GradioMultiPartParser):
         self._ended = True
 
     async def parse(self) -> FormData:
-        form = await super().parse()
-        if not self._ended:
+        try:
+            form = await super().parse()
+            if not self._ended:
+                raise MultiPartException(CONFUSED)
+        except BaseException:  # a full disk and the end of the server too: Gradio cleans up after broken forms only
             for file in self._files_to_close_on_error:
-                file.close()
-                os.unlink(file.name)
-            raise MultiPartException(CONFUSED)
+                with contextlib.suppress(OSError):  # it writes what it still holds
+                    file.close()
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+            raise
         return form
 
 

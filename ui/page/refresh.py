@@ -47,9 +47,11 @@ class Section(Protocol):
 class Refresh:
     """Shows the run on the tabs. Build it inside the Blocks, before any handler is wired."""
 
-    def __init__(self, services: Services, frame: Section, tabs: Mapping[str, tuple[gr.Tab, Sequence[Section]]]):
+    def __init__(
+        self, services: Services, around: Sequence[Section], tabs: Mapping[str, tuple[gr.Tab, Sequence[Section]]]
+    ):
         self.services = services
-        self.frame = frame
+        self.around = tuple(around)
         self.tabs = {name: tuple(sections) for name, (_, sections) in tabs.items()}
         self.items = {name: item for name, (item, _) in tabs.items()}
         # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
@@ -60,14 +62,17 @@ class Refresh:
         self.shown: dict[str, list[Component]] = {
             name: list(self._show(name, nothing) | self._news(name, nothing)) for name in tabs
         }
+        self.framed: list[Component] = list(self.frame(nothing))
         self.restored = {name: list(self._restore(name, nothing)) for name in tabs}
         # (language, tab) -> what a new visitor's page is told beyond what it was built with, and what it knows then
         self.opening: dict[tuple[str, str], tuple[Updates, dict[int, str]]] = {}
 
     # ------------------------------------------------------------------ wiring
 
-    def after(self, event: Any, tab: str) -> Any:
-        """Shows the tab once `event` is done, whether it went well or not."""
+    def after(self, event: Any, tab: str = "") -> Any:
+        """Shows the tab once `event` is done, whether it went well or not; without one what stands around them."""
+        if not tab:
+            return event.then(told(self.load), [self.capability], [*self.framed, self.capability], **QUIET)
         return event.then(self._refresh_of(tab), [self.capability, self.seen], self._outputs(tab), **QUIET)
 
     def wire(self, page: gr.Blocks, starts: Sequence[Any]) -> None:
@@ -77,10 +82,7 @@ class Refresh:
         drives it.
         """
         self._settle()
-        loaded = page.load(
-            told(self.load), [self.capability],
-            [*self.frame.show(self.services.view(None)), self.capability], **QUIET,
-        )  # fmt: skip
+        loaded = page.load(told(self.load), [self.capability], [*self.framed, self.capability], **QUIET)
         for tab, item in self.items.items():
             outputs = [*dict.fromkeys((*self.restored[tab], *self.timers.values(), self.seen))]
             opened = item.select(self._opened_of(tab), [self.capability, self.seen], outputs, **QUIET)
@@ -95,7 +97,7 @@ class Refresh:
                 )  # fmt: skip
 
     def _outputs(self, tab: str) -> list[Component]:
-        return [*self.frame.show(self.services.view(None)), *self.shown[tab], self.seen]
+        return [*self.framed, *self.shown[tab], self.seen]
 
     # ------------------------------------------------------------------ handlers
 
@@ -107,9 +109,9 @@ class Refresh:
         return session
 
     def load(self, kept: object, request: gr.Request) -> Updates:
-        """A page was opened: what stands around the tabs. The tab in front asks for itself."""
+        """What stands around the tabs. The one in front asks for itself."""
         session = self.admit(kept, request)
-        return {self.capability: kept if session else None, **self.frame.show(self.services.view(kept))}
+        return {self.capability: kept if session else None, **self.frame(self.services.view(kept))}
 
     def _opened_of(self, tab: str) -> Any:
         @told
@@ -132,8 +134,7 @@ class Refresh:
                 self.admit(kept, request)
                 fresh, now = self.changed(tab, kept, before)
             except Exception as error:  # a toast every second would help nobody: say it once, in the line of steps
-                frame = self.frame.show(self.services.view(None))
-                note = {next(iter(frame)): gr.update(value=page_html.note(sentence(error), "bad"))}
+                note = {self.framed[0]: gr.update(value=page_html.note(sentence(error), "bad"))}
                 return {**note, self.seen: {**before, FRAME: {}}}
             return {**fresh, self.seen: now} if fresh else {self.seen: gr.skip()}
 
@@ -160,7 +161,7 @@ class Refresh:
     def changed(self, tab: str, capability: object, before: Seen) -> tuple[Updates, Seen]:
         """The updates of the frame and a tab whose content differs from `before`, and what the page knows then."""
         view = self.services.view(capability)
-        frame, updates = self.frame.show(view), self._show(tab, view) | self._news(tab, view)
+        frame, updates = self.frame(view), self._show(tab, view) | self._news(tab, view)
         now = {**before, FRAME: _digests(frame), tab: before.get(tab, {}) | _digests(updates)}
         known = before.get(FRAME, {}) | before.get(tab, {})
         fresh = {c: update for c, update in (frame | updates).items() if known.get(c._id) != _digest(update)}
@@ -177,7 +178,7 @@ class Refresh:
         another language, is kept for `opening`.
         """
         nothing = self.services.view(None)
-        for component, update in self.frame.show(nothing).items():
+        for component, update in self.frame(nothing).items():
             _put(component, update)
         for tab in self.tabs:
             built, known = self.built(tab, nothing), self.changed(tab, None, {})[1][tab]
@@ -191,6 +192,10 @@ class Refresh:
                 other = {c: update for c, update in said.items() if _digest(update) != _digest(built[c])}
                 # the rest is told by the first poll, which finds that it differs
                 self.opening[language, tab] = {**self.opening[words.ENGLISH, tab][0], **other}, known
+
+    def frame(self, view: View) -> Updates:
+        """What stands around the tabs."""
+        return {c: update for section in self.around for c, update in section.show(view).items()}
 
     def _show(self, tab: str, view: View) -> Updates:
         return {c: update for section in self.tabs[tab] for c, update in section.show(view).items()}

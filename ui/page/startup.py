@@ -22,7 +22,6 @@ from types import ModuleType
 WRITES_STUBS = "gradio.component_meta"
 UPLOADS = "likeness-uploads-"
 M_ARENA_MAX = -8  # of glibc's malloc.h
-EMPTY_S = 120.0  # an upload that has not got a byte for so long never will
 
 
 def prepare_environment() -> None:
@@ -65,17 +64,11 @@ def sweep_dead() -> None:
 
 
 def sweep_uploads(older_than_s: float, folder: Path) -> int:
-    """Delete what was uploaded and never taken in (a closed tab, a broken upload); returns how many files.
-
-    Gradio forgets the halves of broken uploads, so nobody else would. Its file field also leaves an empty file behind
-    for every photo: those go sooner.
-    """
+    """Delete what was uploaded and never taken in, such as by a tab that was closed; returns how many files."""
     gone = 0
     for file in folder.rglob("*"):
         try:
-            seen = file.stat()
-            age_s = time.time() - seen.st_mtime
-            if file.is_file() and age_s > (older_than_s if seen.st_size else min(EMPTY_S, older_than_s)):
+            if file.is_file() and time.time() - file.stat().st_mtime > older_than_s:
                 file.unlink()
                 gone += 1
         except OSError:

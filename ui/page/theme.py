@@ -68,4 +68,5 @@ def theme() -> Any:
     )
 
 
-STYLE = Path(__file__).with_name("style.css")
+HERE = Path(__file__).parent
+STYLES = (HERE / "style.css", HERE.parent / "front" / "front.css")

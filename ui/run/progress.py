@@ -36,6 +36,7 @@ class Trained:
     peak_mem_mb: float | None = None
     batch: int = 1
     class_word: str = ""
+    here: bool = True  # False: its weights are not in this run (the example's), so it can't draw
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def trained(run: Run) -> dict[str, Trained]:
                 int(saved["steps"]), float(saved["train_s"]),
                 int(saved["artifact_bytes"]), int(saved["trainable_params"]), str(saved["photo_digest"]),
                 str(saved.get("sha256", "")), saved.get("peak_mem_mb"), int(saved.get("recipe", {}).get("batch", 1)),
-                str(saved.get("class_word", "")),
+                str(saved.get("class_word", "")), (run.method(method) / str(saved.get("artifact", ""))).exists(),
             )  # fmt: skip
     return found
 

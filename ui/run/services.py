@@ -250,9 +250,9 @@ class Services:
     def _with_pictures(self, view: View) -> View:
         assert view.session is not None
         run = view.session.run
-        if view.trained:
+        if not view.choices.example:  # another machine's times
             self.paces.remember(view.row, view.trained)
-        self.paces.remember_drawing(view.row, run.drawing)
+            self.paces.remember_drawing(view.row, run.drawing)
         scores: dict[str, dict[str, list[float | None]]] = {}
         by_render: dict[str, dict[str, dict[str, Any]]] = {}
         for line in read_lines(run.scores):

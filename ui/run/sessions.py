@@ -33,6 +33,7 @@ class Choices:
     base: str = ""  # "" = this machine's default
     consent_at: str | None = None  # when the person ticked the box; None = not
     sample: bool = False  # the photos are the synthetic sample person
+    example: bool = False  # everything is the finished example's: nothing was done on this machine
     quality: str = QUALITIES[0]  # of the last training
     judge: str | None = None  # whose scores are shown; None = the first
     asked: dict[str, Any] = field(default_factory=dict)  # what the last training was asked for

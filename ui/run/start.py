@@ -5,12 +5,14 @@ In: a session and what its person chose, checked. Out: a job in the line. Raises
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.core.records import Finish, Sampling, UserError
+from pipelines.bases.registry import BaseRow
+from pipelines.core.records import Finish, Sampling, UserError, is_instant
 from pipelines.core.run import Run
 from pipelines.runs import jobs
-from pipelines.runs.jobspec import JobSpec, Setting
+from pipelines.runs.jobspec import JobSpec, Setting, portrait_spec
 from pipelines.training import estimates
 from ui.run import photobox
 from ui.run.paces import DRAWING
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 LOOKS = 5  # at validation pictures in a training of the app
 MAX_STEPS, MAX_BATCH = 3000, 32
 FINISH_S = 5.0  # about what finishing a picture takes on two cores
+AROUND_S = 15.0  # about what loading the base, scores and the report take beside portraits on two cores
 GO_ON_SHARE = 0.5  # of the steps, where a training starts from what was learned before
 
 
@@ -118,6 +121,43 @@ def start_generation(
     pace = estimates.pace_of(services.paces.known().get(estimates.key(services.bases[spec.base], DRAWING)))
     estimate = None if pace is None else pace.step_s * spec.denoiser_steps
     _enqueue(services, session, session.run.drawing, spec, estimate_s=estimate)
+
+
+def start_portrait(services: Services, session: Session) -> None:
+    """Put the whole chain in the line: learn, draw, score. What was learned from these photos is not learned again, and
+    pictures that are there are not drawn again: a chain that was stopped goes on. Raises UserError.
+    """
+    row = services.bases[session.choices.base or services.default_base]
+    spec = portrait_spec(row, class_word=session.choices.class_word)
+    known, photos = trained(session.run), photobox.load(session.run).photo_set
+    digest = photos.digest if photos else ""
+    learned = [
+        m for m, card in known.items() if (card.photo_digest, card.base, card.complete) == (digest, row.name, True)
+    ]
+    with photobox.taking(session.run):  # photos that are still coming in are not part of it
+        photobox.note_learned(session.run, spec.methods)
+        estimate = portrait_s(services, row, spec, learned)
+        _enqueue(services, session, session.run, spec, estimate_s=estimate)
+
+
+def portrait_s(
+    services: Services, row: BaseRow, spec: JobSpec, learned: Sequence[str] = (), *, drawn: int = 0
+) -> float | None:
+    """Seconds until the portraits of `spec` are there, but for methods that have `learned` and pictures that are
+    `drawn`. None where nothing was timed.
+    """
+    to_learn = [method for method in spec.methods if method not in learned and not is_instant(method)]
+    recipes = services.recipes(row, spec.quality, to_learn, spec.settings)
+    learning = services.estimated_s(row, recipes) if recipes else 0.0
+    pace = estimates.pace_of(services.paces.known().get(estimates.key(row, DRAWING)))
+    step_s = pace.step_s if pace is not None else None
+    if step_s is None and learning and recipes:
+        # a step of training is a pass there and twice as much back, a step of drawing with guidance two passes there
+        step_s = learning / sum(each.steps * each.batch for each in recipes.values()) * 2 / 3
+    if learning is None or step_s is None:
+        return None
+    every = len(spec.methods) * len(spec.samplings)
+    return learning + AROUND_S + step_s * spec.denoiser_steps * (1 - min(drawn, every) / every)
 
 
 def start_finishing(services: Services, session: Session, order: Finish) -> None:

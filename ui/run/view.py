@@ -121,7 +121,8 @@ class View:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*(c for c in COLUMNS if c == "none" or c in self.trained), *self.imported)
+        here = {method for method, card in self.trained.items() if card.here}
+        return (*(c for c in COLUMNS if c == "none" or c in here), *self.imported)
 
     @property
     def shots(self) -> tuple[Shot, ...]:
@@ -186,6 +187,8 @@ class View:
                 size=phrases.amount(card.artifact_bytes),
                 count=f"{card.trainable_params:,}",
             )
+            if not card.here:
+                note += " " + tell("The example comes without its weights, so it draws nothing new here.")
         if step is None:
             steps, seconds = (card.steps, card.train_s) if card else (0, 0.0)
             return Lane(

@@ -15,6 +15,7 @@ import gradio as gr
 from pipelines.core.records import UserError
 from ui.page import html as page_html
 from ui.page.errors import told
+from ui.page.fields import File
 from ui.page.refresh import Refresh, Updates
 from ui.run.cards import StripData
 from ui.run.services import Services
@@ -61,7 +62,7 @@ class LookSection:
 
 def build(services: Services) -> LookSection:
     about = gr.HTML(ABOUT, elem_id="lk-look")
-    drop = gr.File(
+    drop = File(
         label=say("Any one picture"), file_count="single", file_types=["image", ".heic", ".heif", ".avif"], height=130,
         elem_id="lk-any",
     )  # fmt: skip

@@ -11,6 +11,7 @@ import gradio as gr
 from pipelines.core.records import UserError
 from ui.page import html as page_html
 from ui.page.errors import told
+from ui.page.fields import File
 from ui.page.refresh import Updates
 from ui.score import html as score_html
 from ui.words.words import say, tell
@@ -31,7 +32,7 @@ class VerifyBox:
 def build() -> VerifyBox:
     with gr.Accordion(say("Was this picture drawn by an AI? Read its marks"), open=False, elem_id="lk-verify"):
         gr.HTML(ABOUT)
-        drop = gr.File(
+        drop = File(
             label=say("Any picture to read the marks of"), file_count="single",
             file_types=["image", ".heic", ".heif", ".avif"], height=130, elem_id="lk-verify-file",
         )  # fmt: skip

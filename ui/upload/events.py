@@ -11,6 +11,7 @@ import gradio as gr
 from pipelines.core.files import timestamp
 from pipelines.core.records import CLASS_WORDS, UserError
 from pipelines.core.run import record_consent
+from ui.front import example
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.refresh import Refresh, Updates
@@ -74,7 +75,10 @@ class Actions:
         paths = [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
         if not paths:
             raise UserError("No photos arrived. Drop 5 to 15 photos of one person.")
-        first, gone = kept is None, kept is not None and services.sessions.find(kept) is None
+        before, kept = kept, example.left(services, kept)
+        left = kept is not before
+        agreed = False if left else agreed  # the box was ticked for the example's person
+        first, gone = kept is None, left or (kept is not None and services.sessions.find(kept) is None)
         if first:
             self._check(class_word, base, agreed)
         kept, session = services.sessions.ensure(kept)
@@ -98,6 +102,7 @@ class Actions:
 
     def use_sample(self, kept: object, base: object) -> Iterator[Updates]:
         services, tab = self.services, self.tab
+        kept = example.left(services, kept)
         first = kept is None
         if first:
             self._check(CLASS_WORDS[0], base, False)

@@ -13,13 +13,13 @@ import gradio as gr
 
 from pipelines.core.records import CLASS_WORDS
 from ui.page import html as page_html
+from ui.page.fields import Camera, File
 from ui.page.html import script
 from ui.page.refresh import Updates
 from ui.run import photobox
 from ui.run.services import Services
 from ui.run.view import View
 from ui.upload import html as upload_html
-from ui.upload.camera import Camera
 from ui.words.retold import retell
 from ui.words.words import say, tell
 
@@ -85,7 +85,7 @@ class UploadTab:
 def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
-            drop = gr.File(
+            drop = File(
                 label=say("Photos of one person, or a ZIP of them - 5 to 15 are best"),
                 file_count="multiple",
                 file_types=["image", ".heic", ".heif", ".avif", ".zip"],

@@ -143,6 +143,7 @@ class Guard:
         self.pages = Pages(app)
         self._secret = secrets.token_bytes(32)
         self._settling: asyncio.Task[None] | None = None
+        self._unqueued: set[str] = set()  # events under way that are not in Gradio's queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -262,6 +263,11 @@ class Guard:
                         self._await(answer["event_id"], visitor, files)
 
                 exchange.on_body = let_in
+            elif files:
+                lasting = secrets.token_hex(8)
+                self._unqueued.add(lasting)
+                stack.callback(self._unqueued.discard, lasting)
+                self._await(lasting, visitor, files)
             body = json.dumps(event).encode()
             await self.app(resized(exchange.scope, body), replay(body, receive), exchange.send)
 
@@ -341,7 +347,7 @@ class Guard:
     async def _settle(self) -> None:
         while self.uploads.awaited:
             await asyncio.sleep(SETTLE_S)
-            self.uploads.settle(self.working_on())
+            self.uploads.settle({*self.working_on(), *self._unqueued})
 
     async def _serve(self, exchange: Exchange, receive: Receive) -> None:
         path = self.media.resolve(exchange.local.removeprefix(PREFIX))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hmac
 import secrets
+import threading
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ from urllib.parse import quote, unquote
 
 PREFIX = "/media/"
 LIFETIME_S = 2 * 3600  # a link's expiry is rounded up to this grid, so that polling a page keeps the same address
+BROWSERS = 100  # that may see one run: a person who clears their cookies is another each time
 SERVED = {".png", ".jpg", ".jpeg", ".webp", ".zip", ".json", ".csv", ".html"}
 
 
@@ -29,18 +31,32 @@ class Media:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._secret = secrets.token_bytes(32)
-        self._admitted: dict[str, set[str]] = {}  # a run's folder name -> the browsers that may see its files
+        self._lock = threading.Lock()
+        # a run's folder name -> the browsers that may see its files, the last one admitted last
+        self._admitted: dict[str, dict[str, None]] = {}
 
     def admit(self, run: str, browser: str) -> None:
         """From now on `browser` may follow the links to files of `run`: it has shown the run's capability."""
-        self._admitted.setdefault(run, set()).add(browser)
+        with self._lock:
+            browsers = self._admitted.setdefault(run, {})
+            browsers.pop(browser, None)
+            browsers[browser] = None
+            if len(browsers) > BROWSERS:
+                del browsers[next(iter(browsers))]
+
+    def prune(self) -> None:
+        """Forget who may see the runs that are gone."""
+        with self._lock:
+            for run in [run for run in self._admitted if not (self.root / run).exists()]:
+                del self._admitted[run]
 
     def admits(self, path: Path, browser: str) -> bool:
         """Whether `browser` may see this file. The first to follow a link of a new run is its maker: the link was on
         no other page.
         """
         run = path.relative_to(self.root).parts[0]
-        return browser in self._admitted.setdefault(run, {browser})
+        with self._lock:
+            return browser in self._admitted.setdefault(run, {browser: None})
 
     def link(self, path: Path, *, name: str | None = None) -> str:
         """A relative address for one file below `root`; `name` makes the browser save it under that name.

@@ -47,7 +47,9 @@ class Uploads:
         with self._lock:
             for path in paths:
                 self._inode[path] = _inode(path)
-                if self._owners.setdefault(path, {}).setdefault(visitor.browser, visitor) is visitor:
+                owners = self._owners.setdefault(path, {})
+                if visitor.browser not in owners:
+                    owners[visitor.browser] = visitor
                     self._count.update(who for who, _ in parties(visitor))
 
     def owned(self, path: str, browser: str) -> bool:

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,13 +23,19 @@ from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 log = logging.getLogger("likeness.ui")
-COOKIE = "likeness-browser"  # on HTTPS with the prefix __Host-: no other host and no plain HTTP can set that one
+# On HTTPS with the prefix __Host-: no other host and no plain HTTP can set that one. On plain HTTP with the port: a
+# browser sends a host's cookies to all of its ports.
+COOKIE = "likeness-browser"
 PROXIES_ENV = "LIKENESS_PROXIES"
+HOSTS_ENV = "LIKENESS_HOSTS"  # by which names the app is reached; $GRADIO_SERVER_NAME is one of them
 PRIVATE = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,::1,fc00::/7"
 NAMED = b"x-likeness-browser"  # tells the handlers which browser it is; one that comes from outside is dropped
 GRADIO_SERVER = b"x-gradio-server"  # Gradio would take it for its own address
 ONCE = (b"host", b"origin", b"cookie", b"content-length", b"content-type")
-ELSEWHERE = "This app answers to localhost only. Behind a proxy set LIKENESS_PROXIES; see docs/deploy.md."
+ELSEWHERE = (
+    "This app does not know the name that you called it by. Use its address, or put the name into LIKENESS_HOSTS. "
+    "Behind a proxy set LIKENESS_PROXIES. See docs/deploy.md."
+)
 NO_COOKIE = (
     "This page needs its cookie. Allow cookies for this site, then reload the page. A program gets the cookie from "
     "/config and sends it with every request."
@@ -44,15 +50,14 @@ class Strange(Exception):
 class Visitor:
     browser: str  # its random name; "" = it has none, and nothing can belong to it
     address: str  # that counts as one: see `network`
-    secure: bool = False  # it came by HTTPS
+    key: str = COOKIE  # what its cookie is called
 
     @property
     def cookie(self) -> str:
         """A `Set-Cookie` for this visit that scripts can't read. A Space is shown inside another site's frame, which
         wants `None` and `Partitioned`; both need HTTPS."""
-        if self.secure:
-            return f"__Host-{COOKIE}={self.browser}; Path=/; HttpOnly; SameSite=None; Secure; Partitioned"
-        return f"{COOKIE}={self.browser}; Path=/; HttpOnly; SameSite=Lax"
+        where = "SameSite=None; Secure; Partitioned" if self.key.startswith("__Host-") else "SameSite=Lax"
+        return f"{self.key}={self.browser}; Path=/; HttpOnly; {where}"
 
 
 class Door:
@@ -62,6 +67,8 @@ class Door:
         self._hosted = bool(os.environ.get("SPACE_ID"))  # a hosted Space is reached through the host's proxy only
         if proxies is None:
             proxies = os.environ.get(PROXIES_ENV, PRIVATE if self._hosted else "")
+        named = f"{os.environ.get(HOSTS_ENV, '')},{os.environ.get('GRADIO_SERVER_NAME', '')}"
+        self._hosts = {name.strip().lower() for name in named.split(",")}
         self._secret = secrets.token_bytes(32)
         self._proxies = ProxyHeadersMiddleware(_nothing, trusted_hosts=proxies)  # type: ignore[arg-type]
         self._told = False
@@ -76,7 +83,9 @@ class Door:
         told = headers_of(scope)
         if told.get("x-forwarded-proto") == "https":  # of anybody: it changes this visitor's own answer only
             scope["scheme"] = "https"
-        if not believed and _loopback(str((scope.get("server") or ("",))[0])) and not _local(told.get("host", "")):
+        name = host_of(told.get("host", ""))[0]
+        here = _loopback(str((scope.get("server") or ("",))[0]))
+        if not (believed or self._hosted or name in self._hosts or _ours(name, here=here)):
             raise Strange(ELSEWHERE)  # another site's name that leads to this machine
         return scope
 
@@ -106,31 +115,32 @@ class Door:
     def visitor(self, scope: Scope) -> Visitor:
         """Who sent what `read` returned."""
         address = network(scope["client"][0] if scope.get("client") else "")
-        headers, secure = headers_of(scope), scope.get("scheme") == "https"
-        browser = cookie(headers, secure=secure)
+        headers = headers_of(scope)
+        port = host_of(headers.get("x-forwarded-host") or headers.get("host", ""))[1]
+        key = f"__Host-{COOKIE}" if scope.get("scheme") == "https" else f"{COOKIE}-{port}"
+        browser = cookie(headers, key)
         if not browser and self._hosted:  # a frame of another site, in a browser that keeps cookies from frames
             seen = f"{address} {headers.get('user-agent', '')}"
             browser = "-" + hmac.new(self._secret, seen.encode(), "sha256").hexdigest()
-        return Visitor(browser, address, secure)
+        return Visitor(browser, address, key)
 
 
 def newcomer(visitor: Visitor) -> Visitor | None:
     """`visitor` with a name to be kept as a cookie; None where it has one."""
     if visitor.browser and not visitor.browser.startswith("-"):
         return None
-    return Visitor(secrets.token_urlsafe(32), visitor.address, visitor.secure)
+    return replace(visitor, browser=secrets.token_urlsafe(32))
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
     return {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
 
 
-def cookie(headers: dict[str, str], *, secure: bool) -> str:
+def cookie(headers: dict[str, str], key: str) -> str:
     """The browser's own random name, "" where it sends none."""
-    wanted = f"__Host-{COOKIE}" if secure else COOKIE
     for pair in headers.get("cookie", "").split(";"):
         name, _, value = pair.strip().partition("=")
-        if name == wanted and re.fullmatch(r"[A-Za-z0-9_-]{43}", value):
+        if name == key and re.fullmatch(r"[A-Za-z0-9_-]{43}", value):
             return value
     return ""
 
@@ -169,13 +179,26 @@ def _loopback(address: str) -> bool:
     return ip.is_loopback or ip.is_unspecified
 
 
-def _local(host: str) -> bool:
-    """Whether a Host header names this machine, or there is none."""
+def host_of(host: str) -> tuple[str, int]:
+    """The name, in small letters, and the port (80 where there is none) of a Host header; (".", 0) for what is none."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        parts = urlsplit(f"//{host}")
+        return parts.hostname or "", parts.port or 80
     except ValueError:
+        return ".", 0
+
+
+def _ours(name: str, *, here: bool) -> bool:
+    """Whether no site of the internet can be called `name`: it names this machine, or where the app is reached from
+    other machines (not `here`) any address, a name of one part or one of the local network."""
+    if not name or name == "localhost" or name.endswith(".localhost") or _loopback(name):
+        return True
+    if here:
         return False
-    return not name or name == "localhost" or name.endswith(".localhost") or _loopback(name)
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return "." not in name or name.endswith(".local")
 
 
 async def _nothing(*_: object) -> None:
