@@ -32,12 +32,12 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.front import events as front_events
     from ui.front import layout as front_layout
     from ui.front import picture
+    from ui.front.steps import Frame
     from ui.generate import events as generate_events
     from ui.generate import finish
     from ui.generate import layout as generate_layout
     from ui.generate.styles import THUMBNAILS
     from ui.page import theme, views
-    from ui.page.frame import Frame
     from ui.page.page import Page
     from ui.page.refresh import Refresh
     from ui.programs import endpoints

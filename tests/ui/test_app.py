@@ -1051,8 +1051,8 @@ def test_what_people_typed_is_escaped():
 def test_only_what_changed_is_sent(services, base):
     import gradio as gr
 
+    from ui.front.steps import Frame
     from ui.generate import layout as generate_layout
-    from ui.page.frame import Frame
     from ui.page.refresh import Refresh
     from ui.score import score
     from ui.train import layout as train_layout

@@ -113,7 +113,7 @@ def test_the_second_visitor_is_told_what_the_first_was(monkeypatch, tmp_path):
     import app
 
     demo, _ = app.build()
-    (event,) = (each for each in demo.fns.values() if getattr(each.fn, "__name__", "") == "load")
+    event, *_ = (each for each in demo.fns.values() if getattr(each.fn, "__name__", "") == "load")
     request = gr.Request(headers={"accept-language": "de"}, cookies={})
     answers = []
     for _visit in range(2):

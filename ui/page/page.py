@@ -36,7 +36,12 @@ DESCRIBES = (  # a component to programs; none of it is used by a browser
     "api_info", "api_info_as_input", "api_info_as_output", "example_inputs", "_api_info", "component_class_id", "key",
     "preserved_by_key", "name", "component_class_name",
 )  # fmt: skip
-OFF = ("_retryable", "_undoable", "_selectable", "likeable", "streamable")  # what a component need not say when False
+# What a component or an event need not say when it is empty or False.
+OFF = (
+    "_retryable", "_undoable", "_selectable", "likeable", "streamable", "elem_classes", "batch", "cancels",
+    "scroll_to_output", "trigger_only_on_success", "trigger_only_on_failure",
+)  # fmt: skip
+UNUSED = "element.addEventListener('click', function() { trigger('click') });"  # Gradio's own, where nobody listens
 SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
 
 
@@ -99,8 +104,8 @@ class WholeFiles(GradioMultiPartParser):
 route_utils.GradioMultiPartParser = WholeFiles  # type: ignore[misc]  # where the upload route looks for it
 
 
-def _without(described: Any, names: Container[str]) -> dict[str, Any]:
-    return {name: value for name, value in dict(described).items() if name not in names}
+def _without(described: Any, names: Container[str]) -> Any:
+    return {n: value for n, value in dict(described).items() if n not in names and (value or n not in OFF)}
 
 
 class Page(gr.Blocks):
@@ -113,13 +118,18 @@ class Page(gr.Blocks):
         self._described = super().get_config_file()
         components = [_without(each, DESCRIBES) for each in self._described["components"]]
         for each in components:
-            off = [name for name in OFF if each["props"].get(name) is False]
-            each["props"] = _without(each["props"], (*DESCRIBES, *off))
+            each["props"] = _without(each["props"], DESCRIBES)
+            if each["props"].get("js_on_load") == UNUSED:
+                each["props"]["js_on_load"] = ""
         events = [
-            {name: value for name, value in each.items() if value is not None or name in ("queue", "trigger_after")}
+            {
+                name: value
+                for name, value in dict(each).items()
+                if value is not None or name in ("queue", "trigger_after")
+            }
             for each in self._described["dependencies"]
         ]
-        return {**self._described, "components": components, "dependencies": events}
+        return {**self._described, "components": components, "dependencies": [_without(each, ()) for each in events]}
 
     def get_api_info(self, *args: Any, **options: Any) -> Any:
         sent, self.config = self.config, self._described

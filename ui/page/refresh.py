@@ -223,7 +223,7 @@ def sliced(services: Services, session: Session | None) -> Iterator[None]:
         yield
 
 
-def _put(component: Component, update: Any) -> dict[str, Any]:
+def _put(component: Component, update: Any) -> Updates:
     """Give a component what an update would tell it; returns what it can't hold."""
     left, held = {}, component.get_config()
     for name, value in update.items():

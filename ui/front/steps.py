@@ -21,7 +21,7 @@ class Frame:
     @classmethod
     def build(cls) -> Frame:
         # it opens tabs for every button with a `data-tab`, wherever that stands
-        return cls(gr.HTML(elem_id="lk-steps", js_on_load=page_html.script("page/open.js")))
+        return cls(gr.HTML(elem_id="lk-steps", js_on_load=page_html.script("front/open.js")))
 
     def show(self, view: View) -> Updates:
         return {self.steps: gr.update(value=page_html.stepper(view.steps(), TABS))}
