@@ -2,10 +2,10 @@
 
     python benchmarks/busy_machine.py [--busy 0,1,2] [--spin 1000,300000] [--steps 40] [--limit 240]
 
-In: nothing (the sample person, the embedded base). Out: a table: seconds for so many steps of textual inversion beside
-so many programs that never rest, for each number of turns that PyTorch's threads wait for each other by spinning
-(GOMP_SPINCOUNT; `pipelines/__init__.py` sets 1000, the library's own is 300000). What isn't done within the limit is
-reckoned from the steps that were. Nothing else should run.
+In: nothing (it uses the sample person and the embedded base). Out: a table: seconds for `--steps` steps of textual
+inversion beside 0, 1, 2 programs that use a core all the time, for each spin count of PyTorch's threads
+(GOMP_SPINCOUNT: how long a thread waits in a loop; `pipelines/__init__.py` sets 1000, the library's default is 300000).
+If the limit ends first, the time is estimated from the steps that were done. Nothing else should run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NEVER_RESTS = "while True: pass"
 
 
 def trained_s(spin: int, busy: int, steps: int, limit_s: float) -> tuple[int, float]:
-    """(steps done, seconds since the first began) of one training beside `busy` other programs."""
+    """(steps done, seconds since the first step began) of one training beside `busy` other programs."""
     settings = (f"steps={steps}", "batch=8", "watch_every=0")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

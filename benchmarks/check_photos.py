@@ -2,7 +2,7 @@
 
     python benchmarks/check_photos.py [--photos 20]
 
-In: nothing; the synthetic sample person is enlarged into 12-megapixel JPEGs with grain. Out: one line per figure.
+In: nothing; pictures of the sample person are enlarged to 12-megapixel JPEGs with noise. Out: one line per figure.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        # made in a process of its own: what that took must not hide what checking takes
+        # made in a process of its own, so that its memory is not in the peak memory of checking
         maker = multiprocessing.get_context("spawn").Process(target=phone_photos, args=(Path(folder), options.photos))
         maker.start()
         maker.join()
         files = sorted(Path(folder).glob("*.jpg"))
-        intake.check(sorted((ROOT / "presets" / "sample_person").glob("*.png"))[:1])  # loads what judges photos
+        intake.check(sorted((ROOT / "presets" / "sample_person").glob("*.png"))[:1])  # loads the models first
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         each: list[float] = []
         started = last = time.perf_counter()

@@ -36,7 +36,7 @@ from pipelines.photos.gather import photo_files
 
 
 def conditions() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and versions of the measurement."""
     import torch
 
     return {
@@ -51,7 +51,7 @@ def conditions() -> dict[str, Any]:
 
 
 def comparison(photos: Path, run: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run `python -m pipelines compare` as a person would and read what it left."""
+    """Run `python -m pipelines compare` and read figures from its run folder."""
     command = [
         sys.executable, "-m", "pipelines", "compare", str(photos), "--class-word", options.class_word, "--quality",
         options.quality, "--base", options.base, "--out", str(run), "--json",
@@ -72,7 +72,7 @@ def comparison(photos: Path, run: Path, options: argparse.Namespace) -> dict[str
 
 
 def render_seconds(base: str, renders: int = 5) -> dict[str, float]:
-    """Seconds for one picture of 20 steps with guidance, alone and in a batch; the first one warms up."""
+    """Seconds per picture with 20 steps and guidance, alone and in a batch, after one picture to warm up."""
     from pipelines.bases.registry import find_base
     from pipelines.core.records import Sampling
     from pipelines.generation.generator import Generator
@@ -93,7 +93,7 @@ def render_seconds(base: str, renders: int = 5) -> dict[str, float]:
 
 
 def page_seconds(timeout_s: float = 60.0) -> float | None:
-    """Seconds from `python app.py` until its page answers; the better of two starts (the first warms the disk)."""
+    """Seconds from `python app.py` until its page answers; the shorter of two starts (the first fills disk caches)."""
     if not (ROOT / "app.py").is_file():
         return None
     return min(_page_once(timeout_s) for _ in range(2))

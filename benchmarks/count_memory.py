@@ -2,8 +2,8 @@
 
 In: nothing. Out: per base the parameters of its denoiser and the gigabytes that autograd keeps per picture, with and
 without gradient checkpointing, and what drawing one takes - the numbers of `Footprint` in pipelines/bases/registry.py.
-The networks are made on torch's meta device from the published configurations, in bfloat16: shapes are real, numbers
-are not.
+The networks are made on torch's meta device from the published configurations, in bfloat16: tensors have shapes, but no
+values.
 Try it: `python benchmarks/count_memory.py`.
 """
 
@@ -74,7 +74,7 @@ def _unet_call(unet: Any, config: dict[str, Any]) -> Callable[[], Any]:
 
 
 def _flow_call(transformer: Any) -> Callable[[], Any]:
-    """At 1024 px, with a prompt of 96 tokens."""
+    """A forward pass at 1024 px, with a prompt of 96 tokens."""
     import torch
 
     latents, told = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((16, 1, 128, 128), (96, 2560)))
@@ -83,7 +83,7 @@ def _flow_call(transformer: Any) -> Callable[[], Any]:
 
 
 def _held_while_drawing(network: Any, call: Callable[[], Any]) -> int:
-    """The most bytes that lie there at once besides the weights when nothing is kept for the way back."""
+    """The peak of bytes besides the weights in a forward pass without autograd."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_flatten
@@ -113,7 +113,9 @@ def _held_while_drawing(network: Any, call: Callable[[], Any]) -> int:
 
 @contextlib.contextmanager
 def _fused_attention(stand_in: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
-    """`stand_in` for torch's attention, which on this device would make the matrix that GPUs never do."""
+    """Context in which `stand_in` replaces torch's attention, which on this device would make the (tokens x tokens)
+    matrix; fused attention on a GPU does not.
+    """
     import torch
 
     def attend(query: Any, key: Any, value: Any, **_: Any) -> Any:
@@ -128,14 +130,14 @@ def _fused_attention(stand_in: Callable[[Any, Any, Any], Any]) -> Iterator[None]
 
 
 def _kept(network: Any, call: Callable[[], Any]) -> tuple[int, int]:
-    """Bytes that autograd holds after the forward pass, each storage once, and by the block that holds most."""
+    """Bytes that autograd keeps after the forward pass, each storage counted once: (in all, of the largest block)."""
     import torch
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
     class Attention(torch.autograd.Function):
-        """Holds what fused attention holds: queries, keys, values and the outcome, not the matrix between them."""
+        """Keeps what fused attention keeps: queries, keys, values and the result, not the matrix."""
 
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
@@ -148,7 +150,7 @@ def _kept(network: Any, call: Callable[[], Any]) -> tuple[int, int]:
             raise NotImplementedError
 
     seen: dict[int, int] = {}
-    held = []  # storages must live, or their addresses would be used again
+    held = []  # keep the storages alive, so that no address is used again
     weights = {each.untyped_storage()._cdata for each in network.parameters()}
     largest, begun = [0], []
 

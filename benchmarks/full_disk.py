@@ -1,7 +1,7 @@
 """What happens when the disk is full? At upload, checkpoint, preview and report, on a file system of a few megabytes.
 
-In: nothing (root, to mount a tmpfs; says so and ends with code 77 otherwise). Out: a table and JSON. Laws: a sentence
-says what to do, nothing that was there is damaged, and the same run goes on when there is space again.
+In: nothing (needs root to mount a tmpfs; without it ends with code 77). Out: a table and JSON. It checks that a
+sentence says what to do, that no older file is damaged, and that the same run continues when there is space again.
 
     sudo python benchmarks/full_disk.py --json full.json
 """
@@ -53,7 +53,7 @@ def grow(folder: Path, size: str) -> None:
 
 
 def fill(folder: Path, leave_bytes: int = 0) -> Path:
-    """Take the space that is left, but for `leave_bytes`."""
+    """Fill the disk with a file, but leave `leave_bytes` free."""
     ballast = folder / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb") as file:
         left = os.statvfs(folder)
@@ -62,13 +62,13 @@ def fill(folder: Path, leave_bytes: int = 0) -> Path:
 
 
 def sentence(text: str | None) -> bool:
-    """Whether a person can read it, and it says what to do."""
+    """Whether a text is a sentence for people that says what to do."""
     return bool(text) and "full" in str(text) and "Free some space" in str(text) and "Traceback" not in str(text)
 
 
 @contextlib.contextmanager
 def visited(home: Path, base: str) -> Iterator[tuple[App, Visitor]]:
-    """The app, and somebody who has its page open."""
+    """Context with the app and a visitor who has its page open."""
     app = App(home, LIKENESS_BASE=base)
     app.start()
     try:
@@ -79,7 +79,7 @@ def visited(home: Path, base: str) -> Iterator[tuple[App, Visitor]]:
 
 @contextlib.contextmanager
 def run_on_a_small_disk(home: Path, base: str) -> Iterator[tuple[Path, Run]]:
-    """A run with photos, where all that jobs write goes to one small file system."""
+    """Context with a run with photos; its jobs write to a small file system."""
     with small_disk(home / "runs", LARGE) as disk:
         os.environ["LIKENESS_HOME"] = str(disk)
         yield disk, take_in(disk / "run", base)
@@ -90,7 +90,7 @@ def taught(base: str, settings: dict[str, Any]) -> JobSpec:
 
 
 def upload(home: Path, base: str) -> dict[str, Any]:
-    """The folder of uploads is full while somebody sends photos."""
+    """The folder of uploads is full while a visitor sends photos."""
     with small_disk(home / "uploads", SMALL) as uploads, visited(home, base) as (app, visitor):
         photos = sample_photos(6)
         files = [("files", (photo.name, photo.read_bytes(), "image/png")) for photo in photos]
@@ -109,7 +109,7 @@ def upload(home: Path, base: str) -> dict[str, Any]:
 
 
 def upload_into_a_full_run(home: Path, base: str) -> dict[str, Any]:
-    """The upload arrives, but there is no room for the run."""
+    """The upload succeeds, but there is no space for the run."""
     with small_disk(home / "runs", LARGE) as runs, visited(home, base) as (_, visitor):
         first = visitor.add_photos(sample_photos(5))
         ballast = fill(runs, 1_000_000)
@@ -125,7 +125,7 @@ def upload_into_a_full_run(home: Path, base: str) -> dict[str, Any]:
 
 
 def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dict[str, Any]:
-    """Training fills the disk: while it writes a checkpoint, or a preview."""
+    """The disk becomes full while training writes a checkpoint or a preview."""
     with run_on_a_small_disk(home, base) as (disk, run):
         settings: dict[str, Any] = {"steps": 40_000, "batch": 2, "checkpoint_every": 100_000 if preview else 5}
         settings["preview_every_s"] = 0.2 if preview else 0.0
@@ -158,13 +158,13 @@ def checkpoint(home: Path, base: str, *, preview: bool, leave_bytes: int) -> dic
 
 
 def report(home: Path, base: str) -> dict[str, Any]:
-    """Pictures and their report are due, and the disk is full."""
+    """The disk is full when pictures and their report are written."""
     with run_on_a_small_disk(home, base) as (disk, run):
         list(perform(run, taught(base, {"steps": 4, "batch": 2})))
         asked = (Sampling("portrait of {subject}, grey background", steps=2, seed=1),)
         spec = JobSpec("generate", base, "person", ("none", "lora"), "draft", samplings=asked)
         said = None
-        real = files.require_space  # the gate at the start is tested elsewhere: here it fills up later
+        real = files.require_space  # switched off, because here the disk becomes full only after this check
         files.require_space = lambda *a, **k: None
         try:
             for event in perform(run, spec):

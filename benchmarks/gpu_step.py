@@ -1,18 +1,19 @@
-"""One training step on a GPU: full-size SD 1.5 and SDXL with random weights, ours beside the scripts' at their best.
+"""Time of a training step on a GPU, ours and of diffusers' scripts: full-size SD 1.5 and SDXL with random weights.
 
     python benchmarks/gpu_step.py [--cases sd15-lora-1,sdxl-lora-4] [--json F]
     python benchmarks/gpu_step.py --tiny        # the same code on a CPU in seconds; its figures mean nothing
 
 In: nothing; the bases are made from their published configurations in a temporary folder, so nothing is downloaded
-(9 GB of disk). Out: per case the step's time, arithmetic (`torch.utils.flop_counter`) and its rate beside what the card
-reaches on a large bfloat16 product, peak memory, and which bars hold; exit code 1 where one is missed.
+(9 GB of disk). Out: per case the step's time, arithmetic (`torch.utils.flop_counter`), its rate as a share of that of a
+large bfloat16 product on this GPU, peak memory, and whether the bars hold; exit code 1 if one does not.
 
-"likeness" is the app's own `load_family` and `train`, stopped after the steps that are timed: memory plan, cached
-latents and words, saving and reading back are in it, and its peak is that of the whole training. "script" is the body
-of the loop of diffusers' train_dreambooth_lora.py, train_dreambooth_lora_sdxl.py and train_dreambooth.py with bfloat16,
-TF32 and precomputed words, under each choice of --gradient_checkpointing, --enable_xformers_memory_efficient_attention
-and --use_8bit_adam that is possible here; the fastest that fits is its best. On the card is only what its loop needs:
-the denoiser and the VAE. Reading photos is in neither. LoRA is rank 16 on attention in both, text encoders don't learn.
+"likeness" is the app's own `load_family` and `train`, stopped after the timed steps, with memory plan, cached latents
+and text, saving and verification; its peak is that of the whole training. "script" is the loop body of diffusers'
+train_dreambooth_lora.py, train_dreambooth_lora_sdxl.py and train_dreambooth.py with bfloat16, TF32 and precomputed
+text, with each combination of --gradient_checkpointing, --enable_xformers_memory_efficient_attention and
+--use_8bit_adam that is possible here; its best is the fastest that fits. Only the denoiser and the VAE, which its loop
+needs, are on the GPU. Reading photos is not timed in either. LoRA has rank 16 on attention in both; text encoders do
+not train.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from pipelines.core import presets
 from pipelines.core.device import Device, is_worth_compiling, pick_device, tune
 from pipelines.core.records import Recipe, UserError
 
-FASTER = 2.0  # bar: the script's step time over ours
-WITHIN_GB = {"sd15-lora": 6.0, "sdxl-lora": 12.0}  # bar: the recipe as shipped trains on a card of that size
+FASTER = 2.0  # bar: the script's step time / ours
+WITHIN_GB = {"sd15-lora": 6.0, "sdxl-lora": 12.0}  # bar: the shipped recipe trains on a GPU of that size
 WARM = 5
 TRAINED_TIMESTEPS = 1000
 VAE = {
@@ -103,14 +104,14 @@ class Figures:
 
     case: str
     who: str  # "likeness" | "script"
-    how: str  # flags, or what was chosen
+    how: str  # the script's flags, or what the app chose
     step_ms: float
     step_tflop: float
     tflop_per_s: float
-    share_of_card: float  # of what a large matrix product reaches here
+    share_of_card: float  # its rate / that of a large matrix product on this GPU
     peak_gb: float | None  # None on a CPU
-    first_step_s: float  # from the first event to the first step's: compiling, where that is done
-    shipped: bool = True  # likeness: what the app would do here; script: its best
+    first_step_s: float  # from the first event to that of the first step, with compiling, if any
+    shipped: bool = True  # likeness: what the app would do here; script: its fastest
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Bar:
 
 
 def write_base(kind: str, folder: Path, device: Device, *, tiny: bool) -> BaseRow:
-    """A base of this architecture with random weights, as its real one is stored; the registry's row of it."""
+    """Write a base of this architecture with random weights, in the format of the real one; returns its row."""
     import diffusers
     import torch
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -147,7 +148,7 @@ def write_base(kind: str, folder: Path, device: Device, *, tiny: bool) -> BaseRo
     }
     if kind == "sdxl":
         makers["text_encoder_2"] = lambda: CLIPTextModelWithProjection(CLIPTextConfig(**second, **ids))
-    else:  # SDXL's image filter is lent by SD 1.5, which is not there: 0.6 GB less
+    else:  # SDXL would use SD 1.5's image filter, which is missing here: 0.6 GB less
         makers["safety_checker"] = lambda: StableDiffusionSafetyChecker(filtered)
     parts: dict[str, Any] = {}
     for name, make in makers.items():
@@ -170,7 +171,7 @@ def write_base(kind: str, folder: Path, device: Device, *, tiny: bool) -> BaseRo
 
 
 def _tokenizer(folder: Path) -> Any:
-    """CLIP's, of single letters: what a text says does not matter here, only that it is 77 tokens long."""
+    """A CLIP tokenizer with single letters: here only the number of tokens matters, 77."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -186,13 +187,13 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def shipped_recipe(case: str) -> Recipe:
-    """The recipe that a person gets for this base and method."""
+    """The shipped recipe for this base and method."""
     kind, method = case.split("-")[:2]
     return presets.recipe(find_base(kind), method, "good", class_word="man")
 
 
 def compared_recipe(case: str) -> Recipe:
-    """It, with what the script does in this case."""
+    """The shipped recipe with the script's settings of this case."""
     return shipped_recipe(case).replaced(
         batch=int(case.split("-")[2]), rank=16, alpha=16.0, targets="attention", text_learning_rate=0.0,
         prior_weight=0.0,
@@ -203,7 +204,7 @@ def ours(
     case: str, row: BaseRow, recipe: Recipe, device: Device, *, repeats: int, rate: float, how: str = "as shipped",
     compiled: bool = False, card_gb: float | None = None,
 ) -> Figures:  # fmt: skip
-    """A training by the app's own code on a card of `card_gb` (None: this one), stopped once enough is known."""
+    """A training by the app's own code on a GPU of `card_gb` (None: this one), stopped after the timed steps."""
     import numpy as np
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -216,7 +217,7 @@ def ours(
     height, width = row.shapes[0]
     frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
     data = TrainingData(frames, ("portrait of {subject}",) * 4, frames[:0])
-    # nothing but steps while they are timed
+    # no previews, checkpoints or validation during the timed steps
     recipe = recipe.replaced(preview_every_s=0.0, checkpoint_every=recipe.steps, watch_every=0)
     last = WARM + repeats
     reached = 0
@@ -227,7 +228,7 @@ def ours(
     ):
         forget(device)
         family = load_family(row, device)
-        # one step more than is timed, whose arithmetic is counted
+        # one step more, not timed, to count its arithmetic
         events = train(
             recipe, data, Path(folder), family=family, control=Control(stop=lambda: reached > last),
         )  # fmt: skip
@@ -248,7 +249,7 @@ def ours(
                     for at, before in zip((1, WARM, last), (first, since, until), strict=True)
                 )
             if reached == last:
-                # what is compiled is not seen by the counter
+                # the counter does not count compiled code
                 with FlopCounterMode(display=False) if not compiled else contextlib.nullcontext() as counter:
                     reached = next(events).step
                 tflop = counter.get_total_flops() / 1e12 if counter is not None else 0.0
@@ -260,7 +261,7 @@ def ours(
 
 @contextlib.contextmanager
 def card_of(card_gb: float | None, device: Device) -> Iterator[None]:
-    """While open, PyTorch gets no more memory than a card of that size has left beside CUDA's own."""
+    """Context in which PyTorch gets only as much memory as a GPU of that size has, less the CUDA context."""
     import torch
 
     if card_gb is None or device.kind != "cuda":
@@ -303,7 +304,7 @@ def possible_flags(device: Device) -> list[Flags]:
 
 
 def script_step(case: str, row: BaseRow, device: Device, flags: Flags, *, tiny: bool) -> Callable[[], None]:
-    """The body of the example scripts' loop, and on the card what it needs."""
+    """The loop body of the example scripts, with only the modules on the GPU that it needs."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from peft import LoraConfig
@@ -378,7 +379,7 @@ def script(
     tiny: bool,
     counted_tflop: float,
 ) -> Figures | None:
-    """None where it does not fit. `counted_tflop`: the arithmetic where that can't be counted."""
+    """Figures of the script; None if it does not fit. `counted_tflop`: used when its arithmetic can't be counted."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -394,7 +395,7 @@ def script(
             step()
     except torch.cuda.OutOfMemoryError:
         return None
-    # xformers' attention is not seen by the counter
+    # the counter does not count xformers' attention
     tflop = counted_tflop if flags.xformers else counter.get_total_flops() / 1e12
     return _figures(case, "script", str(flags), seconds, tflop, rate, peak_gb, first - begun)
 
@@ -416,7 +417,7 @@ def wait(device: Device) -> None:
 
 
 def forget(device: Device) -> None:
-    """Nothing of the side before lies on the card or in its peak."""
+    """Free the GPU memory of the previous measurement and reset the peak."""
     import torch
 
     gc.collect()
@@ -426,7 +427,7 @@ def forget(device: Device) -> None:
 
 
 def matrix_rate(device: Device, side: int) -> float:
-    """TFLOP/s of one large product in the compute format: what this card reaches, whatever its data sheet says."""
+    """Measured TFLOP/s of one large matrix product in the compute dtype on this GPU."""
     import torch
 
     a, b = (torch.randn(side, side, device=device.name, dtype=device.torch_dtype) for _ in range(2))
@@ -435,7 +436,7 @@ def matrix_rate(device: Device, side: int) -> float:
 
 
 def timed(work: Callable[[], Any], device: Device, *, repeats: int) -> tuple[float, float]:
-    """Median seconds of one call after some to warm up, and when the first had ended."""
+    """(median seconds of one call after some to warm up, the time at which the first had ended)."""
     seconds, first = [], 0.0
     for index in range(WARM + repeats):
         wait(device)
@@ -450,7 +451,7 @@ def timed(work: Callable[[], Any], device: Device, *, repeats: int) -> tuple[flo
 
 
 def measure(case: str, row: BaseRow, device: Device, *, repeats: int, rate: float, tiny: bool) -> list[Figures]:
-    """Every way of one case; of each side one is marked as `shipped`."""
+    """All figures of one case; one of each side is marked as `shipped`."""
     import torch
 
     scripts: list[Figures] = []
@@ -474,13 +475,13 @@ def measure(case: str, row: BaseRow, device: Device, *, repeats: int, rate: floa
         own = []
     if own and device.kind == "cuda" and importlib.util.find_spec("triton") is not None:
         found = ours(case, row, recipe, device, repeats=repeats, rate=rate, how="compiled", compiled=True)
-        # the same arithmetic as uncompiled
+        # the arithmetic is that of the uncompiled run
         own.append(_figures(
             case, "likeness", found.how, found.step_ms / 1e3, own[0].step_tflop, rate, found.peak_gb, found.first_step_s
         ))  # fmt: skip
     own = [replace(each, shipped=compiles == each.how.startswith("compiled")) for each in own]
     if best is not None and best.peak_gb is not None and any((each.peak_gb or 0.0) > best.peak_gb for each in own):
-        # a roomy card is used; what counts is whether it would have done with the script's memory
+        # this GPU may be larger: check that our training also runs with the script's memory
         with contextlib.suppress(UserError, torch.cuda.OutOfMemoryError):
             own.append(replace(
                 ours(case, row, recipe, device, repeats=repeats, rate=rate, how=WITHIN_THEIRS,
@@ -494,7 +495,7 @@ WITHIN_THEIRS = "with no more memory than the script"
 
 
 def within(kind_method: str, row: BaseRow, device: Device, *, repeats: int, rate: float) -> tuple[Figures | None, Bar]:
-    """The recipe as shipped on a card of the bar's size."""
+    """Figures and bar of the shipped recipe on a GPU of the bar's size."""
     import torch
 
     case, size = f"{kind_method}-{shipped_recipe(kind_method).batch}", WITHIN_GB[kind_method]
@@ -511,7 +512,7 @@ def within(kind_method: str, row: BaseRow, device: Device, *, repeats: int, rate
 
 
 def bars(found: Sequence[Figures]) -> list[Bar]:
-    """Ours against the script's best, per case. Without a GPU, or where no script fits, there is nothing to hold."""
+    """Ours against the script's best, per case. No bars without a GPU, or if no script fits."""
     judged = []
     for case in dict.fromkeys(each.case for each in found):
         best = next((each for each in found if (each.case, each.who, each.shipped) == (case, "script", True)), None)

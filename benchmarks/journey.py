@@ -2,11 +2,11 @@
 
     python benchmarks/journey.py [PHOTOS] [--class-word woman] --out SHOTS
 
-In: photos of one person (the sample person). Out: a folder of screenshots to look at, and a line per check. On the way
-the page is reloaded, opened a second time, the browser closed and opened again, and the server killed and started
-again in the middle of the training; buttons are pressed twice. Exit code 1 when a check fails: one job however often a
-button is pressed, work found again each time, no error in the console, no request to another host. Needs Chromium and
-`pip install playwright`. Screenshots of real people are theirs: keep SHOTS out of the repository.
+In: photos of one person (default: the sample person). Out: a folder of screenshots, and a line per check. During the
+training the page is reloaded, opened a second time, the browser closed and opened again, and the server killed and
+started again; buttons are pressed twice. Exit code 1 when a check fails: only one job when a button is pressed twice,
+the work found again each time, no error in the console, no request to another host. Needs Chromium and
+`pip install playwright`. Keep screenshots of real people out of the repository.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Journey:
         self.errors: list[str] = []
         self.foreign: list[str] = []
         self.failed: list[str] = []
-        self.down = False  # the server: what the console says meanwhile is no fault of the page
+        self.down = False  # while the server is down, errors in the console are not the page's fault
 
     def context(self, folder: Path, size: str, scheme: str = "light") -> Any:
-        """A browser with a memory of its own, in `folder`."""
+        """A browser with its own profile, stored in `folder`."""
         width, height = SIZES[size]
         context = self.driver.chromium.launch_persistent_context(
             str(folder), executable_path=shutil.which("chromium"), args=["--no-sandbox"], color_scheme=scheme,
@@ -59,7 +59,7 @@ class Journey:
         return page
 
     def _error(self, text: str) -> None:
-        if not self.down and "AbortError" not in text:  # a reload aborts the poll that is under way
+        if not self.down and "AbortError" not in text:  # a reload aborts a running poll
             self.errors.append(text)
 
     def _request(self, request: Any) -> None:
@@ -132,7 +132,7 @@ class Journey:
             self.app.process.wait()
             time.sleep(3)
             self.app.start()
-            page.wait_for_timeout(8000)  # the page notices, waits and loads itself anew
+            page.wait_for_timeout(8000)  # the page notices it, waits and reloads itself
             page.goto(self.app.address)
             self.down = False
             self.tab(page, "Train")

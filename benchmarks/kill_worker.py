@@ -1,12 +1,13 @@
 """Does a training survive kill -9? Kills the worker, or the server that started it, at a random step, twenty times.
 
-In: nothing (the sample person, a tiny random base; `--base portrait-128` for the embedded one). Out: a table and JSON.
-Every round: start a training, kill, look at what lies there, continue to the end, compare with a run nobody killed.
+In: nothing (it uses the sample person and a tiny random base; `--base portrait-128` for the embedded one). Out: a table
+and JSON. Every round: start a training, kill it, check its files, continue to the end, compare with a run that was not
+killed.
 
     python benchmarks/kill_worker.py --rounds 20 --json kill.json
 
-Exit code 1 when a law does not hold: the state is "interrupted", no file is torn, no process is left, at most one
-checkpoint interval is lost, and the artefact equals the uninterrupted one to the bit.
+Exit code 1 unless the state is "interrupted", no file is half-written, no process is left, at most one checkpoint
+interval is lost, and the artefact is equal to the bit to the one of the run that was not killed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
 
 EVERY = 5  # steps between checkpoints
-# What the app does with a root of runs: recover it, see to it that jobs get a worker, and put jobs in its line.
+# The app's part: recover the runs folder, start workers for its jobs, and put jobs in the queue.
 SERVER = """
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ for line in sys.stdin:
 
 
 class Server:
-    """A process that stands for the app."""
+    """A process that acts as the app."""
 
     def __init__(self, root: Path) -> None:
         self.process = subprocess.Popen(
@@ -89,7 +90,7 @@ def take_in(folder: Path, base: str) -> Run:
 
 
 def torn(run: Run) -> list[str]:
-    """Files that can't be read whole. A last line without its end is cut off at the next start and no damage."""
+    """Half-written files. An incomplete last line is not counted: it is cut off at the next start."""
     from PIL import Image
     from safetensors import safe_open
 
@@ -126,7 +127,7 @@ def artefact(run: Run, method: str) -> str:
 
 
 def gone(pid: int, timeout_s: float = 30.0) -> bool:
-    """Whether the process ended. One that is dead but not buried yet counts as ended."""
+    """Whether the process ended. A zombie process counts as ended."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
@@ -146,8 +147,8 @@ def one_round(number: int, folder: Path, base: str, method: str, spec: JobSpec, 
     server = Server(folder)
     server.enqueue(run)
     steps = int(spec.settings[method]["steps"] or 0)
-    # Anywhere: while it loads (step 0), between two steps, in the middle of a checkpoint, while the artefact is saved
-    # and drawn from (the last step, which is long). A training that was over by then has nothing to lose.
+    # At any time: while it loads (step 0), between two steps, during a checkpoint, while the artefact is saved and
+    # verified (the last step, which is long). If the training has ended before the kill, nothing can be lost.
     at = chance.choice([0, *range(1, steps + 1), steps, steps, steps])
     jobs.hold(run, lambda found: not found.busy or last_step(run) >= at, timeout_s=300)
     time.sleep(chance.uniform(0, 0.2))

@@ -1,8 +1,8 @@
-"""How quick is the page while thirty people look at it and one of them trains?
+"""How quick is the page while thirty people have it open and one of them trains?
 
-In: nothing (the embedded base and the sample person). Out: a table and JSON: p50, p95 and the slowest of every kind of
-request, stalls of the server's event loop seen from inside and from outside, first paint in Chromium, and what the
-server process holds.
+In: nothing (it uses the embedded base and the sample person). Out: a table and JSON: p50, p95 and maximum time of every
+kind of request, delays of the server's event loop measured inside and outside the server, first paint in Chromium, and
+memory and open files of the server process.
 
     python benchmarks/load_app.py --visitors 30 --seconds 60 --json load.json
 
@@ -41,11 +41,11 @@ PASS = {"ui_p95_ms": 1000, "poll_p50_ms": 200, "stall_ms": 250, "first_paint_ms"
 
 
 class LagProbe:
-    """ASGI middleware that measures how late its event loop is, and says so at `/-/lag`: only ever served from here."""
+    """ASGI middleware that measures the delay of its event loop and serves it at `/-/lag`; only in this benchmark."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self.late_s: list[tuple[float, float]] = []  # (when, how late)
+        self.late_s: list[tuple[float, float]] = []  # (time, delay)
         self._task: asyncio.Task[None] | None = None
 
     async def _measure(self) -> None:
@@ -67,7 +67,7 @@ class LagProbe:
 
 
 def serve() -> None:
-    """The app as `app.py` serves it, with the probe in front."""
+    """Serve the app as `app.py` does, with the probe as middleware."""
     from starlette.middleware import Middleware
 
     import app
@@ -82,7 +82,7 @@ def serve() -> None:
 
 
 class Clock:
-    """Seconds of every kind of request, and what went wrong."""
+    """The seconds of all requests by kind, and errors."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -105,7 +105,7 @@ class Clock:
 
 
 def browse(address: str, clock: Clock, until: float, chance: random.Random) -> None:
-    """One visitor: opens the page, stays for ten to thirty seconds with its timer, opens it again."""
+    """One visitor: opens the page, polls for ten to thirty seconds, opens it again."""
     while time.monotonic() < until:
         visitor = Visitor(address)
         page = clock.time("GET /", lambda v=visitor: v.client.get("/"))
@@ -125,7 +125,7 @@ def browse(address: str, clock: Clock, until: float, chance: random.Random) -> N
 
 
 def knock(address: str, clock: Clock, until: float) -> None:
-    """A route that does nothing, every 50 ms: whatever it waits, the event loop was busy."""
+    """Request a route that does nothing, every 50 ms: its time is the delay of the event loop."""
     with Visitor(address).client as client:
         while time.monotonic() < until:
             due = time.monotonic() + PROBE_EVERY_S
@@ -134,7 +134,7 @@ def knock(address: str, clock: Clock, until: float) -> None:
 
 
 def first_paint_ms(address: str, times: int = 3) -> float | None:
-    """Median first contentful paint of a fresh browser profile; None without Playwright or a Chromium."""
+    """Median first contentful paint in a new browser profile; None without Playwright or Chromium."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -1,10 +1,10 @@
-"""What is left of the three marks after what happens to pictures on their way, and what do the marks cost the picture?
+"""Which of the three marks remain after usual changes of a picture file, and how much do the marks change the picture?
 
     python benchmarks/marks_survive.py [FOLDER ...] [--limit 10] [--unmarked FOLDER ...] [--out FILE.md]
 
-In: folders of pictures (default: the synthetic sample person). Each is marked at every size, changed in every way of
-`CHANGES`, and read back by `pipelines.finishing.mark.verify`, as the app does it. Out: Markdown tables for
-docs/finishing.md. With `--unmarked`, pictures without marks are read too, as they are: how many are said to have one?
+In: folders of pictures (default: the synthetic sample person). Each is marked at every size, changed by each of
+`CHANGES`, and read by `pipelines.finishing.mark.verify`, as in the app. Out: Markdown tables for docs/finishing.md.
+`--unmarked`: pictures without marks, which are read unchanged, to count false alarms.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _half_jpeg_75(path: Path, out: Path) -> Path:
 
 
 def _cropped(path: Path, out: Path) -> Path:
-    """A tenth of the width and of the height is gone, off centre."""
+    """Crop a tenth of the width and of the height, not in the centre."""
     image = _image(path)
     left, top = round(0.03 * image.width), round(0.08 * image.height)
     box = (left, top, left + round(0.9 * image.width), top + round(0.9 * image.height))
@@ -80,13 +80,13 @@ def _screenshot(path: Path, out: Path) -> Path:
 
 
 def _stripped(path: Path, out: Path) -> Path:
-    """Saved again without anything but pixels, as most sites do."""
+    """Save again without metadata, as most sites do."""
     _image(path).save(out.with_suffix(".webp"), quality=80)
     return out.with_suffix(".webp")
 
 
 def _one_bit(path: Path, out: Path) -> Path:
-    """One that leaves a picture that opens: most do."""
+    """Change one bit such that the picture still opens (with most bits it does)."""
     data = path.read_bytes()
     target = out.with_suffix(path.suffix)
     for back in range(3, 40):
@@ -114,7 +114,7 @@ CHANGES: dict[str, Callable[[Path, Path], Path]] = {
 
 
 def squared(image: np.ndarray, side_px: int) -> np.ndarray:
-    """The middle of an image (H, W, 3), this many pixels a side."""
+    """The middle square of an image (H, W, 3), with sides of this many pixels."""
     from PIL import Image
 
     rows, columns = image.shape[:2]
@@ -130,7 +130,7 @@ def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Of brightness, with a Gaussian window of sigma 1.5 (Wang et al. 2004)."""
+    """Structural similarity of the brightness, with a Gaussian window of sigma 1.5 (Wang et al. 2004)."""
     import cv2
 
     x, y = (cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(np.float64) for each in (one, other))
@@ -149,7 +149,7 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def pictures(folders: Sequence[Path], limit: int) -> list[Path]:
-    """Evenly taken from all pictures below the folders."""
+    """At most `limit` pictures, evenly spaced in the sorted list of all pictures in the folders."""
     found = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         raise UserError("There are no pictures in these folders.")
@@ -186,7 +186,7 @@ def survival(images: Sequence[np.ndarray], folder: Path) -> list[str]:
 
 
 def cost(images: Sequence[np.ndarray]) -> list[str]:
-    """PSNR and SSIM of the watermark, and how alike a face recogniser finds the picture before and after."""
+    """PSNR and SSIM of the watermark, and a judge's similarity of the picture with and without it."""
     from pipelines.faces.judges import available_judges
 
     judges = available_judges()
@@ -230,7 +230,7 @@ def main() -> int:
     files = pictures(options.folders or [ROOT / "presets" / "sample_person"], options.limit)
     images = [decode(path) for path in files]
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("LIKENESS_HOME", folder)  # the certificate of a measurement is not kept
+        os.environ.setdefault("LIKENESS_HOME", folder)  # so that its certificate is not kept
         parts = ["\n".join(survival(images, Path(folder))), "\n".join(cost(images))]
     if options.unmarked:
         unmarked = [path for each in options.unmarked for path in pictures([each], options.unmarked_limit)]

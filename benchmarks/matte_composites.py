@@ -1,11 +1,11 @@
-"""How well is a person told from the wall? Composites with a known outline, and how often a matte is refused.
+"""How exact is a matte? Measured on composites with a known outline; and how often is a matte refused?
 
     python benchmarks/matte_composites.py [--portraits FOLDER] [--at-most 40] [--sheet FILE]
 
-In: the synthetic sample person before her own plain wall, cut out there by colour alone (the wall is blue, she is not);
-that outline is the truth. She is put before five other walls and has to be found again. With --portraits also a folder
-of portraits, whose mattes nobody knows: of these only how many are refused is counted, and --sheet draws them to be
-looked at. Out: per wall the overlap (IoU), the mean error of alpha, seconds, and refusals.
+In: the synthetic sample person, cut out by colour alone (the wall behind her is blue, she is not); this outline is the
+ground truth. She is put before five other walls, and the matte is calculated again. --portraits: a folder of portraits
+without ground truth, of which only the refused mattes are counted; --sheet draws them. Out: per wall the overlap (IoU),
+the mean error of alpha, seconds, and refusals.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIDE_PX = 512
 
 
 def own_outline(image: np.ndarray) -> np.ndarray:
-    """Where the picture is not the colour of its own wall, float 0..1; no GrabCut, so it does not judge itself."""
+    """Where the picture does not have the colour of its wall, float 0..1 (H, W); not by GrabCut, which is tested."""
     import cv2
 
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)

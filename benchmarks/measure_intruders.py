@@ -1,7 +1,7 @@
-"""How many photos of somebody else does intake find in a person's set, and how many true photos does it accuse?
+"""How many photos of another person does intake find in a person's set, and how many right photos does it leave out?
 
-In: a folder of people (one folder of photos each). Out: a table, printed. Each person's set gets one or two photos of
-another person (same or another gender, every other person in turn); nothing but counts leaves this program.
+In: a folder with one folder of photos per person. Out: a table on stdout. Each person's set gets one or two photos of
+another person (of the same or another gender, each other person in turn). Only counts are printed.
 
     python benchmarks/measure_intruders.py PEOPLE
 """

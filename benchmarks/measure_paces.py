@@ -1,10 +1,10 @@
-"""What a training step of the embedded base takes here, for estimates on machines that have not timed one yet.
+"""Measure the time of a training step of the embedded base, for estimates on machines that have not measured it yet.
 
     python benchmarks/measure_paces.py [PHOTOS] [--class-word woman]
 
-In: photos of one person (the sample person). Out: `presets/paces.json` - seconds a step, batch and peak memory of each
-method with the draft recipe, how fast this machine multiplies matrices, its name and the date. Run it alone on a quiet
-machine. The methods learn side by side, as in the app: the memory is that of all of them.
+In: photos of one person (default: the sample person). Out: `presets/paces.json`: seconds per step, batch and peak
+memory of each method with the draft recipe, this machine's speed of matrix products, its name and the date. Run it
+while nothing else runs. The methods train side by side, as in the app, so the memory is that of all of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
         run = run_at(Path(folder) / "run")
         record_consent(run, means="benchmark", statement="Synthetic pictures, or photos with consent.")
         files = tuple(str(path.resolve()) for path in photo_files(asked.photos))
-        # as the app teaches: five looks at validation pictures
+        # as in the app: validation pictures are scored five times
         recipes = {m: presets.recipe(row, m, "draft", class_word=asked.class_word) for m in row.methods}
         settings = {m: {"watch_every": max(10, recipe.steps // 5)} for m, recipe in recipes.items()}
         jobs.start(

@@ -1,8 +1,8 @@
-"""Are made copies of a photo kept on its side of the split, and two moments of one person told apart?
+"""Are copies of a photo found as near-duplicates, and photos of two moments of one person not?
 
 In: a folder with one folder of photos per person, no two of one moment. Every photo is compared with all others of its
-person; the first `--each` of every person also with copies of them: mirrored, cropped to 60% around the face, turned
-by 10 degrees, with a sticker in a corner, and mirrored and cropped at once. Out: a table on stdout. Nothing is written.
+person; the first `--each` of every person also with copies: mirrored, cropped to 60% around the face, rotated by 10
+degrees, with a sticker in a corner, and mirrored and cropped. Out: a table on stdout. No file is written.
 
     python benchmarks/near_duplicates.py ../shared/data/people --each 5
 """
@@ -63,7 +63,7 @@ def copies(image: np.ndarray, box: tuple[float, float, float, float]) -> dict[st
 
 
 def one_moment(first: intake.Measured, second: intake.Measured) -> bool:
-    """Whether intake would group two pictures, by the face in the second that is most like the person's."""
+    """Whether intake would group two pictures; in the second, the face most similar to the person's is used."""
     if int((first.hash_bits != second.hash_bits).sum()) <= NEAR_DUPLICATE_BITS:
         return True
     if not len(second.patches):

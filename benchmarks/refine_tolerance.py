@@ -1,12 +1,12 @@
-"""How much does a judge's similarity move when nothing about a face changes? That is what a refinement may cost.
+"""How much does a judge's similarity change when the face does not? A refinement may lower it by as much.
 
     python benchmarks/refine_tolerance.py [--people FOLDER] [--judges NAMES] [--face-models FOLDER] [--write]
 
-In: the synthetic sample person, or with --people one folder of photos per person. Every photo is compared with the
-mean of that person's others (at most 3), as a render is with the held-out photos; once as it is, and once each after
-what changes nobody: saved as JPEG (quality 90), also moved by one pixel. Each is measured at 128 px, which the
-embedded base draws, and at 512. Out: per judge the losses; --write puts the tolerance (the 99th percentile, rounded
-up to 0.01) into presets/refining.json. Nothing about a face is written down.
+In: the synthetic sample person, or with --people one folder of photos per person. Every photo is compared with the mean
+of that person's other photos (at most 3), as a render with the held-out photos: unchanged, saved as JPEG (quality 90),
+and also shifted by one pixel. All are measured at 128 px, which the embedded base draws, and at 512. Out: per judge how
+much similarity is lost; --write stores the tolerance (the 99th percentile, rounded up to 0.01) in
+presets/refining.json. No data about a face is written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHARE = 0.99
 
 
 def portrait(image: np.ndarray, side_px: int) -> np.ndarray | None:
-    """A photo as the embedded base frames faces."""
+    """A photo in the embedded base's framing, (side, side, 3) uint8; None without a face."""
     found = detect_faces(image)
     if not found:
         return None
@@ -49,7 +49,7 @@ def portrait(image: np.ndarray, side_px: int) -> np.ndarray | None:
 
 
 def losses(judge: Judge, pictures: list[np.ndarray]) -> list[float]:
-    """What every picture's similarity loses by each harmless change; a face that is lost counts as all of it."""
+    """How much similarity every picture loses by each harmless change; if no face is found, all of it."""
     seen = [judge.look(picture).vector for picture in pictures]
     out = []
     for place, (picture, vector) in enumerate(zip(pictures, seen)):

@@ -1,13 +1,12 @@
-"""How long does the longest slice of a comparison take where a GPU is lent by the slice, and how many are there?
+"""How long is the longest slice of a comparison on a host that lends a GPU in slices, and how many slices are there?
 
     python benchmarks/slices.py [PHOTOS] --class-word woman --limit 20
 
-In: photos of one person (the sample person). Out: one line per slice - its seconds, and how many steps, pictures and
-scores it brought - and a JSON record. Each slice is a process of its own that does what the app does on ZeroGPU
-(`gpu.work`) with `--limit` in the place of `WORK_S`; importing torch and loading the base are part of it. Exit code
-1 when a slice takes more than `--margin` seconds longer than the limit, or brings nothing. A host ends what takes 15 s
-longer. Where others use the machine, `--clock processor` with OMP_NUM_THREADS=1 counts seconds of processor time, the
-limit's too: what a slice takes on a core of its own.
+In: photos of one person (default: the sample person). Out: one line per slice (its seconds, and how many steps,
+pictures and scores it did) and a JSON record. Each slice is a process of its own that does what the app does on ZeroGPU
+(`gpu.work`) with `--limit` instead of `WORK_S`, with importing torch and loading the base. Exit code 1 when a slice
+takes more than `--margin` seconds longer than the limit, or does nothing. A host ends a slice that takes 15 s longer.
+If other programs use the machine, `--clock processor` with OMP_NUM_THREADS=1 counts CPU seconds, also for the limit.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""Does the server stay the size it is? Visitors come, upload, train, draw, delete and close the page, all the time.
+"""Does the server's memory stay constant? Visitors come, upload, train, draw, delete and close the page, all the time.
 
-In: nothing (the sample person, a tiny random base; the trainings are short because the base is tiny). Out: a table of
+In: nothing (it uses the sample person and a tiny random base, so that trainings are short). Out: a table and JSON:
 memory, threads, descriptors and files over time, their slopes with a 95% interval, and whether each is flat; how long
-the oldest run lay there unused; the server's log where it holds a traceback. JSON too.
+the oldest run was unused; the server's log if it has a traceback.
 
     python benchmarks/soak_app.py --minutes 45 --visitors 3 --json soak.json
 
-By hand only. "Flat": the interval of the slope contains 0, or the growth per hour is below what the table names; a run
-too short to tell says so and ends with exit code 1. The
-first third is left out, so half an hour of three quarters is judged: before that the modules are loaded, pages are
-forgotten after five minutes, and the runs of visitors who closed the page pile up until the first of them are deleted
-(after six minutes here).
+Run it by hand only. "Flat": the interval of the slope contains 0, or the growth per hour is below the limit in the
+table; if the run is too short to tell, it says so and ends with exit code 1. The first third is not counted (of 45
+minutes, 30 remain): in it modules are loaded, pages are forgotten after five minutes, and runs of visitors who closed
+the page add up until the first of them are deleted (after six minutes here).
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ PER_HOUR = {
 }
 LUMPS = ("files_in_runs", "mb_on_disk")
 BLOCK_S = 150.0
-KEEP_MIN, LATE_MIN = 6.0, 2.0  # runs nobody comes back to; the janitor looks every minute
+KEEP_MIN, LATE_MIN = 6.0, 2.0  # runs of visitors who left; the janitor checks every minute
 METHODS = ("textual_inversion", "dreambooth", "lora")
 
 
 def stay(visitor: Visitor, until: float, *, longest_s: float = 240.0) -> None:
-    """Look at the page once a second until its work has ended."""
+    """Poll the page once a second until its job has ended."""
     leave = min(until, time.monotonic() + longest_s)
     stop = visitor.event("#lk-stop", "click")["id"]
     while time.monotonic() < leave:
@@ -60,7 +59,7 @@ def stay(visitor: Visitor, until: float, *, longest_s: float = 240.0) -> None:
 
 
 def visit(app: App, base: str, chance: random.Random, count: dict[str, int], until: float) -> None:
-    """One whole visit; some close the page in the middle, whatever is under way."""
+    """One complete visit; some visitors close the page in the middle of it."""
     visitor = Visitor(app.address).open()
     try:
         steps: list[tuple[str, Any]] = [
@@ -81,7 +80,7 @@ def visit(app: App, base: str, chance: random.Random, count: dict[str, int], unt
             count[key] = count.get(key, 0) + 1
             if not good:
                 break
-        if visitor.capability and chance.random() < 0.9:  # the others leave it to the hours runs are kept
+        if visitor.capability and chance.random() < 0.9:  # others leave, and their runs are deleted later
             done = visitor.delete()
             count["delete" if done["success"] else "delete refused"] = count.get("delete", 0) + 1
     finally:
@@ -104,9 +103,9 @@ def draw(visitor: Visitor) -> dict[str, Any]:
 def slope(samples: list[tuple[float, float]]) -> tuple[float, float]:
     """(growth per hour, half of its 95% interval) by least squares over the means of blocks.
 
-    Neighbouring samples are alike: a file lies there for twelve of them. Taken one by one they would make the interval
-    several times too narrow; means of blocks longer than that are nearly independent. (Runs of visitors who left stay
-    longer; that each of them goes in time is looked at by itself.)
+    Neighbouring samples are correlated: a file exists for twelve of them. With single samples the interval would be
+    several times too narrow; means of longer blocks are nearly independent. (Runs of visitors who left exist longer;
+    whether each is deleted in time is checked separately.)
     """
     blocks: dict[int, list[tuple[float, float]]] = {}
     for x, y in samples:
@@ -119,14 +118,14 @@ def slope(samples: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def verdict(growth: float, half: float, allowed: float, level: float) -> str:
-    """Of a slope. An interval wider than the level itself says nothing either way."""
+    """Whether a slope is flat: "yes", "no", or "can't say" if its interval is wider than the level itself."""
     if math.isnan(half) or half > level:
         return "can't say"
     return "yes" if growth - half <= 0 or growth + half < allowed else "no"
 
 
 def settled(app: App) -> dict[str, float]:
-    """What is left once everybody is gone and what they left behind had its time."""
+    """What is left after all visitors have gone and their runs should be deleted."""
     deadline = time.monotonic() + 60 * (KEEP_MIN + LATE_MIN + 1)
     while time.monotonic() < deadline and app.size()["runs"]:
         time.sleep(5)
@@ -205,7 +204,7 @@ def main() -> int:
         print(found["log"][-20_000:])
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    # runs come in lumps of sixty files: for the disk it speaks how old the oldest is, and that nothing is left of them
+    # a run is sixty files at once, so the disk is checked by the age of the oldest run and by what is left at the end
     good = all(each["flat"] == "yes" for what, each in found["slopes"].items() if what not in LUMPS)
     good = good and found["oldest_run_min"]["holds"] and not found["left_in_the_end"]["runs"]
     return 0 if good and not found["tracebacks_in_the_log"] else 1

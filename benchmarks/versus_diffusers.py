@@ -1,15 +1,15 @@
-"""Ours beside diffusers' own example scripts: the same base, photos, resolution, batch and number of steps, in one run.
+"""Our training beside diffusers' example scripts, with the same base, photos, resolution, batch and number of steps.
 
     python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples [--methods lora] [--steps 60] [--json F]
     python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples --people PEOPLE_DIR [--only p01,p04]
     python benchmarks/versus_diffusers.py --scripts DIFFUSERS/examples --folds 5
 
-In: the examples/ folder of a diffusers checkout (tag v0.40.0 is the newest that suits diffusers 0.42; nothing of it is
-copied) and, if wanted, a folder of photos; without one the sample person's pictures are enlarged to 12 megapixels. Out:
-a table and JSON. Every row is a process of its own, started as a person would start it, one after another; nothing else
-should run meanwhile. With --people (a folder per person and `people.csv`: person, class_word) the same is run for each
-on their photos as they are, and the table holds identity alone; with --folds on one person, other photos judging each
-time, because two of them alone say little. `benchmarks/README.md` says what each figure holds.
+In: the examples/ folder of a diffusers checkout (tag v0.40.0 is the newest that works with diffusers 0.42; nothing of
+it is copied) and, optionally, a folder of photos; without one the sample person's pictures are enlarged to 12
+megapixels. Out: a table and JSON. Every row is a process of its own, started like by a person, one after another;
+nothing else should run. --people (a folder per person and `people.csv`: person, class_word) does the same for each
+person's photos, and the table has only identity; --folds does it for one person, with other held-out photos in each
+fold, because the two of a single split are too few. `benchmarks/README.md` explains each figure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SPIN = os.environ.get("GOMP_SPINCOUNT")  # before ours sets it: the scripts get what a person has who runs them
+SPIN = os.environ.get("GOMP_SPINCOUNT")  # before our code sets it: the scripts run with the user's value
 
 from pipelines.core.records import METHODS
 
@@ -42,7 +42,7 @@ SCRIPTS = {
 }
 PLACEHOLDER = "<learned>"
 PHOTO_SIDE_PX, PHOTO_WIDTH_PX = 3000, 4000
-GRAIN = 4.0  # grey levels: with it an enlarged picture takes as many bytes, and as long to decode, as a phone's
+GRAIN = 4.0  # noise in grey levels: with it an enlarged picture has as many bytes and decoding time as a phone's
 TO_ARTEFACT_BAR, UPDATE_BAR = 3.0, 1.5
 OURS, DEFAULTS, CAREFUL = "likeness", "script, its defaults", "script, everything done for it"
 UNTRAINED = "untrained base, its class word"
@@ -64,8 +64,8 @@ class Row:
     total_cpu_s: float
     peak_mb: float
     artefact_bytes: int
-    identity: float | None = None  # mean similarity of the pictures to the photos nobody trained on; no face counts 0
-    faces: str = ""  # in how many of them the judge found a face
+    identity: float | None = None  # mean similarity of the pictures to the held-out photos; no face counts 0
+    faces: str = ""  # in how many pictures the judge found a face
     phrase: str = field(default="", repr=False)
     folder: str = field(default="", repr=False)
     subject: str = ""  # the person, or the fold
@@ -75,7 +75,7 @@ class Row:
 
 
 def phone_photos(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Square pictures as 4000 x 3000 JPEGs: enlarged to 3000 x 3000 in the middle, edges repeated, with grain."""
+    """Square pictures as 4000 x 3000 JPEGs: enlarged to 3000 x 3000 in the middle, edges repeated, with noise."""
     import numpy as np
     from PIL import Image
 
@@ -93,7 +93,7 @@ def phone_photos(pictures: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def shrunk(photos: Sequence[Path], folder: Path, size_px: int) -> None:
-    """What a careful person does first for a script: crop to the middle, shrink, save as PNG."""
+    """The preparation of photos that helps a script: crop to the middle, shrink, save as PNG."""
     from PIL import Image, ImageOps
 
     folder.mkdir(parents=True)
@@ -107,7 +107,9 @@ def shrunk(photos: Sequence[Path], folder: Path, size_px: int) -> None:
 
 
 def stand_ins(folder: Path) -> list[str]:
-    """Fill `folder` with what the scripts import and this machine lacks; says what and why."""
+    """Write into `folder` replacements of modules that the scripts import and this machine does not have; returns
+    sentences that say which and why.
+    """
     import importlib.util
 
     folder.mkdir()
@@ -124,17 +126,17 @@ def stand_ins(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Process:
-    """What one command did."""
+    """The measurements of one command."""
 
     started: float  # time.time()
     ended: float
-    updates: list[dict[str, float]]  # of the process that trained: t, cpu, rss_mb
+    updates: list[dict[str, float]]  # after each update, in the process that trained: t, cpu, rss_mb
     total_cpu_s: float
     peak_mb: float
 
 
 def run(command: Sequence[str], *, cwd: Path, stand_ins: Path | None = None) -> Process:
-    """Run a command in `cwd` with the notes of `benchmarks/versus/sitecustomize.py`. SystemExit where it fails."""
+    """Run a command in `cwd`, measured by `benchmarks/versus/sitecustomize.py`. Raises SystemExit when it fails."""
     timings, log = cwd / "timings", cwd / "log.txt"
     timings.mkdir()
     environment = os.environ | {
@@ -168,7 +170,7 @@ def run(command: Sequence[str], *, cwd: Path, stand_ins: Path | None = None) -> 
 
 
 def row_of(method: str, who: str, process: Process, *, batch: int, ready: float, files: Sequence[Path]) -> Row:
-    """`ready` is when the artefact was complete, in time.time() seconds."""
+    """The figures of one process. `ready`: the time at which the artefact was complete, in time.time() seconds."""
     updates = process.updates
     gaps = [b["t"] - a["t"] for a, b in zip(updates, updates[1:])]
     mean = (updates[-1]["t"] - updates[0]["t"]) / len(gaps)
@@ -190,10 +192,10 @@ def row_of(method: str, who: str, process: Process, *, batch: int, ready: float,
 
 @dataclass(frozen=True)
 class Asked:
-    """What every side is told."""
+    """The settings of all sides."""
 
-    base: str  # as ours is told
-    folder: Path  # as the scripts are
+    base: str  # for our command
+    folder: Path  # the same base, for the scripts
     resolution_px: int
     class_word: str
     identifier: str
@@ -207,7 +209,7 @@ class Asked:
 
 
 def ours(asked: Asked, method: str) -> Row:
-    """`python -m pipelines train`: photos in, a verified artefact out."""
+    """`python -m pipelines train`: from photos to a verified artefact."""
     folder = asked.work / f"{method}-ours"
     folder.mkdir()
     command = [
@@ -226,7 +228,7 @@ def ours(asked: Asked, method: str) -> Row:
 
 
 def script(asked: Asked, method: str, *, careful: bool) -> Row:
-    """diffusers' script at its defaults, or with everything done for it that its flags and a person can do."""
+    """diffusers' script with its defaults, or (`careful`) with the best flags and prepared photos."""
     from pipelines.bases.registry import find_base
     from pipelines.core import presets
     from pipelines.core.device import pick_device
@@ -276,8 +278,8 @@ def script(asked: Asked, method: str, *, careful: bool) -> Row:
 
 
 def judge_rows(rows: Sequence[Row], asked: Asked, judged_by: Sequence[Path], pictures: int, judge_name: str) -> str:
-    """Fill in identities: every artefact is loaded by the stock pipeline, from its files, and draws the same prompts
-    with the same seeds and sampler. The judge's name."""
+    """Fill in identities: the stock pipeline loads every artefact from its files and draws the same prompts with the
+    same seeds and sampler. Returns the judge's name."""
     import numpy as np
 
     from pipelines.core import presets
@@ -301,7 +303,7 @@ def judge_rows(rows: Sequence[Row], asked: Asked, judged_by: Sequence[Path], pic
 
 
 def stock_pipeline(base: Path, row: Row) -> Any:
-    """diffusers' pipeline with a row's artefact, loaded as its documentation says."""
+    """diffusers' pipeline with a row's artefact, loaded as in diffusers' documentation."""
     import diffusers
     import torch
 
@@ -339,7 +341,7 @@ def draw(pipeline: Any, asked_for: Sequence[tuple[str, int]]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Bar:
-    """One thing that must hold, and whether it does."""
+    """One requirement, and whether it holds."""
 
     method: str
     what: str
@@ -349,7 +351,7 @@ class Bar:
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    """Ours against the script at its defaults; what was not measured has no bar."""
+    """Ours against the script with its defaults; only for measured figures."""
     out = []
     known = {(row.method, row.who): row for row in rows}
     for method in dict.fromkeys(row.method for row in rows):
@@ -368,7 +370,7 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, ratios in brackets: how many times ours."""
+    """A Markdown table; in brackets the ratio to ours."""
     mine = {row.method: row for row in rows if row.who == OURS}
     lines = [
         "| method | who | to artefact | between updates | CPU time | images/s | peak memory | artefact | identity |",
@@ -398,12 +400,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def identities(rows: Sequence[Row], method: str, who: str) -> dict[str, float]:
-    """Person, or fold, to identity."""
+    """{person or fold: identity}."""
     return {row.subject: row.identity or 0.0 for row in rows if (row.method, row.who) == (method, who)}
 
 
 def identity_bars(rows: Sequence[Row], over: str) -> list[Bar]:
-    """Ours against the script at its defaults, mean over people or folds (`over` says which)."""
+    """Ours against the script with its defaults, mean over people or folds (`over` says which)."""
     out = []
     for method in dict.fromkeys(row.method for row in rows if row.who == OURS):
         mine, theirs = identities(rows, method, OURS), identities(rows, method, DEFAULTS)
@@ -413,7 +415,7 @@ def identity_bars(rows: Sequence[Row], over: str) -> list[Bar]:
 
 
 def identity_table(rows: Sequence[Row], over: str) -> str:
-    """Markdown: means over people or folds, and ours minus each with the 95% interval of a bootstrap over them."""
+    """A Markdown table: means over people or folds, and ours minus each, with the 95% interval of a bootstrap."""
     from pipelines.evaluation.statistics import paired_bootstrap
 
     lines = ["| method | who | identity | ours is higher by | for |", "|---|---|---|---|---|"]
@@ -524,8 +526,8 @@ def measure(
     subject: str = "",
     fold: int = 0,
 ) -> list[Row]:
-    """All rows of one person, or fold; `said` gets what a reader must know. Only what stands alone (no `subject`) is
-    kept: a script's DreamBooth is a whole pipeline."""
+    """All rows of one person or fold; remarks for the reader are appended to `said`. Artefacts are kept only without
+    `subject`, because a script's DreamBooth is a whole pipeline."""
     notes = []
     if source is None:
         pictures = sorted((ROOT / "presets/sample_person").glob("*.png"))

@@ -1,10 +1,10 @@
-"""Drawing 32 portraits: ours beside diffusers' pipeline called the obvious way, one prompt at a time.
+"""Time of drawing 32 portraits: ours, and diffusers' pipeline called with one prompt at a time.
 
     python benchmarks/versus_generation.py [--pictures 32] [--json F]
 
-Same base, prompts, seeds, 20 steps, guidance 3, the base's own scheduler; PIL pictures on both sides. Loading is in
-neither. The sides take turns, eight pictures each, so that a busy moment of the machine meets both. Exit code 1 where
-ours is not 1.3 times as fast, or a picture differs by more than rounding.
+Both have the same base, prompts, seeds, 20 steps, guidance 3 and the base's own scheduler, and make PIL pictures.
+Loading is not timed. They take turns, eight pictures each, so that other load of the machine affects both. Exit code 1
+if ours is not 1.3 times as fast, or a picture differs by more than rounding.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     def stock(first: int, count: int) -> list[Any]:
         drawn = []
         for n in range(first, first + count):
-            latents = noise(n, (1, *generator.family.latent_shape()), device=device.name)  # the same start
+            latents = noise(n, (1, *generator.family.latent_shape()), device=device.name)  # the same noise
             prompt = f"portrait of woman, {LOOKS[n % len(LOOKS)]}"
             drawn += pipeline(prompt, num_inference_steps=options.steps, guidance_scale=3.0, latents=latents).images
         return drawn
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = {"likeness": [0.0, 0.0], "stock": [0.0, 0.0]}
     apart = []
     for work in (ours, stock):
-        work(0, 1)  # warms up
+        work(0, 1)  # to warm up
     for first in range(0, options.pictures, TURN):
         count = min(TURN, options.pictures - first)
         drawn = {}
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(found, indent=1))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    # in a half format the pictures are another rounding of the same ones
+    # in half precision the pictures differ by rounding
     same = max(apart) <= SAME_LEVELS or device.dtype != "float32"
     return 0 if ratio >= BAR and same else 1
 

@@ -1,4 +1,4 @@
-"""The app as a process of its own, and visitors who speak to it as a page does, without a browser.
+"""The app as a process of its own, and visitors that send the requests of a page, without a browser.
 
 In: environment variables for the app. Out: `App` (address, process, log) and `Visitor` (open, upload, press, poll).
 Used by the reliability measurements beside this file and by tests/ui/test_abuse.py.
@@ -33,7 +33,7 @@ def sample_photos(count: int = 8) -> list[Path]:
 
 
 class App:
-    """`python app.py` (or another `script` that serves it) on a free port, its runs and uploads below `home`."""
+    """`python app.py` (or another `script` that serves it) on a free port, with its runs and uploads in `home`."""
 
     def __init__(self, home: Path, *, script: tuple[str, ...] = ("app.py",), **environment: str) -> None:
         self.home = home
@@ -52,8 +52,8 @@ class App:
         }  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, timeout_s: float = 90.0) -> float:
-        """Start it and wait for its page. Returns the seconds that took."""
+    def start(self, *, timeout_s: float = 300.0) -> float:
+        """Start it and wait for its page. Returns the seconds this took."""
         began = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -79,10 +79,10 @@ class App:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(15)
-            psutil.wait_procs(workers, timeout=60)  # they save what was learned first
+            psutil.wait_procs(workers, timeout=60)  # they first save what was learned
 
     def size(self) -> dict[str, float]:
-        """Memory, threads and descriptors of the server process, and what lies on its disk."""
+        """Memory, threads and descriptors of the server process, and its files on disk."""
         assert self.process is not None
         server = psutil.Process(self.process.pid)
         return {
@@ -108,13 +108,13 @@ def _bytes_below(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # deleted this moment
+            with contextlib.suppress(FileNotFoundError):  # just deleted
                 total += os.lstat(os.path.join(parent, name)).st_size
     return total
 
 
 def _idle_s(run: Path) -> float:
-    """Seconds since anything was written in a run; 0 for one that is just being deleted."""
+    """Seconds since the last write in a run; 0 if it is being deleted."""
     newest = 0.0
     for parent, _, names in os.walk(run):
         for name in names:
@@ -132,7 +132,7 @@ class Visitor:
         self.page = secrets.token_hex(6)
         self.capability: str | None = None
         self.config: dict[str, Any] = {}
-        self.values: dict[int, Any] = {}  # what the page shows in its fields, as far as it was told
+        self.values: dict[int, Any] = {}  # component id -> the last value that the server sent for it
         self.media: set[str] = set()
 
     def open(self) -> Visitor:
@@ -156,7 +156,7 @@ class Visitor:
         raise LookupError(f"no {kind} of {target}")
 
     def call(self, fn_index: int, data: list[Any], **more: Any) -> httpx.Response:
-        """An event that does not wait in the queue."""
+        """Send an event that is not queued."""
         body = {"data": data, "event_data": None, "fn_index": fn_index, "session_hash": self.page, **more}
         return self.client.post(f"{API}/run/predict", json=body)
 
@@ -172,7 +172,7 @@ class Visitor:
         return answer
 
     def poll(self) -> httpx.Response:
-        """What the page's timer sends once a second."""
+        """The request that the page's timer sends once a second."""
         return self.learn(self.call(self.event("", "tick")["id"], [self.capability, None]))
 
     def learn(self, answer: httpx.Response) -> httpx.Response:
@@ -184,7 +184,7 @@ class Visitor:
         return self.client.post(f"{API}/queue/join", json=body)
 
     def stream(self) -> list[dict[str, Any]]:
-        """The page's messages until the event that is under way has ended."""
+        """The messages to the page until the running event has ended."""
         told = []
         with self.client.stream("GET", f"{API}/queue/data", params={"session_hash": self.page}) as answer:
             if answer.status_code != 200:
@@ -201,14 +201,14 @@ class Visitor:
         return told
 
     def press(self, target: str, kind: str, data: list[Any], **more: Any) -> dict[str, Any]:
-        """A queued event and its outcome: {"success": ..., "output": {...}}. RuntimeError when it was not let in."""
+        """Send a queued event; returns its result {"success": ..., "output": {...}}. Raises RuntimeError if refused."""
         answer = self.join(self.event(target, kind)["id"], data, **more)
         if answer.status_code != 200:
             raise RuntimeError(f"{answer.status_code} {answer.text[:300]}")
         return self.stream()[-1]
 
     def send(self, photos: list[Path]) -> list[dict[str, Any]]:
-        """Photos through the upload route; what an event's data calls them."""
+        """Upload photos; returns their descriptions for an event's data."""
         files = [("files", (photo.name, photo.read_bytes(), "image/png")) for photo in photos]
         answer = self.client.post(f"{API}/upload", files=files)
         if answer.status_code != 200:
@@ -221,7 +221,7 @@ class Visitor:
         return self.press("#lk-drop", "upload", self.adding(self.send(photos)))
 
     def adding(self, files: Any) -> list[Any]:
-        """What the page sends with these uploads: also what its fields say."""
+        """The data that the page sends with these uploads, with the values of its fields."""
         chosen = self.event("#lk-drop", "upload")["inputs"][2:]
         return [self.capability, files, *(self.values.get(each) for each in chosen)]
 
@@ -229,7 +229,7 @@ class Visitor:
         return self.press("#lk-consent", "input", [self.capability, class_word, base, True])
 
     def train(self, methods: list[str], quality: str = "draft") -> dict[str, Any]:
-        """With the recipe's own settings: the dials as the page shows them."""
+        """Start a training with the recipe's settings, which are the page's default values."""
         event = self.event("#lk-train", "click")
         names = {each["id"]: each["props"].get("elem_id") for each in self.config["components"]}
         known = {"lk-quality": quality, "lk-methods": methods, "lk-go-on": True}
@@ -243,7 +243,7 @@ class Visitor:
 
 
 def conditions() -> dict[str, Any]:
-    """What figures were measured on, and what else was going on."""
+    """The machine of the measurement, and its other load."""
     import datetime
     import platform
 

@@ -386,7 +386,6 @@ def tiny_recipe(kind: str, method: str, **changes: Any) -> Recipe:
         warmup_steps=1,
         rank=4,
         alpha=2.0,
-        targets="all",
         vectors=2,
         checkpoint_every=2,
         preview_every_s=0.0,
@@ -406,6 +405,6 @@ def tiny_run(kind: str, method: str, out: Path, **changes: Any) -> list[Event]:
 def tiny_subject(kind: str, method: str) -> Path:
     """The folder of a trained subject, one per kind, method and session. Don't write into it."""
     out = _session_folder() / f"{kind}-{method}"
-    events = tiny_run(kind, method, out, steps=3)
+    events = tiny_run(kind, method, out, steps=3, targets="all")
     assert events[-1].kind == "done"
     return out

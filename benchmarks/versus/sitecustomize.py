@@ -1,12 +1,12 @@
-"""Put into every measured process: notes when it updated its weights. Python imports this file by itself.
+"""Runs in every measured process, and records when it updated its weights. Python imports this file by itself.
 
 With LIKENESS_TIMINGS naming a folder, every process that imports torch's optimizers appends lines to
 `<folder>/<pid>.jsonl`: {"t", "cpu", "rss_mb"} after each `optimizer.step()`, and one with "end" when it ends. `t` is
 wall-clock time, `cpu` the process's own processor seconds (all threads), `rss_mb` its peak resident memory. The hook is
-torch's own (`register_optimizer_step_post_hook`), the same for whoever trains; a note takes about 20 microseconds.
+torch's own (`register_optimizer_step_post_hook`), the same for all programs; a record takes about 20 microseconds.
 
-With LIKENESS_STAND_INS naming a folder, that is importable once transformers has seen that torchvision is not there:
-transformers would take a stand-in for the whole of torchvision.
+With LIKENESS_STAND_INS naming a folder, the modules in it can be imported, but only after transformers has found that
+torchvision is missing: it would take the replacement for a complete torchvision.
 """
 
 import importlib.abc
@@ -16,7 +16,7 @@ import sys
 
 
 class _After(importlib.abc.MetaPathFinder):
-    """Calls `then(module)` right after the module `name` was imported."""
+    """Calls `then(module)` immediately after the import of module `name`."""
 
     def __init__(self, name, then):
         self.name, self.then = name, then
@@ -55,7 +55,7 @@ def _note_updates(optimizers):
 
 
 def _stand_in(transformers_utils):
-    assert not transformers_utils.is_torchvision_available()  # remembered from here on
+    assert not transformers_utils.is_torchvision_available()  # transformers keeps this answer
     sys.path.append(os.environ["LIKENESS_STAND_INS"])
 
 

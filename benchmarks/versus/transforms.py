@@ -1,7 +1,7 @@
 """The part of torchvision.transforms that diffusers' example scripts use, on PIL, for machines without torchvision.
 
-It is put on the scripts' path as `torchvision.transforms` where torchvision is missing. Pillow does the work, as it
-does in torchvision for PIL pictures: same filters, same crops, no shortcuts and nothing slower.
+If torchvision is missing, the scripts import it as `torchvision.transforms`. It uses Pillow, as torchvision does for
+PIL pictures, with the same filters and crops, so it is neither faster nor slower.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Compose:
 
 
 class Resize:
-    """The shorter side becomes `size`, or both sides the given (height, width)."""
+    """Resize so that the shorter side is `size`, or to the given (height, width)."""
 
     def __init__(
         self, size: int | Sequence[int], interpolation: InterpolationMode = InterpolationMode.BILINEAR

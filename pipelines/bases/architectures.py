@@ -1,4 +1,4 @@
-"""The families of base models, as data: which stock pipeline runs each and what its code has to know. Light: no torch.
+"""The families of base models, as data: which stock pipeline runs each, and the settings of its code. Light: no torch.
 
 In: a family's name, as in `BaseRow.family`. Out: an `Architecture`. How to add one: docs/extend.md.
 Try it: `from pipelines.bases.architectures import FAMILIES; print(FAMILIES["sd15"])`.
@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.core.records import ATTENTIONS
 
-# name -> (class in diffusers, options), besides "default", which is the base's own
+# name -> (class in diffusers, options); there is also "default", the base's own scheduler
 DIFFUSION_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
@@ -30,38 +30,38 @@ CLIP_TEXT = (("tokenizer", "text_encoder"),)
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the code of one family has to know. Defaults are those of the UNet families."""
+    """The data of one family. The defaults are those of the UNet families."""
 
     pipeline: str  # stock class in diffusers
-    guidance: float  # that previews and class images are drawn with
-    prompt_guidance: float  # for a prompt that comes without a style, as the stock pipeline counts it
+    guidance: float  # of previews and class images
+    prompt_guidance: float  # of a prompt without a style, as the stock pipeline counts it
     text_parts: tuple[tuple[str, str], ...] = CLIP_TEXT  # (tokenizer, encoder) attributes of the pipeline
-    penultimate: bool = False  # the denoiser is told the encoders' last layer but one
-    sampled_latents: bool = False  # train on samples of the VAE's posterior, or on its mean as the base itself was
-    size_conditioned: bool = False  # the denoiser is told the picture's size and crop (SDXL)
-    filtered: bool = True  # its pictures are looked at; a base that can only draw heads and shoulders needs no filter
-    checker: bool = False  # its stock pipeline holds the filter; to the others one is lent
-    loading: Mapping[str, Any] = field(default_factory=dict)  # what the stock pipeline's `from_pretrained` is told
-    stored: str = "float16"  # format its real weights are stored in, and loaded in on a GPU
+    penultimate: bool = False  # the denoiser gets the encoders' last layer but one
+    sampled_latents: bool = False  # train on samples of the VAE's posterior; False: on its mean
+    size_conditioned: bool = False  # the denoiser gets the picture's size and crop (SDXL)
+    filtered: bool = True  # the image filter checks its pictures; a base that draws only heads needs no filter
+    checker: bool = False  # its stock pipeline has an image filter; other families use that of `loading.LENDER`
+    loading: Mapping[str, Any] = field(default_factory=dict)  # options of the stock pipeline's `from_pretrained`
+    stored: str = "float16"  # the format of its weight files, also used on a GPU
     code: tuple[str, str] = ("pipelines.bases.family", "Family")  # module and class
-    told_by_pipeline: bool = True  # a folder of its pipeline class is one of this family
-    denoiser: str = "unet"  # the pipeline's part that learns; also the prefix of its layers in LoRA files
+    told_by_pipeline: bool = True  # a folder with its pipeline class belongs to this family
+    denoiser: str = "unet"  # name of the denoiser in the pipeline; also the prefix of its layers in LoRA files
     attentions: tuple[str, ...] = ATTENTIONS
     schedulers: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=lambda: DIFFUSION_SCHEDULERS)
-    quick_scheduler: str = "ddim"  # for previews and looks: good pictures in few steps
+    quick_scheduler: str = "ddim"  # for previews: good pictures in few steps
     targets: Mapping[str, tuple[str, ...]] | None = None  # LoRA's layers by name; None: those of UNets
-    text_learns: bool = True  # LoRA may adapt the text encoders too
+    text_learns: bool = True  # LoRA may also train the text encoders
     sizes_px: tuple[int, ...] = ()  # sides of square pictures that the page offers besides the base's own
-    single_file: str | None = None  # how a tensor's name in a single-file checkpoint of this family begins
-    # What LoRA files call the family: (sd-scripts' base version, ModelSpec's architecture), and words that tell it
+    single_file: str | None = None  # a prefix of tensor names by which a single-file checkpoint is recognised
+    # The family's names in LoRA files: (sd-scripts' base version, ModelSpec's architecture), and words that identify it
     lora_names: tuple[str, str] = ("", "")
     lora_words: tuple[str, ...] = ()
-    context_width: int | None = None  # of what cross-attention reads, which tells a LoRA's family where no word does
+    context_width: int | None = None  # input width of cross-attention; identifies a LoRA's family if no word does
 
 
-# What sd-scripts calls the bases (library/model_util.py, sdxl_model_util.py), and musubi-tuner Z-Image
-# (dataset/architectures.py, utils/sai_model_spec.py). A1111 sorts files into SD1, SD2 and SDXL by the first name of
-# `lora_names` (network.py, `detect_version`).
+# `lora_names`: the names of the bases in sd-scripts (library/model_util.py, sdxl_model_util.py), and of Z-Image in
+# musubi-tuner (dataset/architectures.py, utils/sai_model_spec.py). By the first one A1111 divides files into SD1, SD2
+# and SDXL (network.py, `detect_version`).
 FAMILIES: dict[str, Architecture] = {
     "portrait": Architecture(
         "StableDiffusionPipeline",
@@ -70,7 +70,7 @@ FAMILIES: dict[str, Architecture] = {
         filtered=False,
         loading=PLAIN_SD,
         stored="float32",
-        told_by_pipeline=False,  # but by the likeness.json in it
+        told_by_pipeline=False,  # its folders are recognised by their likeness.json
         lora_names=("likeness_portrait_128", "likeness-portrait-128"),
         lora_words=("likeness_portrait", "likeness-portrait"),
     ),
@@ -104,10 +104,10 @@ FAMILIES: dict[str, Architecture] = {
     ),
     "z_image": Architecture(
         "ZImagePipeline",
-        guidance=4.0,  # this pipeline counts from 0: what others call 5
+        guidance=4.0,  # this pipeline counts from 0: its 4 is 5 in other pipelines
         prompt_guidance=4.0,
         penultimate=True,
-        sampled_latents=False,  # the stock script trains on the posterior's mode
+        sampled_latents=False,  # as diffusers' training script for it
         stored="bfloat16",
         code=("pipelines.bases.z_image", "ZImage"),
         denoiser="transformer",
@@ -128,5 +128,5 @@ FAMILIES: dict[str, Architecture] = {
 
 
 def family_of_pipeline(kind: str) -> str | None:
-    """The family of a diffusers folder by the pipeline class in its `model_index.json`; the first that fits."""
+    """The first family whose pipeline class is `kind`, the class in a folder's `model_index.json`; None if none."""
     return next((name for name, each in FAMILIES.items() if each.told_by_pipeline and each.pipeline == kind), None)

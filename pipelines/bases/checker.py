@@ -1,8 +1,8 @@
 """The image filter of the real bases: the stock safety checker of Stable Diffusion, always on.
 
-In: finished pictures. Out: which of them are refused. It compares CLIP's view of a picture with 17 sexual concepts, and
-more strictly where it sees somebody young (Rando et al. 2022 describe it). Stock pipelines paint a refused picture
-black; here it is never written, and the person reads a sentence.
+In: drawn pictures. Out: which of them are refused. It compares the CLIP embedding of a picture with 17 sexual concepts,
+with a stricter limit if the picture seems to show a child (described by Rando et al. 2022). Stock pipelines make a
+refused picture black; here it is never written, and the person gets a message.
 Try it: `load_family(find_base("sd15")).refused(frames)`.
 """
 
@@ -20,7 +20,7 @@ from torch import nn
 from pipelines.core.device import Device, quiet
 from pipelines.core.records import UserError
 
-CHECKER, EXTRACTOR = "safety_checker", "feature_extractor"  # folders, and parts of a stock pipeline
+CHECKER, EXTRACTOR = "safety_checker", "feature_extractor"  # names of folders and of parts of a stock pipeline
 BATCH = 8
 MISSING = (
     "This base brings no image filter and Stable Diffusion 1.5's is not on this machine: only prompts are filtered. "
@@ -33,7 +33,7 @@ NOT_HOSTED = (
 
 
 class ImageFilter:
-    """A checker on the device, in half format on a GPU. Pictures don't leave the machine."""
+    """A safety checker on the device, in half precision on a GPU. Pictures do not leave the machine."""
 
     def __init__(self, checker: nn.Module, extractor: Any, device: Device) -> None:
         dtype = torch.float16 if device.kind == "cuda" else torch.float32
@@ -42,14 +42,14 @@ class ImageFilter:
 
     @torch.no_grad()
     def refused(self, frames: np.ndarray) -> list[bool]:
-        """Of uint8 RGB frames (n, H, W, 3), which are refused."""
+        """Whether each of the uint8 RGB frames (n, H, W, 3) is refused."""
         from PIL import Image
 
         found: list[bool] = []
         for start in range(0, len(frames), BATCH):
             part = [Image.fromarray(frame) for frame in frames[start : start + BATCH]]
             seen = self._extractor(part, return_tensors="pt").pixel_values.to(self._device, self._dtype)
-            # it paints what it refuses black: it gets something of no worth to paint on
+            # it makes refused pictures black in `images`, which is not used here: so it gets tiny ones
             with quiet():
                 _, refused = self.checker(clip_input=seen, images=np.zeros((len(part), 1, 1, 3), np.float32))
             found += [bool(each) for each in refused]
@@ -57,7 +57,7 @@ class ImageFilter:
 
 
 def has_checker(folder: Path) -> bool:
-    """Whether a diffusers folder brings its own, weights and all."""
+    """Whether a diffusers folder has a safety checker, with its weights."""
     weights = any((folder / CHECKER).glob("*.safetensors"))
     return weights and (folder / CHECKER / "config.json").is_file() and has_extractor(folder)
 
@@ -67,8 +67,8 @@ def has_extractor(folder: Path) -> bool:
 
 
 def load_checker(folder: Path, variant: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """(checker, feature extractor) of a diffusers folder. Raises UserError when a weight is missing: a filter with
-    random weights would let everything through.
+    """(checker, feature extractor) of a diffusers folder. Raises UserError when a weight is missing: diffusers would
+    fill it with random numbers, and the filter would accept everything.
     """
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from safetensors import SafetensorError
@@ -99,11 +99,11 @@ def load_checker(folder: Path, variant: str | None, dtype: torch.dtype) -> tuple
 
 
 def is_hosted() -> bool:
-    """Whether this runs as a Space of the hub, where anybody may draw."""
+    """Whether this runs as a Space on the Hugging Face hub, where anybody may draw."""
     return "SPACE_ID" in os.environ
 
 
 def command(repo: str, revision: str, patterns: Sequence[str]) -> str:
-    """How to fetch the checker by hand."""
+    """The command that downloads the checker."""
     include = " ".join(f'"{pattern}"' for pattern in patterns)
     return f"hf download {repo} --revision {revision} --include {include}"

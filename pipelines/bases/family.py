@@ -1,10 +1,10 @@
-"""A loaded base model: encodes text and images, predicts, and hands out clean copies of its weights.
+"""A loaded base model: encodes text and images, predicts noise, and gives copies of its weights.
 
-In: a `BaseRow`. Out: a `Family`. Its own weights never change: who trains or applies something asks for a copy.
+In: a `BaseRow`. Out: a `Family`. Its own weights never change: code that trains them or applies a LoRA uses a copy.
 Try it: `load_family(find_base("portrait-128")).decode(latents)`; `loading.py` makes a `Family`.
 
-Families differ in how text is encoded, what the denoiser is told and which schedule its loss follows, not in how they
-are trained. What is data stands in `architectures.FAMILIES`; what is code is a method here, overridden where a family
+Families differ in how text is encoded, what conditions the denoiser, and which noise schedule the loss uses; all are
+trained alike. Their data is in `architectures.FAMILIES`; their code is the methods here, overridden where a family
 differs (`z_image.py`). How to add one: docs/extend.md.
 """
 
@@ -32,17 +32,17 @@ from pipelines.core.device import Device, free_memory_gb, is_worth_compiling
 
 CompiledBlocks = dict[nn.Module, Callable[..., Any]]  # a block -> its forward pass, compiled
 
-# Up to this many tokens per picture plain matrix products train at least as fast on a CPU as torch's fused attention:
-# level in float32, 7-25% faster in bfloat16 (a step of the embedded base, one thread, torch 2.13); above it the
-# (tokens x tokens) matrix costs too much memory.
+# Up to so many tokens per picture, attention by plain matrix products is at least as fast on a CPU as torch's fused
+# attention: equal in float32, 7-25% faster in bfloat16 (a training step of the embedded base, one thread, torch 2.13).
+# Above it the (tokens x tokens) matrix takes too much memory.
 PLAIN_ATTENTION_MAX_TOKENS = 1024
 VAE_BATCH = 8
-PARKED = "cpu"  # where modules wait that nobody needs at the moment
+PARKED = "cpu"  # the device of modules that are not in use, see `Family.park`
 
 
 @dataclass(frozen=True)
 class Modules:
-    """What draws: a denoiser and a text side. The base's own, or with one person learned."""
+    """A denoiser and text encoders, which draw: the base's own, or those with one person learned."""
 
     unet: nn.Module  # the denoiser: a transformer in some families
     text: Text
@@ -50,7 +50,7 @@ class Modules:
 
 @dataclass(frozen=True)
 class Moments:
-    """The VAE's posterior of n pictures in the denoiser's scale: mean and standard deviation, each (n, c, h, w)."""
+    """The VAE's posterior of n pictures, scaled for the denoiser: mean and standard deviation, each (n, c, h, w)."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -59,12 +59,12 @@ class Moments:
         return Moments(self.mean[rows], self.std[rows])
 
     def latents(self, noise: torch.Tensor | None) -> torch.Tensor:
-        """A sample, or with `None` the mean."""
+        """A sample (n, c, h, w) with `noise` of the same shape; with None the mean."""
         return self.mean if noise is None else self.mean + self.std * noise
 
 
 class Family:
-    """One loaded base. Share it freely: nothing here changes after loading."""
+    """One loaded base. It can be shared: its weights do not change after loading."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Family:
         self.row, self.device, self.folder = row, device, folder
         self.architecture = FAMILIES[row.family]
         self._filter = image_filter
-        self.unfiltered = unfiltered  # why nobody looks at the pictures, where somebody should; a sentence
+        self.unfiltered = unfiltered  # why there is no image filter although there should be one; a sentence
         self._parts: dict[str, Any] = dict(pipeline.components)
         for part in self._parts.values():
             if isinstance(part, nn.Module):
@@ -90,7 +90,7 @@ class Family:
         self.short = self._is_short()
         place = PARKED if self.short else device.name
         self.scheduler_config = dict(pipeline.scheduler.config)
-        # half formats cost likeness, and overflow in SDXL
+        # in half precision the VAE loses similarity, and SDXL's overflows
         self.vae: Any = moved(self._parts["vae"], place, torch.float32)
         self.zero_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self.text = self._text(self._encoders(frozen=True, device=place))
@@ -113,12 +113,12 @@ class Family:
 
     @property
     def pixels_per_step(self) -> int:
-        """Sides of pictures are multiples of it."""
+        """The sides of pictures are multiples of this."""
         levels = len(self._clean_unet.config.block_out_channels)  # type: ignore[union-attr, arg-type]
         return int(self.pixels_per_latent * 2 ** (levels - 1))
 
     def latent_shape(self, height_px: int | None = None, width_px: int | None = None) -> tuple[int, int, int]:
-        """(c, h, w) for a picture; sizes are rounded down to what the network can divide."""
+        """Shape (c, h, w) of a picture's latents; sizes are rounded down to multiples that the network can use."""
         step = self.pixels_per_step
         sides = [side or own for side, own in zip((height_px, width_px), self.row.shapes[0])]
         height, width = (max(1, side // step) * step // self.pixels_per_latent for side in sides)
@@ -128,25 +128,25 @@ class Family:
         return self.device.autocast()
 
     def loaded(self, part: str) -> Any:
-        """A part of the pipeline as it was loaded, in the format it is stored in. Not to be changed."""
+        """A part of the pipeline as it was loaded, in the format of its file. Do not change it."""
         return self._parts[part]
 
     # -- copies --------------------------------------------------------------------------------------------------
 
     def shared(self) -> Modules:
-        """The untrained base, in the compute format, shared by everybody who does not change it."""
+        """The untrained base, in the compute dtype, shared by all code that does not change it."""
         if self._shared_unet is None:
             self._shared_unet = self.new_unet(trainable=False)
         return Modules(self._shared_unet, self.text)
 
     def new_unet(self, *, trainable: bool, device: str | None = None) -> nn.Module:
-        """A copy of the clean denoiser on the device: float32 to be trained, else in the compute format.
+        """A copy of the untrained denoiser on the device: float32 if `trainable`, else in the compute dtype.
 
-        Frozen weights are cast once here: autocast would cast them again in every forward pass, which on a CPU costs
-        about as much as the multiplications of a small batch.
+        Frozen weights are cast once here. Autocast would cast them in every forward pass, which on a CPU takes about as
+        long as the multiplications of a small batch.
         """
         if self.parked:
-            self._shared_unet = None  # there is room for one denoiser: this one takes its place
+            self._shared_unet = None  # the device has memory for only one denoiser
         unet = copy.deepcopy(self._clean_unet)
         dtype = torch.float32 if trainable else self.device.torch_dtype
         channels_last(moved(unet, device or self.device.name, dtype))
@@ -154,7 +154,7 @@ class Family:
         return unet.requires_grad_(trainable)
 
     def use_plain_attention(self, unet: nn.Module) -> None:
-        """Choose the attention that is fastest here. Has no effect on the result beyond rounding."""
+        """Choose the fastest attention for this device. Results change only by rounding."""
         from diffusers.models.attention_processor import AttnProcessor
 
         side = self.row.resolution_px // self.pixels_per_latent
@@ -162,14 +162,14 @@ class Family:
             unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
 
     def compiled_for(self, unet: nn.Module, pictures: int) -> CompiledBlocks:
-        """The denoiser's repeated blocks, compiled, where a training on so many pictures repays it; else none."""
+        """The denoiser's repeated blocks, compiled, if this saves time in a training on so many pictures; else none."""
         if not is_worth_compiling(self.device, pictures * (self.row.forward_tflop or 0.0)):
             return {}
-        torch._dynamo.config.suppress_errors = True  # where the compiler fails, PyTorch goes on without it
+        torch._dynamo.config.suppress_errors = True  # if the compiler fails, PyTorch runs the block uncompiled
         return compiled_blocks(unet)
 
     def new_text(self, *, device: str | None = None) -> Text:
-        """A copy of the text side with float32 encoders of its own, to be trained or adapted."""
+        """A copy of the text encoders in float32, to be trained or adapted."""
         return self._text(self._encoders(frozen=False, device=device))
 
     def text_with(self, learned: LearnedRows) -> Text:
@@ -188,7 +188,7 @@ class Family:
 
     @property
     def text_dtype(self) -> torch.dtype:
-        """Of encoders that do not learn. On a CPU they stay in float32: they are a hundredth of the work."""
+        """The dtype of encoders that do not learn. On a CPU float32: they are a hundredth of the work."""
         return self.device.torch_dtype if self.device.kind == "cuda" else torch.float32
 
     def _text(self, encoders: tuple[nn.Module, ...]) -> Text:
@@ -214,7 +214,7 @@ class Family:
         ):
             parts[tokenizer], parts[encoder] = own_tokenizer, own_encoder
         parts["scheduler"] = type(parts["scheduler"]).from_config(self.scheduler_config)
-        # parts that are left out are among the components already
+        # leave out options for parts that are in `components` already
         options = {name: value for name, value in self.architecture.loading.items() if name not in parts}
         if parts.get(checkers.CHECKER) is not None:
             options["requires_safety_checker"] = True
@@ -224,12 +224,12 @@ class Family:
 
     # -- memory --------------------------------------------------------------------------------------------------
 
-    # Parked means: what is idle waits in the machine's own memory, and on the device there is one denoiser at a time.
-    # A GPU that can't hold everything at once (`short`) always works so; others for as long as somebody needs the room.
+    # Parked: modules that are not in use are in main memory (RAM), and the GPU has one denoiser at a time. A GPU that
+    # can't hold everything at once (`short`) always works like this, others only between `park` and `unpark`.
 
     @property
     def sparing(self) -> bool:
-        """Whether what lies on the device together is planned: on a GPU, with a base that was counted."""
+        """Whether GPU memory is planned: on a GPU, for a base whose memory was counted."""
         return self.device.kind == "cuda" and self.row.footprint is not None
 
     def _is_short(self) -> bool:
@@ -244,25 +244,25 @@ class Family:
         return bool(self._parked)
 
     def park(self, kept: Sequence[nn.Module] = ()) -> None:
-        """Move what is idle - the VAE, frozen encoders, the image filter, the shared denoiser - into the machine's own
-        memory, `kept` modules excepted. They come back for as long as something here needs them.
+        """Move modules that are not in use (VAE, frozen encoders, image filter, shared denoiser) to main memory, except
+        `kept`. They are moved back only while a method here uses them.
         """
         checker = () if self._filter is None else (self._filter.checker,)
         idle = _without((self.vae, *self.text.encoders, *checker), kept)
         coming, leaving = _without(self._parked, idle), _without(idle, self._parked)
         self._parked = idle
         if not any(self._shared_unet is other for other in kept):
-            self._shared_unet = None  # a copy of the clean one, made anew when it is asked for
+            self._shared_unet = None  # `shared` makes it again
         self._place(leaving, PARKED)
         self._place(coming, self.device.name)
 
     def own(self, modules: Modules) -> tuple[nn.Module, ...]:
-        """What of `modules` is a copy of somebody's own and not the base's."""
+        """Those of `modules` that are copies, not the base's own."""
         base = (*self.text.encoders, *(() if self._shared_unet is None else (self._shared_unet,)))
         return _without((modules.unet, *modules.text.encoders), base)
 
     def unpark(self) -> None:
-        """As it was when it was loaded."""
+        """Move everything back, as it was after loading."""
         if self.short:
             self.park()
             return
@@ -271,7 +271,7 @@ class Family:
 
     @contextlib.contextmanager
     def awake(self, *parts: nn.Module) -> Iterator[None]:
-        """While open, those of `parts` that are parked are on the device."""
+        """Context in which the parked ones of `parts` are on the device."""
         called = [part for part in self._parked if any(part is other for other in parts)]
         self._place(called, self.device.name)
         try:
@@ -281,14 +281,14 @@ class Family:
 
     @contextlib.contextmanager
     def aside(self, *parts: nn.Module) -> Iterator[None]:
-        """While open, and only where something is parked, `parts` leave the device."""
+        """Context in which `parts` are in main memory; does nothing unless modules are parked."""
         leaving = parts if self.parked else ()
         self._place(leaving, PARKED)
         try:
             yield
         finally:
             if leaving and not any(self._shared_unet is part for part in leaving):
-                self._shared_unet = None  # it may have come in their place
+                self._shared_unet = None  # it may have been made meanwhile
             self._place(leaving, self.device.name)
 
     def _place(self, parts: Sequence[nn.Module], device: str) -> None:
@@ -301,9 +301,9 @@ class Family:
 
     @torch.no_grad()
     def encode_images(self, frames: np.ndarray) -> Moments:
-        """uint8 RGB frames (n, H, W, 3) -> the VAE's posterior, scaled as the denoiser expects it."""
+        """uint8 RGB frames (n, H, W, 3) -> the VAE's posterior, scaled for the denoiser."""
         means, stds = [], []
-        batch = VAE_BATCH if self.device.kind == "cpu" else 1  # a GPU is busy with one, and its memory is short
+        batch = VAE_BATCH if self.device.kind == "cpu" else 1  # one picture is enough work for a GPU
         with self._vae_awake():
             for start in range(0, len(frames), batch):
                 part = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(self.device.name)
@@ -323,7 +323,7 @@ class Family:
         return torch.cat(frames).numpy()
 
     def refused(self, frames: np.ndarray) -> list[bool]:
-        """Which of the frames (n, H, W, 3) the image filter refuses: they are neither kept nor shown."""
+        """Whether the image filter refuses each of the uint8 frames (n, H, W, 3): such are neither kept nor shown."""
         if self._filter is None:
             return [False] * len(frames)
         with self.awake(self._filter.checker):
@@ -331,7 +331,7 @@ class Family:
 
     @contextlib.contextmanager
     def _vae_awake(self) -> Iterator[None]:
-        # it takes more than the denoiser does; who has a denoiser of their own puts it aside themselves
+        # it needs more memory than the denoiser leaves; a caller with a denoiser of its own calls `aside` for it
         shared = () if self._shared_unet is None else (self._shared_unet,)
         with self.aside(*shared), self.awake(self.vae):
             yield
@@ -349,7 +349,7 @@ class Family:
     def predict(
         self, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The denoiser's answer (b, c, h, w) for noisy latents (b, c, h, w) at `timesteps` (b,) or ()."""
+        """The denoiser's prediction (b, c, h, w) for noisy latents (b, c, h, w) at `timesteps` (b,) or ()."""
         added = None
         if self.architecture.size_conditioned:
             height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
@@ -360,21 +360,21 @@ class Family:
             return unet(noisy, timesteps, conditioning.states, added_cond_kwargs=added).sample
 
     def scheduler_class(self, name: str) -> Any:
-        """A sampler's class by its name in diffusers, with the interface that `bases/sampling.py` uses."""
+        """A sampler's class by its diffusers name, with the interface that `bases/sampling.py` uses."""
         import diffusers
 
         return getattr(diffusers, name)
 
     def set_timesteps(self, sampler: Any, steps: int, shape: tuple[int, int, int]) -> None:
-        """Lay `steps` out as the stock pipeline does, for latents of `shape` (c, h, w)."""
-        # distilled samplers pick their steps from so many, which can't be fewer
+        """Set the sampler's timesteps as the stock pipeline does, for latents of `shape` (c, h, w)."""
+        # distilled samplers choose their steps from these, so there must be at least `steps`
         finer = (
             {"original_inference_steps": steps} if steps > sampler.config.get("original_inference_steps", steps) else {}
         )
         sampler.set_timesteps(steps, device=torch.device(self.device.name), **finer)
 
     def guidance_weight(self, guidance: float) -> float:
-        """w of `without + w * (with - without)` for a guidance as the stock pipeline counts it; 1 is none."""
+        """The weight w in `without + w * (with - without)` for the stock pipeline's guidance; 1 is no guidance."""
         return max(1.0, guidance)
 
     def objective(
@@ -388,7 +388,7 @@ class Family:
         snr_gamma: float | None,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The weighted loss of each sample, (b,). `mask` (b, 1, h, w): how much each place counts; None = alike."""
+        """The weighted loss of each sample, (b,). `mask` (b, 1, h, w): weight of each position; None = all equal."""
         noisy = self.schedule.noisy(latents, noise, timesteps)
         predicted = self.predict(unet, noisy, timesteps, conditioning)
         return self.schedule.losses(predicted, latents, noise, timesteps, snr_gamma=snr_gamma, mask=mask)
@@ -396,8 +396,8 @@ class Family:
 
 @contextlib.contextmanager
 def checkpointed(modules: Modules, switched_on: bool) -> Iterator[None]:
-    """While open, what a forward pass of `modules` keeps for the way back is only each block's input; the block is
-    computed again. Shared modules are left as they were: the switch is this training's own.
+    """Context with gradient checkpointing: a forward pass of `modules` keeps only each block's input, and the backward
+    pass computes the block again. Afterwards it is switched off again, because modules may be shared.
     """
     if not switched_on:
         yield
@@ -407,7 +407,7 @@ def checkpointed(modules: Modules, switched_on: bool) -> Iterator[None]:
     modules.unet.enable_gradient_checkpointing()  # type: ignore[operator]
     for encoder in encoders:
         encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        encoder.train()  # transformers looks at it; CLIP has no dropout
+        encoder.train()  # transformers checkpoints only in training mode; CLIP has no dropout
     try:
         yield
     finally:
@@ -418,7 +418,7 @@ def checkpointed(modules: Modules, switched_on: bool) -> Iterator[None]:
 
 
 def compiled_blocks(unet: nn.Module, *, backend: str = "inductor") -> CompiledBlocks:
-    """What diffusers' `compile_repeated_blocks` compiles; but that stays compiled, for everybody who shares `unet`."""
+    """The blocks that diffusers' `compile_repeated_blocks` compiles; but that would change `unet` for all its users."""
     repeated: Sequence[str] = unet._repeated_blocks  # type: ignore[assignment]
     blocks = [each for each in unet.modules() if type(each).__name__ in repeated]
     return {block: torch.compile(block.forward, backend=backend) for block in blocks}
@@ -426,11 +426,11 @@ def compiled_blocks(unet: nn.Module, *, backend: str = "inductor") -> CompiledBl
 
 @contextlib.contextmanager
 def running(blocks: CompiledBlocks) -> Iterator[None]:
-    """While open, the blocks run compiled. Outside they run as they are: compiled ones round differently, which whoever
-    shares the denoiser would see, and previews of other sizes would be compiled again.
+    """Context in which the blocks run compiled. Outside it they do not: compiled blocks round differently, which other
+    users of the denoiser would notice, and each new picture size in a preview would be compiled again.
     """
     for block, forward in blocks.items():
-        block.forward = forward  # the instance's, before the class's
+        block.forward = forward  # on the instance; hides the class's
     try:
         yield
     finally:
@@ -443,17 +443,17 @@ def _without(parts: Sequence[nn.Module], others: Sequence[nn.Module]) -> tuple[n
 
 
 def moved(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    """`module.to(device, dtype)`, without diffusers' override, which logs advice about nothing each time."""
+    """`module.to(device, dtype)`, without diffusers' override, which logs a needless warning each time."""
     return nn.Module.to(module, device, dtype)
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Convolution weights in the layout in which convolutions are fastest."""
+    """The module with weights in the channels-last layout, in which convolutions are fastest."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _alphas(config: dict[str, Any]) -> torch.Tensor:
-    """The base's alpha-bar per training timestep, zero terminal SNR included where the base has it."""
+    """The base's alpha-bar per training timestep, (T,); with zero terminal SNR if the base has it."""
     from diffusers import DDIMScheduler
 
     keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")

@@ -1,4 +1,4 @@
-"""Load a base: from a folder of this machine, a single-file checkpoint or the hub's cache, with its image filter.
+"""Load a base and its image filter: from a folder, a single-file checkpoint or the cache of the Hugging Face hub.
 
 In: a `BaseRow`. Out: a `Family`, or a sentence that says which files are missing and how to get them.
 Try it: `load_family(find_base("portrait-128")).pipeline()("portrait of man").images[0]`.
@@ -26,8 +26,8 @@ from pipelines.bases.registry import BASES, BaseRow
 from pipelines.core.device import Device, pick_device, quiet, tune
 from pipelines.core.records import ATTENTIONS, UserError
 
-Progress = Callable[[str, float | None], None]  # a sentence, and the share done where it is known
-# What a diffusers folder needs besides the weights; previews, ONNX and OpenVINO copies stay on the hub.
+Progress = Callable[[str, float | None], None]  # (sentence, share that is done or None)
+# What a diffusers folder needs besides the weights; example pictures, ONNX and OpenVINO files are not downloaded.
 HUB_FILES = ("*.json", "*.txt")
 WEIGHTED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 
@@ -37,10 +37,10 @@ def load_family(
 ) -> Family:
     """Load a base onto `device` (default: the best here). `attention`: one of ATTENTIONS.
 
-    With it comes its image filter: its own, else the one of Stable Diffusion 1.5; where that is not on this machine,
-    `unfiltered` says so.
-    Raises UserError when its files are missing and the hub does not answer, when they are damaged, where xformers
-    was asked for and is not there, and on a hosted page when there is no image filter.
+    The image filter is the base's own, else that of Stable Diffusion 1.5; if that is not on this machine,
+    `Family.unfiltered` says so.
+    Raises UserError when files are missing and the hub does not answer, when they are damaged, when xformers is asked
+    for and not installed, and on a hosted page when there is no image filter.
     """
     import diffusers
 
@@ -51,7 +51,7 @@ def load_family(
     if attention not in architecture.attentions and attention in ATTENTIONS:
         raise UserError(f"{row.title} has no {attention} attention. Leave --attention out.")
     pipeline_class = getattr(diffusers, architecture.pipeline)
-    # half formats are how the real bases are stored; a small base, or a CPU, takes float32 and no rounding
+    # on a GPU in the format of the files; on a CPU, and for a small base, in float32, without rounding
     dtype = getattr(torch, architecture.stored) if device.kind == "cuda" else torch.float32
     options: dict[str, Any] = {"dtype": {"vae": torch.float32, "default": dtype}, "local_files_only": True}
     options |= architecture.loading
@@ -89,7 +89,7 @@ def load_family(
 
 
 def choose_attention(unet: nn.Module, device: Device, attention: str) -> None:
-    """PyTorch's own attention, or xformers' on an NVIDIA GPU. Every copy of `unet` keeps the choice."""
+    """Set PyTorch's own attention, or xformers' on an NVIDIA GPU. Copies of `unet` have the same."""
     if attention == "sdpa":
         return
     if attention not in ATTENTIONS:
@@ -98,7 +98,7 @@ def choose_attention(unet: nn.Module, device: Device, attention: str) -> None:
         raise UserError("xformers needs an NVIDIA GPU, and this runs without one. Leave --attention out.")
     if importlib.util.find_spec("xformers") is None:
         raise UserError("xformers is not installed. Add it with: pip install -r requirements-gpu.txt")
-    # `set_attention_backend` does nothing on these UNets and says so nowhere (diffusers 0.42.1)
+    # `set_attention_backend` has no effect on these UNets, without an error (diffusers 0.42.1)
     unet.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
 
 
@@ -111,7 +111,7 @@ def _load(row: BaseRow, loader: Callable[..., Any], *args: Any, **options: Any) 
 
 
 def _local_folder(row: BaseRow, report: Progress) -> Path:
-    """The folder of a row's files, fetched from the hub when they are not here."""
+    """The folder of a row's files; downloaded from the hub if they are not on this machine."""
     if row.repo is None:
         folder = row.folder
         if folder is None or not (folder / "model_index.json").is_file():
@@ -130,13 +130,13 @@ def _local_folder(row: BaseRow, report: Progress) -> Path:
     )
 
 
-LENDER = "sd15"  # whose image filter bases without one use
+LENDER = "sd15"  # bases without an image filter use that of this base
 LENT = (f"{checkers.CHECKER}/*.json", f"{checkers.CHECKER}/*.fp16.safetensors", f"{checkers.EXTRACTOR}/*.json")
 
 
 def _lent_checker(row: BaseRow, report: Progress) -> Path | str:
-    """The folder of the lender's image filter, or a sentence. A base of the hub brings it along; with a base on this
-    machine nothing is downloaded that nobody asked for. Raises UserError on a hosted page that has none.
+    """The folder of the image filter of LENDER, or a sentence if there is none. It is downloaded only for a base from
+    the hub, not for one on this machine. Raises UserError on a hosted page that has no filter.
     """
     lender = BASES[LENDER]
     assert lender.repo is not None and lender.revision is not None
@@ -149,7 +149,7 @@ def _lent_checker(row: BaseRow, report: Progress) -> Path | str:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether every model that the pipeline lists has its weights: one whole file, or all of its shards."""
+    """Whether every model that the pipeline lists has its weights: one file, or all its shards."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
         return all(_is_whole(folder / part) for part in WEIGHTED if part in index)
@@ -169,9 +169,7 @@ def _is_whole(part: Path) -> bool:
 def _from_hub(
     row: BaseRow, patterns: Sequence[str], report: Progress, *, complete: Callable[[Path], bool], ask: bool = True
 ) -> Path:
-    """A snapshot of the row's pinned revision: from the hub's cache on this machine, else (`ask`) downloaded with
-    progress.
-    """
+    """The folder of the row's revision: from the hub's cache on this machine, else, with `ask`, downloaded."""
     from huggingface_hub import snapshot_download
     from tqdm.auto import tqdm
 
@@ -202,7 +200,7 @@ def _from_hub(
         if complete(folder):
             return folder
         reason: Exception | None = None
-    except Exception as error:  # the hub's own, httpx's and the system's errors: to the person all mean one thing
+    except Exception as error:  # errors of the hub, httpx and the system: the person gets one message for all
         reason = error
     include = " ".join(f'"{pattern}"' for pattern in patterns)
     raise UserError(
@@ -212,7 +210,7 @@ def _from_hub(
 
 
 def _variant_of(folder: Path) -> str | None:
-    """ "fp16" for a part's local folder that holds only that variant."""
+    """ "fp16" if a part's local folder has only this variant, else None."""
     plain = [file for file in folder.glob("*.safetensors") if ".fp16" not in file.name]
     return None if plain else "fp16"
 

@@ -1,4 +1,4 @@
-"""How a training fits into a GPU's memory: what it needs, what is free, and what to give up so that it fits.
+"""How a training fits into a GPU's memory: what it needs, what is free, and how to save memory so that it fits.
 
 In: a base, a recipe and the free memory in GB. Out: a `MemoryPlan` with its reason in words. Pure arithmetic, no torch.
 Try it: `memory_plan(memory_needs(find_base("sdxl"), recipe), free_gb=24.0)`.
@@ -11,28 +11,30 @@ from dataclasses import dataclass
 from pipelines.bases.registry import BaseRow, Footprint
 from pipelines.core.records import CHECKPOINTING, METHOD_ROWS, Recipe, UserError
 
-CONTEXT_GB = 0.6  # CUDA's own, with its libraries' workspaces
-USABLE = 0.95  # of free memory: the allocator's blocks never fit to the last byte
+CONTEXT_GB = 0.6  # the CUDA context, with the workspaces of its libraries
+USABLE = 0.95  # share of the free memory that is planned: the allocator loses some between its blocks
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
     """What one training keeps on a GPU, in GB (10^9 bytes)."""
 
-    resident_gb: float  # what every step needs: the denoiser, what learns, its gradients and moments
-    leaving_gb: float  # VAE, frozen encoders, image filter: needed before the first step, for previews and at the end
-    activations_gb: float  # kept for the way back
+    resident_gb: float  # for every step: denoiser, learned parameters, their gradients and moments
+    leaving_gb: float  # VAE, frozen encoders, image filter: used before the first step, for previews and at the end
+    activations_gb: float  # kept for the backward pass
     checkpointed_gb: float  # the same with gradient checkpointing
-    decode_gb: float  # what decoding one preview takes
-    denoiser_gb: float = 0.0  # of resident_gb: what can step aside while a preview is decoded
-    vae_gb: float = 0.0  # of leaving_gb
-    visiting_gb: float = 0.0  # of leaving_gb the largest that comes back beside the denoiser: encoders, or the filter
-    drawing_gb: float = 0.0  # what the denoiser takes besides its weights while pictures are drawn
+    decode_gb: float  # for decoding one preview
+    denoiser_gb: float = 0.0  # the part of resident_gb that can leave the GPU while a preview is decoded
+    vae_gb: float = 0.0  # the VAE's part of leaving_gb
+    visiting_gb: float = 0.0  # largest part of leaving_gb that is used beside the denoiser: encoders, or the filter
+    drawing_gb: float = 0.0  # for the denoiser, besides its weights, while pictures are drawn
 
     def peak_gb(self, *, checkpointing: bool, offload: bool) -> float:
-        """Before the first step (latents, words, class pictures) and after the last (reading back) idle parts are
-        always away and what learns steps aside for another denoiser, which is no larger: no more lies there than in a
-        preview with `offload`.
+        """The most memory that a training uses, in GB.
+
+        Before the first step (latents, text, class images) and after the last one (verification) unused parts are
+        always off the GPU, and the denoiser that learns is replaced by another one of the same size: this needs no more
+        than a preview with `offload`.
         """
         step = self.resident_gb + (self.checkpointed_gb if checkpointing else self.activations_gb)
         if not offload:
@@ -48,14 +50,14 @@ class MemoryPlan:
     """How a training fits into a GPU's memory, with the reason in words."""
 
     checkpointing: bool
-    offload: bool  # what a step does not need waits in the machine's own memory
-    peak_gb: float | None  # None: not known
+    offload: bool  # parts that a step does not use are in main memory
+    peak_gb: float | None  # None: unknown
     reason: str
 
 
 def memory_plan(needs: MemoryNeeds | None, free_gb: float | None, wish: str = "auto") -> MemoryPlan:
-    """The cheapest way that fits: everything on the GPU; idle parts off it; then layers computed twice (about a third
-    slower). `wish`: one of CHECKPOINTING. `free_gb` None: computing elsewhere, or nobody knows. Pure arithmetic.
+    """The fastest plan that fits: everything on the GPU; else unused parts in main memory; else also gradient
+    checkpointing (about a third slower). `wish`: one of CHECKPOINTING. `free_gb` None: no GPU, or unknown.
     """
     if wish not in CHECKPOINTING:
         raise UserError(f"Gradient checkpointing is one of {', '.join(CHECKPOINTING)}, not {wish}.")
@@ -92,18 +94,17 @@ def memory_plan(needs: MemoryNeeds | None, free_gb: float | None, wish: str = "a
 # -- what a base and a recipe need ---------------------------------------------------------------------------------
 
 HEADROOM = (
-    1.5  # activations are counted in bfloat16; autocast keeps norms in float32, and blocks are never filled whole
+    1.5  # activations are counted in bfloat16; autocast keeps norms in float32, and memory blocks are never quite full
 )
 BYTES = {"adamw": 16, "adamw8bit": 10, "prodigy": 24}  # per learned parameter: weight, gradient and moments
-FROZEN_BYTES = {"bfloat16": 2, "float32": 4}  # per parameter that does not learn, by the format that is computed in
-CHECKER_M = 304  # parameters of the image filter, in float16
-DRAWN_TOGETHER = 4  # pictures at most, each with and without its prompt
+FROZEN_BYTES = {"bfloat16": 2, "float32": 4}  # per parameter that does not learn, by compute dtype
+CHECKER_M = 304  # parameters of the image filter, millions, in float16
+DRAWN_TOGETHER = 4  # pictures in a batch at most, each with and without its prompt
 
 
 def roomy_gb(size: Footprint, dtype: str, *, text_learns: bool) -> float:
-    """What a GPU has to hold so that nothing ever has to leave it while portraits are drawn: the base, its denoiser and
-    encoders once more with somebody's likeness (`text_learns`: also the encoders), and the float32 copies that are
-    merged before.
+    """GB that a GPU needs to draw portraits without moving modules to main memory: the base, a second denoiser with a
+    person learned (`text_learns`: also second encoders), and the float32 copies that are merged before.
     """
     each, text_m = FROZEN_BYTES[dtype], size.text_m if text_learns else 0.0
     base = each * (size.denoiser_m + size.text_m) + 4 * size.vae_m + 2 * CHECKER_M
@@ -117,8 +118,8 @@ def _drawing_gb(size: Footprint, dtype: str, pictures: int) -> float:
 
 
 def memory_needs(row: BaseRow, recipe: Recipe, dtype: str = "bfloat16") -> MemoryNeeds | None:
-    """What a training keeps on a GPU that computes in `dtype`; None where nobody counted the base. Arithmetic, no
-    measure: LoRA counts as if on attention and feed-forward layers.
+    """What a training keeps on a GPU that computes in `dtype`; None if the base has no `footprint`. Calculated, not
+    measured; LoRA is counted as if it were on attention and feed-forward layers.
     """
     size = row.footprint
     if size is None:
@@ -131,7 +132,7 @@ def memory_needs(row: BaseRow, recipe: Recipe, dtype: str = "bfloat16") -> Memor
     each = BYTES[recipe.optimizer] + (4 if recipe.ema > 0 else 0)
     learned_m = size.denoiser_m if full else size.lora_m_per_rank * recipe.rank if adapters else 0.0
     denoiser = 0.0 if full else frozen * size.denoiser_m
-    if full:  # autocast's copies in half the size live through a step
+    if full:  # autocast's half-size copies of the weights exist during a step
         learned_m, denoiser = 0.0, (each + (2 if frozen == 2 else 0)) * size.denoiser_m
     text = 0.0
     if text_learns:
@@ -155,12 +156,12 @@ def memory_needs(row: BaseRow, recipe: Recipe, dtype: str = "bfloat16") -> Memor
     )
 
 
-# The arithmetic is no measure: what exceeds the free memory by less than a tenth is said and tried.
+# The needs are calculated, not measured: a training that exceeds the free memory by less than a tenth is tried.
 TRIED_UP_TO = 1.1
 
 
 def too_large(row: BaseRow, recipe: Recipe, free_gb: float | None, dtype: str = "bfloat16") -> str | None:
-    """Why a training can't fit into the GPU's free memory however that is spared, in a sentence; else None."""
+    """A sentence that says why a training can't fit into the GPU's free memory with any plan; None if it can."""
 
     def least(tried: Recipe) -> float:
         return memory_plan(memory_needs(row, tried, dtype), free_gb).peak_gb or 0.0

@@ -1,8 +1,8 @@
-"""The diffusion objective: noisy latents, what is predicted from them, and how much each noise level counts.
+"""The training loss: noisy latents, the target that is predicted from them, and the weight of each noise level.
 
 In: clean latents (b, c, h, w), noise of the same shape, timesteps (b,). Out: noisy latents, targets, weights (b,).
 `NoiseSchedule` is diffusion with the base's own alphas, `FlowSchedule` flow matching with the base's own shift; both
-have one interface (`Schedule`), and nothing here knows an architecture or a method.
+have one interface (`Schedule`) and do not depend on architecture or method.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 
 
 class Schedule(Protocol):
-    """What the loop needs of an objective."""
+    """The methods that the training loop uses."""
 
     def __len__(self) -> int: ...
 
     def timesteps(self, places: torch.Tensor) -> torch.Tensor:
-        """Timesteps at places (n,) in [0, 1) of the schedule, from clean to noise: uniform places are the timesteps
-        that training draws.
+        """Timesteps (n,) at positions `places` (n,) of the schedule, from 0 (clean) to 1 (noise, excluded). Training
+        draws uniform positions.
         """
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor: ...
@@ -63,7 +63,7 @@ class NoiseSchedule:
         return signal * latents + blur * noise
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the denoiser should say: the noise, the velocity (Salimans & Ho 2022, appendix D) or the picture."""
+        """What the denoiser should predict: the noise, the velocity (Salimans & Ho 2022, appendix D) or the picture."""
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "v_prediction":
@@ -76,9 +76,10 @@ class NoiseSchedule:
     def weights(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
         """Min-SNR weight of each timestep (Hang et al. 2023), (b,). `None` = 1 everywhere.
 
-        Weighting the picture's error by min(snr, gamma) is, on the predicted quantity, min(snr, gamma)/snr for noise,
-        min(snr, gamma)/(snr + 1) for velocity, min(snr, gamma) for the picture. Written without a division by the SNR,
-        so that a schedule that ends in pure noise (SNR 0) gives no NaN, and one that starts clean no infinity.
+        A weight of min(snr, gamma) on the picture's error is a weight on the predicted quantity of min(snr, gamma)/snr
+        for noise, min(snr, gamma)/(snr + 1) for velocity, min(snr, gamma) for the picture. Calculated without a
+        division by the SNR, so that a schedule that ends in pure noise (SNR 0) gives no NaN, and a clean start no
+        infinity.
         """
         signal = self.alphas[timesteps].double()
         if snr_gamma is None:
@@ -104,7 +105,7 @@ class NoiseSchedule:
         snr_gamma: float | None,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted squared error of each sample, (b,), in float32. `mask` (b, 1, h, w) weighs the places."""
+        """Weighted squared error of each sample, (b,), in float32. `mask` (b, 1, h, w): the weight of each position."""
         return _losses(self, predicted, latents, noise, timesteps, snr_gamma, mask)
 
 
@@ -112,7 +113,7 @@ class NoiseSchedule:
 class FlowSchedule:
     """Rectified flow (Liu et al. 2022; Esser et al. 2024): a straight line from the picture to the noise.
 
-    A timestep is `count * sigma`, sigma being the share of noise. Uniform places are moved towards noise by `shift`
+    A timestep is `count * sigma`, where sigma is the share of noise. `shift` moves uniform positions towards noise
     (Esser et al. 2024, eq. 23), as the base's own sampler does.
     """
 
@@ -123,7 +124,7 @@ class FlowSchedule:
         return self.count
 
     def timesteps(self, places: torch.Tensor) -> torch.Tensor:
-        # the cleanest level that the base knows; without noise there is nothing to predict
+        # 1 / count is the base's cleanest level; without noise there is nothing to predict
         levels = places.clamp(min=1 / self.count)
         return self.count * self.shift * levels / (1 + (self.shift - 1) * levels)
 
@@ -141,8 +142,8 @@ class FlowSchedule:
     def weights(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
         """Min-SNR weight of each timestep, (b,). `None` = 1 everywhere, which is what flow bases are trained with.
 
-        The picture's error is sigma^2 times the velocity's, and the SNR is ((1 - sigma) / sigma)^2, so weighting it by
-        min(snr, gamma) is min((1 - sigma)^2, gamma * sigma^2) on the velocity.
+        The picture's error is sigma^2 times the velocity's, and the SNR is ((1 - sigma) / sigma)^2, so min(snr, gamma)
+        on the picture is min((1 - sigma)^2, gamma * sigma^2) on the velocity.
         """
         sigmas = (timesteps / self.count).double()
         if snr_gamma is None:
@@ -159,7 +160,7 @@ class FlowSchedule:
         snr_gamma: float | None,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted squared error of each sample, (b,), in float32. `mask` (b, 1, h, w) weighs the places."""
+        """Weighted squared error of each sample, (b,), in float32. `mask` (b, 1, h, w): the weight of each position."""
         return _losses(self, predicted, latents, noise, timesteps, snr_gamma, mask)
 
 

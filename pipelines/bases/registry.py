@@ -1,11 +1,11 @@
-"""Which base models there are: one row each, and how a name or a path becomes a row. Light: no torch.
+"""The base models, one row each, and how to get the row for a name or a path. Light: no torch.
 
 In: a registered name ("portrait-128", "sd15", ...), or the path of a diffusers folder or a single-file checkpoint.
 Out: a `BaseRow`. Try it: `python -c "from pipelines.bases.registry import find_base; print(find_base('sd15'))"`.
 
-A single-file checkpoint carries no tokenizer and no configuration. They are taken from a folder of the same name beside
-it (`photoreal.safetensors` -> `photoreal/`, with the JSON and tokenizer files of a diffusers folder), else from the
-hub's cache.
+A single-file checkpoint has no tokenizer and no configuration. They are read from a folder of the same name beside it
+(`photoreal.safetensors` -> `photoreal/`, with the JSON and tokenizer files of a diffusers folder), else from the cache
+of the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,33 +23,33 @@ from pipelines.core.records import LEARNS, METHOD_ROWS, MethodRow, UserError
 
 EMBEDDED = REPOSITORY / "models"
 PROJECTOR = "identity_projector.safetensors"  # of a portrait base: a face's descriptor -> vectors beside its words
-RARE_TOKEN = "ohwx"  # one rare token of CLIP's vocabulary; carries almost no meaning of its own
+RARE_TOKEN = "ohwx"  # a rare token of CLIP's vocabulary, with almost no meaning of its own
 # Full fine-tuning keeps float32 weights, gradients and two moments (16 bytes per parameter): 14 GB for SD 1.5's 0.86 B
-# parameters, 41 GB for SDXL's 2.6 B. Above this size all weights of a base are taught only when somebody asks for it.
+# parameters, 41 GB for SDXL's 2.6 B. A base above this size is trained with all weights only when the method is named.
 ALL_WEIGHTS_MAX_PARAMETERS = 1.2e9
 
-# Upright shapes only: selfies are upright, and what lies beside a person in a wide photo is nothing to learn. SD 1.5
-# itself learned squares: these have at most their area, and sides that its UNet and VAE halve six times.
+# Only upright shapes: selfies are upright, and the surroundings in a wide photo need not be learned. SD 1.5 itself
+# learned squares: these have at most their area, and sides divisible by 64, as its UNet and VAE halve them six times.
 SD15_BUCKETS = ((512, 512), (576, 448), (640, 384))
-# Those SDXL was trained on (Podell et al. 2023, appendix I).
+# Upright shapes that SDXL was trained on (Podell et al. 2023, appendix I).
 SDXL_BUCKETS = ((1024, 1024), (1152, 896), (1216, 832))
-Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # the upright ones of about 1 megapixel that its demo offers
+Z_IMAGE_BUCKETS = ((1024, 1024), (1152, 896), (1248, 832))  # upright shapes of about 1 megapixel in its demo
 
 SMALL_UP_TO_GB = 2.0  # see `BaseRow.is_small`
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a base keeps in a GPU's memory; see benchmarks/count_memory.py, which counted it."""
+    """What a base needs of a GPU's memory, counted by benchmarks/count_memory.py."""
 
     denoiser_m: float  # parameters, millions
     text_m: float
     vae_m: float
     lora_m_per_rank: float  # LoRA on attention and feed-forward layers
-    activations_gb: float  # kept for the way back per picture of `resolution_px`, in bfloat16
-    checkpointed_gb: float  # the same with gradient checkpointing, the block that is repeated included
-    decode_gb: float  # by the VAE while one picture is decoded, in float32
-    drawing_gb: float  # by the denoiser for one row of a batch that nothing is learned from, in bfloat16
+    activations_gb: float  # kept for the backward pass per picture of `resolution_px`, in bfloat16
+    checkpointed_gb: float  # the same with gradient checkpointing, with the block that is computed again
+    decode_gb: float  # used by the VAE while it decodes one picture, in float32
+    drawing_gb: float  # used by the denoiser per row of a batch without training, in bfloat16
 
 
 @dataclass(frozen=True)
@@ -59,28 +58,28 @@ class BaseRow:
 
     name: str
     title: str
-    repo: str | None  # on the hub; None = on this machine
-    revision: str | None  # full commit hash: a moved branch cannot change what is loaded
+    repo: str | None  # on the Hugging Face hub; None = on this machine
+    revision: str | None  # full commit hash, so that always the same files are loaded
     family: str  # one of `architectures.FAMILIES`
     resolution_px: int
-    vram_gb: float  # for training its largest usual method at the recipes' batch
+    vram_gb: float  # GPU memory to train its largest `usual` method with the recipes' batch size
     licence: str
     about: str
-    identifier: str  # stands before the class word where weights, not words, learn the person
-    min_eye_distance_px: float  # smaller faces teach less than this base can draw
-    aligned: bool  # photos are aligned by the eyes, as the base was trained
+    identifier: str  # the word before the class word, for methods that train weights and no new word
+    min_eye_distance_px: float  # smaller faces have less detail than this base can draw
+    aligned: bool  # photos are aligned by the eyes, as in the base's own training
     path: str | None = None  # folder or single-file checkpoint on this machine
     variant: str | None = None  # of the weight files on the hub: "fp16"
-    buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) it is taught with; () = square only
+    buckets: tuple[tuple[int, int], ...] = ()  # picture shapes (height, width) for training; () = square only
     footprint: Footprint | None = None  # None: not counted
-    # Arithmetic of the denoiser's forward pass for one picture of `resolution_px`, by torch.utils.flop_counter on the
-    # published configuration; None: not counted
+    # TFLOP of the denoiser's forward pass for one picture of `resolution_px`, counted by torch.utils.flop_counter on
+    # the published configuration; None: not counted
     forward_tflop: float | None = None
-    learns: tuple[str, ...] = LEARNS  # what of it can be taught, as in `MethodRow.learns`
-    # (repo, revision) of the LoRA that makes it draw in four steps; see pipelines.methods.drafts
+    learns: tuple[str, ...] = LEARNS  # what can be trained, as in `MethodRow.learns`
+    # (repo, revision) of a LoRA with which it draws in four steps; see pipelines.methods.drafts
     draft_lora: tuple[str, str] | None = None
-    # The judge whose descriptor of a face it takes without training ("dlib"); None: it takes none. That judge has seen
-    # what the pictures were made from, so it never judges them alone.
+    # The judge whose face descriptor is an input of this base ("dlib"); None: it has no such input. As pictures are
+    # then drawn from this judge's own descriptor, it never scores them alone.
     face_encoder: str | None = None
 
     def _fits(self, method: MethodRow) -> bool:
@@ -98,53 +97,53 @@ class BaseRow:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those of `trainable` that are no combination of others."""
+        """Those of `trainable` that are not a combination of others."""
         return tuple(name for name in self.trainable if METHOD_ROWS[name].usual)
 
     @property
     def usual(self) -> tuple[str, ...]:
-        """Those of `methods` that are taught where nobody names methods."""
+        """Those of `methods` that are trained when no method is named."""
         huge = self.footprint is not None and 1e6 * self.footprint.denoiser_m > ALL_WEIGHTS_MAX_PARAMETERS
         return tuple(name for name in self.methods if not (huge and "weights" in METHOD_ROWS[name].learns))
 
     @property
     def instant(self) -> tuple[str, ...]:
-        """Those of `offered` that train nothing and are used where nobody names methods."""
+        """Those of `offered` that train nothing and are used when no method is named."""
         return tuple(name for name in self.offered if METHOD_ROWS[name].usual and not METHOD_ROWS[name].learns)
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The methods of a comparison where nobody names any."""
+        """The methods of a comparison when no method is named."""
         return (*self.instant, *self.usual)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The picture shapes (height, width) in pixels it is taught with; the first is what it draws by itself."""
+        """The picture shapes (height, width) in pixels for training; the first is also the default for drawing."""
         return self.buckets or ((self.resolution_px, self.resolution_px),)
 
     @property
     def guidance(self) -> float:
-        """For a prompt that comes without a style."""
+        """The guidance for a prompt without a style."""
         return FAMILIES[self.family].prompt_guidance
 
     @property
     def is_small(self) -> bool:
-        """True where all methods fit into memory together: they learn side by side, and more is drawn at once."""
+        """True when all methods fit into memory together: they train side by side, and drawing uses larger batches."""
         return self.vram_gb <= SMALL_UP_TO_GB
 
     @property
     def own_scheduler(self) -> bool:
-        """True when it draws with its own scheduler only: those of diffusion models know no flow."""
+        """True when it draws only with its own scheduler: flow models can't use those of diffusion models."""
         return not FAMILIES[self.family].schedulers
 
     @property
     def sizes_px(self) -> tuple[int, ...]:
-        """Sides of square pictures that are offered besides its own."""
+        """Sides in pixels of square pictures that are offered besides its own."""
         return FAMILIES[self.family].sizes_px
 
     @property
     def folder(self) -> Path | None:
-        """Where it lies on this machine, when that is known without asking the hub."""
+        """Its folder on this machine, if that is known without the hub's cache."""
         return Path(self.path) if self.path else None
 
     @property
@@ -152,7 +151,7 @@ class BaseRow:
         return self.path is not None and self.path.endswith(".safetensors")
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words of `text` this base never learned, each once, in order. Always empty for an open vocabulary."""
+        """Words of `text` that this base never learned, each once, in order. Always empty for an open vocabulary."""
         known = vocabulary(self)
         if known is None:
             return []
@@ -220,7 +219,7 @@ BASES: dict[str, BaseRow] = {
             buckets=SD15_BUCKETS,
             footprint=Footprint(860, 123, 84, 0.42, 0.93, 0.22, 2.2, 0.07),
             forward_tflop=0.80,
-            # Both as many people's lock files and published hub caches name them; the hub itself was not asked.
+            # Name and revision are from several people's lock files and published hub caches, not from the hub itself.
             draft_lora=("latent-consistency/lcm-lora-sdv1-5", "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
         ),
         BaseRow(
@@ -249,12 +248,12 @@ BASES: dict[str, BaseRow] = {
             name="z-image",
             title="Z-Image",
             repo="Tongyi-MAI/Z-Image",
-            # As several people's published hub caches and lock files name it; the hub itself was not asked.
+            # From several people's published hub caches and lock files, not from the hub itself.
             revision="04cc4abb7c5069926f75c9bfde9ef43d49423021",
             family="z_image",
             resolution_px=1024,
             learns=("adapters",),
-            # 12 GB of weights in bfloat16, and while they are merged a float32 copy beside the one that learned
+            # 12 GB of weights in bfloat16, and during the merge a float32 copy beside the trained one
             vram_gb=48.0,
             licence="Apache-2.0",
             about="1024-pixel pictures by a newer, larger model, taught with LoRA. Needs a GPU with about 48 GB.",
@@ -270,7 +269,7 @@ BASES: dict[str, BaseRow] = {
 
 
 def base_sha256(row: BaseRow) -> str | None:
-    """Of a base on this machine: a hash over its weight files. A base of the hub is named by its revision."""
+    """A hash over the weight files of a base on this machine; None for a base of the hub, which has its revision."""
     if row.repo is not None or row.folder is None:
         return None
     files = [row.folder] if row.folder.is_file() else sorted(row.folder.rglob("*.safetensors"))
@@ -278,9 +277,9 @@ def base_sha256(row: BaseRow) -> str | None:
 
 
 def find_base(name_or_path: str) -> BaseRow:
-    """The row of a registered name, or one made for a diffusers folder or a single-file checkpoint on this machine.
+    """The row of a registered name, or a new row for a diffusers folder or a single-file checkpoint on this machine.
 
-    Raises UserError when it is neither, or of an architecture this project does not know.
+    Raises UserError when it is none of them, or its architecture is unknown here.
     """
     if name_or_path in BASES:
         return BASES[name_or_path]
@@ -298,18 +297,18 @@ def find_base(name_or_path: str) -> BaseRow:
 
 
 def default_base() -> str:
-    """ "sd15" where there is an NVIDIA GPU, else the embedded "portrait-128"."""
+    """ "sd15" on a machine with an NVIDIA GPU, else the embedded "portrait-128"."""
     import shutil
 
     if shutil.which("nvidia-smi") is None and not Path("/proc/driver/nvidia").exists():
-        return "portrait-128"  # the cheap answer: importing torch costs seconds
+        return "portrait-128"  # quick: importing torch takes seconds
     import torch
 
     return "sd15" if torch.cuda.is_available() else "portrait-128"
 
 
 def vocabulary(row: BaseRow) -> frozenset[str] | None:
-    """The words a base knows, or None when its vocabulary is open."""
+    """The words that a base knows, or None when its vocabulary is open."""
     if row.folder is None or not row.folder.is_dir():
         return None
     words = _facts(row.folder).get("vocabulary")
@@ -317,7 +316,7 @@ def vocabulary(row: BaseRow) -> frozenset[str] | None:
 
 
 def unknown_words(row: BaseRow, prompt: str) -> list[str]:
-    """Words of `prompt` (without its `{subject}`) that this base never learned, each once, in order."""
+    """Words of `prompt` (without `{subject}`) that this base never learned, each once, in order."""
     return row.unknown_words(prompt)
 
 
@@ -357,7 +356,7 @@ def _folder_row(folder: Path) -> BaseRow:
             f"{folder.name} holds a {kind}, which this app can't train. Use a Stable Diffusion 1.5, SDXL or Z-Image "
             "model."
         )
-    if not (folder / "unet").is_dir():  # a transformer's configuration says no size, its VAE's does
+    if not (folder / "unet").is_dir():  # a transformer's configuration has no picture size, its VAE's has
         side = _read_json(folder / "vae" / "config.json").get("sample_size")
         own = side if isinstance(side, int) else _like(family).resolution_px
         return _local_row(folder, family, own, parameters=math.inf)
@@ -377,10 +376,10 @@ def _folder_row(folder: Path) -> BaseRow:
 def _local_row(
     path: Path, family: str, resolution_px: int, *, parameters: float, buckets: tuple[tuple[int, int], ...] = ()
 ) -> BaseRow:
-    """A row for a model on this machine; what is not in the files is taken from the registry's row of its family."""
+    """A row for a model on this machine; values that its files do not have are those of its family's registry row."""
     like = _like(family)
     counted = like.footprint if resolution_px == like.resolution_px else None
-    if counted is not None and parameters:  # some have fewer; counted as if 2 bytes each: a float32 file has half of it
+    if counted is not None and parameters:  # distilled models have fewer parameters
         counted = replace(counted, denoiser_m=min(counted.denoiser_m, parameters / 1e6))
     return BaseRow(
         name=str(path),
@@ -405,7 +404,7 @@ def _local_row(
 
 
 def _like(family: str) -> BaseRow:
-    """The registry's own row of a family."""
+    """The registry's row of a family."""
     return next(row for row in BASES.values() if row.family == family)
 
 
@@ -434,12 +433,11 @@ def _single_file_row(path: Path) -> BaseRow:
 
 
 def _safetensors_names(path: Path) -> frozenset[str]:
-    """Tensor names from a safetensors header, without reading a tensor or importing torch."""
+    """The tensor names in a safetensors header; reads no tensor and does not import torch."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100_000_000:
-                raise ValueError("its header is too long")
-            return frozenset(json.loads(file.read(length)))
-    except (OSError, ValueError, struct.error) as error:
+        with safe_open(path, "numpy") as file:
+            return frozenset(file.keys())
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{path.name} is not a readable safetensors file ({error}). Download it again.") from error

@@ -1,8 +1,8 @@
-"""From noise to pictures: one sampler for previews, verification, class images, renders and variations of renders.
+"""Draw pictures from noise: one sampler for previews, verification, class images, renders and variations of renders.
 
 In: modules, prompts, seeds; for variations the pictures to start from. Out: uint8 RGB frames.
-The same seed is the same noise for every method, device and batch. Row by row it does what the stock pipeline does (a
-test compares them), but each row has its own guidance and seed.
+The same seed gives the same noise with every method, device and batch. Each row is drawn as the stock pipeline draws it
+(a test compares them), but has its own guidance and seed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pipelines.core.records import UserError
 from pipelines.core.safety import check_prompt
 
 SCHEDULERS: tuple[str, ...] = ("default", *DIFFUSION_SCHEDULERS)
-# For drafts of 4 to 8 steps with guidance near 1, and only on weights that were distilled for it (Luo et al. 2023,
-# Zheng et al. 2024): a merged checkpoint, or a base with such a LoRA fused. Other weights give washed-out pictures.
+# For drafts with 4 to 8 steps and guidance near 1, only with weights that were distilled for it (Luo et al. 2023, Zheng
+# et al. 2024): a merged checkpoint, or a base with such a LoRA fused. Other weights give pale, blurred pictures.
 DISTILLED = ("lcm", "tcd")
-ETA = {"tcd": 0.3}  # share of fresh noise per step, its authors' choice; everywhere else none
+ETA = {"tcd": 0.3}  # share of new noise per step, its authors' default; other schedulers add none
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Row:
 
 
 def scheduler(family: Family, name: str = "default") -> Any:
-    """A fresh scheduler with the base's noise schedule. Raises UserError for a name it does not have."""
+    """A new scheduler with the base's noise schedule. Raises UserError for a name that the base does not have."""
     options: dict[str, Any] = {}
     own = family.architecture.schedulers
     if name == "default":
@@ -68,15 +68,15 @@ def sample_latents(
     change: float = 1.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> torch.Tensor | None:
-    """Draw `rows` as one batch; latents (b, c, h, w), or None when `stop` said so in between.
+    """Draw `rows` as one batch: latents (b, c, h, w), or None when `stop()` became true.
 
-    With `sources`, uint8 RGB frames (b, H, W, 3) of the size that is drawn, each row varies its own: the picture is
-    noised as far as the last `change` (0..1] of the schedule expects it, and that part is run (SDEdit, Meng et al.
-    2022). With `change` 1 nothing of the source is left: it is what is drawn without one, to the bit.
+    With `sources`, uint8 RGB frames (b, H, W, 3) of the size that is drawn, each row varies its own source: noise is
+    added to it, and only the last part of the schedule, a share of `change` (0..1], is run (SDEdit, Meng et al. 2022).
+    With `change` 1 nothing of the source remains: the result is equal to the bit to one without a source.
 
-    Raises UserError for a prompt that is not drawn.
+    Raises UserError for a prompt that is refused.
     """
-    for row in rows:  # whoever comes past every other door comes past this one
+    for row in rows:  # all drawing passes here, so no prompt misses the check
         check_prompt(row.prompt, row.negative_prompt)
     shape = family.latent_shape(height_px, width_px)
     device = torch.device(family.device.name)
@@ -103,7 +103,7 @@ def sample_latents(
     accepted = inspect.signature(sampler.step).parameters
     if "eta" in accepted:
         extra["eta"] = ETA.get(scheduler_name, 0.0)
-    if "generator" in accepted:  # only samplers that add noise draw from it: per row, on the CPU, from the row's seed
+    if "generator" in accepted:  # used only by samplers that add noise: per row, on the CPU, from the row's seed
         extra["generator"] = [torch.Generator().manual_seed(derived_seed(row.seed, 1)) for row in rows]
     for timestep in timesteps:
         if stop():
@@ -118,9 +118,9 @@ def sample_latents(
 
 
 def _last_part(sampler: Any, steps: int, kept: int) -> torch.Tensor:
-    """The timesteps of the last `kept` of `steps` levels; the sampler knows that it begins there."""
+    """The timesteps of the last `kept` of `steps` levels; also tells the sampler that it begins there."""
     timesteps: torch.Tensor = sampler.timesteps
-    if len(timesteps) == steps + 1:  # PNDM's warm-up takes its second level twice, wherever it begins
+    if len(timesteps) == steps + 1:  # PNDM's warm-up uses its second level twice, also when it begins later
         levels = torch.cat([timesteps[:1], timesteps[2:]])[steps - kept :]
         return torch.cat([levels[:2], levels[1:]])
     begin = (steps - kept) * getattr(sampler, "order", 1)
@@ -130,7 +130,7 @@ def _last_part(sampler: Any, steps: int, kept: int) -> torch.Tensor:
 
 
 def sample(family: Family, modules: Modules, rows: Sequence[Row], **options: Any) -> np.ndarray | None:
-    """`sample_latents`, decoded: uint8 RGB frames (b, H, W, 3), or None when stopped."""
+    """`sample_latents`, and decode them: uint8 RGB frames (b, H, W, 3), or None when stopped."""
     latents = sample_latents(family, modules, rows, **options)
     if latents is None:
         return None

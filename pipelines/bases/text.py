@@ -1,7 +1,7 @@
-"""Prompts -> what the denoiser is told. One or two CLIP encoders, with optional learned rows (textual inversion).
+"""Encode prompts for the denoiser: one or two CLIP encoders, with optional learned rows (textual inversion).
 
 In: prompts. Out: `Conditioning`: states (b, t, d) and, for SDXL, a pooled vector (b, p).
-The encoders may be shared by several users: learned rows are put in only while one `encode` call runs.
+The encoders may be shared: learned rows are put in only while one `encode` call runs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a denoiser is told about each of b pictures."""
+    """The encoded prompts of b pictures, an input of the denoiser."""
 
     states: torch.Tensor  # (b, t, d)
     pooled: torch.Tensor | None = None  # (b, p), SDXL
-    mask: torch.Tensor | None = None  # (b, t), False where nothing is said; None: all t count
+    mask: torch.Tensor | None = None  # (b, t), False for tokens that are ignored; None: none is
 
     def __getitem__(self, rows: torch.Tensor | slice) -> Conditioning:
         return Conditioning(
@@ -50,20 +50,20 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class LearnedRows:
-    """Extra rows of the token table, one (n, d) tensor per encoder, for `tokens` that stand behind the vocabulary."""
+    """Extra rows of the token embedding, one (n, d) tensor per encoder, for `tokens` added after the vocabulary."""
 
     tokens: tuple[str, ...]
     rows: tuple[torch.Tensor, ...]
-    first_ids: tuple[int, ...]  # per encoder: the id of tokens[0], the length of the untouched vocabulary
+    first_ids: tuple[int, ...]  # per encoder: the id of tokens[0], which is the length of the base's vocabulary
 
 
 @dataclass
 class Text:
-    """Tokenizers and encoders of one base, as one user sees them."""
+    """Tokenizers and encoders of one base, with the learned rows of at most one person."""
 
     tokenizers: tuple[Any, ...]
     encoders: tuple[nn.Module, ...]
-    penultimate: bool = False  # SDXL reads the last layer but one, of every encoder, side by side
+    penultimate: bool = False  # SDXL: the states are the last layer but one of every encoder, concatenated
     zero_empty: bool = False  # an empty negative prompt is all zeros (SDXL) and not the encoding of ""
     learned: LearnedRows | None = None
     autocast: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
@@ -73,7 +73,7 @@ class Text:
         return next(self.encoders[0].parameters()).device
 
     def ids(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
-        """Token ids (b, t), one tensor per encoder. Longer prompts are cut, as in stock pipelines (see `unread`)."""
+        """Token ids (b, t), one tensor per encoder. Long prompts are cut, as in stock pipelines (see `unread`)."""
         out = []
         for tokenizer in self.tokenizers:
             batch = tokenizer(
@@ -87,7 +87,7 @@ class Text:
         return tuple(out)
 
     def unread(self, prompt: str) -> str:
-        """The last words of a prompt that is longer than the encoders read: they are cut off. "" where all is read."""
+        """The last words of a prompt, which are cut because it is longer than the encoders read; "" if none are."""
         words = prompt.split()
         read = bisect.bisect_right(range(len(words) + 1), False, key=lambda count: not self._fits(words[:count])) - 1
         return " ".join(words[max(0, read) :])
@@ -97,20 +97,20 @@ class Text:
         return all(len(each(text, verbose=False).input_ids) <= each.model_max_length for each in self.tokenizers)
 
     def encode(self, ids: Sequence[torch.Tensor]) -> Conditioning:
-        """Differentiable with respect to the encoders' parameters and the learned rows."""
+        """Encode token ids (b, t). Differentiable with respect to the encoders' parameters and the learned rows."""
         states, pooled = [], None
         with self.autocast:
             for index, (encoder, tokens) in enumerate(zip(self.encoders, ids, strict=True)):
                 with self._rows_in(index):
                     out = encoder(tokens, output_hidden_states=self.penultimate)
                 states.append(out.hidden_states[-2] if self.penultimate else out.last_hidden_state)
-                # SDXL's config says eos_token_id 2: transformers then pools at the highest id, which is a learned word,
-                # and web UIs at the prompt's end. It stays so: stock diffusers has to draw the same picture.
+                # SDXL's config has eos_token_id 2. Then transformers pools at the highest id, which is a learned word
+                # if there is one; web UIs pool at the prompt's end. This is kept, to draw what stock diffusers draws.
                 pooled = getattr(out, "text_embeds", None) if self.penultimate else None
         return Conditioning(torch.cat(states, -1), pooled)
 
     def negative(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of negative prompts; empty ones as the base was trained on them."""
+        """Conditioning of negative prompts; an empty one is encoded as in the base's own training."""
         conditioning = self.encode(self.ids(prompts))
         if not self.zero_empty:
             return conditioning
@@ -119,7 +119,9 @@ class Text:
 
     @contextlib.contextmanager
     def _rows_in(self, index: int) -> Iterator[None]:
-        """While open, tokens behind the vocabulary of encoder `index` get the learned rows; the table is untouched."""
+        """Context in which the tokens after the vocabulary of encoder `index` get the learned rows; the encoder's
+        embedding weights do not change.
+        """
         if self.learned is None:
             yield
             return

@@ -1,10 +1,10 @@
-"""Z-Image (Tongyi-MAI): a 6 B transformer trained by flow matching, told by the Qwen3 chat model instead of CLIP.
+"""Z-Image (Tongyi-MAI): a 6 B transformer trained by flow matching, with the Qwen3 chat model as its text encoder.
 
 In: a row of family "z_image". Out: a `Family` whose text, schedule and denoiser are the stock `ZImagePipeline`'s.
 Try it: `load_family(find_base("z-image")).pipeline()("portrait photo of a man").images[0]`, on a GPU.
 
-Its text encoder (4 B) never learns. On a GPU that is short of memory it waits in the machine's memory between prompts,
-as every base's does (`Family.park`).
+Its text encoder (4 B) never trains. On a GPU with too little memory it is in main memory except while prompts are
+encoded, as with every base (`Family.park`).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from pipelines.bases.objective import FlowSchedule
 from pipelines.bases.text import Conditioning, Text
 
 MAX_TOKENS = 512  # of a prompt, as in the stock pipeline
-TEXT_BATCH = 4  # prompts at once: every layer's states are kept until the last is done
+TEXT_BATCH = 4  # prompts at once: the states of all layers are kept in memory
 
 
 @dataclass
 class ChatText(Text):
-    """One chat model that reads each prompt as a person's message; the layer before its last is what is told."""
+    """A chat model that reads each prompt as a user's message; its last layer but one is the encoding."""
 
-    device_name: str = "cpu"  # where it reads
+    device_name: str = "cpu"  # the device it runs on
 
     def ids(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
-        """Token ids (b, t) and which of them are said (b, t). Longer prompts are cut, as in the stock pipeline."""
+        """Token ids (b, t) and their mask (b, t), 0 for padding. Long prompts are cut, as in the stock pipeline."""
         (tokenizer,) = self.tokenizers
         chats = [self._chat(prompt) for prompt in prompts]
         batch = tokenizer(chats, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
         return batch.input_ids.to(self.device_name), batch.attention_mask.bool().to(self.device_name)
 
     def _chat(self, prompt: str) -> str:
-        """The prompt as the message of a person, ready for the answer."""
+        """The prompt as a user's message in the model's chat template, up to where the answer begins."""
         message = [{"role": "user", "content": prompt}]
         (tokenizer,) = self.tokenizers
         return str(
@@ -63,7 +63,7 @@ class ChatText(Text):
 
 
 class ZImage(Family):
-    """What differs from the UNet families, and nothing else."""
+    """The differences from the UNet families."""
 
     @property
     def pixels_per_step(self) -> int:
@@ -71,7 +71,7 @@ class ZImage(Family):
         return self.pixels_per_latent * int(max(patch))
 
     def _flow_shift(self, shape: tuple[int, int, int]) -> tuple[float, float]:
-        """(shift, mu) for latents of `shape`: the base's own number, or one that grows with the picture."""
+        """(shift, mu) for latents of `shape`: the base's own constant, or one that grows with the picture size."""
         get = self.scheduler_config.get
         patch = self.pixels_per_step // self.pixels_per_latent
         tokens = (shape[1] // patch) * (shape[2] // patch)
@@ -85,7 +85,7 @@ class ZImage(Family):
         return FlowSchedule(count, self._flow_shift(self.latent_shape())[0])
 
     def use_plain_attention(self, unet: nn.Module) -> None:
-        """It has one attention of its own."""
+        """Does nothing: this transformer has only one attention."""
 
     def _text(self, encoders: tuple[nn.Module, ...]) -> Text:
         return ChatText(
@@ -103,18 +103,18 @@ class ZImage(Family):
         sampler.set_timesteps(sigmas=sigmas, mu=self._flow_shift(shape)[1], device=torch.device(self.device.name))
 
     def guidance_weight(self, guidance: float) -> float:
-        """The stock pipeline adds `guidance` times the difference to what the prompt says: 0, not 1, is none."""
+        """The stock pipeline adds `guidance` times the difference to the prediction with prompt: 0 is no guidance."""
         return 1.0 + max(0.0, guidance)
 
     def predict(
         self, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The velocity from picture to noise (b, c, h, w); the transformer counts time and velocity the other way."""
+        """The velocity from picture to noise (b, c, h, w); the transformer's own time and velocity are reversed."""
         assert conditioning.mask is not None
         count = len(self.schedule)
         clean = (count - timesteps.expand(len(noisy))) / count
         dtype = next(unet.parameters()).dtype
-        pictures = list(noisy.to(dtype).unsqueeze(2).unbind())  # one frame each
+        pictures = list(noisy.to(dtype).unsqueeze(2).unbind())  # (c, 1, h, w) each: one frame
         told = [states[said] for states, said in zip(conditioning.states, conditioning.mask, strict=True)]
         with self.autocast():
             answers = unet(pictures, clean, told, return_dict=False)[0]
@@ -123,7 +123,7 @@ class ZImage(Family):
 
 @lru_cache(maxsize=4)
 def _flow_class(name: str) -> type:
-    """A flow scheduler of diffusers with the names that its diffusion schedulers have."""
+    """A flow scheduler of diffusers, with the method names of its diffusion schedulers."""
     import diffusers
 
     stock: Any = getattr(diffusers, name)

@@ -1,6 +1,6 @@
-"""What arguments mean: numbers, lists of names, settings, folders of runs.
+"""Convert arguments: numbers, lists of names, settings, run folders.
 
-In: one argument's text. Out: its value, or an error that argparse or `main` puts into words.
+In: one argument's text. Out: its value, or an error that argparse or `main` prints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.output import WrongUse, say
-from pipelines.core.records import UserError, is_imported, with_subject
+from pipelines.core.decode import with_subject
+from pipelines.core.records import UserError, is_imported
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run
@@ -58,7 +59,7 @@ def real(text: str) -> float:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text} is not a number") from None
-    if not 0 <= value <= 1000:  # NaN fails this as well
+    if not 0 <= value <= 1000:  # also refuses NaN
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1000")
     return value
 
@@ -75,7 +76,7 @@ def setting(text: str) -> tuple[str, str, Any]:
 
 
 def check_out(path: Path, *, source: Path | None = None, overwrite: bool = False) -> None:
-    """Refuse a file that can't be written, before the work, and without `overwrite` the picture itself."""
+    """Raise an error before the work if `path` can't be written, or, without `overwrite`, if it is the `source`."""
     from pipelines.core.files import check_target
 
     try:
@@ -98,7 +99,7 @@ def run_of(folder: Path) -> Run:
 
 
 def use_face_models(asked: argparse.Namespace) -> None:
-    """Hand the folder of ArcFace packs on to this process and its worker."""
+    """Set the folder of ArcFace packs for this process and its worker."""
     folder = getattr(asked, "face_models", None)
     if folder is not None:
         if not folder.is_dir():
@@ -107,7 +108,7 @@ def use_face_models(asked: argparse.Namespace) -> None:
 
 
 def subject_prompts(prompts: Sequence[str]) -> list[str]:
-    """Prompts with `{subject}` in them; says so where it was put in front. Raises WrongUse for a misspelt one."""
+    """Prompts with `{subject}`; it is added in front if missing, with a message. Raises WrongUse if it is misspelt."""
     made = []
     for prompt in prompts:
         try:
@@ -121,7 +122,7 @@ def subject_prompts(prompts: Sequence[str]) -> list[str]:
 
 
 def checked(spec: JobSpec) -> JobSpec:
-    """The job, or WrongUse: what can't be done is said before anything is loaded or written."""
+    """The job; raises WrongUse if it can't be done, before anything is loaded or written."""
     try:
         spec.check()
     except UserError as problem:

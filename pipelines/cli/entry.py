@@ -1,6 +1,6 @@
 """Run one command of the command line.
 
-In: arguments. Out: an exit code; every problem ends as one sentence on stderr.
+In: arguments. Out: an exit code; every error is one sentence on stderr.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipelines.core.records import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Every problem ends as one sentence on stderr."""
+    """Run one command; returns its exit code. Every error is one sentence on stderr."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     any_encoding()
     asked = parser().parse_args(arguments)

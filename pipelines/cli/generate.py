@@ -1,4 +1,4 @@
-"""The commands that make pictures with what a run learned: generate, import, extract, finish."""
+"""The commands that use what a run has learned: generate, import, extract, finish."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cli.arguments import DREAMBOOTH_LORA, check_out, checked, run_of, subject_prompts, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say, show
 from pipelines.cli.progress import Bar, work
-from pipelines.core.records import ALL_METHODS, Event, Sampling, UserError
+from pipelines.core.records import ALL_METHODS, Event, Sampling, Score, UserError
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run
@@ -49,24 +49,25 @@ def generate(asked: argparse.Namespace) -> int:
     _tell_size(run, asked, made)
     scores: dict[str, dict[str, float | None]] = {}
     for event in jobs.events(run, first):
-        if event.kind == "score" and event.path:
-            scores.setdefault(event.path, {})[str(event.data["judge"])] = event.data["similarity"]
+        if isinstance(event.data, Score) and event.path:
+            scores.setdefault(event.path, {})[event.data.judge] = event.data.similarity
     found = [
-        {"file": e.path, "method": e.method, "seed": e.data["seed"], "prompt": e.data["prompt"],
+        {"file": e.path, "method": e.method, "seed": e.data.seed, "prompt": e.data.prompt,
          "similarity": scores.get(str(e.path), {})}
         for e in made
+        if isinstance(e.data, Sampling)
     ]  # fmt: skip
     if asked.json:
         print_json({"run": str(run.folder), "renders": found})
     else:
-        for one in found:
-            said = ", ".join(f"{judge} {figure(value)}" for judge, value in one["similarity"].items())
-            show(f"{one['file']}  {said}")
+        for event in made:
+            said = ", ".join(f"{judge} {figure(value)}" for judge, value in scores.get(str(event.path), {}).items())
+            show(f"{event.path}  {said}")
     return DONE
 
 
 def _tell_size(run: Run, asked: argparse.Namespace, made: Sequence[Event]) -> None:
-    """Say so where pictures are not of the size that was asked for: sides are rounded to what the network divides."""
+    """Print a message if pictures do not have the requested size: sides are rounded to multiples for the network."""
     from PIL import Image
 
     if not made or not (asked.width or asked.height):
@@ -174,7 +175,7 @@ def import_lora(asked: argparse.Namespace) -> int:
         imports.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
         spec = jobs.load_spec(run) if run.spec.exists() else None
         if had_report and spec is not None and spec.kind == "compare":
-            work(run, spec)  # everything else is there: the report is written again without the column
+            work(run, spec)  # only the report is written again, without the column
         elif had_report:
             say("The report told of it and is removed: the next generate writes it again.")
         if asked.json:
@@ -214,11 +215,11 @@ def import_lora(asked: argparse.Namespace) -> int:
 
 
 def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:
-    """A job that draws and scores the run's prompts and seeds with a new column; None where nothing was drawn yet."""
+    """A job that draws and scores the run's prompts and seeds with a new column; None if nothing was drawn yet."""
     from pipelines.core.files import read_json
 
     if spec.kind == "compare":
-        return spec  # everything else is there already
+        return spec  # the rest is done already
     saved = (read_json(run.manifest) or {}).get("samplings", ())
     plain = tuple(Sampling(**each) for each in saved if not each.get("source"))
     return replace(spec, kind="generate", methods=(column,), samplings=plain) if plain else None

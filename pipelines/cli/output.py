@@ -19,18 +19,18 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 
 
 class WrongUse(UserError):
-    """Arguments that make no sense: exit code 2."""
+    """Wrong arguments: exit code 2."""
 
 
 def any_encoding() -> None:
-    """Let stdout and stderr take every character: what their encoding lacks is printed escaped."""
+    """Let stdout and stderr accept every character: those that their encoding does not have are printed escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def show(text: object) -> None:
-    """Print lines on stdout. Characters that steer a terminal, as file names may hold them, are printed escaped."""
+    """Print lines on stdout. Control characters, which file names may contain, are printed escaped."""
     print("\n".join(map(printable, str(text).split("\n"))), flush=True)
 
 
@@ -70,6 +70,6 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """File names; where two are the same, the paths as they were given."""
+    """File names; if two are the same, the paths as they were given."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]

@@ -1,7 +1,7 @@
-"""The parser of the command line: which commands there are, which arguments each takes, and what it runs.
+"""The parser of the command line: all commands, their arguments, and the functions that they call.
 
-In: nothing. Out: `parser()`, whose result carries the command's function as `run`. Light: everything heavy is imported
-where it is needed, so that `--help` answers at once.
+In: nothing. Out: `parser()`, whose result has the command's function as `run`. Light: heavy modules are imported where
+they are needed, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Command = Callable[..., argparse.ArgumentParser]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, except that an error is one sentence with the way to help."""
+    """argparse, but an error is one sentence that names `--help`."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_USE, f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help\n")

@@ -1,4 +1,4 @@
-"""Start the worker of a job and show what it does until it ends.
+"""Start the worker of a job and show its progress until it ends.
 
 In: a run and a `JobSpec`. Out: a progress bar on stderr, and the number of the job's first event.
 """
@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pipelines.cli.output import say
-from pipelines.core.records import Event, UserError
+from pipelines.core.records import Counted, Event, UserError
 
 if TYPE_CHECKING:
     from pipelines.core.run import Run
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def work(run: Run, spec: JobSpec) -> int:
-    """Start the worker and show what it does until it ends; returns where its events begin. Ctrl-C stops it."""
+    """Start the worker and show its progress until it ends; returns the number of its first event. Ctrl-C stops it."""
     from pipelines.runs import jobs
 
     jobs.start(run, spec)
@@ -49,7 +49,7 @@ def work(run: Run, spec: JobSpec) -> int:
 
 
 class Bar:
-    """Progress on stderr: one line that is redrawn on a terminal, a line now and then elsewhere."""
+    """Progress on stderr: on a terminal one line that changes, else a new line from time to time."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -76,8 +76,8 @@ class Bar:
     @staticmethod
     def _is_news(event: Event) -> bool:
         if event.kind == "failed":
-            return event.method is not None  # the whole job's failure is said at the end
-        return event.kind in ("phase", "note", "refused") and event.data.get("stage") != "photos"
+            return event.method is not None  # a failure of the whole job is printed at the end
+        return event.kind in ("phase", "note", "refused") and event.data != Counted("photos")
 
     def show(self, text: str, done: int, total: int) -> None:
         share = done / total if total else 0.0

@@ -1,4 +1,4 @@
-"""The commands that look at pictures and change nothing: check, score, verify."""
+"""The commands that only read pictures: check, score, verify."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def score(asked: argparse.Namespace) -> int:
 
 
 def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
-    """Every face of each picture against the person of a run."""
+    """Compare every face of each picture with the person of a run."""
     from pipelines.core import presets
     from pipelines.core.run import load_photo_set
     from pipelines.evaluation import lookalike

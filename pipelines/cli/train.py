@@ -1,4 +1,4 @@
-"""The commands that teach: compare (a study too), train and replay; and forget and worker, which see to whole runs."""
+"""The commands that train: compare (also a study), train and replay; and forget and worker, for whole runs."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def worker(asked: argparse.Namespace) -> int:
 
 
 def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
-    """The run and what is to be done in it. Everything that can be wrong about the arguments is found here."""
+    """The run and its job. All errors in the arguments are found here."""
     from pipelines.bases.registry import default_base, find_base
     from pipelines.core.run import is_run, new_run, record_consent, run_at
     from pipelines.photos.gather import gather
@@ -201,7 +201,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
             spec = replace(spec, samplings=samplings_of(row, prompts, renders=asked.renders, seed=asked.seed))
         spec.check()
         if asked.out is not None and asked.out.exists() and not is_run(asked.out):
-            run_at(asked.out)  # says what is wrong with it
+            run_at(asked.out)  # raises the error that says what is wrong
     except UserError as problem:
         raise WrongUse(str(problem)) from problem
     there = gather(asked.photos)

@@ -14,9 +14,10 @@ from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from pipelines.core.records import MOST, OneOf, UserError, Within
+from pipelines.core.records import MOST, OneOf, Sampling, UserError, Within
 
 T = TypeVar("T")
+SOURCE_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.png")
 
 
 def decode(kind: type[T], saved: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> T:
@@ -52,6 +53,32 @@ def _validated(adapter: Any, saved: object, *, whole: bool) -> Any:
 def check_record(record: object, *, where: str = "", labels: Mapping[str, str] | None = None) -> None:
     """Raises UserError like `decode` for a record whose fields are of another type or out of their limits."""
     decode(type(record), record, where=where, labels=labels)
+
+
+def check_variation(sampling: Sampling) -> None:
+    """Raises UserError for a `source` that is no plain path of a PNG inside the run, or a `change` without one.
+
+    It does not check whether the picture exists; the code that reads it does.
+    """
+    source, change = sampling.source, sampling.change
+    if source is not None and not (isinstance(source, str) and SOURCE_NAME.fullmatch(source)):
+        raise UserError("The picture to vary must be a PNG of this run, such as renders/lora/seed3-0123456789.png.")
+    if source is None and change != 1:
+        raise UserError("There is no picture to change. Choose one of the run's pictures, or set change to 1.")
+
+
+def with_subject(prompt: str) -> tuple[str, str | None]:
+    """The prompt with `{subject}`, and a sentence when it was missing and was put in front (else None).
+
+    Raises UserError for anything else in braces: a prompt with `{Subject}` or `{}` would draw another person.
+    """
+    for found in re.findall(r"\{[^{}]*\}", prompt):
+        if found != "{subject}":
+            raise UserError(f"The prompt says {found[:60]}. Write {{subject}} where the person belongs.")
+    if "{subject}" in prompt or not prompt.strip():
+        return prompt, None
+    placed = f"{{subject}}, {prompt.strip()}"
+    return placed, f"The prompt has no {{subject}}, so it was put in front: {placed}"
 
 
 def limits(kind: type, name: str) -> tuple[float, float]:

@@ -24,7 +24,6 @@ QUALITIES: tuple[str, ...] = ("draft", "good", "best")
 ATTENTIONS = ("sdpa", "xformers")
 CLASS_WORDS: tuple[str, ...] = ("person", "man", "woman")
 
-
 # Why a photo is left out, and remarks about photos that are used: stable codes for other programs -> what to do.
 LEAVE_OUT = {
     "unreadable": "it can't be read",
@@ -354,7 +353,6 @@ class Sampling:
 
 # Settings of a sampling that were added later.
 _ADDED: dict[str, Any] = {"source": None, "change": 1.0, "draft": False}
-SOURCE_NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.png")
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
@@ -362,32 +360,6 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
     names and hashes of pictures from noise are the same as in earlier versions.
     """
     return {name: value for name, value in vars(sampling).items() if name not in _ADDED or value != _ADDED[name]}
-
-
-def check_variation(sampling: Sampling) -> None:
-    """Raises UserError for a `source` that is no plain path of a PNG inside the run, or a `change` without one.
-
-    It does not check whether the picture exists; the code that reads it does.
-    """
-    source, change = sampling.source, sampling.change
-    if source is not None and not (isinstance(source, str) and SOURCE_NAME.fullmatch(source)):
-        raise UserError("The picture to vary must be a PNG of this run, such as renders/lora/seed3-0123456789.png.")
-    if source is None and change != 1:
-        raise UserError("There is no picture to change. Choose one of the run's pictures, or set change to 1.")
-
-
-def with_subject(prompt: str) -> tuple[str, str | None]:
-    """The prompt with `{subject}`, and a sentence when it was missing and was put in front (else None).
-
-    Raises UserError for anything else in braces: a prompt with `{Subject}` or `{}` would draw another person.
-    """
-    for found in re.findall(r"\{[^{}]*\}", prompt):
-        if found != "{subject}":
-            raise UserError(f"The prompt says {found[:60]}. Write {{subject}} where the person belongs.")
-    if "{subject}" in prompt or not prompt.strip():
-        return prompt, None
-    placed = f"{{subject}}, {prompt.strip()}"
-    return placed, f"The prompt has no {{subject}}, so it was put in front: {placed}"
 
 
 @dataclass(frozen=True)
@@ -468,6 +440,49 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class Started:
+    """What a method that begins to learn is given."""
+
+    trainable_params: int
+    memory: str  # one sentence: what is done to fit the GPU's memory
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The loss on the validation photos after a step."""
+
+    validation_loss: float
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the steps of a note count."""
+
+    what: str  # "photos" | "pictures"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a method was not trained."""
+
+    out_of_memory: bool
+
+
+Details = Started | Validated | Look | Sampling | Score | Counted | Failed
+# by the event's kind
+DETAILS: dict[str, type[Details]] = {
+    "start": Started,
+    "step": Validated,
+    "watch": Look,
+    "render": Sampling,
+    "refused": Sampling,
+    "score": Score,
+    "note": Counted,
+    "failed": Failed,
+}
+
+
+@dataclass(frozen=True)
 class Event:
     """One event of a job, for the app, the command line and the tests. Can be written as JSON."""
 
@@ -482,4 +497,4 @@ class Event:
     seconds_left: float | None = None
     path: str | None = None  # of a preview, render or artefact
     text: str | None = None  # one sentence for people
-    data: dict[str, Any] = field(default_factory=dict)
+    data: Details | None = None  # of the class that DETAILS has for the kind

@@ -8,7 +8,7 @@ Class-only prompts ("portrait of man") show drift: whether every man that the ba
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from typing import Any
@@ -45,6 +45,8 @@ class Facts:
     yaw: float | None  # proxy, in eye distances
     eyes: tuple[tuple[float, float], tuple[float, float]] | None = None  # of the face, in pixels
     clip_t: float | None = None  # cosine of picture and prompt by CLIP, on bases that know all words
+    copy_paste: float | None = None  # see `copy_paste`; None: the first judge sees no face in it
+    others: float | None = None  # mean similarity to photos of other people by the first judge; None: as above
     structure: np.ndarray | None = field(default=None, repr=False, compare=False)  # (64, 64) grey, in memory only
 
 
@@ -63,6 +65,8 @@ class Worth:
     drift: float | None  # of class-only prompts: similarity to the person minus the untrained base's
     clip_t: float | None  # mean cosine with the prompts by CLIP, the person's token replaced by the class word
     preserved: float | None  # of class-only prompts: structural similarity with the untrained base's same seed
+    copy_paste: float | None = None  # mean of `Facts.copy_paste`; pictures without a face count as 0
+    others: float | None = None  # mean of `Facts.others`; pictures without a face count as 0
 
 
 def asked_for(prompt: str) -> dict[str, str]:
@@ -163,6 +167,23 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
     return float(structural_similarity(one, other, data_range=255))
 
 
+def copy_paste(picture: np.ndarray, held_out: Sequence[np.ndarray], training: Sequence[np.ndarray]) -> float | None:
+    """MultiID-Bench's copy-paste measure of one picture from unit vectors (d,); None where a photo is missing.
+
+    (angle(g, t) - angle(g, r)) / angle(t, r) of the picture g, a photo t that training never saw and a training photo
+    r: 1 = the picture is r, -1 = it is t, 0 = as near to one as to the other. Here: the mean over all pairs (t, r).
+    Source: Xu et al., WithAnyone (ICLR 2026), arXiv 2510.14975; `copy_geo` of its MultiID-Bench.
+    """
+    if not len(held_out) or not len(training):
+        return None
+    seen, learned = np.array(held_out, np.float64), np.array(training, np.float64)
+    to_seen, to_learned, between = (
+        np.arccos(np.clip(each, -1, 1)) for each in (seen @ picture, learned @ picture, seen @ learned.T)
+    )
+    apart = between > 1e-6  # one photo twice says nothing
+    return float(((to_seen[:, None] - to_learned)[apart] / between[apart]).mean()) if apart.any() else None
+
+
 def is_subject(sampling: Sampling) -> bool:
     """Whether a picture should show the person: its prompt has `{subject}`, or it was made elsewhere and has no prompt.
     Any other prompt is a class-only prompt.
@@ -213,7 +234,15 @@ def worth_of(
         drift=drift,
         clip_t=known_mean(f.clip_t for f in shown),
         preserved=preserved,
+        copy_paste=_with_failures(f.copy_paste for f in shown),
+        others=_with_failures(f.others for f in shown),
     )
+
+
+def _with_failures(values: Iterable[float | None]) -> float | None:
+    """The mean with 0 for what is missing; None where everything is."""
+    every = list(values)
+    return None if all(value is None for value in every) else known_mean(value or 0.0 for value in every)
 
 
 def usable(seen: Facts, scores: Sequence[Score]) -> bool:

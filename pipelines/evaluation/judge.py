@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core import inscription, presets
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import file_sha256, jsonable, read_json, read_lines, sha, write_json, write_text
-from pipelines.core.records import Event, PhotoSet, Render, Score, UserError, is_instant, title_of
+from pipelines.core.records import Counted, Event, PhotoSet, Render, Score, UserError, is_instant, title_of
 from pipelines.core.run import Run
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.photos.album import Album
 
 OTHERS = 3  # photos of other people in a heatmap
+LOOKS = "2"  # goes up when there is more to see in a picture, so that none is remembered with less
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def judge(
     store = ScoreStore(run, album.photos, judges)
     scores = yield from _scored(renders, terms.earlier, references, store, control)
     control.check()
-    marks = _marks(run, album, scores, judges, family)
+    marks = _marks(run, album, scores, judges, family, terms.others)
     write_json(run.marks, marks)
     return Judged({str(path): tuple(found) for path, found in scores.items()}, marks, judges, tuple(notes))
 
@@ -124,7 +125,6 @@ def _scored(
     control: Control,
 ) -> Generator[Event, None, dict[Path, list[Score]]]:
     from pipelines.evaluation.references import score_renders
-    from pipelines.evaluation.scale import in_words
 
     todo = [Path(render.path) for render in renders]
     before = [Path(render.path) for render in earlier]
@@ -144,22 +144,19 @@ def _scored(
                 if control.clock.save(every_s=SAVE_EVERY_S):
                     store.save(scores)
             for score in scores[path]:
-                data = {
-                    "judge": score.judge,
-                    "similarity": score.similarity,
-                    "reason": score.reason,
-                    "verdict": score.verdict,
-                    "in_words": in_words(score),
-                    "note": score.note,
-                }
-                yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=data)
+                yield Event("score", path.parent.name, index + 1, len(todo), path=str(path), data=score)
     finally:
         store.save(scores)
     return scores
 
 
 def _marks(
-    run: Run, album: Album, scores: dict[Path, list[Score]], judges: Sequence[Judge], family: Family
+    run: Run,
+    album: Album,
+    scores: dict[Path, list[Score]],
+    judges: Sequence[Judge],
+    family: Family,
+    others: Sequence[Path],
 ) -> dict[str, Scale]:
     """{judge: Scale}, from the untrained base's pictures, the photos, and the photos through the base's autoencoder."""
     from pipelines.evaluation.scale import measure_scale
@@ -176,6 +173,7 @@ def _marks(
             floor_scores=[score for score in floor if score.judge == one.name],
             rebuilt_images=list(rebuilt),
             album=album,
+            others=others,
         )
         for one in judges
     }
@@ -249,7 +247,7 @@ def look_closer(
                 control.keep()
                 if control.clock.save(every_s=SAVE_EVERY_S):
                     seen.save()
-            yield Event("note", render.method, len(looked), len(renders), data={"stage": "closer"})
+            yield Event("note", render.method, len(looked), len(renders), data=Counted("pictures"))
         clip, notes = _ask_clip(run, renders, facts, looked, terms, control)
         seen.forget_gone()
     finally:
@@ -287,17 +285,27 @@ class _Eye:
         except UserError:
             self._learned_from = None
         self.beside = references.vectors_of(judge, album, others)
-        self.stamp = sha(photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
+        self._vectors = {
+            part: [vector for of, _, vector in self.beside if of == part] for part in ("train", "held_out", "other")
+        }
+        self.stamp = sha(LOOKS, photos.digest, judge.name, judge.weights_sha256, [name for _, name, _ in self.beside])
 
     def look(self, image: Any, render: Render) -> tuple[Facts, float | None, list[float | None]]:
         """(facts, similarity to the training photos, similarity to each photo of `beside`) of a picture (H, W, 3)."""
-        from pipelines.evaluation.facts import facts_of
+        from pipelines.evaluation.facts import copy_paste, facts_of
+        from pipelines.evaluation.statistics import known_mean
 
         facts = facts_of(image, render.sampling, self._training)
         vector = self._judge.look(image).vector
         if vector is None:
             return facts, None, [None] * len(self.beside)
         alike = None if self._learned_from is None else round(self._learned_from.similarity(vector), 6)
+        own = self._vectors
+        facts = replace(
+            facts,
+            copy_paste=copy_paste(vector, own["held_out"], own["train"]),
+            others=known_mean(self._judge.similarity(vector, other) for other in own["other"]),
+        )
         return facts, alike, [round(self._judge.similarity(vector, other), 4) for _, _, other in self.beside]
 
 

@@ -6,13 +6,15 @@ In: a judge, a person's photos and scores. Out: `Scale`, the normalised identity
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.core.records import PhotoSet, Score
+from pipelines.core.records import PhotoSet, Score, UserError
 from pipelines.evaluation.references import mean_vector, vectors
+from pipelines.evaluation.statistics import known_mean
 from pipelines.faces import calibration
 from pipelines.faces.face import NO_FACE, Judge
 
@@ -44,6 +46,10 @@ class Scale:
     ceiling_high: float | None
     threshold: float | None  # "looks like you" from here on: 1 in 1000 strangers passes; None: uncalibrated
     comparisons: int = 0  # how many photo-to-photo comparisons the ceiling rests on
+    genuine: float | None = None  # mean similarity of a held-out photo and a training photo, one by one
+    # Mean similarity of the held-out photos and one photo of each other person, in the order of `others`; None where
+    # no face is found in it. () = nobody else was given.
+    strangers: tuple[float | None, ...] = ()
 
 
 def measure_scale(
@@ -53,6 +59,7 @@ def measure_scale(
     floor_scores: Sequence[Score | float | None] = (),
     rebuilt_images: Sequence[np.ndarray] = (),
     album: Album | None = None,
+    others: Sequence[Path] = (),
 ) -> Scale:
     """Measure one person's scale. `album` keeps what was computed.
 
@@ -66,7 +73,7 @@ def measure_scale(
 
     Best possible: the same comparisons with `rebuilt_images` (held-out photos through the base's VAE, in the order of
     `photo_set.held_out`) in the place of the held-out photos. Floor: the mean of `floor_scores`, failures as 0.
-    A mark that can't be measured is None.
+    A mark that can't be measured is None. `others` are photos of other people, for `Scale.strangers`.
     """
     held_out = vectors(judge, photo_set.held_out, album)
     train = [vector for vector in vectors(judge, photo_set.train, album) if vector is not None]
@@ -78,7 +85,25 @@ def measure_scale(
         rebuilt = _real_comparisons(judge, drawn, held_out, train)
         best = float(np.mean(rebuilt)) if rebuilt else None
     floors = [imputed(score) for score in floor_scores]
-    return scale_of(judge, held_out, train, floor=float(np.mean(floors)) if floors else None, best_possible=best)
+    scale = scale_of(judge, held_out, train, floor=float(np.mean(floors)) if floors else None, best_possible=best)
+    if not others:
+        return scale
+    own = [vector for vector in held_out if vector is not None]
+    return replace(
+        scale,
+        genuine=known_mean(judge.similarity(a, b) for a in own for b in train),
+        strangers=tuple(
+            None if stranger is None else known_mean(judge.similarity(one, stranger) for one in own)
+            for stranger in (_stranger(judge, path, album) for path in others)
+        ),
+    )
+
+
+def _stranger(judge: Judge, path: Path, album: Album | None) -> np.ndarray | None:
+    try:
+        return vectors(judge, [path], album)[0]
+    except UserError:  # somebody else's damaged file is nothing to this person
+        return None
 
 
 def scale_of(

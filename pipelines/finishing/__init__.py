@@ -1,8 +1,8 @@
-"""Finishing: a drawn picture made ready to be given away, and marked as drawn by an AI.
+"""Finishing: prepare a drawn picture for use, and mark it as drawn by an AI.
 
 In: a picture and a `records.Finish` (steps, background, size, kB, format). Out: the bytes of a file with all
 marks, and what every step changed (`finish`); or what the marks in any picture file say (`verify`). A step after which
-a face recogniser finds less of the person is dropped. Files: `stage` calls `refine` (the steps, with `matte` and
+the face is less similar to the person is dropped. Files: `stage` calls `refine` (the steps, with `matte` and
 `enlarge`, whose networks are in `nets`) and `deliver` (size, format, marks: `mark`, `credentials`, `watermark`).
 Try it: `python -m pipelines finish render.png --out portrait.jpg`, then `python -m pipelines verify portrait.jpg`.
 """

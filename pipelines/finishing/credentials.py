@@ -1,12 +1,12 @@
-"""Content credentials (C2PA): a signed note inside the file that says a generative model drew it.
+"""Content credentials (C2PA): a signed statement inside a file that a generative model drew the picture.
 
 In: the bytes of a finished JPEG, PNG, WebP or AVIF file. Out: the same file with a manifest (`sign`), or what a
-manifest says and whether file and signature still fit (`read`). Try it: `python -m pipelines verify portrait.jpg`.
+manifest says and whether file and signature are unchanged (`read`). Try it: `python -m pipelines verify portrait.jpg`.
 
-The certificate is yours ($LIKENESS_C2PA_CERT and $LIKENESS_C2PA_KEY, PEM files), else one that this copy makes for
-itself once and that calls itself self-signed: it shows that a file was not changed, not who made it.
-Nothing touches a network: no time stamp, no remote manifest, no revocation lookup, no preview picture.
-Reading happens in a process of its own with limits: a file that somebody made to break the reader breaks only that.
+The certificate is that of $LIKENESS_C2PA_CERT and $LIKENESS_C2PA_KEY (PEM files), else one that this installation makes
+on first use, named "self-signed": it shows that a file was not changed, not who made it.
+The network is not used: no time stamp, no remote manifest, no revocation check; and no thumbnail is stored.
+A file is read in a process of its own with limits, so that a malicious file can stop only that process.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from pipelines.core.run import credentials_folder
 
 CERT_VARIABLE, KEY_VARIABLE = "LIKENESS_C2PA_CERT", "LIKENESS_C2PA_KEY"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-SELF_SIGNED = "Likeness (self-signed)"  # who issued it, as every reader of C2PA shows it
+SELF_SIGNED = "Likeness (self-signed)"  # the issuer's name that C2PA readers show
 OFFLINE = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True},
     "builder": {"thumbnail": {"enabled": False}},
 }
 MIMES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "AVIF": "image/avif"}
 READ_LIMIT_S = 60
-READ_LIMIT_BYTES = 3 << 30  # of address space, most of it never touched
+READ_LIMIT_BYTES = 3 << 30  # of address space, most of which is never used
 CHAIN_FILE, KEY_FILE = "chain.pem", "key.pem"
-ADOBE = "com.adobe.generative-ai"  # Adobe's own assertion, from before the standard had one: a model was at work
-# What C2PA's failure codes mean besides a changed file; of several the first counts.
+ADOBE = "com.adobe.generative-ai"  # Adobe's own assertion that a model was used, older than the standard's
+# What C2PA's failure codes mean, other than a changed file; the first that applies is used.
 DOUBTS = {
     "unbound": r"claim\.hardBindings?\.missing|assertion\.hardBinding\.redacted",
     "revoked": r".*\.revoked",
@@ -53,23 +53,23 @@ DOUBTS = {
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a file's content credentials say. Texts come from the file: shorten, escape, never trust."""
+    """What a file's content credentials say. Its texts come from an unknown file: shorten and escape them."""
 
-    # "none" | "trusted" | "valid" (its issuer is not known here) | "doubtful" (see `doubt`) | "tampered" (a hash or the
-    # signature does not fit) | "unreadable"
+    # "none" | "trusted" | "valid" (but its issuer is unknown here) | "doubtful" (see `doubt`) | "tampered" (a hash or
+    # the signature is wrong) | "unreadable"
     state: str
     generator: str = ""  # the program that wrote it
     source_types: tuple[str, ...] = ()  # the last part of each digitalSourceType
     issuer: str = ""
-    self_signed: bool = False  # by some copy of Likeness, as the certificate itself says
-    ours: bool = False  # signed with this copy's own certificate
+    self_signed: bool = False  # the certificate says that an installation of Likeness made it
+    ours: bool = False  # signed with the certificate of this installation
     problems: tuple[str, ...] = ()  # C2PA's failure codes
-    parent_types: tuple[str, ...] = ()  # as `source_types`, of the pictures that this one was made from
-    doubt: str = ""  # of DOUBTS, or "other": what is wrong with them although the file is unchanged
+    parent_types: tuple[str, ...] = ()  # like `source_types`, of the pictures that this one was made from
+    doubt: str = ""  # a key of DOUBTS, or "other": what is wrong although the file is unchanged
 
 
 def version() -> str:
-    """Of Likeness; "" where it is not known."""
+    """The version of Likeness; "" if unknown."""
     from importlib import metadata
 
     try:
@@ -83,7 +83,7 @@ def version() -> str:
 
 
 def plain_base(base: str) -> str:
-    """A base's name if it is one; "" for anything that could be a path or a sentence."""
+    """`base` if it is a plain name; "" if it could be a path or a sentence."""
     return base if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}", base) else ""
 
 
@@ -97,14 +97,14 @@ class Identity:
     chain: bytes
     key: bytes
 
-    def __repr__(self) -> str:  # the key reaches no log
+    def __repr__(self) -> str:  # so that the key is in no log
         return "Identity(...)"
 
 
 def identity() -> Identity:
-    """What this copy signs with: the files named in the environment, else its own, made on first use.
+    """The certificate and key to sign with: the files in the environment variables, else its own, made on first use.
 
-    Raises UserError when only one of the two files is named, or one can't be read.
+    Raises UserError when only one of the two variables is set, or a file can't be read.
     """
     given = [os.environ.get(name, "").strip() for name in (CERT_VARIABLE, KEY_VARIABLE)]
     if any(given):
@@ -133,7 +133,7 @@ def _own(folder: Path) -> Identity:
 
 
 def _make_own(folder: Path) -> None:
-    """Both files appear together or not at all; of two processes that make them at once, the first one's stay."""
+    """Write certificate and key into `folder`, both or none. If two processes do it at once, the first one's stay."""
     made = self_signed()
     with told_when_full():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def _make_own(folder: Path) -> None:
 
 
 def self_signed() -> Identity:
-    """A new root and a certificate under it. They name the program and nothing else: no person, no machine, no day."""
+    """A new root and a certificate issued by it. They name only the program: no person, no machine, no date."""
     import datetime
 
     from cryptography import x509
@@ -174,7 +174,7 @@ def self_signed() -> Identity:
             ]
         )
 
-    def usage(*, signs: bool) -> x509.KeyUsage:  # what C2PA's certificate profile asks of a root and of a leaf
+    def usage(*, signs: bool) -> x509.KeyUsage:  # as C2PA's certificate profile requires for a root and a leaf
         return x509.KeyUsage(
             digital_signature=signs, key_cert_sign=not signs, crl_sign=not signs, content_commitment=False,
             key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
@@ -203,7 +203,7 @@ def self_signed() -> Identity:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
         .sign(root_key, hashes.SHA256())
-    )  # the root's key is forgotten here: nothing else can ever be issued under it
+    )  # the root's key is not stored, so that no other certificate can be issued with it
     pem = serialization.Encoding.PEM
     return Identity(
         leaf.public_bytes(pem) + root.public_bytes(pem),
@@ -212,7 +212,7 @@ def self_signed() -> Identity:
 
 
 def _algorithm(key: bytes) -> Any:
-    """C2PA's name for what this key signs with."""
+    """C2PA's name of the signature algorithm for this key."""
     import c2pa
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -237,9 +237,9 @@ def _algorithm(key: bytes) -> Any:
 
 
 def sign(data: bytes, format_name: str, *, base: str = "", watermarked: bool = False) -> bytes:
-    """`data`, a file of this format (a key of `MIMES`), with a manifest inside it.
+    """Returns the file `data` of this format (a key of `MIMES`) with a manifest inside it.
 
-    Raises UserError where the format, the certificate or this machine does not allow it.
+    Raises UserError when it is not possible with this format or certificate, or on this machine.
     """
     mime = MIMES.get(format_name)
     if mime is None:
@@ -283,7 +283,7 @@ def sign(data: bytes, format_name: str, *, base: str = "", watermarked: bool = F
 
 
 def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
-    """What the content credentials in a file say. Never raises because of what is in the file."""
+    """Read the content credentials of a file. No content of the file makes it raise an error."""
     order = json.dumps({"path": str(path.resolve()), "anchors": _anchors()})
     root = str(REPOSITORY)
     kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "HOME") if name in os.environ}
@@ -310,7 +310,7 @@ def read(path: Path, *, timeout_s: float = READ_LIMIT_S) -> Credentials:
 
 
 def _anchors() -> str:
-    """This copy's own certificates, PEM; "" when it has none yet: reading makes none."""
+    """The certificates of this installation, PEM; "" if there are none yet (reading does not make them)."""
     try:
         if os.environ.get(CERT_VARIABLE, "").strip() or (credentials_folder() / CHAIN_FILE).is_file():
             return identity().chain.decode("ascii")
@@ -372,8 +372,8 @@ def _read_here(path: Path, anchors: str) -> dict[str, Any]:
 
 
 def _is_mismatch(code: str) -> bool:
-    """True for a code that says that a hash or a signature does not fit: only then something was changed. A time stamp
-    is beside the signature: it says when, not what.
+    """True for a code that means that a hash or a signature is wrong: only then the file was changed. A wrong time
+    stamp does not count: it concerns the time, not the content.
     """
     return "mismatch" in code.lower() and not code.startswith("timeStamp")
 
@@ -386,15 +386,15 @@ def _doubt(problems: list[str]) -> str:
 
 
 def _parents(manifests: dict[str, Any], active: str) -> list[dict[str, Any]]:
-    """The manifests of all pictures that this one was made from, the nearest first. One that did not fit its picture
-    when it was taken in is left out, with those behind it.
+    """The manifests of all pictures that this one was made from, the nearest first. One that did not match its picture
+    when it was used is left out, with its own parents.
     """
     names = [active]
-    for name in names:  # grows while it is walked
+    for name in names:  # the loop itself appends to it
         for ingredient in (manifests.get(name) or {}).get("ingredients") or ():
             parent = ingredient.get("active_manifest")
             failed = [
-                *(ingredient.get("validation_status") or ()),  # as version 1 wrote it
+                *(ingredient.get("validation_status") or ()),  # the form of ingredient version 1
                 *(((ingredient.get("validation_results") or {}).get("activeManifest") or {}).get("failure") or ()),
             ]
             if (
@@ -408,8 +408,8 @@ def _parents(manifests: dict[str, Any], active: str) -> list[dict[str, Any]]:
 
 
 def _source_types(manifests: list[dict[str, Any]]) -> list[str]:
-    """The last part of every digital source type that these manifests name, by any label. What is in an assertion is of
-    any form: strangers write them.
+    """The last part of every digital source type in these manifests, in assertions of any label. Any program may have
+    written an assertion, so its content may have any form.
     """
     found: list[object] = []
     for assertion in (each for manifest in manifests for each in manifest.get("assertions") or ()):
@@ -433,12 +433,12 @@ def _source_types(manifests: list[dict[str, Any]]) -> list[str]:
 
 
 def _one_line(text: object, at_most: int = 80) -> str:
-    """Text of a stranger as one short line."""
+    """A text from an unknown file as one short line."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)[:2000]).split())[:at_most]
 
 
 def _mime(head: bytes) -> str | None:
-    """By the first bytes: a name says nothing."""
+    """The MIME type by the first bytes, because a file name may be wrong; None if unknown."""
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -455,14 +455,14 @@ def _mime(head: bytes) -> str | None:
 
 
 def _limit() -> None:
-    """What this process may use from here on."""
+    """Set the limits of this process."""
     try:
         import resource
-    except ImportError:  # Windows: the time limit of whoever started it remains
+    except ImportError:  # Windows: only the caller's time limit remains
         return
     resource.setrlimit(resource.RLIMIT_AS, (READ_LIMIT_BYTES, READ_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (READ_LIMIT_S, READ_LIMIT_S))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the picture
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump: it would contain the picture
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 

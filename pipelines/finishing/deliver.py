@@ -1,13 +1,13 @@
-"""Delivery: a finished portrait in the sizes and file formats that people need, small enough and still marked.
+"""Delivery: a finished portrait as a file of a given size, format and number of bytes, with all marks.
 
-In: an image, a `Size` (a file of presets/sizes; dropping one in adds a menu entry), a format, a target in kB. Out: the
-bytes of a file that keeps to all of them, with what was done as sentences; several as a ZIP with a contact sheet.
+In: an image, a `Size` (a file in presets/sizes; a new file is a new menu entry), a format, a limit in kB. Out: the
+bytes of a file that fits all of them, and sentences about what was done; several files as a ZIP with a contact sheet.
 Try it: `deliver(image, sizes()["linkedin-400"], format_name="JPEG", max_kb=60, face=face)`.
 
-The crop is placed by the face. Nothing is ever stretched: where the picture ends before the crop does, the crop moves
-or shrinks, or (`outside: "extend"`) the backdrop is continued, blurred, at the sides, and above where nothing of the
-head touches the edge - never below, where a body would have to be invented. A kB is 1,000 bytes, so a promise holds in
-either reading.
+The position of the crop depends on the face. Nothing is stretched: if the crop would reach outside the picture, it
+moves or shrinks, or (`outside: "extend"`) the backdrop is continued, blurred, at the sides, and above if the head does
+not touch the edge; never below, where a body would have to be invented. A kB is 1,000 bytes, so a limit also holds for
+sites that count 1,024.
 """
 
 from __future__ import annotations
@@ -33,30 +33,31 @@ if TYPE_CHECKING:
 
 SIZES = presets.PRESETS / "sizes"
 SIDE_LIMIT_PX = 8000
-LOWEST_QUALITY = {"JPEG": 40, "WEBP": 40, "AVIF": 35}  # below, skin falls into blocks or smears
+LOWEST_QUALITY = {"JPEG": 40, "WEBP": 40, "AVIF": 35}  # below it skin shows blocks or is blurred
 HIGHEST_QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 90}
-SMALLEST_SHARE = 0.25  # of the sides, when a smaller picture was asked for rather than none
-# Heads, crown to chin, in distances between the pupils (232 / 64 mm). Turned faces show less of that distance, so a
-# detector's box, whose height is 2.4 of them (dlib, median of 22 portraits), counts where it says more.
+SMALLEST_SHARE = 0.25  # the smallest allowed share of the sides, with `shrink`
+# Height of a head, crown to chin, in distances between the pupils (232 / 64 mm). In a turned face that distance looks
+# smaller, so it is also estimated from the detector's box, 2.4 distances high (dlib, median of 22 portraits); the
+# larger of both is used.
 HEAD_PER_EYES = 3.6
 HEAD_PER_BOX = 1.25
-BACKDROP_SPREAD = 40.0  # grey levels between the colours of a backdrop along one edge
-SMOOTH_ENLARGEMENT = 1.5  # beyond, a print or a screen shows it
+BACKDROP_SPREAD = 40.0  # largest difference of colours along one edge of a backdrop, in grey levels
+SMOOTH_ENLARGEMENT = 1.5  # a larger enlargement is visible on a screen or in print
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a picture is cut and scaled to. 0 x 0 is the picture as it is."""
+    """The size that a picture is cropped and scaled to. 0 x 0: not changed."""
 
     id: str
     name: str
     width_px: int
     height_px: int
     dpi: int = 0  # 0: for screens
-    head_share: float | None = None  # of the height, crown to chin; None: as large a part of the picture as fits
-    eye_line: float = 0.42  # of the height, from above
-    circle: bool = False  # transparent outside the circle
-    outside: str = "fit"  # where the picture ends too early: "fit" moves and shrinks the crop, "extend" adds backdrop
+    head_share: float | None = None  # head (crown to chin) / picture height; None: the largest possible crop
+    eye_line: float = 0.42  # distance of the eyes from the upper edge / picture height
+    circle: bool = False  # transparent outside a circle
+    outside: str = "fit"  # if the crop exceeds the picture: "fit" moves or shrinks it, "extend" adds backdrop
     note: str = ""
 
 
@@ -68,7 +69,7 @@ class Delivered:
     format_name: str
     width_px: int
     height_px: int
-    quality: int | None  # None: the format loses nothing
+    quality: int | None  # None: a lossless format
     notes: tuple[str, ...] = ()
     marks: Marks | None = None  # None: delivered without marks
 
@@ -82,7 +83,7 @@ class Delivered:
 
 
 def sizes(folder: Path = SIZES) -> dict[str, Size]:
-    """All sizes by id, in order of their files' names. Raises UserError naming a file that is wrong."""
+    """All sizes by id, in the order of their files' names. Raises UserError that names a wrong file."""
     found: dict[str, Size] = {}
     for file in sorted(folder.glob("*.json")):
         size = presets.load(Size, file)
@@ -95,7 +96,7 @@ def sizes(folder: Path = SIZES) -> dict[str, Size]:
 
 
 def find_size(name: str) -> Size:
-    """A size by its id. Raises UserError with the ids there are."""
+    """A size by its id. Raises UserError that lists the ids."""
     known = sizes()
     if name not in known:
         raise UserError(f"There is no size {name[:60]}. Choose one of: {', '.join(known)}.")
@@ -123,8 +124,8 @@ def _size_problem(size: Size) -> str | None:
 
 
 def crop(image: np.ndarray, size: Size, *, face: Face | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The part of `image`, uint8 (H, W, 3), that this size shows, scaled: (height, width, 3), 4 for a circle; and
-    what has to be said about it. `face` None: the middle, a little above centre.
+    """Crop and scale `image`, uint8 (H, W, 3), to this size: (height, width, 3), with 4 channels for a circle. Also
+    returns sentences about it. Without `face` the crop is in the middle, a little above the centre.
     """
     from PIL import Image
 
@@ -141,7 +142,7 @@ def crop(image: np.ndarray, size: Size, *, face: Face | None = None) -> tuple[np
     if face is not None and height < 0.93 * wanted:
         notes.append("The picture ends close to the head, so the head fills more of this size than usual.")
     picture = Image.fromarray(np.ascontiguousarray(image))
-    # `box` may lie between pixels, so both directions are scaled by exactly the same factor.
+    # `box` need not be whole pixels, so that both directions are scaled by exactly the same factor.
     scaled = picture.resize(
         (size.width_px, size.height_px), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height)
     )
@@ -153,7 +154,7 @@ def crop(image: np.ndarray, size: Size, *, face: Face | None = None) -> tuple[np
 
 
 def _window(shape: tuple[int, ...], size: Size, face: Face | None) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of the part to show, in pixels of the picture; it may reach beyond it."""
+    """(left, top, width, height) of the crop in pixels of the picture; it may reach outside."""
     rows, columns = shape[:2]
     aspect = size.width_px / size.height_px
     largest = min(float(rows), columns / aspect)  # height of the largest part with this aspect
@@ -171,7 +172,7 @@ def _window(shape: tuple[int, ...], size: Size, face: Face | None) -> tuple[floa
 def _inside(
     shape: tuple[int, ...], left: float, top: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """The same part, shrunk about its middle and moved until it lies within the picture."""
+    """The same crop, shrunk around its middle and moved until it is inside the picture."""
     rows, columns = shape[:2]
     scale = min(1.0, rows / height, columns / width)
     left, top = left + width * (1 - scale) / 2, top + height * (1 - scale) / 2
@@ -180,7 +181,7 @@ def _inside(
 
 
 def _clear_above(image: np.ndarray, face: Face | None) -> bool:
-    """Whether the picture's upper edge shows nothing but backdrop above this face."""
+    """Whether the picture's upper edge shows only backdrop above this face."""
     if face is None:
         return False
     head = HEAD_PER_EYES * face.eye_distance_px
@@ -193,22 +194,22 @@ def _clear_above(image: np.ndarray, face: Face | None) -> bool:
 def _extended(
     image: np.ndarray, window: tuple[float, float, float, float], *, above: bool
 ) -> tuple[np.ndarray, tuple[int, int], tuple[str, ...]]:
-    """`image` with its backdrop continued at the sides (and above) as far as the window reaches, and how far its corner
-    moved (x, y).
+    """`image` (H, W, 3) with its backdrop continued at the sides (with `above` also there) as far as the window
+    reaches; the shift (x, y) of its corner; and sentences about it.
     """
     import cv2
 
     rows, columns = image.shape[:2]
     left, top, width, height = window
-    if not above and height > rows:  # all of the height, then; and as much width as belongs to it
+    if not above and height > rows:  # then use the whole height, and the width that belongs to it
         left, width, height = left + width * (1 - rows / height) / 2, width * rows / height, float(rows)
-    top = min(top, rows - height)  # never below: when the window reaches there, it moves up
+    top = min(top, rows - height)  # never below the picture: then the window moves up
     over = (-left, left + width - columns, -top if above else 0.0)
     at_left, at_right, at_top = (max(0, int(np.ceil(value - 1e-6))) for value in over)
     if not (at_left or at_right or at_top):
         return image, (0, 0), ()
     wide = cv2.copyMakeBorder(image, at_top, 0, at_left, at_right, cv2.BORDER_REPLICATE)
-    # Streaks of single pixels would give it away: the farther from the picture, the more of them run together.
+    # Repeated edge pixels would be visible as stripes, so they are blurred, more with the distance from the picture.
     near = max(1.5, 0.01 * rows)
     soft, softer = (cv2.GaussianBlur(wide, (0, 0), sigma) for sigma in (near, 6 * near))
     down, across = np.ogrid[: wide.shape[0], : wide.shape[1]]
@@ -223,7 +224,7 @@ def _extended(
 
 
 def _round(image: np.ndarray) -> np.ndarray:
-    """(n, n, 4): transparent outside the circle, with a smooth edge; nothing of the picture stays out there."""
+    """(n, n, 4): transparent outside the circle, with a smooth edge; the transparent pixels have no picture content."""
     side = image.shape[0]
     at = np.arange(side) + 0.5 - side / 2
     alpha = np.clip(side / 2 - np.hypot(at[:, None], at[None]) + 0.5, 0, 1)
@@ -250,9 +251,9 @@ def deliver(
     """`image`, uint8 (H, W, 3) in sRGB, as a file of this size with all three marks, or (`marked` false) without
     watermark and content credentials.
 
-    With `max_kb` the best quality that keeps to it is searched for, at most `quality` where that is given; marks count
-    into it, since the file is signed before it is weighed. `shrink` allows fewer pixels when even the lowest acceptable
-    quality is too large. Raises UserError when it can't be done.
+    With `max_kb`, the best quality is searched whose file, marks included, is not larger; it is at most `quality`, if
+    given. `shrink` allows fewer pixels when even the lowest acceptable quality is too large. Raises UserError when no
+    file fits.
     """
     _check_wishes(size, format_name, max_kb, quality)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -289,7 +290,7 @@ def _check_wishes(size: Size, format_name: str, max_kb: float | None, quality: i
         raise UserError(f"There is no format {str(format_name)[:20]}. Choose one of: {', '.join(mark.FORMATS)}.")
     if size.circle and format_name == "JPEG":
         raise UserError("A round picture needs transparent corners, which JPEG lacks. Choose PNG, WebP or AVIF.")
-    if max_kb is not None and not 1 <= max_kb <= 100_000:  # NaN fails too
+    if max_kb is not None and not 1 <= max_kb <= 100_000:  # also refuses NaN
         raise UserError("The target is 1 to 100,000 kB. Choose another, or none.")
     if quality is not None and not 1 <= quality <= 100:
         raise UserError("Quality is 1 to 100. Choose another, or none.")
@@ -298,7 +299,7 @@ def _check_wishes(size: Size, format_name: str, max_kb: float | None, quality: i
 def _smaller(size: Size, shape: tuple[int, ...], share: float) -> Size:
     if share == 1.0:
         return size
-    if (size.width_px, size.height_px) == (0, 0):  # the whole picture, by a size of its own shape
+    if (size.width_px, size.height_px) == (0, 0):  # the whole picture: a size of its own shape
         rows, columns = shape[:2]
         return replace(
             size, width_px=max(16, round(columns * share)), height_px=max(16, round(rows * share)), head_share=None
@@ -318,7 +319,7 @@ def _fitting(
     base: str,
     marked: bool,
 ) -> Delivered | None:
-    """The best quality whose finished file has at most so many bytes; None when there is none."""
+    """The file with the best quality that has at most `at_most` bytes, marks included; None when there is none."""
 
     def made(quality: int | None) -> Delivered:
         data = mark.encode(pixels, format_name, quality=quality, dpi=dpi, base=base)
@@ -381,7 +382,7 @@ CAPTION_PX = 15
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int = 4) -> np.ndarray:
-    """All pictures, uint8 (H, W, 3 or 4), on one page with a line below each: uint8 (H, W, 3)."""
+    """All pictures, uint8 (H, W, 3 or 4), on one page, each with a caption below: uint8 (H, W, 3)."""
     from PIL import Image, ImageDraw, ImageFont
 
     if not images or len(images) != len(captions):
@@ -420,9 +421,9 @@ def batch_zip(
     base: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a ZIP of finished files to `out`, each under its name (without suffix), with a marked contact sheet.
+    """Write a ZIP of finished files, (name without suffix, file) each, to `out`, with a marked contact sheet.
 
-    Entries carry a fixed date and nothing of this machine. Raises UserError for an empty list and a full disk.
+    Entries have a fixed date and no data of this machine. Raises UserError for an empty list and a full disk.
     """
     from PIL import Image
 
@@ -431,7 +432,7 @@ def batch_zip(
     packed = io.BytesIO()
     used: set[str] = {"contact-sheet.jpg"}
     small, captions = [], []
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # pictures are packed tightly already
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # pictures are already compressed
         for number, (name, one) in enumerate(files, start=1):
             entry = _entry_name(name, one.suffix, used)
             archive.writestr(zipfile.ZipInfo(entry), one.data)
@@ -451,7 +452,7 @@ def batch_zip(
 
 
 def _entry_name(name: str, suffix: str, used: set[str]) -> str:
-    """A name that is safe on every system, and new."""
+    """A file name that is valid on every system and not in `used`."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-_")[:80] or "portrait"
     entry, number = f"{plain}{suffix}", 2
     while entry.lower() in used:

@@ -1,8 +1,8 @@
-"""Upscaling: pictures twice as large, and a map of where a drawn picture looks wrong.
+"""Upscaling: enlarge pictures twice, and show where a drawn picture looks wrong.
 
 In: an RGB uint8 (H, W, 3) picture. Out: `load_upscaler(...).enlarge(picture)`, (2H, 2W, 3) uint8, and
-`flaw_map(picture)`, a `FlawMap` that `overlay` shows to a person. The embedded network works with nothing downloaded
-and no GPU; Real-ESRGAN and face restorers are loaded through `spandrel` from a .safetensors file that a person brings.
+`flaw_map(picture)`, a `FlawMap`, which `overlay` makes visible. The embedded network needs no download and no GPU;
+Real-ESRGAN and face restorers are loaded with `spandrel` from a .safetensors file that the person has.
 Try it:
 `python -c "from pipelines.finishing.enlarge import load_upscaler; print(load_upscaler('upscale-x2-mini').row)"`.
 """
@@ -33,26 +33,26 @@ MODEL = REPOSITORY / "models" / NAME
 SMALLEST_PX, LARGEST_PX = 16, 4096
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
 EXTRA = "spandrel_extra_arches"
-# A face restorer sees one upright face in a square of this size; the embedded base's framing is close to its own.
+# A face restorer gets one upright face in a square of this size; the framing is similar to the embedded base's.
 RESTORED_PX = 512
-# The enlarger sees 51 pixels far. Tiles overlap by more than that, so that no seam can be found.
+# An output pixel of the enlarger depends on pixels up to 51 away. Tiles overlap by more, so there are no seams.
 TILE_PX, OVERLAP_PX = 512, 56
 
 
 @dataclass(frozen=True)
 class UpscalerRow:
-    """One upscaler; all of it is data."""
+    """The data of one upscaler."""
 
     name: str
     title: str
     licence: str
     scale: int  # of the network; `enlarge` always doubles
-    file: str  # what the weights are called: in models/ for the embedded one, else in `upscaler_folder`
-    source: str  # where the weights and their terms come from
+    file: str  # name of the weights: in models/ for the embedded one, else in `upscaler_folder`
+    source: str  # where to find the weights and their licence
     about: str
-    is_restorer: bool = False  # redraws one face instead of enlarging any picture
-    needs_extra: bool = False  # its architecture is in spandrel_extra_arches, whose terms are not free
-    path: str | None = None  # of a person's own file
+    is_restorer: bool = False  # redraws one face, and does not enlarge pictures
+    needs_extra: bool = False  # its architecture is in spandrel_extra_arches, whose licences are not free
+    path: str | None = None  # the path of a person's own file
 
 
 UPSCALERS: dict[str, UpscalerRow] = {
@@ -111,25 +111,25 @@ UPSCALERS: dict[str, UpscalerRow] = {
 
 
 class Upscaler(Protocol):
-    """Makes pictures twice as large. `row` says what it is and under which right."""
+    """Makes pictures twice as large. `row` has its data and licence."""
 
     @property
     def row(self) -> UpscalerRow: ...
 
     def enlarge(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> (2H, 2W, 3) uint8. The same picture gives the same answer on one machine."""
+        """(H, W, 3) uint8 -> (2H, 2W, 3) uint8. The same picture gives the same result on one machine."""
 
 
 @dataclass(frozen=True)
 class FlawMap:
-    """Where a picture looks drawn and not photographed: a hint where to look, no proof."""
+    """Where a picture looks drawn and not photographed: a hint, not a proof."""
 
     values: np.ndarray  # (h, w) float32 in 0..1, one per patch of the picture; 1 = a flaw
-    score: float  # 0..1 for the whole picture; of two pictures the lower one looks more like a photo
+    score: float  # 0..1 for the whole picture; lower looks more like a photo
 
     @property
     def worst(self) -> tuple[float, float]:
-        """The middle of the most suspicious patch, (x, y) as fractions of the picture's sides."""
+        """The middle of the patch with the highest value, (x, y) as fractions of the picture's sides."""
         y, x = np.unravel_index(int(self.values.argmax()), self.values.shape)
         return (float(x) + 0.5) / self.values.shape[1], (float(y) + 0.5) / self.values.shape[0]
 
@@ -138,25 +138,25 @@ class FlawMap:
 
 
 def upscaler_folder() -> Path:
-    """Where a person puts weights that are not embedded: $LIKENESS_UPSCALERS, else ~/.likeness/upscalers."""
+    """The folder for weights that are not embedded: $LIKENESS_UPSCALERS, else ~/.likeness/upscalers."""
     return Path(os.environ.get("LIKENESS_UPSCALERS") or "~/.likeness/upscalers").expanduser()
 
 
 def restorers() -> tuple[str, ...]:
-    """Face restorers whose weights a person put on this machine, by name."""
+    """Names of face restorers whose weights are on this machine."""
     return tuple(row.name for row in UPSCALERS.values() if row.is_restorer and (upscaler_folder() / row.file).is_file())
 
 
 def upscalers() -> tuple[str, ...]:
-    """Upscalers that work here, the embedded one first."""
+    """Names of upscalers whose weights are on this machine, the embedded one first."""
     there = [row.name for row in UPSCALERS.values() if not row.is_restorer and (upscaler_folder() / row.file).is_file()]
     return tuple(dict.fromkeys((NAME, *there)))
 
 
 def find_upscaler(name_or_path: str | Path) -> UpscalerRow:
-    """The row of a registered name, or one for a .safetensors file on this machine. Reads no weights.
+    """The row of a registered name, or a new row for a .safetensors file on this machine. Reads no weights.
 
-    Raises UserError when it is neither, when a registered one's file is not here, or for a pickle.
+    Raises UserError when it is neither, when a registered one's file is missing, or for a pickle.
     """
     row = UPSCALERS.get(str(name_or_path))
     if row is not None:
@@ -180,7 +180,7 @@ def find_upscaler(name_or_path: str | Path) -> UpscalerRow:
             name=path.stem,
             title=path.name,
             licence="unknown: ask whoever made it",
-            scale=0,  # known once it is loaded
+            scale=0,  # unknown until it is loaded
             file=path.name,
             source="where it came from",
             about="A person's own file.",
@@ -230,17 +230,17 @@ def settings() -> dict[str, Any]:
 
 
 def _weights(file: str) -> dict[str, torch.Tensor]:
-    """Stored as float16, computed with as float32."""
+    """The embedded weights: stored as float16, returned as float32."""
     from safetensors.torch import load_file
 
     try:
         return {name: tensor.float() for name, tensor in load_file(MODEL / file).items()}
-    except Exception as error:  # safetensors raises its own kinds for a damaged file
+    except Exception as error:  # safetensors raises errors of its own types for a damaged file
         raise UserError(f"{file} is missing from models/{NAME} or damaged. Restore it.") from error
 
 
 class Embedded:
-    """`models/upscale-x2-mini`. The weights are read at the first picture: making one costs nothing."""
+    """`models/upscale-x2-mini`. The weights are read at the first picture, so making an object is cheap."""
 
     def __init__(self, row: UpscalerRow, *, device: str | None = None) -> None:
         self.row = row
@@ -286,7 +286,7 @@ def _fill(net: Any, file: str) -> None:
 
 
 def _run(net: Any, image: np.ndarray, device: str) -> np.ndarray:
-    """uint8 (h, w, 3) through a network that works in 0..1."""
+    """Run a network, which works in 0..1, on uint8 (h, w, 3); returns uint8."""
     import torch
 
     with torch.inference_mode():
@@ -296,12 +296,12 @@ def _run(net: Any, image: np.ndarray, device: str) -> np.ndarray:
 
 
 def _in_tiles(image: np.ndarray, run: Callable[[np.ndarray], np.ndarray], *, scale: int) -> np.ndarray:
-    """`run` on overlapping tiles of a large picture, so that memory stays bounded; the middle of each is kept."""
+    """`run` on overlapping tiles of a large picture, to limit memory; the middle of each result is used."""
     height, width = image.shape[:2]
     if max(height, width) <= TILE_PX:
         return run(image)
     out = np.empty((height * scale, width * scale, 3), np.uint8)
-    inner = TILE_PX - 2 * OVERLAP_PX  # even, as OVERLAP_PX: the enlarger works at half resolution
+    inner = TILE_PX - 2 * OVERLAP_PX  # even, like OVERLAP_PX: the enlarger works at half resolution
     for top in range(0, height, inner):
         for left in range(0, width, inner):
             y0, x0 = max(0, top - OVERLAP_PX), max(0, left - OVERLAP_PX)
@@ -316,7 +316,7 @@ def _in_tiles(image: np.ndarray, run: Callable[[np.ndarray], np.ndarray], *, sca
 
 
 class Loaded:
-    """Weights that a person brought, of any architecture spandrel knows. They are read when it is made."""
+    """A person's own weights, of any architecture that spandrel knows. They are read when the object is made."""
 
     def __init__(self, row: UpscalerRow, path: Path, *, device: str | None = None) -> None:
         from pipelines.core.device import pick_device
@@ -355,7 +355,7 @@ def _load_with_spandrel(row: UpscalerRow, path: Path, device: str) -> Any:
         ) from error
     try:
         model = spandrel.ModelLoader(device=device).load_from_file(path)
-    except Exception as error:  # a damaged file, or an architecture it does not know: many kinds
+    except Exception as error:  # damaged file or unknown architecture: errors of many types
         raise UserError(
             f"{path.name} is no upscaler that can be read. Get it again from {row.source}, or choose {NAME}."
         ) from error
@@ -376,10 +376,10 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def flaw_map(image: np.ndarray) -> FlawMap:
-    """Where the embedded critic finds a portrait unlike a photo. (H, W, 3) uint8, framed as the base draws.
+    """Where a portrait does not look like a photo, by the embedded critic. (H, W, 3) uint8, in the base's framing.
 
-    The picture is first brought to the size the critic learned at; a larger one gains nothing. Compare scores of
-    pictures that were made the same way: an unlike camera or light also raises them.
+    The picture is first scaled to the size of the critic's training; a larger one does not help. Compare only scores of
+    pictures that were made in the same way: another camera or light also raises them.
     """
     import torch
 
@@ -399,7 +399,7 @@ OVERLAY_COLOUR = (255, 64, 0)
 
 
 def overlay(image: np.ndarray, flaws: FlawMap, *, strength: float = 0.65) -> np.ndarray:
-    """`image` greyed, with the flaws in orange: the more suspicious a place, the stronger. The same size, uint8."""
+    """`image` in grey with the flaws in orange, stronger for higher values: uint8, the same size."""
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -416,8 +416,8 @@ def overlay(image: np.ndarray, flaws: FlawMap, *, strength: float = 0.65) -> np.
 
 
 def fitted(image: np.ndarray, size_px: int) -> np.ndarray:
-    """Enlarged until its longer side has `size_px` (Lanczos: it invents nothing); a larger picture stays as it is.
-    After a network that doubles, what is too much is averaged away.
+    """Enlarge a picture (H, W, 3) until its longer side has `size_px`, with Lanczos, which adds no detail. A larger one
+    is returned unchanged.
     """
     import cv2
 
@@ -430,8 +430,8 @@ def fitted(image: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def sharpened(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
-    """Clearer edges: an unsharp mask on the brightness alone, without rims (nothing gets brighter or darker than what
-    lies around it) and hardly in flat areas, where it would only show pores and grain. RGB uint8 in and out.
+    """Sharpen edges: an unsharp mask on the brightness, without halos (no pixel gets brighter or darker than all its
+    neighbours) and weak in flat areas, where it would only show pores and grain. RGB uint8 (H, W, 3) in and out.
     """
     import cv2
 
@@ -447,12 +447,14 @@ def sharpened(image: np.ndarray, strength: float = 0.5) -> np.ndarray | str:
     return np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-# Where face restorers want the eyes in a square of 512 px: FFHQ's framing, which all of them learned from.
+# Positions of the eyes that face restorers expect in a square of 512 px: the framing of FFHQ, their training data.
 RESTORED_EYES, RESTORED_APART_PX = (256.0, 240.0), 126.0
 
 
 def restored(image: np.ndarray, face: Face | None, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | str:
-    """The picture with this face redrawn: cut out as restorers want it, redrawn, put back with a soft edge."""
+    """The picture with this face redrawn: cut out in the restorers' framing, redrawn, put back with a soft edge; or a
+    sentence why not.
+    """
     import cv2
 
     if face is None:

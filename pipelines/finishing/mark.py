@@ -1,11 +1,11 @@
-"""Marked as what it is: every finished picture says, three ways, that an AI drew it - and `verify` reads that back.
+"""Marks: every finished picture says in three ways that an AI drew it, and `verify` reads them.
 
 In: an image. Out: a JPEG, PNG, WebP or AVIF file with content credentials (C2PA, signed), the IPTC field "digital
 source type" (XMP), and a watermark in the pixels; or, from any file, what each of the three says.
 Try it: `python -m pipelines verify portrait.jpg`.
 
-The first two live beside the pixels: most sites drop them, and anyone can. The watermark lives in the pixels and
-survives that, but it says nothing besides. None of the three names a person, a prompt, a path or a machine.
+The first two are metadata: most sites remove them, and anyone can. The watermark is in the pixels and is not removed
+with the metadata, but has no further information. None of the three names a person, a prompt, a path or a machine.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from pipelines.photos.decode import FORMATS as PHOTO_FORMATS
 from pipelines.photos.decode import decode
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "AVIF": (".avif",)}
-QUALITY = {"JPEG": 92, "WEBP": 90, "AVIF": 80}  # where nothing else is asked for; PNG loses nothing
+QUALITY = {"JPEG": 92, "WEBP": 90, "AVIF": 80}  # defaults; PNG is lossless
 MARK_NAMES = ("credentials", "field", "watermark")
 TEXT_LIMIT_BYTES = 1 << 20
 # Source types (https://cv.iptc.org/newscodes/digitalsourcetype/, C2PA's own, Adobe's) that mean that a model drew the
-# picture: how that is said of the picture itself, and of one that it was made from.
+# picture -> (words for the picture itself, words for a picture that it was made from).
 GENERATED = {
     "trainedAlgorithmicMedia": ("an AI model drew this picture", "made from a picture that an AI drew"),
     "trainedAlgorithmicData": ("an AI model drew this picture", "made from a picture that an AI drew"),
@@ -49,7 +49,7 @@ GENERATED = {
     "algorithmicMedia": ("a program drew this picture", "made from a picture that a program drew"),
     "compositeSynthetic": ("part of this picture is synthetic", "made from a picture that is partly synthetic"),
 }
-# What is wrong with credentials whose file shows no change; the keys are those of `credentials.DOUBTS`.
+# What is wrong with credentials although the file is unchanged; the keys are those of `credentials.DOUBTS`.
 DOUBTS = {
     "unbound": "they hold no fingerprint of the picture, so they may belong to another one",
     "revoked": "the certificate that signed them was revoked",
@@ -61,12 +61,12 @@ DOUBTS = {
 }
 
 
-_ENCODING = threading.Lock()  # Pillow's buffer size belongs to the whole process
+_ENCODING = threading.Lock()  # Pillow's buffer size is one setting for the whole process
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What a file was given. `left_out` holds a sentence for every mark that is not in it."""
+    """The marks that were written into a file. `left_out` has a sentence for every mark that is not in it."""
 
     credentials: bool
     field: bool
@@ -77,26 +77,26 @@ class Marks:
 
 @dataclass(frozen=True)
 class Mark:
-    """One mark as it was found."""
+    """One mark, as found in a file."""
 
     name: str  # one of MARK_NAMES
     present: bool
-    generated: bool  # it says that a model drew the picture, and nothing speaks against believing it
+    generated: bool  # it says that a model drew the picture, and it is not doubtful
     state: str  # credentials: see `Credentials.state`; else "found" | "none" | "unreadable"
     sentence: str
-    by_parent: bool = False  # it says so of a picture that this one was made from
+    by_parent: bool = False  # it says this about a picture that this one was made from
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The three marks of a file, in the order of MARK_NAMES, and a hint beside them."""
+    """The three marks of a file, in the order of MARK_NAMES, and a further hint."""
 
     marks: tuple[Mark, ...]
-    settings_of: str = ""  # the program that draws pictures whose settings the file holds; "" for none that is known
+    settings_of: str = ""  # the drawing program whose settings are in the file; "" if none or unknown
 
     @property
     def found(self) -> bool:
-        """Whether anything in the file says that a model drew the picture."""
+        """Whether any mark or settings in the file say that a model drew the picture."""
         return bool(self.settings_of) or any(mark.generated for mark in self.marks)
 
     @property
@@ -105,12 +105,12 @@ class Verification:
 
     @property
     def sentence(self) -> str:
-        """The whole answer in one to three sentences."""
+        """The complete result in one to three sentences."""
         saying = [mark for mark in self.marks if mark.generated]
         count = len(saying)
         if count == 0:
             sentences = ["No mark says that an AI drew this picture."]
-        elif count == 1 and saying[0].by_parent:  # the watermark and the field speak of the picture itself
+        elif count == 1 and saying[0].by_parent:  # watermark and field are always about the picture itself
             sentences = ["1 of 3 marks says that this picture was made from a picture that an AI drew."]
         elif count == 1:
             sentences = ["1 of 3 marks says that an AI drew this picture."]
@@ -143,9 +143,9 @@ def mark(
 ) -> Marks:
     """Write `image` - a file, or uint8 (H, W, 3 or 4) - to `out` with all three marks.
 
-    The format is `format_name`, else what the name of `out` says. `base` is the short name of the model that drew it.
-    `in_pixels=False` for an image that went through `watermark.embed` already. Raises UserError for an unknown format
-    and a full disk; a mark that can't be made here is left out, with its reason in the result.
+    The format is `format_name`, else it follows from the suffix of `out`. `base` is the short name of the model that
+    drew it. Use `in_pixels=False` for an image that has the watermark already. Raises UserError for an unknown format
+    and a full disk; a mark that can't be made on this machine is left out, and the result says why.
     """
     pixels = decode(image) if isinstance(image, Path) else image
     kind = format_name or next((name for name, ends in FORMATS.items() if out.suffix.lower() in ends), "")
@@ -158,7 +158,7 @@ def mark(
 
 
 def with_watermark(image: np.ndarray) -> np.ndarray:
-    """`image`, uint8 (H, W, 3 or 4), with the mark in its pixels; transparency stays as it is."""
+    """`image`, uint8 (H, W, 3 or 4), with the watermark in its pixels; transparency does not change."""
     if image.ndim != 3 or image.shape[2] not in (3, 4) or image.dtype != np.uint8:
         raise ValueError("an image is uint8, (H, W, 3) or (H, W, 4)")
     marked = watermark.embed(np.ascontiguousarray(image[:, :, :3]))
@@ -169,9 +169,10 @@ def with_watermark(image: np.ndarray) -> np.ndarray:
 
 
 def encode(image: np.ndarray, format_name: str, *, quality: int | None = None, dpi: int = 0, base: str = "") -> bytes:
-    """A file of this format (a key of `FORMATS`) from uint8 (H, W, 3 or 4): sRGB profile, the IPTC field, nothing else.
+    """A file of this format (a key of `FORMATS`) from uint8 (H, W, 3 or 4). Its metadata is an sRGB profile and the
+    IPTC field.
 
-    `dpi` 0 says nothing about a printed size; WebP and AVIF have no place for it. Raises UserError.
+    `dpi` is written if it is not 0; WebP and AVIF can't store it. Raises UserError when it can't be encoded.
     """
     from PIL import Image
 
@@ -201,7 +202,7 @@ def encode(image: np.ndarray, format_name: str, *, quality: int | None = None, d
     if format_name == "WEBP":
         options["method"] = 4
     if format_name == "AVIF":
-        options |= {"speed": 6, "max_threads": 1}  # several threads cut the picture into tiles: other bits elsewhere
+        options |= {"speed": 6, "max_threads": 1}  # with several threads the bytes depend on their number
     packed = io.BytesIO()
     with _roomy_encoder(image.shape[0] * image.shape[1]) if format_name == "JPEG" else contextlib.nullcontext():
         Image.fromarray(np.ascontiguousarray(image)).save(packed, format=format_name, **options)
@@ -210,11 +211,11 @@ def encode(image: np.ndarray, format_name: str, *, quality: int | None = None, d
 
 @contextlib.contextmanager
 def _roomy_encoder(pixels: int) -> Iterator[None]:
-    """Room for a whole progressive JPEG of so many pixels, however much grain it has.
+    """Context in which Pillow's buffer is large enough for any progressive JPEG of so many pixels.
 
-    Pillow hands libjpeg one buffer of 1 or 2 bytes a pixel; a larger file fails with "Suspension not allowed here". No
-    JPEG with three channels has more than 27 bits for each of its 3 coefficients a pixel. Pages that stay unused cost
-    no memory.
+    Pillow gives libjpeg one buffer of 1 or 2 bytes per pixel; a larger file fails with "Suspension not allowed here".
+    A JPEG with three channels has at most 27 bits for each of its 3 coefficients per pixel. Memory pages of the buffer
+    that are not used cost no memory.
     """
     from PIL import ImageFile
 
@@ -228,7 +229,7 @@ def _roomy_encoder(pixels: int) -> Iterator[None]:
 
 
 def seal(data: bytes, format_name: str, *, base: str = "", watermarked: bool = True) -> tuple[bytes, Marks]:
-    """What `encode` made, with content credentials around it. The last step: any change afterwards shows."""
+    """Add content credentials to a file that `encode` made. The last step: later changes of the file are detected."""
     left_out = []
     if not watermarked:
         side = watermark.MIN_SIDE_PX
@@ -244,11 +245,11 @@ def seal(data: bytes, format_name: str, *, base: str = "", watermarked: bool = T
 
 @lru_cache(maxsize=1)
 def srgb_profile() -> bytes:
-    """The ICC profile of sRGB, without the day on which it was made."""
+    """The ICC profile of sRGB, with a fixed date."""
     from PIL import ImageCms
 
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile[24:36] = bytes((7, 208, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0))  # header: 2000-01-01, so that bytes repeat
+    profile[24:36] = bytes((7, 208, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0))  # header: always 2000-01-01
     return bytes(profile)
 
 
@@ -271,8 +272,8 @@ def xmp_packet(*, base: str = "") -> bytes:
 
 
 def verify(path: Path) -> Verification:
-    """What the three marks of a picture of any origin say. Raises UserError for what is no picture."""
-    image = decode(path)  # refuses what is too large before a pixel is decoded
+    """Read the three marks of any picture file. Raises UserError for a file that is no picture."""
+    image = decode(path)  # refuses a picture that is too large, before it is decoded
     xmp, texts = _texts_of(path)
     marks = (_credentials_mark(credentials.read(path)), _field_mark(xmp), _watermark_mark(image))
     return Verification(marks, settings_of(texts))
@@ -313,7 +314,7 @@ def _credentials_mark(found: Credentials) -> Mark:
 
 
 def _field_mark(packet: bytes) -> Mark:
-    """What the IPTC field in an XMP packet says."""
+    """The mark of the IPTC field in an XMP packet."""
     name = "field"
     found = re.search(
         rb"DigitalSourceType\b[^<]{0,300}?https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,60})", packet
@@ -329,7 +330,7 @@ def _field_mark(packet: bytes) -> Mark:
 
 
 def settings_of(texts: dict[str, str]) -> str:
-    """The program that draws pictures whose settings these texts of a file (by name) are; "" for none that is known."""
+    """The drawing program whose settings are in these texts of a file, {name: text}; "" if none or unknown."""
     settings = texts.get("parameters", "") or texts.get("UserComment", "")
     if "sui_image_params" in settings:
         return "SwarmUI"
@@ -349,24 +350,24 @@ def settings_of(texts: dict[str, str]) -> str:
 
 
 def _texts_of(path: Path) -> tuple[bytes, dict[str, str]]:
-    """The XMP packet of a picture (b"" where there is none) and its other texts by name, both cut to
-    `TEXT_LIMIT_BYTES`. A stranger's XML and JSON are read as plain text, never interpreted.
+    """The XMP packet of a picture (b"" if it has none) and its other texts by name, both cut to `TEXT_LIMIT_BYTES`.
+    XML and JSON of unknown files are read as plain text, never parsed.
     """
     from PIL import Image
 
     packet, texts, formats = b"", {}, [name for name in PHOTO_FORMATS if name in Image.OPEN]
-    # `decode` has read the picture; what is around it may be broken in any way
+    # `decode` could read the picture, but its metadata may be damaged
     with contextlib.suppress(Exception), Image.open(path, formats=formats) as image:
-        told = {**getattr(image, "text", {}), **image.info}  # PNG: also texts that stand behind the pixels
+        told = {**getattr(image, "text", {}), **image.info}  # PNG: also texts after the pixel data
         for name in ("xmp", "XML:com.adobe.xmp"):
             found = told.get(name) or b""
             packet = packet or (found.encode("utf-8", "replace") if isinstance(found, str) else bytes(found))
         texts = {name: str(text)[:TEXT_LIMIT_BYTES] for name, text in told.items() if isinstance(text, str)}
         exif = image.getexif()
-        for text in (exif.get(0x010F), exif.get(0x0110)):  # maker and model: where ComfyUI writes in WebP
+        for text in (exif.get(0x010F), exif.get(0x0110)):  # maker and model: ComfyUI writes here in WebP
             name, _, value = str(text or "").partition(":")
             texts.setdefault(name, value[:TEXT_LIMIT_BYTES])
-        comment = exif.get_ifd(0x8769).get(0x9286, b"")  # "user comment": 8 bytes of encoding, then the text
+        comment = exif.get_ifd(0x8769).get(0x9286, b"")  # "user comment": 8 bytes name the encoding, then the text
         if isinstance(comment, bytes):
             comment = comment[8 : TEXT_LIMIT_BYTES + 8].replace(b"\0", b"").decode("latin-1")
         texts.setdefault("UserComment", str(comment)[:TEXT_LIMIT_BYTES])

@@ -1,8 +1,8 @@
-"""A portrait's matte without any download: which pixels are the person, and what the picture looks like elsewhere.
+"""A portrait's matte without any download: which pixels are the person; and pictures with another background.
 
-In: an RGB uint8 (H, W, 3) portrait and the face in it. Out: `Matte` (alpha, and why it should not be trusted), and
-pictures with another background. GrabCut is seeded from the eyes, its edge is softened by a guided filter: no network.
-It knows colours, not hair: strands and what is coloured like the background behind it are lost. Numbers and pictures:
+In: an RGB uint8 (H, W, 3) portrait and the face in it. Out: `Matte` (alpha, or why it can't be used), and pictures with
+another background. GrabCut starts from the eyes, and a guided filter softens its edge: no neural network. It uses only
+colours: strands of hair, and parts with the colour of the background behind them, are lost. Figures and pictures:
 docs/finishing.md. Try it: `python -m pipelines finish render.png --background blur --out out.jpg`.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from pipelines.faces.face import Face
 
-WORK_PX = 256  # GrabCut's cost grows with the area; the edge is found again at full size by the guided filter
-ROUNDS = 4  # of GrabCut; more change nothing on the measured composites
+WORK_PX = 256  # side for GrabCut, whose time grows with the area; the guided filter finds the edge at full size
+ROUNDS = 4  # iterations of GrabCut; more change nothing on the measured composites
 PLAIN = {
     "white": (250, 250, 250),
     "light grey": (214, 217, 221),
@@ -26,15 +26,15 @@ PLAIN = {
 }
 BLUR, STUDIO = "blur", "studio"
 BACKGROUNDS = (BLUR, STUDIO, *PLAIN)
-UNLIKE = 12.0  # CIE76 from the wall's colours
-# What a matte of a portrait looks like; outside of it GrabCut has usually lost the head or swallowed the wall.
-# docs/finishing.md says how often that was right.
-AREA = (0.15, 0.88)  # of the picture
-LEAST_FACE = 0.97  # of the face has to be person
-LEAST_HAIR = 0.9  # of the head where its colour is not the wall's
-LEAST_CLOTHES = 0.75  # of what is below the chin and not of the wall's colour
-LEAST_CORNERS = 0.5  # of the two upper corners has to be background
-LEAST_CONTRAST = 7.0  # CIE76 across the edge, the median: below, the edge is a guess
+UNLIKE = 12.0  # CIE76 difference from which a colour is not one of the wall (the background)
+# Limits for a matte of a portrait; outside them GrabCut has usually lost the head or included the wall.
+# docs/finishing.md says how often this was right.
+AREA = (0.15, 0.88)  # share of the picture that is the person
+LEAST_FACE = 0.97  # share of the face that has to be person
+LEAST_HAIR = 0.9  # the same of the parts of the head without the wall's colours
+LEAST_CLOTHES = 0.75  # the same of the parts below the chin without the wall's colours
+LEAST_CORNERS = 0.5  # share of the two upper corners that has to be background
+LEAST_CONTRAST = 7.0  # median CIE76 difference across the edge; below it the edge is not reliable
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Matte:
     alpha: np.ndarray = field(repr=False)  # (H, W) float32: 1 = the person
     area: float  # share of the picture that is the person
     contrast: float  # median CIE76 difference across the edge
-    problem: str | None = None  # why it should not be used, as a sentence
+    problem: str | None = None  # a sentence: why it can't be used
 
 
 def matte(image: np.ndarray, face: Face) -> Matte:
-    """Which pixels of a portrait (RGB uint8, H x W x 3) are the person whose `face` that is."""
+    """The matte of the person with this `face` in a portrait, RGB uint8 (H, W, 3)."""
     import cv2
 
     height, width = image.shape[:2]
@@ -54,12 +54,12 @@ def matte(image: np.ndarray, face: Face) -> Matte:
     small = cv2.resize(image, (max(8, round(width * scale)), max(8, round(height * scale))), interpolation=_way(scale))
     eyes = face.eyes * scale
     middle, apart = eyes.mean(0), max(4.0, float(np.linalg.norm(eyes[1] - eyes[0])))
-    cv2.setRNGSeed(0)  # the same picture, the same matte
+    cv2.setRNGSeed(0)  # the same picture always gives the same matte
     seeds = _seeds(small, middle, apart)
     labels = seeds.labels.copy()
     state = np.zeros((1, 65)), np.zeros((1, 65))
     bgr = np.ascontiguousarray(cv2.GaussianBlur(small, (0, 0), 1.0)[:, :, ::-1])
-    cv2.grabCut(bgr, labels, (0, 0, 1, 1), *state, ROUNDS, cv2.GC_INIT_WITH_MASK)  # the mask counts, not the rectangle
+    cv2.grabCut(bgr, labels, (0, 0, 1, 1), *state, ROUNDS, cv2.GC_INIT_WITH_MASK)  # it uses the mask, not the rectangle
     person = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
     person = _one_piece(person, middle, apart)
     alpha = _soft(image, person, apart / scale)
@@ -69,19 +69,19 @@ def matte(image: np.ndarray, face: Face) -> Matte:
 
 
 def lab(image: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) in 0..255 as CIELAB, float32."""
+    """RGB (H, W, 3) in 0..255 -> CIELAB, float32 (H, W, 3)."""
     import cv2
 
     return np.asarray(cv2.cvtColor(np.clip(image, 0, 255).astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """CIE76 colour difference per pixel."""
+    """CIE76 colour difference per pixel, (H, W)."""
     return np.asarray(np.linalg.norm(lab(before) - lab(after), axis=2))
 
 
 def face_core(shape: tuple[int, ...], face: Face) -> np.ndarray | None:
-    """The middle of a face, (H, W) bool; None where it lies outside the picture."""
+    """The middle of a face, (H, W) bool; None if it is outside the picture."""
     eyes, apart = face.eyes.mean(0), face.eye_distance_px
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     inside = ((columns - eyes[0]) / apart) ** 2 + ((rows - eyes[1] - 0.45 * apart) / (1.1 * apart)) ** 2 < 0.8**2
@@ -96,17 +96,17 @@ def _way(scale: float) -> int:
 
 @dataclass(frozen=True)
 class Seeds:
-    labels: np.ndarray  # (h, w) of GrabCut's
-    face: np.ndarray  # (h, w) bool: its core, certainly person
-    hair: np.ndarray  # (h, w) bool: the head, where its colour is not the wall's
-    clothes: np.ndarray  # (h, w) bool: where clothes are and the colour is not the wall's
+    labels: np.ndarray  # (h, w) GrabCut's labels
+    face: np.ndarray  # (h, w) bool: the middle of the face, certainly person
+    hair: np.ndarray  # (h, w) bool: parts of the head without the wall's colours
+    clothes: np.ndarray  # (h, w) bool: parts below the chin without the wall's colours
 
 
 def _seeds(image: np.ndarray, middle: np.ndarray, apart: float) -> Seeds:
-    """GrabCut's labels (head, neck and shoulders by proportion, all measured in eye distances), and the face's core.
+    """The start for GrabCut: head, neck and shoulders by usual proportions, in eye distances.
 
-    Where a person may be but the colours are those beside the head, it is more likely the wall: without that, GrabCut
-    learns the wall between head and shoulders as a colour of the person.
+    Where a person may be but the colours are those beside the head, the label is "probably background": otherwise
+    GrabCut learns the wall between head and shoulders as a colour of the person.
     """
     import cv2
 
@@ -118,25 +118,25 @@ def _seeds(image: np.ndarray, middle: np.ndarray, apart: float) -> Seeds:
         return np.asarray((across / wide) ** 2 + ((down - centre) / high) ** 2)
 
     face = oval(0.5, 0.95, 1.35) < 1
-    # neck, and what lies below it: at the chin 0.45 eye distances to either side, then as narrow shoulders
+    # neck and below: 0.45 eye distances to each side at the chin, then wider, like narrow shoulders
     body = (down > 1.2) & (np.abs(across) < 0.45 + 1.3 * np.clip(down - 2.05, 0, 1.2))
     head = oval(0.15, 1.75, 2.15) < 1
     shoulders = (down > 1.7) & (np.abs(across) < 1.0 + 2.4 * np.clip((down - 1.7) / 1.1, 0, 1))
     far = (oval(0.15, 2.35, 2.75) > 1) & (down < 1.0)
     edge = (down < 1.0) & ((columns < 2) | (columns > shape[1] - 3) | (rows < 2)) & (oval(0.15, 2.0, 2.5) > 1)
-    band = max(3, shape[1] // 20)  # the picture's rim above the chin: hair and shoulders seldom reach it
+    band = max(3, shape[1] // 20)  # the picture's border above the chin: rarely hair or shoulders
     rim = (down < 0.8) & ((columns < band) | (columns >= shape[1] - band) | (rows < band)) & (far | edge)
     labels = np.full(shape, cv2.GC_PR_BGD, np.uint8)
     unlike = _unlike(image, rim)
     labels[(head | shoulders) & (unlike > UNLIKE)] = cv2.GC_PR_FGD
     labels[far | edge] = cv2.GC_BGD
-    # dark clothes before a dark wall: GrabCut alone gives the wall whatever is no skin and no hair
+    # dark clothes before a dark wall: without this GrabCut makes everything except skin and hair background
     labels[face | body | (shoulders & (unlike > 2 * UNLIKE))] = cv2.GC_FGD
     return Seeds(labels, face, head & (unlike > UNLIKE), (shoulders | body) & (unlike > UNLIKE))
 
 
 def _unlike(image: np.ndarray, wall: np.ndarray) -> np.ndarray:
-    """How far (CIE76) each colour is from the nearest of the three that the wall has most."""
+    """CIE76 difference, (h, w), of each pixel from the nearest of the three main colours of the wall."""
     import cv2
 
     pixels = lab(image)
@@ -145,12 +145,12 @@ def _unlike(image: np.ndarray, wall: np.ndarray) -> np.ndarray:
         return np.full(wall.shape, 100.0, np.float32)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 0.5)
     _, which, colours = cv2.kmeans(known, 3, np.empty(0, np.int32), stop, 2, cv2.KMEANS_PP_CENTERS)
-    often = np.bincount(which.ravel(), minlength=3) > 0.15 * len(known)  # a strand of hair at the rim is no wall
+    often = np.bincount(which.ravel(), minlength=3) > 0.15 * len(known)  # a rare colour may be hair at the border
     return np.asarray(np.min([np.linalg.norm(pixels - colour, axis=2) for colour in colours[often]], axis=0))
 
 
 def _one_piece(person: np.ndarray, middle: np.ndarray, apart: float) -> np.ndarray:
-    """The piece that holds the face, smoothed and without holes: a head has none."""
+    """The connected part with the face, smoothed and with its holes filled."""
     import cv2
 
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_odd(apart / 7), _odd(apart / 7)))
@@ -168,7 +168,7 @@ def _odd(size: float) -> int:
 
 
 def _soft(image: np.ndarray, person: np.ndarray, apart_px: float) -> np.ndarray:
-    """The hard matte at full size, its edge drawn where the picture's own edge is (guided filter, He et al. 2013)."""
+    """The binary matte at full size, with its edge moved to the picture's own edges (guided filter, He et al. 2013)."""
     import cv2
 
     height, width = image.shape[:2]
@@ -183,14 +183,14 @@ def _soft(image: np.ndarray, person: np.ndarray, apart_px: float) -> np.ndarray:
     slope = (mean(guide * hard) - middle * level) / (mean(guide * guide) - middle * middle + 1e-3)
     offset = level - slope * middle
     soft = np.clip(mean(slope) * guide + mean(offset), 0, 1)
-    soft = np.clip((soft - 0.12) / 0.76, 0, 1)  # what is nearly person is person: no veil over the face
+    soft = np.clip((soft - 0.12) / 0.76, 0, 1)  # nearly 1 becomes 1, so that the face is opaque
     kernel = np.ones((_odd(apart_px / 4), _odd(apart_px / 4)), np.uint8)
     inside, around = cv2.erode(hard, kernel) > 0.99, cv2.dilate(hard, kernel) < 0.01
     return np.where(inside, 1.0, np.where(around, 0.0, soft)).astype(np.float32)
 
 
 def _edge_contrast(image: np.ndarray, person: np.ndarray, apart: float) -> float:
-    """How different the colours on the two sides of the edge are: the median CIE76 along it."""
+    """Median CIE76 difference of the colours on the two sides of the edge."""
     import cv2
 
     pixels = lab(image)
@@ -211,7 +211,7 @@ def _edge_contrast(image: np.ndarray, person: np.ndarray, apart: float) -> float
 
 
 def _problem(person: np.ndarray, seeds: Seeds, area: float, contrast: float) -> str | None:
-    """Why this can't be the matte of a portrait."""
+    """A sentence that says why this can't be the matte of a portrait; None if it can."""
     if not AREA[0] <= area <= AREA[1]:
         return f"the outline found covers {area:.0%} of the picture, which no portrait's does"
     if seeds.face.any() and float(person[seeds.face].mean()) < LEAST_FACE:
@@ -233,7 +233,7 @@ def _problem(person: np.ndarray, seeds: Seeds, area: float, contrast: float) -> 
 
 
 def before_another(image: np.ndarray, face: Face | None, background: str) -> np.ndarray | str:
-    """The person before another background (see `replaced`), or the sentence why the old one stays."""
+    """The picture with another background (see `replaced`), or a sentence that says why it is unchanged."""
     if face is None:
         return "No face was found, so the person could not be told from the background."
     cut = matte(image, face)
@@ -243,9 +243,9 @@ def before_another(image: np.ndarray, face: Face | None, background: str) -> np.
 
 
 def replaced(image: np.ndarray, alpha: np.ndarray, background: str) -> np.ndarray:
-    """The person before another background, one of `BACKGROUNDS`. RGB uint8 (H, W, 3) in and out.
+    """The picture with another background, one of `BACKGROUNDS`. RGB uint8 (H, W, 3) in and out; `alpha` (H, W).
 
-    ValueError for a background that is none of them.
+    Raises ValueError for a background that is none of them.
     """
     own = image.astype(np.float32)
     person, behind = _unmixed(own, alpha)
@@ -255,8 +255,8 @@ def replaced(image: np.ndarray, alpha: np.ndarray, background: str) -> np.ndarra
 
 
 def _unmixed(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The person's and the background's own colours where an edge mixes them, so that no rim of the old one stays
-    (blur fusion, Forte 2021, arXiv:2006.14970).
+    """The colours of the person and of the background, separated where the edge mixes them, so that no border of the
+    old background stays (blur fusion, Forte 2021, arXiv:2006.14970).
     """
     import cv2
 
@@ -277,7 +277,7 @@ def _drawn(background: str, shape: tuple[int, int], behind: np.ndarray, alpha: n
 
     height, width = shape
     if background == BLUR:
-        # only what is background is blurred, and its colours fill the place of the person: no halo of the head
+        # blur only background pixels and fill the place of the person with them, so that the head has no halo
         far = (1 - alpha)[..., None] * behind
         sigma = max(height, width) / 28
         weight = cv2.GaussianBlur(1 - alpha, (0, 0), sigma)[..., None]
@@ -286,7 +286,7 @@ def _drawn(background: str, shape: tuple[int, int], behind: np.ndarray, alpha: n
         rows, columns = np.mgrid[:height, :width].astype(np.float32)
         away = np.hypot((columns / width - 0.5) / 0.75, (rows / height - 0.38) / 0.85)
         light = np.clip(1.0 - 0.55 * away**1.6, 0.25, 1.0)[..., None]
-        # a grain of one level: eight bits would show rings
+        # noise of one level, so that the gradient has no visible bands with 8 bits
         grain = np.random.default_rng(0).uniform(-1, 1, (height, width, 1)).astype(np.float32)
         return np.asarray(light * np.array([196, 200, 206], np.float32) + grain)
     if background not in PLAIN:

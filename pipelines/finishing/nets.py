@@ -15,10 +15,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Shape(NamedTuple):
-    """Widths of the enlarging network; kept in `config.json` beside its weights."""
+    """Numbers of channels of the enlarging network; stored in `config.json` beside its weights."""
 
     edge: int = 24  # channels at the picture's own resolution
-    body: int = 64  # channels at half of it, where the depth is
+    body: int = 64  # channels at half of it, where most layers are
     blocks: int = 10
 
 
@@ -26,7 +26,7 @@ DEFAULT_SHAPE = Shape()
 
 
 class Residual(nn.Module):
-    """Two convolutions beside the identity, without normalisation and scaled down (as in EDSR and ESRGAN)."""
+    """A residual block: two convolutions, without normalisation and scaled down (as in EDSR and ESRGAN)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Residual(nn.Module):
 class Enlarger(nn.Module):
     """(b, 3, h, w) -> (b, 3, 2h, 2w): bicubic plus what the network adds to it.
 
-    The depth works at half of the picture's resolution (pixel-unshuffle, as Real-ESRGAN does for x2): there a
-    convolution sees twice as far, and costs a quarter.
+    Most layers work at half of the picture's resolution (pixel-unshuffle, as in Real-ESRGAN x2): there a convolution
+    covers twice the distance and takes a quarter of the time.
     """
 
     def __init__(self, shape: Shape = DEFAULT_SHAPE) -> None:
@@ -58,11 +58,11 @@ class Enlarger(nn.Module):
         self.tail = nn.Conv2d(edge, 12, 3, padding=1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                # torch's own start shrinks the signal at every layer, and then nothing is learned for long
+                # with torch's default initialisation the signal shrinks at every layer, and training starts slowly
                 nn.init.kaiming_normal_(layer.weight, a=0.2)
                 nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.tail.weight.mul_(0.05)  # an untrained one is nearly bicubic
+            self.tail.weight.mul_(0.05)  # so that the untrained network is nearly bicubic
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]
@@ -82,8 +82,8 @@ class Enlarger(nn.Module):
 class Critic(nn.Module):
     """A patch discriminator (b, 3, h, w) -> logits (b, 1, h/8, w/8): above zero a patch looks like a photo.
 
-    Spectral norm holds its inner layers back while it trains; `plain()` folds that into the weights for use. The outer
-    ones stay free: what tells a soft picture from a sharp one is so faint that a wholly bounded network never finds it.
+    The inner layers have spectral norm in training; `plain()` merges it into the weights. The outer layers have none:
+    the difference of a soft and a sharp picture is so small that a network with spectral norm everywhere misses it.
     """
 
     WIDTHS = (32, 64, 128, 160)
@@ -115,7 +115,7 @@ class Critic(nn.Module):
         return out
 
     def plain(self) -> Critic:
-        """The same function without spectral norm's bookkeeping."""
+        """The same network with spectral norm merged into its weights."""
         other = Critic(normalised=False)
         with torch.no_grad():
             for ours, theirs in zip(self.layers, other.layers):

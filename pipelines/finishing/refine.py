@@ -1,9 +1,9 @@
-"""Refinement that may not change who it is: from a raw render to a picture worth using.
+"""Refinement: improve a raw render without a change of the person's identity.
 
-In: an RGB uint8 (H, W, 3) picture, the steps somebody chose, and whom it has to stay like (`Baseline`). Out: `Refined`,
-the picture, and per step what became of it: kept, dropped with the reason, or not needed. After every step each face
-recogniser looks again; a step after which any of them finds less of the person than in the raw picture, by more than
-re-saving a picture may change (presets/refining.json), is dropped. No step retouches skin.
+In: an RGB uint8 (H, W, 3) picture, steps, and the person that it must stay similar to (`Baseline`). Out: `Refined`: the
+picture, and for each step whether it was kept, dropped (with the reason) or not needed. After every step each judge
+measures the similarity to the person again. If it is lower than in the raw picture, by more than re-saving a picture
+may change it (presets/refining.json), the step is dropped. No step retouches skin.
 Try it: `python -m pipelines finish render.png --out portrait.jpg`. Face embeddings stay in memory.
 """
 
@@ -31,27 +31,27 @@ FILE = REPOSITORY / "presets" / "refining.json"
 SIZE_PX, LEAST_PX = 512, 16
 KEPT, DROPPED, NOT_NEEDED = "kept", "dropped", "not needed"
 HELD_OUT, ITSELF = "the photos that training never saw", "the raw picture itself"
-# Of two pictures of one moment judges say more than of 95% of all pairs of photos of one person: what a lone picture
-# has to stay above, since there is nobody else to compare with.
+# The limit for a picture without a run, which is compared only with itself: the 95% quantile of the similarities of
+# pairs of photos of one person. Two pictures of one moment are above it.
 SAME_QUANTILE = "0.95"
 SKIN_LIMIT = 3.0  # CIE76, mean over the face: about the smallest difference that people see between two pictures
-WORTH_IT = 0.7  # CIE76, mean over the picture: a smaller correction is none
-PROMINENT = 0.6  # of the largest face's height: a face at least so high may be the one that is meant
+WORTH_IT = 0.7  # CIE76, mean over the picture: a smaller correction is not needed
+PROMINENT = 0.6  # share of the largest face's height; a face at least so high may be the person
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-NOISE_LEVEL = 1.6  # grey levels, standard deviation: below there is no noise that anybody sees
+NOISE_LEVEL = 1.6  # standard deviation in grey levels; lower noise is not visible
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a step is, for menus and sentences."""
+    """One kind of step: its name and description for menus and sentences, and its defaults."""
 
     name: str
     about: str
     by_default: bool
-    strength: float = 0.5  # unless a step says otherwise
+    strength: float = 0.5  # default for a `Step` without its own
 
 
-# In the order in which they are done: colour before anything invents detail, the background last and at full size.
+# In the order in which they are done: colour before steps that add detail, the background last and at full size.
 STEPS = {
     "exposure": Kind("White balance and exposure", "Small corrections; skin may not visibly change its colour.", True),
     "denoise": Kind("Denoise", "Light, against grain. It never smooths skin on purpose.", False, 0.4),
@@ -65,11 +65,11 @@ DEFAULT_STEPS = tuple(name for name, kind in STEPS.items() if kind.by_default)
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do. Raises UserError for one that can't be done."""
+    """One step with its settings. Raises UserError for wrong settings."""
 
-    id: str  # of STEPS
-    strength: float = -1.0  # 0..1; below 0: the step's own
-    choice: str = ""  # background: of `matte.BACKGROUNDS`; enlarge, restore: a model's name or path
+    id: str  # a key of STEPS
+    strength: float = -1.0  # 0..1; below 0: the default of its kind
+    choice: str = ""  # background: one of `matte.BACKGROUNDS`; enlarge, restore: a model's name or path
 
     def __post_init__(self) -> None:
         if self.id not in STEPS:
@@ -89,7 +89,7 @@ class Step:
 
 
 def steps_of(names: Sequence[str], *, background: str = "", upscaler: str = "", restorer: str = "") -> tuple[Step, ...]:
-    """Steps by their names, in the order in which they are done, each at its own strength. Raises UserError."""
+    """Steps by their names, in the order of STEPS, with default strengths. Raises UserError for an unknown name."""
     wanted = {*names, *(("background",) if background else ())}
     if unknown := sorted(wanted - set(STEPS)):
         raise UserError(f"There is no step {', '.join(unknown)}. Choose of: {', '.join(STEPS)}.")
@@ -99,26 +99,26 @@ def steps_of(names: Sequence[str], *, background: str = "", upscaler: str = "", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one step."""
+    """The result of one step."""
 
     step: Step
     state: str  # KEPT | DROPPED | NOT_NEEDED
     sentence: str
     seconds: float = 0.0
-    before: dict[str, float | None] = field(default_factory=dict)  # judge -> similarity of what the step was given
-    after: dict[str, float | None] = field(default_factory=dict)  # ... and of what it made; {} where it made nothing
-    pictures: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)  # before and after, to be shown
+    before: dict[str, float | None] = field(default_factory=dict)  # judge -> similarity before the step
+    after: dict[str, float | None] = field(default_factory=dict)  # ... after it; {} if it made no picture
+    pictures: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)  # before and after
 
 
 @dataclass(frozen=True)
 class Refined:
-    """A finished picture. Similarities are by judge, with `reference`."""
+    """A refined picture. Similarities are by judge, to the `reference`."""
 
     image: np.ndarray = field(repr=False)
     steps: tuple[Outcome, ...]
     face: Face | None  # the person's, in `image`
     reference: str  # HELD_OUT | ITSELF
-    photos: int  # how many the reference is made of
+    photos: int  # number of photos in the reference
     raw: dict[str, float | None]
     similarity: dict[str, float | None]
     tolerance: dict[str, float]  # judge -> how far below `raw` a step may end
@@ -131,8 +131,8 @@ class Refined:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Whom a picture has to stay like, by every judge that can say. In a picture of several people the face that is
-    nearest to that person is meant, never the largest.
+    """The person that a picture must stay similar to: one `Reference` per judge that has one. In a picture of several
+    people the face most similar to that person is used, not the largest.
     """
 
     references: tuple[Reference, ...]
@@ -140,8 +140,8 @@ class Baseline:
     notes: tuple[str, ...] = ()
 
     def look(self, image: np.ndarray) -> tuple[dict[str, float | None], Box | None]:
-        """Judge -> how like the person the nearest face in a picture is (None where it sees no face), and where that
-        face is, in shares of the picture's sides.
+        """{judge: similarity of the most similar face in a picture to the person, None if it finds no face}, and the
+        box of that face as shares of the picture's sides.
         """
         found: dict[str, float | None] = {}
         place = None
@@ -156,7 +156,9 @@ class Baseline:
 
 
 def nearest(reference: Reference, image: np.ndarray) -> Seen:
-    """The face in a picture that is most like the person, as a judge sees it; `vector` is None where it sees none."""
+    """The face in a picture that is most similar to the person, by the reference's judge; its `vector` is None if the
+    judge finds no face.
+    """
     best, most = Seen(None, NO_FACE), -math.inf
     for seen in reference.judge.look_at_each(image):
         if seen.vector is not None and (similarity := reference.similarity(seen.vector)) > most:
@@ -173,7 +175,7 @@ def _middle(box: Box) -> tuple[float, float]:
 
 
 def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
-    """The person of a run, from the photos that training never saw. UserError when no judge sees a face in them."""
+    """The person of a run, from the held-out photos. Raises UserError when no judge finds a face in them."""
     found: list[Reference] = []
     notes: list[str] = []
     for judge in judges:
@@ -187,10 +189,10 @@ def baseline_of(judges: Sequence[Judge], photo_set: PhotoSet) -> Baseline:
 
 
 def baseline_itself(judges: Sequence[Judge], image: np.ndarray, *, number: int | None = None) -> Baseline:
-    """Where no run is known: the raw picture. It says that a face did not change, not whose face it is.
+    """Without a run: the face in the raw picture. It shows that a face did not change, not whose face it is.
 
-    Of several prominent faces `number` says which is meant, from 1 at the left. Raises `SeveralFacesError` without it,
-    and UserError for a number that the picture does not have.
+    `number` chooses one of several prominent faces, from 1 at the left. Raises `SeveralFacesError` without it, and
+    UserError for a number that the picture does not have.
     """
     every = [judge.look_at_each(image) for judge in judges]
     boxes = next(([one.box for one in seen if one.box is not None] for seen in every if seen), [])
@@ -215,7 +217,7 @@ def baseline_itself(judges: Sequence[Judge], image: np.ndarray, *, number: int |
 
 
 class SeveralFacesError(UserError):
-    """Nothing says whose portrait a picture with several prominent faces is."""
+    """A picture has several prominent faces, and none was chosen."""
 
     def __init__(self, sentence: str, count: int) -> None:
         super().__init__(sentence)
@@ -224,13 +226,13 @@ class SeveralFacesError(UserError):
 
 @lru_cache(maxsize=1)
 def _measured() -> dict[str, float]:
-    """Judge -> what harmless re-saving may take from a similarity (benchmarks/refine_tolerance.py)."""
+    """{judge: how much re-saving a picture may lower a similarity}, measured by benchmarks/refine_tolerance.py."""
     saved = json.loads(FILE.read_text(encoding="utf-8"))
     return {str(judge): float(value) for judge, value in saved["tolerance"].items()}
 
 
 def tolerance_of(reference: Reference, of: str, image: np.ndarray) -> float:
-    """How far a similarity may fall. For a judge that was not measured, it is measured on this very picture."""
+    """How much a similarity may fall. For a judge without a measured value, it is measured on this picture."""
     calibration = reference.judge.calibration
     if of == ITSELF and calibration is not None:
         return round(1.0 - calibration.kind(1).same[SAME_QUANTILE], 4)
@@ -246,7 +248,7 @@ def tolerance_of(reference: Reference, of: str, image: np.ndarray) -> float:
 
 
 def harmless_copies(image: np.ndarray) -> list[np.ndarray]:
-    """The picture as it looks after things that change nobody: saved as JPEG (quality 90), and one pixel aside."""
+    """Copies of the picture that do not change the person: saved as JPEG (quality 90), and shifted by one pixel."""
     import cv2
 
     def saved(pixels: np.ndarray) -> np.ndarray:
@@ -263,7 +265,7 @@ def harmless_copies(image: np.ndarray) -> list[np.ndarray]:
 
 
 class _Guard:
-    """Looks at a picture with every judge, and says what speaks against keeping it."""
+    """Compares a picture with the baseline by every judge, and says why a step must be dropped."""
 
     def __init__(self, baseline: Baseline, raw: np.ndarray, tolerance: dict[str, float] | None) -> None:
         self.baseline = baseline
@@ -276,8 +278,8 @@ class _Guard:
                 self.tolerance[name] = tolerance_of(one, baseline.of, raw) if given is None else given
 
     def face(self, image: np.ndarray) -> Face | None:
-        """The person's face as dlib finds it; None where it does not. No step moves anything, so it is where it was in
-        the raw picture.
+        """The person's face, found by dlib at its place in the raw picture (no step moves it); None if dlib finds none
+        there.
         """
         size = image.shape[1], image.shape[0]
         inside = (
@@ -290,7 +292,7 @@ class _Guard:
         return not self.tolerance
 
     def against(self, after: dict[str, float | None]) -> str | None:
-        """Why a picture with these similarities is not the same person's any more, as a sentence; None: it is."""
+        """A sentence that says why a picture with these similarities is no longer the same person's; None if it is."""
         for judge, allowed in self.tolerance.items():
             raw, now = self.raw[judge], after[judge]
             if now is None:
@@ -318,7 +320,9 @@ class _Guard:
 
 @dataclass(frozen=True)
 class Tools:
-    """What needs a model. `enlarge` doubles a picture; `restore` redraws its faces. None: the app's own, or none."""
+    """Functions that need a model. `enlarge` doubles a picture (None: the embedded network), `restore` redraws its face
+    (None: not possible).
+    """
 
     enlarge: Callable[[np.ndarray], np.ndarray] | None = None
     restore: Callable[[np.ndarray], np.ndarray] | None = None
@@ -334,11 +338,11 @@ def refine(
     tools: Tools = Tools(),
     on_step: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Refined:
-    """Do the steps, in the order of `STEPS`, and keep those after which it is still the same person.
+    """Do the steps on `image`, RGB uint8 (H, W, 3), in the order of `STEPS`; keep those that do not change the person.
 
-    `size_px` is the longer side that the picture grows to; a larger one keeps its size. `tolerance` (judge -> how much
-    similarity may be lost against the raw picture) replaces the measured one. Raises UserError for a picture below
-    `LEAST_PX`. A model that can't be read costs its step only.
+    `size_px` is the longer side that the picture is enlarged to; a larger one keeps its size. `tolerance`, {judge: how
+    much lower the similarity may be than the raw picture's}, replaces the measured one. Raises UserError for a picture
+    smaller than `LEAST_PX`. If a model can't be read, only its step is dropped.
     """
     started = time.perf_counter()
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < LEAST_PX:
@@ -349,7 +353,7 @@ def refine(
     outcomes: list[Outcome] = []
     current, similarity = raw, guard.raw
     for name in STEPS:
-        if name == "sharpen":  # what follows works at full size, whoever enlarged it
+        if name == "sharpen":  # this step and the next work at full size, also when "enlarge" was dropped
             current = fitted(current, size_px)
         step = chosen.get(name)
         if step is None:
@@ -375,7 +379,7 @@ def _tried(
     size_px: int,
     tools: Tools,
 ) -> tuple[Outcome, np.ndarray | None]:
-    """One step's outcome, and its picture where it is kept."""
+    """The outcome of one step, and its picture if it is kept, else None."""
     started = time.perf_counter()
 
     def ended(state: str, sentence: str, **more: object) -> Outcome:
@@ -386,7 +390,7 @@ def _tried(
         return ended(DROPPED, "No recogniser finds a face in the raw picture, so nothing can watch over it."), None
     try:
         made = _done(step, image, size_px, tools, guard)
-    except UserError as problem:  # a model that is damaged or not here; the other steps go on
+    except UserError as problem:  # a damaged or missing model; the other steps go on
         return ended(DROPPED, str(problem)), None
     if isinstance(made, str):
         return ended(DROPPED if step.id == "background" else NOT_NEEDED, made), None
@@ -398,7 +402,7 @@ def _tried(
 
 
 def _done(step: Step, image: np.ndarray, size_px: int, tools: Tools, guard: _Guard) -> np.ndarray | str:
-    """What a step makes of a picture, or the sentence why it makes nothing."""
+    """The picture after a step, or a sentence that says why there is none."""
     if step.id == "exposure":
         return balanced(image, guard.face(image), step.power)
     if step.id == "denoise":
@@ -421,11 +425,12 @@ def _done(step: Step, image: np.ndarray, size_px: int, tools: Tools, guard: _Gua
 
 
 def balanced(image: np.ndarray, face: Face | None, strength: float = 0.5) -> np.ndarray | str:
-    """Small corrections of white balance and contrast, RGB uint8 in and out, or the sentence why there are none.
+    """Small corrections of white balance and contrast, RGB uint8 (H, W, 3) in and out; or a sentence why none is
+    needed.
 
-    The light's colour is that of what is nearly grey (robust grey world); levels are stretched between the 0.5th and
-    the 99.5th percentile. Neither looks at the skin, so no skin tone is aimed at, and the whole is scaled back until
-    the face's mean colour moves by at most `SKIN_LIMIT`.
+    The colour of the light is that of nearly grey pixels (robust grey world); levels are stretched between the 0.5th
+    and the 99.5th percentile. Neither uses the skin, so there is no target skin tone; both are reduced until the face's
+    mean colour changes by at most `SKIN_LIMIT`.
     """
     corrected = _levels(_neutral(image.astype(np.float32)))
     skin = None if face is None else matte.face_core(image.shape[:2], face)
@@ -440,18 +445,18 @@ def balanced(image: np.ndarray, face: Face | None, strength: float = 0.5) -> np.
 
 
 def _neutral(image: np.ndarray) -> np.ndarray:
-    """Without the light's own colour, by at most 8% a channel."""
+    """White balance: removes the colour of the light, by at most 8% per channel."""
     lab = matte.lab(image)
     chroma = np.hypot(lab[..., 1], lab[..., 2])
     grey = (chroma < 12) & (lab[..., 0] > 25) & (lab[..., 0] < 96)
-    if grey.mean() < 0.05:  # a coloured wall and a face say nothing about the light
+    if grey.mean() < 0.05:  # too few grey pixels to know the colour of the light
         return image
     light = np.median(image[grey], axis=0)
     return np.asarray(image * np.clip(light.mean() / np.maximum(light, 1), 0.92, 1.08))
 
 
 def _levels(image: np.ndarray) -> np.ndarray:
-    """Dark and bright ends where the eye expects them, with at most a fifth more contrast."""
+    """Levels: stretches dark and bright, with at most a fifth more contrast."""
     grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
     low, high = (float(value) for value in np.percentile(grey, (0.5, 99.5)))
     to_low, to_high = min(low, 8.0), max(high, 240.0)
@@ -464,8 +469,8 @@ def _levels(image: np.ndarray) -> np.ndarray:
 
 
 def noise_level(image: np.ndarray) -> float:
-    """Standard deviation of the noise in grey levels, from what no smooth surface has (Immerkaer 1996): the median over
-    the picture, so that hair and eyes don't count as noise.
+    """Standard deviation of the noise in grey levels, from second differences, which smooth surfaces do not have
+    (Immerkaer 1996): their median over the picture, so that hair and eyes do not count as noise.
     """
     import cv2
 
@@ -476,7 +481,9 @@ def noise_level(image: np.ndarray) -> float:
 
 
 def denoised(image: np.ndarray, strength: float = 0.4) -> np.ndarray | str:
-    """Without grain: non-local means, weighed by how much grain there is. RGB uint8 in and out."""
+    """Remove noise with non-local means, as strong as the noise is. RGB uint8 (H, W, 3) in and out; or a sentence why
+    not.
+    """
     import cv2
 
     level = noise_level(image)
@@ -488,8 +495,8 @@ def denoised(image: np.ndarray, strength: float = 0.4) -> np.ndarray | str:
 
 @lru_cache(maxsize=2)
 def enlarger(name_or_path: str = "") -> Callable[[np.ndarray], np.ndarray]:
-    """The network of that name or file; the embedded one where none is named. Kept for the next picture. Raises
-    UserError.
+    """The enlarging network of this name or file; without one the embedded network. It is kept for the next picture.
+    Raises UserError as `load_upscaler` does.
     """
     from pipelines.finishing.enlarge import load_upscaler
 

@@ -1,8 +1,8 @@
-"""Finishing: a raw render refined, cut to a size, small enough and marked - for one picture, or many of a run.
+"""Finishing: refine a raw render, crop it to a size, limit its bytes and mark it; for one picture, or many of a run.
 
-In: a picture and a `records.Finish` (steps, background, size, kB, format). Out: `Finished` - the file's bytes and
-everything a person should know about them; in a run also its folder `finished/`, with pictures before and after every
-step. Try it: `python -m pipelines finish render.png --size linkedin --max-kb 200 --out portrait.jpg`.
+In: a picture and a `records.Finish` (steps, background, size, kB, format). Out: `Finished`: the file's bytes, and what
+was done; in a run also its folder `finished/`, with pictures before and after every step.
+Try it: `python -m pipelines finish render.png --size linkedin --max-kb 200 --out portrait.jpg`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.core import inscription
 from pipelines.core.control import Control
+from pipelines.core.decode import SOURCE_NAME
 from pipelines.core.files import file_sha256, jsonable, read_json, require_space, timestamp, write_bytes, write_json
-from pipelines.core.records import SOURCE_NAME, Event, Finish, PhotoSet, UserError
+from pipelines.core.records import Event, Finish, PhotoSet, UserError
 from pipelines.core.run import Run, load_photo_set
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.finishing.deliver import Delivered, Size
     from pipelines.finishing.refine import Baseline, Outcome, Refined, Tools
 
-AT_MOST = 50  # pictures of one order
+AT_MOST = 50  # pictures in one order
 KB_LIMITS = (10, 10_000)
 PX_LIMITS = (64, 4096)
 RECORD = "finished.json"
@@ -41,13 +42,13 @@ class Finished:
 
     refined: Refined
     delivered: Delivered
-    similarity: dict[str, float | None]  # judge -> of the file as it is given away, by the same reference
+    similarity: dict[str, float | None]  # judge -> similarity of the final file, to the same reference
     size: str
     notes: tuple[str, ...] = field(default=())
 
 
 def check(order: Finish | None) -> None:
-    """Raises UserError for a wish that can't be met. Looks at no picture."""
+    """Raises UserError for an order that can't be done. Reads no picture."""
     from pipelines.finishing import mark, refine
     from pipelines.finishing.enlarge import find_upscaler
 
@@ -71,7 +72,7 @@ def check(order: Finish | None) -> None:
 
 
 def size_of(name: str, *, px: int | None = None) -> Size:
-    """A size by its id or the beginning of it ("linkedin"); with `px` its longer side has so many. Raises UserError."""
+    """A size by its id or the beginning of it ("linkedin"); `px` sets its longer side. Raises UserError."""
     from pipelines.finishing import deliver
 
     known = deliver.sizes()
@@ -97,8 +98,8 @@ def finish(
     base: str = "",
     on_step: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Finished:
-    """One picture, RGB uint8 (H, W, 3), refined and delivered. `order.pictures` is not looked at. `base` is the name of
-    the model that drew it, for the marks; of a path only the last part is written. Raises UserError.
+    """Refine and deliver one picture, RGB uint8 (H, W, 3). `order.pictures` is not used. `base` is the name of the
+    model that drew it, for the marks; of a path only the last part is written. Raises UserError.
     """
     from pipelines.finishing import deliver, refine
 
@@ -116,12 +117,12 @@ def finish(
 
 
 def _side_px(size: Size) -> int:
-    """What to enlarge to: not to a print's 1,800 px, which a 128 px render does not fill with anything."""
+    """The longer side to enlarge to: less than the 1,800 px of a print, for which a 128 px render has no detail."""
     return min(1024, max(size.width_px, size.height_px))
 
 
 def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
-    """What the judges say about the file itself: after cutting, marking and packing."""
+    """Similarities, by judge, of the picture in the final file: cropped, marked and compressed."""
     import io
 
     import numpy as np
@@ -134,7 +135,7 @@ def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
 
 
 def told(finished: Finished) -> dict[str, Any]:
-    """What became of a picture, as JSON."""
+    """The result for one picture, JSON-able."""
     refined, delivered = finished.refined, finished.delivered
     return {
         "reference": refined.reference,
@@ -177,14 +178,14 @@ def told(finished: Finished) -> dict[str, Any]:
 
 
 def baseline_of(run: Run | None, image: np.ndarray, judging: Sequence[Judge], *, number: int | None = None) -> Baseline:
-    """The person of the run; without a run, or photos in it to compare with, the picture itself (see
-    `refine.baseline_itself` for `number` and what is raised).
+    """The baseline of the run's person; without a run, or without photos in it, that of the picture itself (`number`
+    and errors: see `refine.baseline_itself`).
     """
     from pipelines.finishing import refine
 
     photos: PhotoSet | None = load_photo_set(run) if run else None
     if photos is not None and photos.held_out:
-        with contextlib.suppress(UserError):  # no judge sees a face in them
+        with contextlib.suppress(UserError):  # no judge finds a face in the photos
             return refine.baseline_of(judging, photos)
     return refine.baseline_itself(judging, image, number=number)
 
@@ -196,10 +197,10 @@ def finish_pictures(
     control: Control | None = None,
     tools: Tools | None = None,
 ) -> Generator[Event, None, bool]:
-    """Finish pictures of a run, one after the other; each has a folder below `finished/`, all together finished.zip.
+    """Finish pictures of a run, one after the other, each in a folder of `finished/`; finished.zip has all of them.
 
-    A picture that can't be finished is told in a note and the others go on; UserError when none could be. An order that
-    did not come to its end goes on where it was left. Returns whether it did.
+    A picture that can't be finished gives a note, and the others go on; raises UserError when none can be finished. An
+    order that was stopped continues where it stopped. Returns whether all are done.
     """
     from pipelines.faces.judges import resident_judges
     from pipelines.finishing import deliver, refine
@@ -229,8 +230,8 @@ def finish_pictures(
                 continue
             image = decode(path)
             baseline = known or baseline_of(run, image, judging)
-            known = baseline if baseline.of == refine.HELD_OUT else None  # the embeddings of the photos, for the next
-            drawn = inscription.read(path)  # a picture made elsewhere says nothing
+            known = baseline if baseline.of == refine.HELD_OUT else None  # has the embeddings of the photos
+            drawn = inscription.read(path)  # a picture made elsewhere has no record
             base = drawn.base if drawn else ""
             finished = finish(image, order, baseline=baseline, tools=tools, base=base)
             record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
@@ -250,12 +251,12 @@ def finish_pictures(
 
 
 def _entry(path: Path) -> str:
-    """A picture's name in the archive."""
+    """A picture's name in finished.zip, without suffix."""
     return f"{path.parent.name}-{path.stem}"
 
 
 def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
-    """A finished picture as its record has it, without its notes and marks."""
+    """A finished picture, read from its record, without its notes and marks."""
     from pipelines.finishing.deliver import Delivered
 
     data = (run.finished(record["picture"]) / record["file"]).read_bytes()
@@ -263,11 +264,7 @@ def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
 
 
 def _told_finished(run: Run, record: dict[str, Any], number: int, total: int) -> Event:
-    from pipelines.finishing import refine
-
-    kept = sum(one["state"] == refine.KEPT for one in record["steps"])
-    data = {"picture": record["picture"], "kept": kept, "asked": len(record["steps"])}
-    return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])), data=data)
+    return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])))
 
 
 def _keep(
@@ -280,7 +277,9 @@ def _keep(
     base: str,
     subject: str | None,
 ) -> dict[str, Any]:
-    """Everything about one finished picture; its record is written last, so where it is, the rest is. The record."""
+    """Write all files of one finished picture, its record last: if there is a record, all files are complete. Returns
+    the record.
+    """
     from pipelines.finishing import refine
 
     folder = run.finished(picture)
@@ -291,7 +290,7 @@ def _keep(
     side_px = max(finished.refined.image.shape[:2])
 
     def preview(name: str, image: np.ndarray) -> str:
-        """All of one size, so that they lie over each other; only to be looked at."""
+        """Write a preview; all have one size, so that the page can show one over the other."""
         _write_jpeg(folder / f"preview_{name}.jpg", refine.fitted(image, side_px))
         return f"preview_{name}.jpg"
 
@@ -313,7 +312,7 @@ def _keep(
 
 
 def _flaws(image: np.ndarray, folder: Path) -> dict[str, Any] | None:
-    """Where the embedded critic would look for mistakes of the drawing; None where it is not here."""
+    """The embedded critic's flaws of a picture, with a map written to `folder`; None if its weights are missing."""
     from pipelines.finishing import enlarge
 
     try:
@@ -335,7 +334,7 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
 
 def record_of(run: Run, picture: str) -> dict[str, Any] | None:
-    """What is known of one finished picture; None where it was not finished, or its record is damaged."""
+    """The record of one finished picture; None if it is not finished, or its record is damaged."""
     with contextlib.suppress(UserError):
         saved = read_json(run.finished(picture) / RECORD)
         if isinstance(saved, dict) and saved.get("picture") == picture:
@@ -344,7 +343,7 @@ def record_of(run: Run, picture: str) -> dict[str, Any] | None:
 
 
 def records(run: Run) -> list[dict[str, Any]]:
-    """What `finish_pictures` kept, the newest first. A damaged record is left out."""
+    """The records that `finish_pictures` wrote, the newest first. A damaged record is left out."""
     found = []
     for file in (run.folder / "finished").glob(f"*/{RECORD}"):
         with contextlib.suppress(UserError):

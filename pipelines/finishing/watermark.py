@@ -1,20 +1,20 @@
-"""A mark in the pixels themselves: invisible, the same in every picture, and read back without knowing the original.
+"""An invisible watermark in the pixels, the same in every picture; reading it does not need the original picture.
 
 In: an RGB image, uint8 (H, W, 3). Out: the image with the mark (`embed`), or what was found in one (`read`).
 Try it: `python -m pipelines verify portrait.jpg`.
 
-A sum of several hundred faint waves is added to the brightness. Their frequencies lie on a lattice measured in cycles
-per short side of the picture, so that resizing changes nothing; their phases are the key, published here: it says "an
-AI drew this" to everyone, and keeps nobody who knows it from removing it. It carries that one statement and no number,
-so there is nothing about a person, a machine or a time in it, and all its strength goes into being found.
+A sum of several hundred weak waves is added to the brightness. Their frequencies are on a lattice, in cycles per short
+side of the picture, so that resizing does not change them. Their phases are the key, which is public: everyone can read
+the mark, and everyone who knows the key can also remove it. The mark has only one meaning, "an AI drew this", and
+stores no number, so that it has no data about a person, a machine or a time, and is as easy to find as possible.
 
-Reading compares the phases at the lattice points with the key: all scales and shifts that cropping may have caused are
-tried. In a picture without the mark the phases have nothing to do with the key, so the chance that `Reading.strength`
-reaches `THRESHOLD` anywhere is at most tries * exp(-THRESHOLD**2 / 2) (`false_alarm_bound`): a sum of K independent
-cosines exceeds z * sqrt(K / 2) with probability exp(-z**2 / 2) at most (Chernoff's bound with
+Reading compares the phases at the lattice points with the key, for all scales and shifts that cropping may have caused.
+In a picture without the mark the phases are independent of the key, so the chance that `Reading.strength` reaches
+`THRESHOLD` anywhere is at most tries * exp(-THRESHOLD**2 / 2) (`false_alarm_bound`): a sum of K independent cosines
+exceeds z * sqrt(K / 2) with probability exp(-z**2 / 2) at most (Chernoff's bound with
 E[exp(t cos)] = I0(t) <= exp(t**2 / 4)).
 Cox et al., "Secure spread spectrum watermarking for multimedia" (1997): many weak waves; Kutter, "Watermarking
-resisting to translation, rotation, and scaling" (1998): a repeated pattern is its own ruler.
+resisting to translation, rotation, and scaling" (1998): a repeated pattern shows its own scale.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import numpy as np
 
 KEY = b"Likeness watermark 1: drawn by an AI"  # published on purpose
 SPACING_CYCLES = 3.0  # per short side, between neighbouring waves
-BAND_CYCLES = (14.0, 48.0)  # per short side: below, every face hides it; above, halving a 256 px picture removes it
-MIN_SIDE_PX = 112  # below, the band is no longer there
+BAND_CYCLES = (14.0, 48.0)  # per short side: lower waves are hidden by a face; halving a 256 px picture removes higher
+MIN_SIDE_PX = 112  # a smaller picture can't have waves of this band
 PSNR_DB = (
     52.0,
     50.0,
@@ -41,29 +41,29 @@ PSNR_DB = (
     42.0,
     41.0,
     40.0,
-)  # how faint, against the picture; the first that holds is taken
+)  # weakest mark first; the first one with MARGIN is used
 THRESHOLD = 7.5
-MARGIN = 2.5  # that a mark has over the threshold after the harm that it is made for
-FEWEST_WAVES = 100  # within the picture's own resolution, or nothing is said
-GRID = 64  # shifts tried along each axis of the pattern's period
-# The short side of the marked picture over that of the picture at hand: below 1 it was pasted onto something larger.
+MARGIN = 2.5  # strength above the threshold that remains after halving or cropping, see `_strength_after_harm`
+FEWEST_WAVES = 100  # that the picture's resolution must contain, or it can't be read
+GRID = 64  # shifts that are tried along each axis of the pattern's period
+# Short side of the marked picture / that of the picture that is read; below 1 if it was pasted onto a larger one.
 SCALES = np.exp(np.arange(math.log(0.48), math.log(2.1), 0.006))
 READ_SIDE_PX = 512
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was found. `strength` is how far the phases agree with the key, in standard deviations of chance."""
+    """What was found. `strength`: agreement of the phases with the key, in standard deviations of chance agreement."""
 
     present: bool
     strength: float
-    scale: float  # short side of the marked picture over that of this one
-    reason: str = ""  # why nothing could be looked for
+    scale: float  # short side of the marked picture / that of this one
+    reason: str = ""  # why the picture can't be read
 
 
 @lru_cache(maxsize=1)
 def lattice() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(K, 2) whole multiples (across, down) of `SPACING_CYCLES`, their (K,) phases and (K,) usual amplitudes."""
+    """The waves: (K, 2) multiples (across, down) of `SPACING_CYCLES`, their (K,) phases and (K,) default amplitudes."""
     reach = int(BAND_CYCLES[1] / SPACING_CYCLES)
     points = [
         (u, v)
@@ -76,12 +76,12 @@ def lattice() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
     phases = np.frombuffer(stream, ">u4")[: len(points)] * (2 * np.pi / 2**32)
     where = np.array(points)
-    # What is there already falls off about as 1/f: falling off alike, all waves stand out of it equally.
+    # The spectrum of a picture decreases about as 1/f; with amplitudes that do too, all waves are equally easy to read.
     return where, phases, 1.0 / np.hypot(*where.T)
 
 
 def pattern(shape: tuple[int, ...], amplitudes: np.ndarray) -> np.ndarray:
-    """The waves with these (K,) amplitudes, float32 of this shape (H, W), seen from the middle."""
+    """The sum of the waves with these (K,) amplitudes: float32 (H, W) of this shape, phases relative to the middle."""
     where, phases, _ = lattice()
     reach = int(np.abs(where).max())
     table = np.zeros((2 * reach + 1, 2 * reach + 1), np.complex64)
@@ -99,7 +99,7 @@ def _brightness(image: np.ndarray) -> np.ndarray:
 
 
 def _activity(grey: np.ndarray, *, spread: float = 1.5) -> np.ndarray:
-    """How much goes on around each pixel, in grey levels (H, W)."""
+    """The contrast around each pixel, in grey levels (H, W)."""
     import cv2
 
     sigma = min(grey.shape) / 48
@@ -108,8 +108,8 @@ def _activity(grey: np.ndarray, *, spread: float = 1.5) -> np.ndarray:
 
 
 def _room(grey: np.ndarray) -> np.ndarray:
-    """How strong waves may be at each pixel (H, W), on a scale of its own: where much goes on, much more is unseen.
-    Flat parts beside an edge (cheek, backdrop) count as flat.
+    """How strong the waves may be at each pixel (H, W), in relative units: where contrast is high, much stronger waves
+    are invisible. Flat parts beside an edge (cheek, backdrop) count as flat.
     """
     import cv2
 
@@ -122,15 +122,15 @@ def _room(grey: np.ndarray) -> np.ndarray:
 def embed(image: np.ndarray) -> np.ndarray:
     """A copy of `image`, uint8 (H, W, 3), with the mark. The same picture always gives the same bits.
 
-    As faint as it can be and still be read with a margin from a copy of half the size and from a cropped JPEG
-    (`PSNR_DB`). Smaller than `MIN_SIDE_PX` a picture comes back as it is: nothing could be read from it.
+    It is as weak as possible (`PSNR_DB`), but strong enough to be read from a copy of half the size and from a cropped
+    JPEG, with a margin. A picture smaller than `MIN_SIDE_PX` is returned unchanged: no mark could be read from it.
     """
     import cv2
 
     rows, columns = image.shape[:2]
     if min(rows, columns) < MIN_SIDE_PX:
         return image.copy()
-    grey = _at_most(_brightness(image), READ_SIDE_PX)  # the waves are long enough to be made there and enlarged
+    grey = _at_most(_brightness(image), READ_SIDE_PX)  # the waves can be made at this size and enlarged
     room = _room(grey)
     plan = _Plan.of(grey, room)
     for psnr_db in PSNR_DB:
@@ -145,13 +145,14 @@ def embed(image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the picture itself shows at the lattice points, turned by the key: where its phase happens to agree already,
-    a wave is wasted; where it is strong and disagrees, too. Strength goes to the points in between
-    (informed embedding: Miller, Doerr & Cox, "Applying informed coding and embedding", 2004).
+    """Chooses the amplitude of each wave from the picture's own values at the lattice points, rotated by the key. A
+    point whose phase agrees with the key already needs no wave, and one that is strong and disagrees would need too
+    much; the points between them get the strength (informed embedding: Miller, Doerr & Cox, "Applying informed coding
+    and embedding", 2004).
     """
 
     own: np.ndarray  # (K,) complex
-    gain: float  # what a wave of amplitude 1 adds to it
+    gain: float  # what a wave of amplitude 1 adds to `own`
     room_rms: float
 
     @classmethod
@@ -162,14 +163,14 @@ class _Plan:
         return cls(own, float(np.median((trial - own).real / (0.5 * falling))), float(np.sqrt((room**2).mean())))
 
     def amplitudes(self, rms: float) -> np.ndarray:
-        """(K,) for waves of this root mean square in grey levels: of all, those whose expected agreement is best."""
+        """The (K,) amplitudes with the best expected agreement, for waves of this root mean square in grey levels."""
         falling = lattice()[2]
-        # A crop or JPEG changes what the picture shows by about half of it: agreement has to outlast that.
+        # Cropping or JPEG changes the picture's own values by about half; the agreement has to remain after that.
         change = 0.5 * np.abs(self.own).mean() * falling / falling.mean()
         steps = np.linspace(0, 6 * np.median(np.abs(self.own)) / max(self.gain, 1e-9), 65)
         along = self.own.real[:, None] + self.gain * steps
         agreement = along / np.sqrt(along**2 + (self.own.imag**2 + change**2)[:, None] + 1e-12)
-        low, high = 1e-9, 1e9  # the price of energy at which exactly this much is bought
+        low, high = 1e-9, 1e9  # limits of the Lagrange multiplier ("price") at which the waves have this rms
         for _ in range(50):
             price = math.sqrt(low * high)
             bought = steps[np.argmax(agreement - price * steps**2, axis=1)]
@@ -177,14 +178,14 @@ class _Plan:
                 low = price
             else:
                 high = price
-        if not bought.any():  # a picture with nothing in it: all waves alike
+        if not bought.any():  # an empty picture: the default amplitudes
             bought = falling
         return bought * (rms / (self.room_rms * math.sqrt(float((bought**2).sum()) / 2)))
 
 
 def _strength_after_harm(image: np.ndarray) -> float:
-    """How well the mark reads from a copy of half the size (not below `MIN_SIDE_PX`), and from one that lost a tenth at
-    two sides; both saved as JPEG. The lesser of both.
+    """The smaller strength of the mark in two JPEG copies: one of half the size (at least `MIN_SIDE_PX`), and one with
+    a tenth cut off at two sides.
     """
     import cv2
 
@@ -208,7 +209,7 @@ def read(image: np.ndarray) -> Reading:
     best = Reading(False, 0.0, 1.0)
     for mirrored in (False, True):
         spectrum = _phases(np.ascontiguousarray(grey[:, ::-1]) if mirrored else grey)
-        for scales in np.array_split(SCALES, 8):  # all at once would take 100 MB
+        for scales in np.array_split(SCALES, 8):  # all at once would take 100 MB of memory
             strengths = _agreement(spectrum, scales)
             if strengths.max() > best.strength:
                 strongest = float(strengths.max())
@@ -220,7 +221,7 @@ def read(image: np.ndarray) -> Reading:
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """Of a real image: the half with frequencies >= 0 across, seen from the image's middle."""
+    """The spectrum of an image: the half with frequencies >= 0 across; phases are relative to the image's middle."""
 
     values: np.ndarray  # (height, width // 2 + 1), complex
     width: int
@@ -228,13 +229,13 @@ class _Spectrum:
 
 
 def _spectrum(grey: np.ndarray) -> _Spectrum:
-    """Of what is left of a picture when its larger shapes and its contrasts are evened out."""
+    """The spectrum of a picture (H, W) after its large shapes are removed and its contrasts made equal."""
     import cv2
 
     short = min(grey.shape)
     fine = grey - cv2.GaussianBlur(grey, (0, 0), short / 24)
-    fine = fine / (_activity(grey) + 1.5)  # so that no part of the picture drowns the others ...
-    fine = 2 * np.tanh(fine / 2)  # ... and no edge
+    fine = fine / (_activity(grey) + 1.5)  # so that no part of the picture is much stronger than the others
+    fine = 2 * np.tanh(fine / 2)  # nor any edge
     fine = fine * np.outer(_window(grey.shape[0]), _window(grey.shape[1]))
     height, width = (cv2.getOptimalDFTSize(2 * side) for side in fine.shape)
     padded = np.zeros((height, width), np.float32)
@@ -250,14 +251,14 @@ def _phases(grey: np.ndarray) -> _Spectrum:
 
 
 def _lattice_values(spectrum: _Spectrum, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(S, K) values at the lattice points for each scale, turned back by the key; and which of them the picture's
-    resolution holds.
+    """(S, K) values at the lattice points for each scale, rotated back by the key; and (S, K) whether the picture's
+    resolution contains them.
     """
     where, phases, _ = lattice()
     height, width = spectrum.values.shape[0], spectrum.width
     cycles = SPACING_CYCLES / (scales[:, None, None] * spectrum.short_px) * where  # per pixel, (S, K, 2)
     across, down = np.rint(cycles[..., 0] * width).astype(int), np.rint(cycles[..., 1] * height).astype(int)
-    other_half = across < 0  # the conjugate of the half that is there
+    other_half = across < 0  # the conjugate of the stored half
     across, down = np.abs(across), np.where(other_half, -down, down) % height
     found = spectrum.values[down, np.minimum(across, spectrum.values.shape[1] - 1)]
     found = np.where(other_half, found.conj(), found)
@@ -269,7 +270,7 @@ def _at_lattice(spectrum: _Spectrum) -> np.ndarray:
 
 
 def _agreement(spectrum: _Spectrum, scales: np.ndarray) -> np.ndarray:
-    """(S,): for each scale the agreement with the key at the best of all shifts, in standard deviations of chance."""
+    """(S,): for each scale the agreement with the key at the best shift, in standard deviations of chance agreement."""
     where = lattice()[0]
     found, known = _lattice_values(spectrum, scales)
     table = np.zeros((len(scales), GRID, GRID), np.complex64)
@@ -280,7 +281,7 @@ def _agreement(spectrum: _Spectrum, scales: np.ndarray) -> np.ndarray:
 
 
 def _at_most(image: np.ndarray, side_px: int) -> np.ndarray:
-    """`image` with its short side at most so long."""
+    """`image`, shrunk if its short side is longer than `side_px`."""
     import cv2
 
     ratio = side_px / min(image.shape[:2])
@@ -291,12 +292,12 @@ def _at_most(image: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def _window(length: int) -> np.ndarray:
-    """Falls to 0 over a tenth at both ends: the picture's own edges would drown everything else."""
+    """A window (length,) that decreases to 0 over a tenth at both ends: the picture's borders must have no effect."""
     edge = np.minimum(1.0, (np.arange(length) + 0.5) / (0.1 * length))
     ramp = 0.5 - 0.5 * np.cos(np.pi * edge)
     return ramp * ramp[::-1]
 
 
 def false_alarm_bound() -> float:
-    """At most this likely is it that a picture without the mark is said to have it."""
+    """An upper bound of the probability that a mark is found in a picture without one."""
     return 2 * len(SCALES) * GRID * GRID * math.exp(-(THRESHOLD**2) / 2)

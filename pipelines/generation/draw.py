@@ -56,7 +56,7 @@ def draw(
     control.check()
     row = family.row
     for unknown in dict.fromkeys(word for each in samplings for word in row.unknown_words(each.prompt)):
-        yield Event("note", text=f"{row.name} does not know: {unknown}", data={"unknown": unknown})
+        yield Event("note", text=f"{row.name} does not know: {unknown}")
     subjects = {column: subject_of(run, column) for column in columns if column != UNTRAINED}
     phrases = [class_word if (subject := subjects.get(column)) is None else subject.phrase for column in columns]
     # learned words are one token each, as the class word is, and the base's own tokenizer does not know them
@@ -65,7 +65,7 @@ def draw(
     for unread in dict.fromkeys(family.text.unread(prompt) for prompt in asked):
         if unread:
             text = f"The prompt is longer than {row.title} reads. Not read: {unread}"
-            yield Event("note", text=text, data={"unread": unread})
+            yield Event("note", text=text)
     set_aside_old_renders(run, row)
     repair_lines(_refusals_file(run))
     refused = set(refusals(run, row))
@@ -76,9 +76,10 @@ def draw(
 
     def drawn(render: Render) -> Event:
         renders.append(render)
-        data = {"seed": render.sampling.seed, "prompt": render.sampling.prompt}
-        seconds = control.clock.seconds
-        return Event("render", render.method, len(renders), total, seconds=seconds, path=render.path, data=data)
+        return Event(
+            "render", render.method, len(renders), total, seconds=control.clock.seconds, path=render.path,
+            data=render.sampling,
+        )  # fmt: skip
 
     for column in columns:
         subject = subjects.get(column)
@@ -111,8 +112,7 @@ def draw(
         control.check()
         for sampling in samplings:
             if (column, sampling) in refused:
-                data = {"seed": sampling.seed, "prompt": sampling.prompt}
-                yield Event("refused", column, len(renders), total, text=REFUSED, data=data)
+                yield Event("refused", column, len(renders), total, text=REFUSED, data=sampling)
             elif sampling not in missing:
                 yield drawn(Render(str(paths[sampling]), column, subject_id, sampling))
     place = {sampling: index for index, sampling in enumerate(samplings)}

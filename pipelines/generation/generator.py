@@ -22,10 +22,10 @@ from pipelines.bases.family import Family, Modules
 from pipelines.bases.loading import load_family
 from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription
-from pipelines.core.decode import check_record, limits
+from pipelines.core.decode import check_record, check_variation, limits
 from pipelines.core.device import Device
 from pipelines.core.files import write_file
-from pipelines.core.records import Render, Sampling, Subject, UserError, check_variation, sampling_fields
+from pipelines.core.records import Render, Sampling, Subject, UserError, sampling_fields
 from pipelines.core.safety import check_prompt
 from pipelines.methods import drafts
 from pipelines.methods import method as find_method

@@ -32,8 +32,6 @@ from pipelines.core.records import UserError
 HEADER_LIMIT = 8 << 20  # bytes; a LoRA of every layer of SDXL has 0.4 MB
 TENSOR_LIMIT = 12_000  # SDXL with every layer, alphas and magnitudes: about 4,500
 METADATA_LIMIT = 4 << 20  # characters of one value: trainers store the tags of all their pictures
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-         "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}  # fmt: skip
 NUMBERS = ("F32", "F16", "BF16")  # what learned numbers may be stored as
 SCALARS = (*NUMBERS, "F64", "I64", "I32")  # and a single number, such as alpha
 # Bits of the exponent: all set means infinite, or no number at all.
@@ -70,6 +68,8 @@ def read_header(path: Path, *, called: str | None = None, size_limit: int | None
     Raises UserError, calling the file `called`, for another kind of file (by name and by content), one that is too
     large or cut short, and for a header that is too long, no JSON, or whose parts don't cover the file exactly.
     """
+    from safetensors import SafetensorError, safe_open
+
     name = called or path.name
     if path.suffix.lower() != ".safetensors":
         raise UserError(f"{name} is not a .safetensors file. {PICKLE}")
@@ -82,62 +82,24 @@ def read_header(path: Path, *, called: str | None = None, size_limit: int | None
                 raise UserError(f"{name} holds a Python pickle, whatever its name says. {PICKLE}")
             if size_limit is not None and size > size_limit:
                 raise UserError(f"{name} has {size / 1e6:,.0f} MB; at most {size_limit / 1e6:,.0f} MB are taken.")
-            if len(first) < 8:
-                raise _Damaged("it is too short")
-            (length,) = struct.unpack("<Q", first)
-            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-                raise _Damaged("its header is longer than the file or than any real one")
-            return _parsed(begins + file.read(length - 1), 8 + length, size)
+            length = int.from_bytes(first, "little")
+            if length > HEADER_LIMIT:
+                raise ValueError("its header is longer than any real one")
+            with safe_open(path, "numpy"):  # it checks that the tensors fill the file without gap or overlap
+                saved = json.loads(begins + file.read(length - 1))
     except OSError as error:
         raise UserError(f"{name} can't be read ({(error.strerror or 'unknown').lower()}). Try again.") from error
-    except (_Damaged, ValueError, RecursionError) as error:
-        said = str(error) if isinstance(error, _Damaged) else "its header is no JSON"
-        raise UserError(f"{name} is damaged or no safetensors file: {said}. Get it again.") from error
-
-
-class _Damaged(Exception):
-    pass
-
-
-def _parsed(text: bytes, begin: int, size: int) -> Header:
-    saved = json.loads(text.decode("utf-8"))
-    if not isinstance(saved, dict):
-        raise _Damaged("its header names no tensors")
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{name} is damaged or no safetensors file: {error}. Get it again.") from error
     metadata = saved.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _Damaged("its metadata are no texts")
     if not 1 <= len(saved) <= TENSOR_LIMIT:
-        raise _Damaged(f"it names {len(saved):,} tensors, and 1 to {TENSOR_LIMIT:,} are taken")
-    found = {str(name): _entry(each, begin, size) for name, each in saved.items()}
-    at = begin
-    for each in sorted(found.values(), key=lambda one: (one.start, one.end)):
-        if each.start != at:
-            raise _Damaged("its tensors overlap or leave gaps")
-        at = each.end
-    if at != size:
-        raise _Damaged("it is cut short, or something was added to it")
-    return Header(found, {name: value for name, value in metadata.items() if len(value) <= METADATA_LIMIT})
-
-
-def _entry(saved: object, begin: int, size: int) -> Entry:
-    if not isinstance(saved, dict):
-        raise _Damaged("a tensor is not described")
-    dtype = saved.get("dtype")
-    shape, offsets = _whole(saved.get("shape"), 8), _whole(saved.get("data_offsets"), 2)
-    if not isinstance(dtype, str) or dtype not in BYTES:
-        raise _Damaged(f"it stores numbers as {str(dtype)[:20]}")
-    if len(offsets) != 2 or begin + offsets[1] > size:
-        raise _Damaged("it is cut short")
-    if offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
-        raise _Damaged("a tensor's shape and size differ")
-    return Entry(str(dtype), shape, begin + offsets[0], begin + offsets[1])
-
-
-def _whole(value: object, most: int) -> tuple[int, ...]:
-    """Up to `most` whole numbers from 0."""
-    if not isinstance(value, list) or len(value) > most or not all(type(n) is int and n >= 0 for n in value):
-        raise _Damaged("a tensor has no shape")
-    return tuple(value)
+        said = f"it names {len(saved):,} tensors, and 1 to {TENSOR_LIMIT:,} are taken"
+        raise UserError(f"{name} is damaged or no safetensors file: {said}. Get it again.")
+    tensors = {
+        key: Entry(each["dtype"], tuple(each["shape"]), *(8 + length + at for at in each["data_offsets"]))
+        for key, each in saved.items()
+    }
+    return Header(tensors, {key: value for key, value in metadata.items() if len(value) <= METADATA_LIMIT})
 
 
 def broken_numbers(path: Path, entries: Iterable[Entry]) -> bool:
@@ -360,16 +322,17 @@ def _cached(row: BaseRow) -> Path | None:
 
 def _weights(file: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of a base's own matrices and kernels by module name."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            saved = json.loads(opened.read(length))
-    except (OSError, ValueError, struct.error, MemoryError) as error:
+        with safe_open(file, "numpy") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{file.name} of the base is damaged. Get it again.") from error
     return {
-        name.removesuffix(".weight"): tuple(each["shape"])
-        for name, each in saved.items()
-        if name.endswith((".weight", "_weight")) and len(each["shape"]) in (2, 4)
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith((".weight", "_weight")) and len(shape) in (2, 4)
     }
 
 

@@ -1,7 +1,7 @@
-"""What goes with a download so that it explains itself: settings.json and README.txt.
+"""The files that explain a download: settings.json and README.txt.
 
-In: a run. Out: everything that was set to make it, and one plain sentence per file. Light: nothing but JSON and the
-texts inside PNGs is read. Try it: `print(readme(run, files))`.
+In: a run. Out: all its settings, and a sentence about every file. Light: reads only JSON and the texts inside PNGs.
+Try it: `print(readme(run, files))`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipelines.core.files import read_json
 from pipelines.core.records import ALL_METHODS, title_of
 from pipelines.core.run import Run, columns_of, load_photo_set
 
-# What a file is, by the end of its name; the first that fits counts.
+# (end of a file's name, sentence about the file); the first that fits is used.
 SENTENCES = (
     ("methods/textual_inversion/learned_embeds.safetensors",
      "the learned words. diffusers: pipe.load_textual_inversion(FOLDER)."),
@@ -60,7 +60,7 @@ SENTENCES = (
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """Base, recipes and the settings of every picture, as one record. What a run has not done yet is missing."""
+    """Base, recipes and the settings of every picture, JSON-able; without what the run has not done yet."""
     cards = {m: card for m in ALL_METHODS if (card := read_json(run.method(m) / "subject.json"))}
     pictures = {
         run.relative(path): saved.get("sampling")
@@ -85,12 +85,12 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def _base(name: object) -> str | None:
-    """A base as others may read it: of a local one its folder's name, never its path."""
+    """A base's name, without private data: for a local base the name of its folder, never its path."""
     return None if name is None else Path(str(name)).name
 
 
 def readme(run: Run, files: Sequence[Path]) -> str:
-    """README.txt: what each of `files` is, in plain words."""
+    """README.txt: a sentence about each of `files`."""
     names = [run.relative(path) for path in files]
     lines = [
         "Likeness: what was learned of one person, and the pictures made with it",
@@ -111,4 +111,4 @@ def readme(run: Run, files: Sequence[Path]) -> str:
         if not name.startswith("renders/"):
             said = next((text for end, text in SENTENCES if name.endswith(end)), "kept as it was made.")
             lines.append(f"{name}: {said}")
-    return "\r\n".join([*lines, ""])  # Windows' editor needs both
+    return "\r\n".join([*lines, ""])  # for the editor of Windows

@@ -1,8 +1,8 @@
 """The drawings of a comparison or a study, as inline SVG from plain numbers.
 
-In: what `figures.json` of a run, or a budget of a study's report.json, holds. Out: SVG that needs no script and no
-other file, readable in light and dark. Used by the reports and by the Score tab, so that all show the same; the tab
-hands in its own `tell`, which makes the words in the reader's language.
+In: the data of a run's `figures.json`, or of one budget in a study's report.json. Out: SVG that needs no script and no
+other file, for light and dark pages. Used by the reports and by the Score tab, so that all show the same; the tab gives
+its own `tell`, which translates the words.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLOURS = {
 PARTS = {"train": "learned from", "held_out": "held out", "other": "other people"}
 
 Span = Mapping[str, float]  # mean, low, high
-Tell = Callable[..., str]  # (text, **values) -> the words, as `pipelines.core.said.tell`
+Tell = Callable[..., str]  # (text, **values) -> the text with its values, translated; as `pipelines.core.said.tell`
 
 
 def titled(column: str, tell: Tell = in_english) -> str:
@@ -44,7 +44,7 @@ def colour_of(column: str) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """Values onto pixels."""
+    """Maps values to pixels."""
 
     low: float
     high: float
@@ -56,7 +56,7 @@ class Axis:
         return self.start_px + share * (self.end_px - self.start_px)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Round values inside, about `count` of them."""
+        """About `count` round values inside the axis."""
         raw = max(self.high - self.low, 1e-9) / count
         size = 10.0 ** math.floor(math.log10(raw))
         step = next(size * k for k in (1, 2, 5, 10) if size * k >= raw - 1e-12)
@@ -103,7 +103,7 @@ def _level(x: Axis, y: Axis, value: float, said: str) -> str:
 
 
 def figure(value: float | None, digits: int = 2) -> str:
-    """A number as people read it; a dash where there is none."""
+    """A number as text; a dash for None."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
@@ -111,7 +111,7 @@ def figure(value: float | None, digits: int = 2) -> str:
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that no other beats in both values, from the smallest first value on."""
+    """The Pareto front: names that no other name exceeds in both values, sorted by the first value."""
     best = [
         name
         for name, (x, y) in points.items()
@@ -121,8 +121,8 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def scatter(found: Mapping[str, Any], tell: Tell = in_english) -> str:
-    """Identity against obedience with 95% intervals, the Pareto front, and each method's way there over its
-    checkpoints (which are judged by another recogniser on validation prompts, hence drawn faintly).
+    """Identity against prompt following with 95% intervals, the Pareto front, and each method's checkpoints as a pale
+    line (pale because another judge scored them, on validation prompts).
     """
     methods = {c: f for c, f in found["methods"].items() if f.get("following") and f.get("identity")}
     if not methods:
@@ -162,7 +162,7 @@ def scatter(found: Mapping[str, Any], tell: Tell = in_english) -> str:
 
 
 def strip(judge: str, named: Mapping[str, float | None], dots: Mapping[str, Sequence[float]]) -> str:
-    """All similarities by one judge on one axis, a row of dots per column, with named values of its scale."""
+    """All similarities by one judge on one axis: a row of dots per column, and `named` values as vertical lines."""
     values = [value for value in named.values() if value is not None] + [v for each in dots.values() for v in each]
     low = min([0.0, *values]) - 0.03
     high = max([1.0, *values])
@@ -198,8 +198,8 @@ def strip(judge: str, named: Mapping[str, float | None], dots: Mapping[str, Sequ
 
 
 def convergence(found: Mapping[str, Any], tell: Tell = in_english) -> str:
-    """Similarity of each checkpoint's validation pictures against seconds: to the validation photos (solid) and to the
-    training photos (dashed). A gap between the two that grows is memorising.
+    """Similarity of each checkpoint's validation pictures, over the seconds of training: to the validation photos
+    (solid) and to the training photos (dashed). A growing gap between them means overfitting.
     """
     curves = {c: curve for c, curve in found.get("curves", {}).items() if len(curve["looks"]) > 1}
     if not curves:
@@ -224,7 +224,7 @@ def convergence(found: Mapping[str, Any], tell: Tell = in_english) -> str:
 
 
 def densities(found: Mapping[str, Any], tell: Tell = in_english) -> str:
-    """Where the pictures of each method lie, beside real photos of the person and strangers' photos."""
+    """Densities of similarities: of each method's pictures, of real photos of the person and of strangers' photos."""
     samples = {c: [v for v in f.get("similarities", ()) if v is not None] for c, f in found["methods"].items()}
     samples = {column: values for column, values in samples.items() if len(values) > 1}
     if not samples:
@@ -263,7 +263,7 @@ def densities(found: Mapping[str, Any], tell: Tell = in_english) -> str:
 
 
 def _kernel(values: Sequence[float], grid: Sequence[float]) -> list[float]:
-    """A Gaussian kernel density, Silverman's width (1986), at least 0.02."""
+    """A Gaussian kernel density at the points of `grid`; bandwidth by Silverman's rule (1986), at least 0.02."""
     count = len(values)
     mean = sum(values) / count
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
@@ -273,8 +273,8 @@ def _kernel(values: Sequence[float], grid: Sequence[float]) -> list[float]:
 
 
 def heatmap(found: Mapping[str, Any], tell: Tell = in_english) -> str:
-    """Similarity of every picture (rows, by method) with every photo (learned from | held out | other people), on one
-    fixed scale from 0 to 1.
+    """Similarity of every picture (rows, by method) to every photo (training | held out | other people); colours always
+    from 0 to 1.
     """
     heat = found.get("heat")
     if not heat or not heat["rows"] or not heat["photos"]:
@@ -312,7 +312,7 @@ def heatmap(found: Mapping[str, Any], tell: Tell = in_english) -> str:
                 )
         down += tall + 0.5
     height = int(max(down + 34, top + 60))
-    for step in range(11):  # the scale
+    for step in range(11):  # the colour scale
         parts.append(
             f'<rect x="{left + 18 * step}" y="{down + 12:.1f}" width="18" height="8" fill="{_shade(step / 10)}"/>'
         )
@@ -323,7 +323,7 @@ def heatmap(found: Mapping[str, Any], tell: Tell = in_english) -> str:
 
 
 def _shade(value: float | None) -> str:
-    """White to dark blue; grey where no face was found."""
+    """The colour of a similarity: white to dark blue; grey for None (no face was found)."""
     if value is None:
         return "#cbd5e1"
     share = max(0.0, min(1.0, value))
@@ -332,7 +332,7 @@ def _shade(value: float | None) -> str:
 
 
 def strengths(found: Mapping[str, Any], tell: Tell = in_english) -> str:
-    """What was seen of a LoRA's strengths, in words and numbers; "" where none was chosen."""
+    """A table of the LoRA strengths that were tried; "" when none was chosen."""
     tried = found.get("strengths")
     if not tried:
         return ""
@@ -371,13 +371,13 @@ SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any], Tell], str], tuple[str, 
 
 
 def sections(found: Mapping[str, Any], tell: Tell = in_english) -> str:
-    """All drawings there is data for, each under its heading."""
+    """All drawings for which there is data, each with its heading."""
     parts = []
     for heading, draw, sentences in SECTIONS:
         picture = draw(found, tell)
         title = escape(tell(heading)) if heading else ""
         why = escape(" ".join(tell(sentence) for sentence in sentences))
-        if picture.startswith("<svg"):  # on a phone it is scrolled, not shrunk until nobody can read it
+        if picture.startswith("<svg"):  # on a phone it is scrolled, not shrunk
             picture = f'<div class="scroll" tabindex="0" role="group" aria-label="{title}">{picture}</div>'
         if picture:
             parts.append(

@@ -1,4 +1,4 @@
-"""Findings: everything that a report says, as records; the outcome in a sentence; the numbers behind the drawings.
+"""Findings: the data of a report as records; its result as a sentence (`verdict`); the data of the drawings.
 
 In: renders with their scores and facts. Out: `Findings`, `verdict`, `drawings` (figures.json).
 """
@@ -23,7 +23,7 @@ from pipelines.core.records import (
 )
 from pipelines.evaluation.facts import Facts, Worth, asked_for, is_counted
 from pipelines.evaluation.scale import IdentitySummary, Scale, imputed, summary
-from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap
+from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, paired_bootstrap, sign_flip_p
 from pipelines.faces.calibration import Calibration
 from pipelines.reports.figures import figure
 
@@ -32,7 +32,7 @@ WORST = 8
 
 @dataclass(frozen=True)
 class ScoredRender:
-    """One picture of the comparison with its scores, one per judge."""
+    """One picture of the comparison and its scores, one per judge."""
 
     column: str
     sampling: Sampling
@@ -45,7 +45,7 @@ class ScoredRender:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything a report says."""
+    """All data of a report."""
 
     base: str
     title: str
@@ -54,26 +54,26 @@ class Findings:
     seed: int
     wall_s: float
     photo_set: PhotoSet
-    columns: tuple[str, ...]  # in order; "none" first
+    columns: tuple[str, ...]  # in order; "none" (the untrained base) is first
     cells: tuple[ScoredRender, ...]
-    marks: dict[str, Scale]  # by judge, the one that counts first
-    subjects: dict[str, Subject]  # by method; one that failed is not here
+    marks: dict[str, Scale]  # by judge; the first one is the judge of the main results
+    subjects: dict[str, Subject]  # by method, without methods that failed
     errors: tuple[str, ...] = ()
-    facts: dict[str, Facts] = field(default_factory=dict)  # by path; {} where nobody looked closer
+    facts: dict[str, Facts] = field(default_factory=dict)  # by path; {} when nothing else was measured
     worth: dict[str, Worth] = field(default_factory=dict)  # by column
-    stylised: tuple[str, ...] = ()  # prompts whose pictures no recogniser can judge: out of the identity figures
-    refused: tuple[tuple[str, Sampling], ...] = ()  # pictures by column that the image filter did not let through
+    stylised: tuple[str, ...] = ()  # prompts for which recognisers do not work; not in the identity figures
+    refused: tuple[tuple[str, Sampling], ...] = ()  # (column, sampling) of pictures that the image filter refused
     heat: dict[str, Any] | None = None  # {"photos": [{"name", "part"}], "rows": [{"column", "file", "values"}]}
-    curves: dict[str, Any] = field(default_factory=dict)  # by method, its watch.json
-    clip: str | None = None  # the backbone behind clip_t
+    curves: dict[str, Any] = field(default_factory=dict)  # method -> its watch.json
+    clip: str | None = None  # the CLIP model of clip_t
     strengths: dict[str, Any] | None = None  # the LoRA's strengths.json
     calibration: Calibration | None = None  # of the first judge
-    face_encoder: str | None = None  # the judge whose descriptor went into the columns that train nothing
-    command: str = ""  # that repeats it
+    face_encoder: str | None = None  # the judge whose descriptor was the input of the columns that train nothing
+    command: str = ""  # the command that repeats it
 
     @property
     def drawn_here(self) -> tuple[str, ...]:
-        """The columns that answered the same prompts and seeds."""
+        """The columns that were drawn here, with the same prompts and seeds."""
         return tuple(column for column in self.columns if column in COLUMNS or is_imported(column))
 
     def of(self, column: str) -> list[ScoredRender]:
@@ -83,30 +83,43 @@ class Findings:
         return [cell for cell in self.of(column) if is_counted(cell.sampling, self.stylised)]
 
     def scores(self, column: str, judge: str) -> list[Score]:
-        """Of pictures that should show the person as a photograph would, in the order of the cells."""
+        """Scores of a column's pictures in the order of the cells, without those of stylised prompts."""
         found = (cell.score(judge) for cell in self.counted(column))
         return [score for score in found if score is not None]
 
     def identity(self, column: str, judge: str) -> IdentitySummary | None:
-        """One method under one judge; None when nothing was drawn."""
+        """The identity figures of one column by one judge; None when nothing was drawn."""
         scores = self.scores(column, judge)
         return summary(scores, self.marks[judge]) if scores else None
 
-    def against_base(self, column: str, judge: str) -> Bootstrap | None:
-        """A method's similarities minus the untrained base's, picture by picture; None where there is no such pair.
+    def differences(self, column: str, judge: str, other: str = "none") -> list[float] | None:
+        """A column's similarities minus another's, picture by picture; None where there is no such pair.
 
         Where the image filter refused one of two pictures, the other one has no partner.
         """
-        alone = {sampling for name, sampling in self.refused if name in (column, "none")}
-        cells = [[each for each in self.counted(name) if each.sampling not in alone] for name in (column, "none")]
+        alone = {sampling for name, sampling in self.refused if name in (column, other)}
+        cells = [[each for each in self.counted(name) if each.sampling not in alone] for name in (column, other)]
         one, base = ([imputed(score) for each in side if (score := each.score(judge)) is not None] for side in cells)
         asked, basis = ([each.sampling for each in side] for side in cells)
-        if column == "none" or not one or len(one) != len(base) or asked != basis:
+        if column == other or not one or len(one) != len(base) or asked != basis:
             return None
-        return paired_bootstrap(one, base, resamples=5000, seed=0)
+        return [a - b for a, b in zip(one, base, strict=True)]
+
+    def against_base(self, column: str, judge: str) -> Bootstrap | None:
+        """The mean of `differences` with the untrained base; None where there is no such pair."""
+        found = self.differences(column, judge)
+        return None if found is None else paired_bootstrap(found, [0.0] * len(found), resamples=5000, seed=0)
+
+    def is_closer(self, column: str, judge: str, other: str = "none") -> bool:
+        """Whether these pictures show that a column is more like the person than another; never fewer than 6."""
+        found = self.differences(column, judge, other)
+        if found is None or sign_flip_p(found) >= 0.05:
+            return False
+        test = paired_bootstrap(found, [0.0] * len(found), resamples=5000, seed=0)
+        return test.significant and test.difference > 0
 
     def best_column(self) -> str | None:
-        """The method that looks most like the person to the first judge."""
+        """The method with the highest identity by the first judge; None without one."""
         judge = next(iter(self.marks), None)
         if judge is None:
             return None
@@ -116,7 +129,9 @@ class Findings:
 
 
 def partial(findings: Findings, judge: str) -> str:
-    """Which columns a judge is no independent witness of, in a sentence; "" where it is one of all."""
+    """A sentence that names the columns that were made from this judge's own descriptor, so that its scores of them are
+    not independent; "" if there are none.
+    """
     known = [title_of(column) for column in findings.columns if is_instant(column)]
     if judge != findings.face_encoder or not known:
         return ""
@@ -130,21 +145,31 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
 
 
 def verdict(findings: Findings) -> str:
-    """The outcome in one or two sentences, by the first judge; no better than the figures are."""
+    """The result by the first judge in one or two sentences; a difference is named only if it is significant."""
     best, judge = findings.best_column(), next(iter(findings.marks), None)
     if best is None or judge is None:
         return "No method could be compared."
-    found, mark, gain = findings.identity(best, judge), findings.marks[judge], findings.against_base(best, judge)
-    mean = found.mean_zero_imputed if found else None
+    mark = findings.marks[judge]
     scale = f"Real photos of this person reach {figure(mark.ceiling)}"
     scale += f", 99.9% of different people stay below {mark.impostor:.2f}." if mark.impostor is not None else "."
-    if gain is None or not (gain.significant and gain.difference > 0):
+    if not findings.is_closer(best, judge):
         return f"No method is clearly closer to the person than the untrained base, by {judge}. {scale}"
-    return f"{title_of(best)} comes closest to the person: mean similarity {figure(mean)} by {judge}. {scale}"
+    found = {c: findings.identity(c, judge) for c in findings.columns if c in ALL_METHODS}
+    means = {column: figure(each.mean_zero_imputed) for column, each in found.items() if each is not None}
+    level = [column for column in means if column != best and not findings.is_closer(best, judge, column)]
+    if level:
+        names = listed([f"{title_of(column)} ({means[column]})" for column in (best, *level)])
+        return f"{names} come closest to the person by {judge}; no difference between them is shown. {scale}"
+    return f"{title_of(best)} comes closest to the person: mean similarity {means[best]} by {judge}. {scale}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def rows_of(cells: Sequence[ScoredRender]) -> list[tuple[Sampling, dict[str, ScoredRender]]]:
-    """Cells of one sampling side by side, in the order in which they were asked for; none that were made elsewhere."""
+    """(sampling, {column: cell}) in the order of the samplings, without pictures made elsewhere."""
     rows: dict[Sampling, dict[str, ScoredRender]] = {}
     for cell in (each for each in cells if each.sampling.prompt):
         rows.setdefault(cell.sampling, {})[cell.column] = cell
@@ -156,7 +181,7 @@ def absent(findings: Findings, column: str, asked: Sampling) -> str:
 
 
 def spoken(findings: Findings, asked: Sampling) -> str:
-    """The prompt as a person reads it."""
+    """The prompt as it is shown to people."""
     said = asked.prompt.replace("{subject}", f"the {findings.class_word}")
     return said if asked.source is None else f"{said} (a variation, {asked.change:.0%} drawn anew)"
 
@@ -170,7 +195,7 @@ def caption(score: Score | None) -> str:
 
 
 def drawings(findings: Findings) -> dict[str, Any]:
-    """What `figures` draws, by the first judge: figures.json of a run. Numbers and file names only."""
+    """figures.json of a run, the data of the drawings (`figures`), by the first judge. Only numbers and file names."""
     judge = next(iter(findings.marks), None)
     if judge is None:
         return {"judge": None, "methods": {}}
@@ -206,7 +231,9 @@ def drawings(findings: Findings) -> dict[str, Any]:
 
 
 def _span(values: Sequence[float], prompts: Sequence[str]) -> dict[str, float] | None:
-    """Mean and 95% interval; pictures of one prompt are no independent witnesses, where each prompt has as many."""
+    """Mean and 95% interval. If each prompt has equally many pictures, the bootstrap is over prompts, because pictures
+    of one prompt are not independent.
+    """
     import numpy as np
 
     if not values:
@@ -221,7 +248,7 @@ def _span(values: Sequence[float], prompts: Sequence[str]) -> dict[str, float] |
 
 
 def worst(findings: Findings) -> list[ScoredRender]:
-    """The pictures least like the person to the first judge; one without a face is worst of all."""
+    """The pictures with the lowest similarity by the first judge; those without a face are the worst."""
     judge = next(iter(findings.marks), "")
     cells = [cell for column in findings.columns if column != "none" for cell in findings.counted(column)]
     scored = [(score.similarity, cell) for cell in cells if (score := cell.score(judge)) is not None]

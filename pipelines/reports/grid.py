@@ -20,9 +20,9 @@ TILE_PX, GAP_PX = 176, 10
 
 
 def grid(findings: Findings, run: Run, held_out: np.ndarray) -> Any:
-    """Side by side, as a PIL image: a row per prompt and seed, a column per method, a held-out photo beside each row.
+    """A PIL image: a row per prompt and seed, a column per method, a held-out photo beside each row.
 
-    `held_out` (n, H, W, 3) uint8 are the photos as the base sees them; rows take turns with them.
+    `held_out`: the held-out photos in the base's framing, uint8 (n, H, W, 3); the rows use them in turn.
     """
     from PIL import Image, ImageDraw, ImageFont
 

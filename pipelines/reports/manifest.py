@@ -1,8 +1,8 @@
-"""Report: what was found, written down; and after everything else the manifest, from which a run can be repeated.
+"""Write the report of a run, and then the manifest, from which the run can be repeated.
 
-In: a run, the album of its photos, `Findings` and how they came about. Out: report.json, report.html, cells.csv and the
-like in the run's folder, manifest.json last. It holds no embedding, and no path but a local base's.
-Try it: `for event in report(run, album, findings, origin, control=Control()): print(event)`.
+In: a run, the album of its photos, `Findings` and their `Origin`. Out: report.json, report.html, cells.csv and others
+in the run's folder, manifest.json last. The manifest has no embedding, and no path except a local base's. Try it: `for
+event in report(run, album, findings, origin, control=Control()): print(event)`.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Origin:
-    """How a report came about: what its manifest says beside the findings."""
+    """How a report was made: the data of its manifest that are not in the findings."""
 
     kind: str  # of the job
-    key: str  # what determines the report: while it is the same, nothing is done again
-    started: str  # UTC
+    key: str  # a hash of everything that the report depends on; with the same key it is not made again
+    started: str  # date and time, UTC
     row: BaseRow
     device: Device
     samplings: Sequence[Sampling]
     judges: Sequence[Judge]
-    memory: dict[str, str]  # method -> how it fitted into the GPU's memory
+    memory: dict[str, str]  # method -> a sentence about its plan for the GPU's memory
     notes: Sequence[str]
 
 
 def report(
     run: Run, album: Album, findings: Findings, origin: Origin, *, control: Control
 ) -> Generator[Event, None, None]:
-    """Write the report, and after everything else the manifest. Raises Stopped before it begins."""
+    """Write the report, and last the manifest. Raises Stopped only before it begins."""
     from pipelines.reports.page import write_report
 
     control.check()
@@ -62,13 +62,13 @@ def report(
 
 
 def forget_report(run: Run) -> None:
-    """Remove a report that does not hold any more."""
+    """Remove a report that is out of date."""
     for stale in (run.manifest, run.report, run.page, run.cells, run.figures, run.grid):
         stale.unlink(missing_ok=True)
 
 
 def is_written(run: Run, key: str) -> bool:
-    """True when the run has a whole report with this key, without errors, and all its pictures. Light: no torch."""
+    """True when the run has a complete report with this key, without errors, and all its pictures. Light: no torch."""
     saved = read_json(run.manifest)
     if not isinstance(saved, dict) or saved.get("key") != key or saved.get("errors"):
         return False
@@ -77,7 +77,7 @@ def is_written(run: Run, key: str) -> bool:
 
 
 def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
-    """What is needed to repeat a run, and what came out."""
+    """All that is needed to repeat a run, and its results."""
     from pipelines.core.device import peak_memory_mb
 
     row, photos = origin.row, findings.photo_set

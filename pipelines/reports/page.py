@@ -1,7 +1,7 @@
-"""report.html, one self-contained page (no script, no outside host), and all files of a report.
+"""report.html, one self-contained page (no script, no other host), and all files of a report.
 
 In: `Findings`. Out: report.html, report.json, cells.csv, figures.json and grid.png in the run's folder.
-The page is templates/report.html; jinja2 escapes whatever is put into it, except drawings that are SVG already.
+The page is templates/report.html; jinja2 escapes all values except the SVG drawings.
 Try it: `python -m pipelines compare PHOTO_DIR --class-word man --out RUN`, then open RUN/report.html.
 """
 
@@ -44,7 +44,7 @@ VOTES_BEGIN, VOTES_END = "<!-- votes -->", "<!-- end of votes -->"
 
 
 class Picture(NamedTuple):
-    """One picture of the page. `source` is a data URI; "" where there is none to show."""
+    """One picture of the page. `source` is a data URI; "" if there is no picture."""
 
     source: str
     alt: str
@@ -53,7 +53,7 @@ class Picture(NamedTuple):
 
 @lru_cache(maxsize=1)
 def templates() -> Environment:
-    """The pages' templates. Whatever they are given is escaped unless it is `Markup`."""
+    """The pages' templates. All values are escaped except `Markup`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -68,7 +68,7 @@ def templates() -> Environment:
 
 
 def to_html(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray] | None = None) -> str:
-    """The page. `learned_from` are the training photos by name, as the base sees them (RGB uint8)."""
+    """The page as HTML. `learned_from`: the training photos by name, in the base's framing, RGB uint8 (H, W, 3)."""
     from markupsafe import Markup
 
     def picture(cell: ScoredRender, alt: str, text: str) -> Picture:
@@ -102,7 +102,7 @@ def to_html(findings: Findings, run: Run, learned_from: Mapping[str, np.ndarray]
 
 
 def refusals(findings: Findings) -> str:
-    """How many pictures of each column the image filter did not let through; "" where it took none."""
+    """How many pictures of each column the image filter refused, in words; "" if none."""
     counts = {column: sum(name == column for name, _ in findings.refused) for column in findings.columns}
     return ", ".join(f"{title_of(column)} {count}" for column, count in counts.items() if count)
 
@@ -115,7 +115,7 @@ ToPicture = Callable[[ScoredRender, str, str], Picture]
 
 
 def _side_by_side(findings: Findings, picture: ToPicture) -> Iterator[Picture]:
-    """Row by row; a place where nothing was drawn holds the reason."""
+    """The pictures row by row; where there is none, the caption says why."""
     judge = next(iter(findings.marks), "")
     for asked, row in rows_of(findings.cells):
         for column in findings.drawn_here:
@@ -128,7 +128,7 @@ def _side_by_side(findings: Findings, picture: ToPicture) -> Iterator[Picture]:
 
 
 def _brought(findings: Findings, picture: ToPicture) -> dict[str, list[Picture]]:
-    """Pictures made elsewhere, by column: they share no prompt and no seed with the others."""
+    """Pictures made elsewhere, by column; their prompts and seeds are not those of the other columns."""
     judge = next(iter(findings.marks), "")
     return {
         column: [
@@ -148,7 +148,7 @@ def _worst(findings: Findings, picture: ToPicture) -> Iterator[Picture]:
 
 
 def _nearest(findings: Findings, picture: ToPicture, learned_from: Mapping[str, np.ndarray]) -> Iterator[Picture]:
-    """Of each method the picture that is most like a photo it learned from, then that photo."""
+    """For each method the picture most similar to a training photo, followed by that photo."""
     from PIL import Image
 
     for column in findings.columns:
@@ -189,7 +189,7 @@ def _strip(findings: Findings, judge: str) -> str:
 def write_report(
     findings: Findings, run: Run, held_out: np.ndarray, learned_from: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Write report.json, cells.csv, grid.png and report.html into the run; returns what report.json holds."""
+    """Write report.json, cells.csv, grid.png and report.html into the run; returns the data of report.json."""
     from PIL import PngImagePlugin
 
     report = to_json(findings)
@@ -208,8 +208,8 @@ def write_report(
 
 
 def refresh_votes(run: Run) -> dict[str, Any] | None:
-    """Bring the votes in report.json and report.html up to date: friends answer after a report is written. Returns
-    what report.json holds; None where there is no report.
+    """Update the votes in report.json and report.html, since friends vote after a report is written. Returns the data
+    of report.json; None if there is no report.
     """
     report = read_json(run.report)
     if not isinstance(report, dict):
@@ -219,7 +219,7 @@ def refresh_votes(run: Run) -> dict[str, Any] | None:
     found = votes.summary(run, judge, means)
     if report.get("votes") != found:
         report = {name: part for name, part in report.items() if name != "votes"}
-        report |= {"votes": found} if found else {}  # the shape without votes stays what programs know
+        report |= {"votes": found} if found else {}  # without votes the key is left out
         page = run.page.read_text(encoding="utf-8") if run.page.is_file() else ""
         before, begin, rest = page.partition(VOTES_BEGIN)
         _, end, after = rest.partition(VOTES_END)
@@ -230,7 +230,7 @@ def refresh_votes(run: Run) -> dict[str, Any] | None:
 
 
 def votes_html(found: Mapping[str, Any] | None) -> str:
-    """What friends said in blind votes, beside the first judge; "" while nobody has voted."""
+    """The results of friends' blind votes, compared with the first judge, as HTML; "" while nobody has voted."""
     if found is None:
         return ""
     rows = [

@@ -1,7 +1,7 @@
-"""A study's results: one page, one JSON, one CSV of every picture, one LaTeX table.
+"""A study's results: a page, a JSON file, a CSV file with every picture, and a LaTeX table.
 
 In: finished runs (their report.json and cells.csv). Out: figures with 95% intervals by a bootstrap over people,
-training seeds and prompts, paired differences with Holm's correction. Nothing here shows a face.
+training seeds and prompts, and paired differences with Holm's correction. No file shows a face.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ import numpy as np
 
 from pipelines.core.files import read_json, timestamp, write_json, write_text
 from pipelines.core.records import COLUMNS, UserError, is_instant, title_of
-from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm, known_mean
+from pipelines.evaluation.statistics import Bootstrap, cluster_bootstrap, holm, known_mean, sign_flip_p
 from pipelines.reports import figures as drawn
 from pipelines.reports.figures import figure
+from pipelines.reports.findings import listed
+from pipelines.reports.groups import ByTrait, RealPhotos, group_rows, groups
 from pipelines.reports.page import templates
 
 COST = ("train_s", "peak_mem_mb", "artifact_bytes", "trainable_params", "steps")
@@ -32,12 +34,14 @@ PER_RUN = ("diversity", "yaw_spread", "copies", "copy_score", "memorisation_gap"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One finished comparison of a study: its folder holds report.json, cells.csv and figures.json."""
+    """One finished comparison of a study; its folder has report.json, cells.csv and figures.json."""
 
     person: str
-    condition: str  # the budget's name, and the recipe's where there are several
-    seed: int  # of training
+    condition: str  # the budget's name, and the recipe's if there are several
+    seed: int  # training seed
     folder: Path
+    traits: Mapping[str, str] = field(default_factory=dict)  # of the person, e.g. {"class_word": "woman"}
+    others: tuple[str, ...] = ()  # other people of the study, in the order in which the run was given their photos
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,20 @@ class Table:
     seeds: tuple[int, ...]
     similarity: dict[tuple[str, str], np.ndarray]  # (column, judge); NaN where no face was found
     usable: dict[str, np.ndarray]
-    following: dict[str, np.ndarray]  # NaN where nothing measurable was asked
-    reports: tuple[dict[str, Any], ...]  # of each (person, seed)
+    following: dict[str, np.ndarray]  # NaN when a prompt asks for nothing that is measured
+    reports: tuple[dict[str, Any], ...]  # report.json of each (person, seed)
     drawings: tuple[dict[str, Any], ...]  # figures.json of each (person, seed)
-    lines: tuple[dict[str, Any], ...]  # every picture's row of cells.csv, with the person and the training seed
+    lines: tuple[dict[str, Any], ...]  # every picture's row of cells.csv, with person and training seed added
+    copy_paste: dict[str, np.ndarray] = field(default_factory=dict)  # NaN where there is none; by the first judge
+    others: dict[str, np.ndarray] = field(default_factory=dict)  # similarity to photos of other people; as above
+    traits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by person
+    cells: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (person, other people) of each report
 
 
 def write_study(
     finished: Sequence[FinishedRun], out: Path, *, command: str, machine: str, failed: dict[str, str]
 ) -> dict[str, Any]:
-    """Write report.json, report.html, cells.csv and table.tex into `out`; returns what report.json holds."""
+    """Write report.json, report.html, cells.csv and table.tex into `out`; returns the data of report.json."""
     tables = [table(group) for group in _by_budget(finished).values()]
     saved: dict[str, Any] = {
         "schema": 1,
@@ -78,7 +86,7 @@ def write_study(
 
 
 def _by_budget(finished: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Cells by budget; people who lack one of its training seeds are left out, so that all arrays are whole."""
+    """Finished runs by budget, without people who miss one of its training seeds, so that no array has a gap."""
     groups: dict[str, list[FinishedRun]] = {}
     for cell in finished:
         groups.setdefault(cell.condition, []).append(cell)
@@ -91,7 +99,7 @@ def _by_budget(finished: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
 
 
 def table(group: Sequence[FinishedRun]) -> Table:
-    """Read one budget's cells."""
+    """Read the pictures of one budget."""
     people = tuple(dict.fromkeys(cell.person for cell in group))
     seeds = tuple(sorted({cell.seed for cell in group}))
     ordered = sorted(group, key=lambda cell: (people.index(cell.person), seeds.index(cell.seed)))
@@ -104,7 +112,7 @@ def table(group: Sequence[FinishedRun]) -> Table:
     rows = [list(csv.DictReader(io.StringIO((cell.folder / "cells.csv").read_text()))) for cell in ordered]
     there = [name for name in COLUMNS if all(name in report["methods"] for report in reports)]
     judged = {name: [report["methods"][name]["identity"].values() for report in reports] for name in there}
-    # one that no independent judge looked at is left out
+    # without columns that no independent judge scored
     columns = tuple(
         name for name in there if all(any(one["mean"] is not None for one in each) for each in judged[name])
     )
@@ -116,7 +124,7 @@ def table(group: Sequence[FinishedRun]) -> Table:
             prompts: dict[str, list[float]] = {}
             for line in lines:
                 if line["method"] == column and line["counted"] == "1":
-                    prompts.setdefault(line["prompt"], []).append(float(line[key]) if line[key] else math.nan)
+                    prompts.setdefault(line["prompt"], []).append(float(line.get(key) or math.nan))
             by_cell.append(list(prompts.values()))
         whole = np.array(by_cell, np.float64)
         return whole.reshape(len(people), len(seeds), *whole.shape[1:])
@@ -137,6 +145,10 @@ def table(group: Sequence[FinishedRun]) -> Table:
             for cell, own in zip(ordered, rows, strict=True)
             for line in own
         ),
+        copy_paste={column: array(column, "copy_paste") for column in columns},
+        others={column: array(column, "others") for column in columns},
+        traits={cell.person: cell.traits for cell in ordered},
+        cells=tuple((cell.person, cell.others) for cell in ordered),
     )
 
 
@@ -155,10 +167,16 @@ def figures(found: Table) -> dict[str, Any]:
             },
             "usable": _interval(cluster_bootstrap(found.usable[column])),
             "following": _share(found.following[column]),
+            "copy_paste": _known_interval(found.copy_paste[column]),
+            "others": _known_interval(found.others[column]),
+            "bleeding": None
+            if column == "none"
+            else _known_interval(np.nan_to_num(found.others[column]) - np.nan_to_num(found.others["none"])),
             "faces_found": sum(report["faces_found"] for report in reports),
             "renders": sum(report["renders"] for report in reports),
             **{name: _mean([report[name] for report in reports]) for name in (*PER_RUN, *COST)},
         }
+    pairs = {judge: _pairs(found, judge) for judge in found.judges}
     return {
         "people": list(found.people),
         "training_seeds": list(found.seeds),
@@ -172,14 +190,16 @@ def figures(found: Table) -> dict[str, Any]:
             for judge in found.judges
         },
         "methods": columns,
-        "pairs": {judge: _pairs(found, judge) for judge in found.judges},
+        "pairs": pairs,
+        "headline": {judge: headline(columns, pairs[judge], judge, len(found.people)) for judge in found.judges},
+        "groups": {trait: asdict(each) for trait, each in _groups(found).items()},
         "figures": _drawings(found, columns),
         "worst": _worst_of(found),
     }
 
 
 def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
-    """What `figures` draws, over all runs and by the first judge: means of curves and of the heatmaps' parts."""
+    """The data of the drawings (`figures`) over all runs, by the first judge: means of curves and of heatmap parts."""
     judge = found.judges[0]
     by_run = [each for each in found.drawings if each.get("judge") == judge]
     marks = [report["judges"][judge] for report in found.reports]
@@ -217,7 +237,7 @@ def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def _heat(found: Table) -> dict[str, Any]:
-    """Per person and method: mean similarity to the photos of each part. No photo's name."""
+    """Mean similarity to the photos of each part, per person and method. It names no photo."""
     sums: dict[tuple[str, str], dict[str, list[float]]] = {}
     people = [person for person in found.people for _ in found.seeds]
     for person, each in zip(people, found.drawings, strict=True):
@@ -241,7 +261,7 @@ def _heat(found: Table) -> dict[str, Any]:
 
 
 def _worst_of(found: Table) -> list[dict[str, Any]]:
-    """The pictures least like the person to the first judge, over all runs; where they lie, for who may look."""
+    """The pictures with the lowest similarity by the first judge, over all runs: their paths, not the pictures."""
     judge = found.judges[0]
     lines = [
         {**line, "value": float(line[judge]) if line[judge] else None}
@@ -254,23 +274,63 @@ def _worst_of(found: Table) -> list[dict[str, Any]]:
 
 
 def _pairs(found: Table, judge: str) -> list[dict[str, Any]]:
-    """Paired differences of all pairs of columns, later minus earlier, with Holm's correction over the pairs."""
+    """Paired differences of all pairs of columns, later minus earlier, with Holm's correction over the pairs.
+
+    `shown`: the interval excludes 0, Holm's p is below 0.05, and so is the p over people alone, for which it takes six.
+    """
     pairs = list(combinations(found.columns, 2))
-    tests = [
-        cluster_bootstrap(
-            np.nan_to_num(found.similarity[second, judge]) - np.nan_to_num(found.similarity[first, judge])
-        )
+    differences = [
+        np.nan_to_num(found.similarity[second, judge]) - np.nan_to_num(found.similarity[first, judge])
         for first, second in pairs
     ]
-    adjusted = holm([test.p for test in tests])
+    tests = [cluster_bootstrap(each) for each in differences]
+    over_people = [sign_flip_p(each.mean((1, 2, 3))) for each in differences]
     return [
-        {"of": second, "minus": first, **_interval(test), "p": round(test.p, 5), "p_holm": round(p, 5)}
-        for (first, second), test, p in zip(pairs, tests, adjusted, strict=True)
+        {"of": second, "minus": first, **_interval(test), "p": round(test.p, 5), "p_holm": round(p, 5),
+         "p_people": round(alone, 5), "shown": test.significant and p < 0.05 and alone < 0.05}
+        for (first, second), test, p, alone in zip(
+            pairs, tests, holm([test.p for test in tests]), over_people, strict=True
+        )
+    ]  # fmt: skip
+
+
+def headline(columns: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], judge: str, people: int) -> str:
+    """Who wins, in a sentence that claims only what a pair shows; what it does not show is a tie."""
+    better = {
+        (each["of"], each["minus"]) if each["mean"] > 0 else (each["minus"], each["of"])
+        for each in pairs
+        if each["shown"]
+    }
+    means = {name: figures["identity"][judge] for name, figures in columns.items() if name != "none"}
+    ordered = sorted(means, key=lambda name: -means[name]["mean"])
+    by = f"by {judge} with {people} people" + (", which is too few to show any difference" if people < 6 else "")
+    best = next((name for name in ordered if (name, "none") in better), None)
+    if best is None:
+        return f"No method is shown to look more like the person than the untrained base, {by}."
+    level = [name for name in ordered if name != best and (best, name) not in better]
+    behind = [title_of(name) for name in ordered if (best, name) in better]
+    if not level:
+        more = ", more than " + listed(behind) if behind else ""
+        return f"{title_of(best)} looks most like the person{more}: identity {_with_interval(means[best])} {by}."
+    names = listed([f"{title_of(name)} ({figure(means[name]['mean'])})" for name in (best, *level)])
+    more = f"; {title_of(best)} looks more like the person than {listed(behind)}" if behind else ""
+    return f"No difference is shown between {names}, {by}{more}."
+
+
+def _groups(found: Table) -> dict[str, ByTrait]:
+    photos = [
+        RealPhotos(person, others, report["judges"])
+        for (person, others), report in zip(found.cells, found.reports, strict=True)
     ]
+    identity = {
+        key: dict(zip(found.people, map(float, np.nan_to_num(values).mean((1, 2, 3))), strict=True))
+        for key, values in found.similarity.items()
+    }
+    return groups(found.traits, photos, identity)
 
 
 def _normalised(found: Table, column: str, judge: str) -> float | None:
-    """Mean over the runs of (method - untrained base) / (ceiling - untrained base)."""
+    """Mean over the runs of (column - untrained base) / (ceiling - untrained base)."""
     values = [report["methods"][column]["identity"][judge]["normalised"] for report in found.reports]
     return _mean(values)
 
@@ -280,9 +340,14 @@ def _interval(test: Bootstrap) -> dict[str, float]:
 
 
 def _share(values: np.ndarray) -> dict[str, float] | None:
-    """Of prompts that ask for something measurable; pictures without a face count as 0."""
+    """Mean and 95% interval over the prompts that ask for something measured; a picture without a face counts as 0."""
     asked = ~np.isnan(values).all(axis=(0, 1, 3))
     return _interval(cluster_bootstrap(values[:, :, asked])) if asked.any() else None
+
+
+def _known_interval(values: np.ndarray) -> dict[str, float] | None:
+    """Pictures without a face count as 0; None where nothing was measured."""
+    return None if np.isnan(values).all() else _interval(cluster_bootstrap(values))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -305,7 +370,10 @@ def _every_picture(finished: Sequence[FinishedRun]) -> str:
 
 # ------------------------------------------------------------------------------------------------- for people
 
-HEADS = ("Method", "Identity", "Normalised", "Usable", "As asked", "Variety", "Copies", "Drift", "Seconds", "MB")
+HEADS = (
+    "Method", "Identity", "Normalised", "Usable", "As asked", "Variety", "Copies", "Copy-paste", "Others", "Bleeding",
+    "Drift", "Seconds", "MB",
+)  # fmt: skip
 
 
 def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
@@ -321,6 +389,9 @@ def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
                 _with_interval(figures["following"]),
                 figure(figures["diversity"]),
                 figure(figures["copies"], 1),
+                _with_interval(figures["copy_paste"]),
+                _with_interval(figures["others"]),
+                _with_interval(figures["bleeding"]),
                 figure(figures["drift"]),
                 figure(figures["train_s"], 0),
                 figure(None if size is None else size / 1e6),
@@ -329,15 +400,15 @@ def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _with_interval(value: dict[str, float] | None) -> str:
+def _with_interval(value: Mapping[str, float] | None) -> str:
     return "–" if value is None else f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
 def to_latex(budget: str, found: dict[str, Any]) -> str:
-    """A `booktabs` table by the first judge."""
+    """A LaTeX table (package `booktabs`) by the first judge."""
     judge = next(iter(found["judges"]))
-    heads = " & ".join(HEADS)
-    lines = [f"% budget: {budget}, judge: {judge}, {len(found['people'])} people", r"\begin{tabular}{lrrrrrrrrr}"]
+    heads, columns = " & ".join(HEADS), "l" + "r" * (len(HEADS) - 1)
+    lines = [f"% budget: {budget}, judge: {judge}, {len(found['people'])} people", rf"\begin{{tabular}}{{{columns}}}"]
     lines += [r"\toprule", heads + r" \\", r"\midrule"]
     lines += [" & ".join(cell.replace("–", "--") for cell in row) + r" \\" for row in _rows(found, judge)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -349,7 +420,7 @@ def to_markdown(found: dict[str, Any], judge: str) -> str:
 
 
 def to_html(saved: dict[str, Any]) -> str:
-    """One page that needs nothing else, like a run's own report: templates/study.html."""
+    """One self-contained page, like a run's own report, from templates/study.html."""
     from markupsafe import Markup
 
     return (
@@ -362,6 +433,7 @@ def to_html(saved: dict[str, Any]) -> str:
             rows=_rows,
             pairs=_pair_lines,
             worst=_worst_rows,
+            group_rows=group_rows,
             drawings=lambda found: Markup(drawn.sections(found)),
         )
     )

@@ -1,7 +1,7 @@
-"""What a comparison found as tables: report.json for programs, cells.csv for spreadsheets, rows for the page.
+"""The results of a comparison as tables: report.json for programs, cells.csv for spreadsheets, rows for the page.
 
-In: `Findings`. Out: a JSON-able dict (the shape that other programs rely on), CSV text with one row per render, and
-rows of text with one row per method.
+In: `Findings`. Out: a JSON-able dict (other programs rely on its keys), CSV text with one row per render, and text
+rows, one per method.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pipelines.reports.figures import figure
 from pipelines.reports.findings import Findings, rounded
 
 SCHEMA = 1
+PICTURE = ("copy_paste", "others")  # of every picture, by the first judge
 
 
 def to_json(findings: Findings) -> dict[str, Any]:
-    """report.json. A figure that does not apply is null.
+    """The data of report.json. A figure that does not apply is null.
 
-    `mean` counts a picture without a face as 0, so that failures cost; `normalised` is of that mean. `faces_found` is
-    the first judge's count; the others' are in cells.csv.
+    `mean` counts a picture without a face as 0, so that failures lower it; `normalised` is calculated from this mean.
+    `faces_found` is the first judge's count; those of the others are in cells.csv.
     """
     photos = findings.photo_set
     return {
@@ -41,6 +42,11 @@ def to_json(findings: Findings) -> dict[str, Any]:
                 "ceiling": rounded(mark.ceiling),
                 "impostor": rounded(mark.impostor),
                 "threshold": rounded(mark.threshold),
+                **(
+                    {"genuine": rounded(mark.genuine), "strangers": [rounded(each) for each in mark.strangers]}
+                    if mark.strangers
+                    else {}
+                ),
             }
             for name, mark in findings.marks.items()
         },
@@ -84,12 +90,14 @@ def _identity_json(found: IdentitySummary | None) -> dict[str, float | None]:
 
 
 def to_csv(findings: Findings) -> str:
-    """One row per render: what was asked for, and each judge's similarity or the reason why there is none."""
+    """CSV text with one row per render: its settings, and each judge's similarity or the reason why there is none."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     judges = list(findings.marks)
     heads = ["method", "seed", "prompt", "negative_prompt", "steps", "guidance", "scheduler", "file", "counted"]
-    closer = ["usable", "following", "clip_t", "flaws", "copy_score", "nearest_photo"] if findings.facts else []
+    closer = (
+        ["usable", "following", "clip_t", "flaws", "copy_score", "nearest_photo", *PICTURE] if findings.facts else []
+    )
     table.writerow([*heads, *(part for judge in judges for part in (judge, f"{judge} reason")), *closer])
     for cell in findings.cells:
         asked = cell.sampling
@@ -111,11 +119,12 @@ def to_csv(findings: Findings) -> str:
 
 def _closer(seen: Facts) -> list[str]:
     asked, clip_t, copy = ("" if v is None else f"{v:.3f}" for v in (seen.following, seen.clip_t, seen.copy))
-    return [asked, clip_t, " ".join(seen.quality), copy, _cell_text(seen.nearest or "")]
+    similar = ("" if value is None else f"{value:.4f}" for value in (getattr(seen, name) for name in PICTURE))
+    return [asked, clip_t, " ".join(seen.quality), copy, _cell_text(seen.nearest or ""), *similar]
 
 
 def _cell_text(text: str) -> str:
-    """A spreadsheet runs a cell that begins like a formula."""
+    """A text that a spreadsheet does not run as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
@@ -123,7 +132,7 @@ METHOD_HEADS = ("Method", "Mean", "Best", "Normalised", "Against the base", "Fac
 
 
 def method_rows(findings: Findings, judge: str) -> list[tuple[str, ...]]:
-    """One row per column under METHOD_HEADS, as people read them."""
+    """One row of text per column, with the headings METHOD_HEADS."""
     rows: list[tuple[str, ...]] = []
     for column in findings.columns:
         found, subject = findings.identity(column, judge), findings.subjects.get(column)
@@ -152,13 +161,19 @@ WORTH = (
     ("copy_score", "Copy score", f"highest structural similarity with a training photo; from {COPY} on it is a copy"),
     ("copies", "Copies", "pictures that repeat a training photo"),
     ("memorisation_gap", "Memorised", "similarity to the training photos minus to the held-out ones"),
+    (
+        "copy_paste",
+        "Copy-paste",
+        "how much nearer to a training photo than to a held-out one: 1 = that photo, 0 = neither (MultiID-Bench)",
+    ),
+    ("others", "Others", "similarity to photos of other people, to be read beside the untrained base's"),
     ("drift", "Drift", "how much more a class-only prompt looks like the person than the untrained base's"),
     ("preserved", "Base kept", "structural similarity of a class-only prompt with the untrained base's same seed"),
 )
 
 
 def worth_rows(findings: Findings) -> list[tuple[str, ...]]:
-    """One row per column: its title, then the figures of WORTH; [] where nobody looked closer."""
+    """One row per column: its title, then the figures of WORTH; [] when these were not measured."""
     if not findings.worth:
         return []
     rows = []

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets, safety
-from pipelines.core.decode import check_record, decode
+from pipelines.core.decode import check_record, check_variation, decode, with_subject
 from pipelines.core.records import (
     ALL_METHODS,
     ATTENTIONS,
@@ -29,9 +29,7 @@ from pipelines.core.records import (
     Style,
     UserError,
     Within,
-    check_variation,
     is_imported,
-    with_subject,
 )
 
 KINDS = ("compare", "train", "portrait", "generate", "finish")

@@ -10,7 +10,7 @@ import contextlib
 import queue
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,7 +19,7 @@ from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets
 from pipelines.core.control import Control
 from pipelines.core.files import file_sha256, read_json, sha, timestamp, write_json
-from pipelines.core.records import Event, PhotoSet, Recipe, UserError
+from pipelines.core.records import Counted, Event, PhotoSet, Recipe, UserError
 from pipelines.core.run import Run, load_photo_set, save_photo_set
 from pipelines.evaluation.judge import Terms
 from pipelines.runs.jobspec import JobSpec
@@ -141,7 +141,7 @@ def take_in(run: Run, spec: JobSpec, row: BaseRow) -> Generator[Event, None, Pho
 
     def look(tell: Callable[[Event], None]) -> PhotoSet:
         def progress(done: int, total: int, name: str) -> None:
-            tell(Event("note", step=done, steps=total, text=f"{name} looked at", data={"stage": "photos"}))
+            tell(Event("note", step=done, steps=total, text=f"{name} looked at", data=Counted("photos")))
 
         return intake.intake(
             paths,
@@ -182,7 +182,7 @@ def load(job: Job) -> Generator[Event, None, tuple[Device, Family]]:
     if job.world.size > 1 and wanted in (None, "cuda") and pick_device(wanted).kind == "cuda":
         wanted = f"cuda:{job.world.local}"  # the current device is a thread's own, so it is named
     device = pick_device(wanted)
-    yield Event("note", text=f"Computing on {device.name} in {device.dtype}: {device.reason}", data=asdict(device))
+    yield Event("note", text=f"Computing on {device.name} in {device.dtype}: {device.reason}")
     if job.spec.kind != "generate":
         too_large = yield from leave_out_too_large(job.run, job.recipes, job.row, device)
         job.problems += too_large.values()
@@ -191,7 +191,7 @@ def load(job: Job) -> Generator[Event, None, tuple[Device, Family]]:
 
     def work(tell: Callable[[Event], None]) -> Family:
         def progress(text: str, share: float | None) -> None:
-            tell(Event("note", text=text, data={"stage": "base", "share": share}))
+            tell(Event("note", text=text))
 
         def fresh() -> Family:
             with uncollected():  # the classes are imported as they are named

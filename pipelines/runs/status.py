@@ -12,13 +12,14 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pipelines.core.decode import decode
 from pipelines.core.files import FULL, Lock, read_json, read_lines, write_json
 from pipelines.core.process import birth, lives, oom_kills
-from pipelines.core.records import Event, UserError
+from pipelines.core.records import DETAILS, Event, UserError
 from pipelines.core.run import Run
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 
@@ -105,7 +106,16 @@ def save_status(run: Run, value: JobStatus) -> None:
 def events(run: Run, after: int = 0) -> list[Event]:
     """The run's events without the first `after`. For the next ones raise `after` by the number returned."""
     damaged = {"kind": "note", "text": "A line of this record was damaged when the machine stopped"}
-    return [Event(**entry) for entry in read_lines(run.events, after=after, damaged=damaged)]
+    return [_event(entry) for entry in read_lines(run.events, after=after, damaged=damaged)]
+
+
+def _event(entry: Mapping[str, Any]) -> Event:
+    """One event from its line; without its details where an earlier version wrote others."""
+    event = Event(**{**entry, "data": None})
+    if entry.get("data") and event.kind in DETAILS:
+        with contextlib.suppress(UserError):
+            return replace(event, data=decode(DETAILS[event.kind], entry["data"]))
+    return event
 
 
 def follow(run: Run, *, every_s: float = 0.1) -> Iterator[Event]:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from pipelines.reports.study import FinishedRun
 
 TIMED_STEPS, TIMED_FROM = 14, 4  # the first steps of a process are slower than the rest
-OTHERS = 5
+OTHERS = 12  # other people that everybody is compared with, the next ones in the list
+TRAITS = ("class_word", "skin", "age")  # columns of people.csv by which figures are told apart
 TRIES = 2  # a worker that was killed or ran out of memory is started once more and continues from its checkpoints
 
 
@@ -100,6 +101,7 @@ class Person:
     name: str
     class_word: str
     photos: tuple[Path, ...]
+    traits: dict[str, str] = field(default_factory=dict)  # of TRAITS, those that people.csv states
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,15 @@ class Cell:
     seed: int
     folder: Path
     spec: JobSpec
+    others: tuple[Person, ...] = ()  # whose photos are `spec.others`, in order
 
     @property
     def finished(self) -> FinishedRun:
         """This cell as the study's report reads it."""
         from pipelines.reports.study import FinishedRun
 
-        return FinishedRun(self.person.name, self.condition, self.seed, self.folder)
+        others = tuple(each.name for each in self.others)
+        return FinishedRun(self.person.name, self.condition, self.seed, self.folder, self.person.traits, others)
 
 
 def read_matrix(file: Path) -> Matrix:
@@ -168,26 +172,30 @@ def read_matrix(file: Path) -> Matrix:
 
 
 def read_people(folder: Path, only: Sequence[str] = ()) -> list[Person]:
-    """A folder with one folder of photos per person and `people.csv` (person, class_word); or one person's photos."""
+    """A folder with one folder of photos per person and `people.csv` (person, class_word, and skin and age where they
+    are known); or one person's photos.
+    """
     from pipelines.photos.gather import photo_files
 
     inside = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
     if not inside:
         return [Person(folder.resolve().name, "person", tuple(photo_files(folder)))]
-    words: dict[str, str] = {}
+    stated: dict[str, dict[str, str]] = {}
     table = folder / "people.csv"
     if table.is_file():
         with table.open(newline="", encoding="utf-8") as file:
-            words = {row["person"]: row["class_word"] for row in csv.DictReader(file)}
+            stated = {row["person"]: row for row in csv.DictReader(file)}
     if missing := sorted(set(only) - {each.name for each in inside}):
         raise UserError(f"There is no folder of photos named {', '.join(missing)} in {folder.name}.")
     people = []
     for each in inside:
-        word = words.get(each.name, "person")
+        row = stated.get(each.name, {})
+        word = row.get("class_word", "person")
         if word not in CLASS_WORDS:
             raise UserError(f"people.csv calls {each.name} a {word}; it must be one of {', '.join(CLASS_WORDS)}.")
         if not only or each.name in only:
-            people.append(Person(each.name, word, tuple(photo_files(each))))
+            traits = {name: row[name] for name in TRAITS if row.get(name)}
+            people.append(Person(each.name, word, tuple(photo_files(each)), traits))
     return people
 
 
@@ -202,8 +210,10 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, pace: Pace) -> li
             seed,
             out / person.name / f"{_condition(budget, variant)}-seed{seed}",
             replace(
-                _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {})), others=_others(person, people)
+                _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {})),
+                others=tuple(str(each.photos[0].resolve()) for each in others(person, people)),
             ),
+            others(person, people),
         )
         for seed in matrix.seeds
         for budget in matrix.budgets
@@ -212,10 +222,10 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, pace: Pace) -> li
     ]
 
 
-def _others(person: Person, people: Sequence[Person]) -> tuple[str, ...]:
-    """One photo of each of up to five other people of the study."""
-    strangers = [each for each in people if each.name != person.name]
-    return tuple(str(each.photos[0].resolve()) for each in strangers[:OTHERS])
+def others(person: Person, people: Sequence[Person]) -> tuple[Person, ...]:
+    """Up to OTHERS other people of the study: those after this one, so that everybody is as often among them."""
+    at = next((k for k, each in enumerate(people) if each.name == person.name), 0)
+    return tuple(each for each in (*people[at + 1 :], *people[:at]) if each.photos)[:OTHERS]
 
 
 def _condition(budget: Budget, variant: Variant) -> str:

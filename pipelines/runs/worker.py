@@ -35,7 +35,7 @@ from pipelines.core.files import (
     write_json,
 )
 from pipelines.core.process import birth
-from pipelines.core.records import Event, OutOfMemory, UserError
+from pipelines.core.records import Event, Failed, OutOfMemory, UserError
 from pipelines.core.run import Run, data_root, is_run
 from pipelines.runs.compare import perform
 from pipelines.runs.jobs import LONG, SHORT, STOPPING
@@ -349,7 +349,7 @@ class _Worker:
                 self._left[event.method] = event.seconds_left
         elif event.kind in ("done", "stopped", "failed") and event.method:
             self._left.pop(event.method, None)
-            self.spoiled |= bool(event.data.get("out_of_memory"))  # the next job gets a new process
+            self.spoiled |= event.data == Failed(out_of_memory=True)  # the next job gets a new process
         changes["left_s"] = round(sum(self._left.values()), 1) if self._left else None
         if event.text and event.kind in ("phase", "start"):
             changes["phase"] = event.text

@@ -35,7 +35,7 @@ def encode(recipe: Recipe, album: Album, out: Path, family: Family) -> Iterator[
             raise UserError(f"{row.title} does not offer {recipe.method}. Choose one of: {', '.join(row.offered)}.")
         clock, way = Clock(), find_method(recipe.method)
         text = f"{title_of(recipe.method)} reads the faces of {len(photos.train)} photos"
-        yield Event("start", recipe.method, text=text, data={"trainable_params": 0})
+        yield Event("start", recipe.method, text=text)
         out.mkdir(parents=True, exist_ok=True)
         artifact = way.encode(family, out, identity=album.descriptor())
         learned = digest(out, artifact.learned)

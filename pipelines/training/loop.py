@@ -14,7 +14,7 @@ import math
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from pipelines.core.records import (
     Look,
     OutOfMemory,
     Recipe,
+    Started,
     Subject,
     UserError,
+    Validated,
     Watch,
     title_of,
 )
@@ -195,12 +197,7 @@ class _Training:
         yield self._event(
             "start",
             text=note or f"{self.title} learns {self.size:,} numbers from {len(self.data.frames)} photos",
-            data={
-                "trainable_params": self.size,
-                "device": family.device.name,
-                "dtype": family.device.dtype,
-                "memory": self.plan.reason,
-            },
+            data=Started(self.size, self.plan.reason),
         )
         if self.plan.checkpointing or self.plan.offload:
             yield self._event("note", text=self.plan.reason)
@@ -247,7 +244,7 @@ class _Training:
         shown_at, session, first = time.monotonic(), self.clock.seconds, state.step
         looked = self._look()  # the last session may have ended between a checkpoint and its validation pictures
         if looked is not None:
-            yield self._event("watch", data=asdict(looked))
+            yield self._event("watch", data=looked)
         self.fresh = looked is not None  # True when something is not in the last checkpoint yet
         while state.step < recipe.steps and not self._is_over():
             losses.append((state.step + 1, self._step()))
@@ -256,7 +253,7 @@ class _Training:
             control.keep()
             looked = self._look()
 
-            extra: dict[str, Any] = {}
+            validated = None
             last = state.step == recipe.steps
             checkpoint = state.step % recipe.checkpoint_every == 0 and not last
             read = None
@@ -265,11 +262,11 @@ class _Training:
             if checkpoint and self.world.first:
                 self._save()
             if (checkpoint or last) and len(self.data.validation):
-                extra["validation_loss"] = self.batches.validation_loss(state.learner)
+                validated = Validated(self.batches.validation_loss(state.learner))
             left_s = (self.clock.seconds - session) / (state.step - first) * (recipe.steps - state.step)
-            yield self._event("step", loss=read, seconds_left=left_s, data=extra)
+            yield self._event("step", loss=read, seconds_left=left_s, data=validated)
             if looked is not None:
-                yield self._event("watch", data=asdict(looked))
+                yield self._event("watch", data=looked)
             if wants_previews and recipe.preview_every_s <= time.monotonic() - shown_at and not last:
                 frame = previews.preview(family, state.learner.modules, self.row, distilled)
                 event = previews.save_preview(family, frame, self.out / f"preview_{state.step:05d}.png")

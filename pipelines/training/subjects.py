@@ -77,5 +77,4 @@ def ended(kind: str, subject: Subject, folder: Path) -> Event:
         seconds_left=0.0,
         path=str(folder / SUBJECT),
         text=None if subject.complete else f"Stopped after {subject.steps} of {subject.recipe.steps} steps; kept",
-        data={"subject": asdict(subject)},
     )

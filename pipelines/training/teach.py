@@ -17,8 +17,10 @@ from pipelines.core.records import (
     ALL_METHODS,
     METHOD_ROWS,
     Event,
+    Failed,
     OutOfMemory,
     Recipe,
+    Started,
     Subject,
     UserError,
     title_of,
@@ -137,8 +139,8 @@ def _side_by_side(
     """Advance the learners to their ends, and note how it went. Raises Stopped where somebody ended it."""
     stopped = False
     for event in in_turn(learners, taught, row, control, world):
-        if event.kind == "start" and event.method and event.data.get("memory"):
-            taught.memory[event.method] = str(event.data["memory"])
+        if event.method and isinstance(event.data, Started):
+            taught.memory[event.method] = event.data.memory
         if event.kind == "stopped" and event.method and control.left(event.method) and not control.stopped():
             taught.left.append(f"{title_of(event.method)} was stopped at step {event.step} of {event.steps}")
         else:
@@ -195,8 +197,7 @@ def in_turn(
             del share[name]
             sentence = f"{title_of(name)} was not trained: {problem}"
             taught.problems.append(sentence)
-            data = {"out_of_memory": True} if isinstance(problem, OutOfMemory) else {}
-            yield Event("failed", name, text=sentence, data=data)
+            yield Event("failed", name, text=sentence, data=Failed(isinstance(problem, OutOfMemory)))
             continue
         if event.steps:
             share[name] = event.step / event.steps

@@ -105,7 +105,7 @@ def test_a_job_says_which_pictures_were_refused_and_does_not_draw_them_again(tmp
     spec = JobSpec("generate", str(base), "man", ("none",), "draft", samplings=LOOKS, device="cpu")
     events = list(perform(run, spec))
     refused = [event for event in events if event.kind == "refused"]
-    assert [event.data["seed"] for event in refused] == [1, 2]
+    assert [event.data.seed for event in refused] == [1, 2]
     assert all(event.text == REFUSED and event.path is None for event in refused)
     assert not [event for event in events if event.kind in ("render", "failed")]
     assert events[-1].kind == "done" and events[-1].text == "0 pictures are ready; the image filter refused 2 others"

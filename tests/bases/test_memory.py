@@ -28,6 +28,7 @@ from pipelines.training import loop
 from pipelines.training.estimates import estimate
 from pipelines.training.loop import train
 from pipelines.training.subjects import load_subject
+from tests.cases import quick_are
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe
 
 NEEDS = MemoryNeeds(4.0, 2.0, 10.0, 1.0, 2.0, denoiser_gb=3.0, vae_gb=0.3)
@@ -292,7 +293,7 @@ def whole_training(family, method, out):
     return memory_needs(family.row, recipe, "float32"), apart
 
 
-@pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "lora", "pivotal"])
+@pytest.mark.parametrize("method", quick_are(["textual_inversion", "dreambooth", "lora", "pivotal"], "dreambooth"))
 def test_no_more_lies_on_a_card_than_was_planned(card, method, tmp_path):
     ledger, load = card
     learned, pictures = [], []

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from pipelines.core.decode import check_record, decode, limits
+from pipelines.core.decode import check_record, decode, limits, with_subject
 from pipelines.core.files import append_line, jsonable, read_json, read_lines, write_json
-from pipelines.core.records import Photo, Recipe, Sampling, UserError, with_subject
+from pipelines.core.records import Photo, Recipe, Sampling, UserError
 from pipelines.runs.jobspec import JobSpec, spec_from_json
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from pipelines.core.records import Sampling, Score
 from pipelines.evaluation.facts import (
     COPY,
     asked_for,
+    copy_paste,
     facts_from_json,
     facts_of,
     facts_to_json,
@@ -136,3 +138,35 @@ def test_facts_survive_being_written_down(pictures, training):
         if found.structure is not None:
             assert np.array_equal(again.structure, found.structure)
     assert "structure" not in facts_to_json(found), "no picture of a face in a JSON file"
+
+
+# -- copy-paste, worked out by hand ----------------------------------------------------------------------------------
+
+
+def at(degrees: float) -> np.ndarray:
+    """A unit vector in the plane."""
+    return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+
+
+def test_copy_paste_is_one_for_the_training_photo_and_minus_one_for_the_held_out_one():
+    held_out, training = [at(0)], [at(60)]
+    assert copy_paste(at(60), held_out, training) == pytest.approx(1)
+    assert copy_paste(at(0), held_out, training) == pytest.approx(-1)
+    assert copy_paste(at(30), held_out, training) == pytest.approx(0, abs=1e-6)
+    assert copy_paste(at(45), held_out, training) == pytest.approx((45 - 15) / 60), "angles, not cosines"
+
+
+def test_copy_paste_is_the_mean_over_all_pairs():
+    # held out at 0 and 20 degrees, training at 60: (50-10)/60 and (30-10)/40
+    assert copy_paste(at(50), [at(0), at(20)], [at(60)]) == pytest.approx((40 / 60 + 20 / 40) / 2)
+    assert copy_paste(at(50), [at(0)], [at(60), at(0)]) == pytest.approx(40 / 60), "the same photo twice says nothing"
+    assert copy_paste(at(50), [], [at(60)]) is None and copy_paste(at(50), [at(0)], []) is None
+    assert copy_paste(at(50), [at(0)], [at(0)]) is None
+
+
+def test_pictures_without_a_face_count_as_0_in_copy_paste_and_others(pictures, training):
+    seen = facts_of(pictures[3], ASKED, training)
+    shown = [(ASKED, replace(seen, copy_paste=0.6, others=0.2), ()), (ASKED, seen, ())]
+    found = worth_of(shown, [], to_training=[None, None])
+    assert found.copy_paste == pytest.approx(0.3) and found.others == pytest.approx(0.1)
+    assert worth_of(shown[1:], [], to_training=[None]).copy_paste is None, "never measured"

@@ -147,6 +147,19 @@ def test_marks_are_what_they_are_defined_to_be(tmp_path):
     )
 
 
+def test_other_people_are_compared_photo_by_photo(tmp_path):
+    train = tuple(photo(tmp_path, f"t{i}.png", colour) for i, colour in enumerate((RED, GREEN)))
+    held_out = tuple(photo(tmp_path, f"h{i}.png", colour) for i, colour in enumerate((RED, (255, 255, 0))))
+    for name, colour in (("green", GREEN), ("blue", BLUE), ("black", BLACK)):
+        Image.fromarray(flat(colour)).save(tmp_path / f"{name}.png")
+    others = [tmp_path / f"{name}.png" for name in ("green", "blue", "black", "gone")]
+    made = measure_scale(JUDGE, PhotoSet(train, (), held_out), others=others)
+    half = 0.5**0.5
+    assert made.genuine == pytest.approx((1 + 0 + half + half) / 4, abs=1e-3), "held out x training, one by one"
+    assert made.strangers == (pytest.approx(half / 2, abs=1e-3), 0.0, None, None), "no face, no file"
+    assert measure_scale(JUDGE, PhotoSet(train, (), held_out)).strangers == ()
+
+
 def test_marks_without_any_face_are_none(tmp_path):
     dark = PhotoSet((photo(tmp_path, "t.png", BLACK),), (), (photo(tmp_path, "h.png", BLACK),))
     made = measure_scale(JUDGE, dark, rebuilt_images=[flat(BLACK)])

@@ -17,6 +17,7 @@ from pipelines.photos.album import Album
 from pipelines.training.loop import train
 from pipelines.training.subjects import load_subject
 from pipelines.training.watch import STRENGTHS
+from tests.cases import quick_are
 from tests.tiny import tiny_data, tiny_family, tiny_recipe
 
 PROMPTS = ("portrait of {subject}", "portrait of {subject}, grey background")
@@ -48,7 +49,7 @@ def weights(folder):
     return load_file(str(folder / load_subject(folder).artifact))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quick_are(METHODS, "lora"))
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_the_best_checkpoint_is_kept_not_the_last(name, ema, tmp_path):
     script = Scripted(0.1, 0.5, 0.3)
@@ -77,7 +78,7 @@ def test_training_ends_when_more_steps_do_not_help(tmp_path):
     assert [event.kind for event in again] == ["done"], "ended early is complete"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quick_are(METHODS, "lora"))
 def test_a_resumed_run_remembers_its_looks(name, tmp_path):
     changes = {"steps": 6, "watch_every": 2, "ema": 0.5}
     run(name, tmp_path / "whole", Scripted(0.5, 0.1, 0.2), **changes)

@@ -33,7 +33,7 @@ def row(kind="sd15"):
 
 def lora(folder, kind="sd15", name="theirs.safetensors", **changes):
     """One of our own, exported; the file under kohya's names."""
-    recipe = tiny_recipe(kind, "lora", **({"text_learning_rate": 1e-3} | changes))
+    recipe = tiny_recipe(kind, "lora", **({"targets": "all", "text_learning_rate": 1e-3} | changes))
     learner = disturbed(method("lora").learner(tiny_family(kind), recipe), size=1.0)
     made = folder / "made"
     made.mkdir(exist_ok=True)

@@ -255,7 +255,9 @@ def test_diffusers_maps_every_name_onto_its_layer(kind):
 
 def made(kind, folder, **changes):
     family = tiny_family(kind)
-    recipe = tiny_recipe(kind, "lora", **({"rank": 4, "alpha": 1.0, "text_learning_rate": 1e-3} | changes))
+    recipe = tiny_recipe(
+        kind, "lora", **({"rank": 4, "targets": "all", "alpha": 1.0, "text_learning_rate": 1e-3} | changes)
+    )
     learner = disturbed(method("lora").learner(family, recipe), size=1.0)
     learner.export(folder)
     return family, recipe, learner

@@ -211,7 +211,7 @@ def test_saved_files_carry_no_path_of_this_machine(name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_apply_draws_what_the_live_modules_draw(kind, name, tmp_path):
     family = tiny_family(kind)
-    recipe = tiny_recipe(kind, name)
+    recipe = tiny_recipe(kind, name, targets="all")
     learner = disturbed(method(name).learner(family, recipe), size=0.5)
     learner.export(tmp_path)
     prompt = f"portrait of {method(name).phrase(family.row, recipe)}"
@@ -310,7 +310,7 @@ def test_model_index_is_complete(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pivotal_tuning_loads_in_stock_diffusers_and_draws_the_same(kind, with_text, tmp_path):
     family = tiny_family(kind)
-    recipe = tiny_recipe(kind, "pivotal", vectors=3, text_learning_rate=1e-3 if with_text else 0.0)
+    recipe = tiny_recipe(kind, "pivotal", vectors=3, targets="all", text_learning_rate=1e-3 if with_text else 0.0)
     learner = disturbed(method("pivotal").learner(family, recipe), size=1.0)
     artifact = learner.export(tmp_path)
     prompt = f"portrait of {method('pivotal').phrase(family.row, recipe)}"

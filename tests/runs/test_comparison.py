@@ -219,7 +219,7 @@ def test_pictures_of_an_earlier_training_are_kept_apart(finished, tmp_path, monk
     asked = Sampling("portrait of {subject}, spaceship, =1+1", seed=5, steps=2)
     spec = JobSpec("generate", base, "man", ("none", "lora"), samplings=(asked,))
     told = list(perform(run, spec))
-    assert [event.data["unknown"] for event in told if "unknown" in event.data] == ["spaceship", "1"]
+    assert [event.text.split(": ")[1] for event in told if "does not know" in (event.text or "")] == ["spaceship", "1"]
     assert sum(event.kind == "render" for event in told) == 2
     assert [path.name for path in run.renders("lora").glob("*.png")] == [render_name(asked)]
     assert len(list((run.renders("lora") / "earlier").glob("*.png"))) == 2
@@ -399,6 +399,20 @@ def test_the_verdict_says_no_more_than_the_figures():
     chance = _findings({"none": [0.0, 0.5, 0.1, 0.4], "lora": [0.1, 0.4, 0.1, 0.45]})
     assert "No method is clearly closer" in verdict(chance)
     assert verdict(replace(clear, marks={})) == "No method could be compared."
+
+
+def test_a_tie_is_told_as_a_tie():
+    near = {"none": [0.0] * 8, "lora": [0.5, 0.6] * 4, "dreambooth": [0.61, 0.48] * 4, "textual_inversion": [0.1] * 8}
+    said = verdict(_findings(near))
+    assert said.startswith("LoRA (0.55) and DreamBooth (0.54) come closest to the person by dlib; no difference")
+    apart = verdict(_findings(near | {"dreambooth": [0.3, 0.4] * 4}))
+    assert apart.startswith("LoRA comes closest to the person: mean similarity 0.55 by dlib")
+
+
+def test_a_few_pictures_show_nothing():
+    five = {"none": [0.0] * 5, "lora": [0.9] * 5}
+    assert verdict(_findings(five)).startswith("No method is clearly closer")
+    assert verdict(_findings({name: [*values, values[0]] for name, values in five.items()})).startswith("LoRA comes")
 
 
 def test_a_spreadsheet_runs_nothing_that_was_typed(tmp_path):

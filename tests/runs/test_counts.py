@@ -26,6 +26,7 @@ from pipelines.runs.jobspec import JobSpec
 from pipelines.training.loop import train
 from pipelines.training.previews import PREVIEW_STEPS
 from pipelines.training.watch import WATCH_STEPS
+from tests.cases import quick_are
 from tests.runs import quick
 from tests.tiny import tiny_data, tiny_family, tiny_folder, tiny_recipe, tiny_subject
 
@@ -116,7 +117,7 @@ def test_class_images_cost_no_encoding(monkeypatch, tmp_path):
     assert calls["denoise"] == 3 + 2 * CLASS_IMAGE_STEPS + PROOF["denoise"]  # four in batches of two
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick_are(METHODS, "lora"))
 def test_a_look_at_a_checkpoint_is_one_batch(monkeypatch, tmp_path, method):
     watch = Watch(
         "nobody", ("portrait of {subject}", "{subject}, red jacket"), lambda frames: Look(1.0, 1.0, None, 1.0)
@@ -254,7 +255,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[tuple[str, st
         yield looks
 
 
-@pytest.mark.parametrize("methods", [("lora",), ("textual_inversion", "lora")])
+@pytest.mark.parametrize(
+    "methods", quick_are([("lora",), ("textual_inversion", "lora")], ("textual_inversion", "lora"))
+)
 def test_each_photo_is_decoded_once_and_each_judge_looks_at_it_once(monkeypatch, tmp_path, methods):
     """Whatever the methods, judges and looks: training is watched by one judge, two of them score, one looks closer."""
     photos = tmp_path / "photos"

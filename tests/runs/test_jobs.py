@@ -18,7 +18,7 @@ import pytest
 from pipelines.core.control import Control
 from pipelines.core.files import FULL, Lock, append_line, read_json, write_json
 from pipelines.core.process import birth
-from pipelines.core.records import METHODS, Event, Sampling, UserError
+from pipelines.core.records import METHODS, Counted, Event, Failed, Look, Sampling, Score, Started, UserError, Validated
 from pipelines.core.run import Run, forget
 from pipelines.runs import jobs
 from pipelines.runs.compare import perform
@@ -49,6 +49,25 @@ def until_step(run: Run, step: int, *, timeout_s: float = 120.0) -> None:
 
 def of_this_job(run: Run) -> list[Event]:
     return jobs.events(run, status(run).first_event)
+
+
+def test_events_are_read_with_their_details_and_without_those_of_an_earlier_version(tmp_path):
+    run = make_run(tmp_path)
+    sampling = Sampling("portrait of {subject}", seed=7)
+    told = [
+        Event("start", "lora", data=Started(12, "Memory is enough.")),
+        Event("watch", "lora", 4, 8, data=Look(0.5, 0.5, None, 0.4)),
+        Event("render", "lora", data=sampling),
+        Event("score", "lora", data=Score("a.png", "dlib", 0.25)),
+        Event("note", step=1, steps=2, text="photo 1.jpg looked at", data=Counted("photos")),
+        Event("failed", "lora", text="Too large.", data=Failed(out_of_memory=True)),
+    ]
+    for event in told:
+        append_line(run.events, short(event))
+    assert jobs.events(run) == told
+    append_line(run.events, {"kind": "note", "text": "Computing", "data": {"name": "cpu", "dtype": "float32"}})
+    append_line(run.events, {"kind": "done", "data": {"subject": {"id": "lora-1"}}})
+    assert jobs.events(run, len(told)) == [Event("note", text="Computing"), Event("done")]
 
 
 def test_killed_continued_stopped_and_continued_again_is_equal_to_never_having_stopped(tmp_path):
@@ -313,7 +332,7 @@ def test_every_error_becomes_one_sentence():
 
 def test_events_keep_their_order_and_their_numbers(tmp_path):
     run = make_run(tmp_path / "run")
-    told = [Event("step", "lora", step, 9, loss=0.5, seconds=0.25 * step, data={"norm": 1.0}) for step in range(4)]
+    told = [Event("step", "lora", step, 9, loss=0.5, seconds=0.25 * step, data=Validated(1.0)) for step in range(4)]
     for event in told:
         append_line(run.events, short(event))
     assert jobs.events(run) == told and jobs.events(run, 3) == told[3:]

@@ -44,17 +44,19 @@ def spec() -> JobSpec:
                    settings=quick(plan.methods[-1], steps=4))  # fmt: skip
 
 
-def test_it_learns_then_draws_then_scores(run, spec):
+def test_it_draws_at_once_then_learns_draws_and_scores(run, spec):
     told = list(perform(run, spec))
     kinds = [event.kind for event in told]
-    assert kinds[-1] == "done" and told[-1].method is None
-    assert kinds.index("step") < kinds.index("score") and kinds.count("render") == 2 * len(spec.methods)
+    assert kinds[-1] == "done" and told[-1].method is None and kinds.count("render") == 2 * len(spec.methods)
+    assert spec.methods[0] == "zero_shot" and kinds.index("score") < kinds.index("step"), "portraits before learning"
+    assert len(kinds) - kinds[::-1].index("score") > len(kinds) - kinds[::-1].index("step")
     assert {render.method for render in renders_of(run)} == set(spec.methods), "the untrained base draws nothing"
     assert run.report.is_file() and {line["render"] for line in read_lines(run.scores)}
 
 
 def test_stopped_anywhere_it_keeps_what_is_there_and_goes_on(run, spec):
     method = spec.methods[-1]
+    spec = replace(spec, methods=(method,))
 
     def until(kind: str) -> list[str]:
         seen: list[str] = []
@@ -75,7 +77,8 @@ def test_stopped_anywhere_it_keeps_what_is_there_and_goes_on(run, spec):
 
 def test_what_was_learned_from_these_photos_by_another_recipe_is_used(run, spec):
     method = spec.methods[-1]
-    longer = replace(spec, kind="train", methods=(method,), settings=quick(method, steps=6), samplings=())
+    spec = replace(spec, methods=(method,))
+    longer = replace(spec, kind="train", settings=quick(method, steps=6), samplings=())
     list(perform(run, longer))
     learned = subject_of(run, method)
     told = list(perform(run, spec))

@@ -20,7 +20,7 @@ from PIL import Image
 from pipelines.bases.registry import BASES
 from pipelines.core import presets
 from pipelines.core.files import Lock, append_line, jsonable, write_json
-from pipelines.core.records import COLUMNS, METHODS, Event, Photo, PhotoSet, UserError
+from pipelines.core.records import COLUMNS, METHODS, Event, Look, Photo, PhotoSet, UserError
 from pipelines.core.run import Run
 from pipelines.photos.captions import COLOURS
 from pipelines.runs import jobs
@@ -888,9 +888,10 @@ def test_progress_is_read_from_the_job_files(services, base):
     lane = services.view(capability).lane("lora")
     assert (lane.state, lane.step, lane.steps) == ("done", 4, 4) and "media/" in lane.preview
     early = photo_file(run.method("lora"), "preview_00002.png")
-    looks = [Event("start", "lora", 0, 4), Event("watch", "lora", 1, 4, data={"identity": 0.1}),
-             Event("watch", "lora", 3, 4, data={"identity": 0.3}), Event("start", "lora", 2, 4),
-             Event("preview", "lora", 2, 4, path=str(early)), Event("watch", "lora", 3, 4, data={"identity": 0.25}),
+    looks = [Event("start", "lora", 0, 4), Event("watch", "lora", 1, 4, data=Look(0.1, 0.1, None, 0.0)),
+             Event("watch", "lora", 3, 4, data=Look(0.3, 0.3, None, 0.0)), Event("start", "lora", 2, 4),
+             Event("preview", "lora", 2, 4, path=str(early)),
+             Event("watch", "lora", 3, 4, data=Look(0.25, 0.25, None, 0.0)),
              *events]  # fmt: skip
     run.events.write_text("".join(json.dumps(jsonable(each)) + "\n" for each in looks[:6]))
     services._events.clear()

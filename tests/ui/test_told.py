@@ -26,7 +26,7 @@ import pytest
 from pipelines.bases.memory import MemoryNeeds, memory_plan
 from pipelines.core import presets
 from pipelines.core.files import append_line, write_json
-from pipelines.core.records import REASONS, Event, Sampling, Score
+from pipelines.core.records import REASONS, Event, Look, Sampling, Score
 from pipelines.evaluation import lookalike, votes
 from pipelines.evaluation.scale import Scale
 from pipelines.faces.judges import judge_named
@@ -531,7 +531,7 @@ def test_a_lane_says_why_it_has_no_likeness_curve(show, photos, says):
     teach(session.run, show.services.view(capability).row.name, found.digest)
     html = train_html.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" in html and says in html
-    append_line(session.run.events, Event("watch", "lora", 3, 4, data={"identity": 0.25}))
+    append_line(session.run.events, Event("watch", "lora", 3, 4, data=Look(0.25, 0.25, None, 0.0)))
     html = train_html.lane(show.services.view(capability).lane("lora"))
     assert "No likeness curve" not in html and "lk-likeness" in html
 

@@ -15,8 +15,8 @@ import gradio as gr
 
 from pipelines.bases.registry import BASES, BaseRow, unknown_words
 from pipelines.core import safety
-from pipelines.core.decode import limits
-from pipelines.core.records import Sampling, UserError, with_subject
+from pipelines.core.decode import limits, with_subject
+from pipelines.core.records import Sampling, UserError
 from ui.page import html as page_html
 from ui.run.view import View
 from ui.words.words import tell

@@ -10,7 +10,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import gradio as gr
 
-from pipelines.core.records import CLASS_WORDS, QUALITIES, UserError, check_variation
+from pipelines.core.decode import check_variation
+from pipelines.core.records import CLASS_WORDS, QUALITIES, UserError
 from pipelines.finishing import refine, stage
 from ui.generate.finish import order_of
 from ui.page import errors

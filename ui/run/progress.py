@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.core.files import read_json
-from pipelines.core.records import ALL_METHODS, Event, UserError
+from pipelines.core.records import ALL_METHODS, Event, Look, UserError
 from pipelines.core.run import Run, imported_columns
 from pipelines.runs import jobs
 from ui.run.sessions import Session
@@ -138,8 +138,8 @@ def progress_of(run: Run, events: list[Event]) -> Progress:
         elif event.kind == "preview" and event.path:
             preview[method] = event.path
             previews.setdefault(method, []).append(event.path)
-        elif event.kind == "watch":
-            likeness.setdefault(method, []).append((event.step, float(event.data["identity"])))
+        elif isinstance(event.data, Look):
+            likeness.setdefault(method, []).append((event.step, event.data.identity))
         elif event.kind in ("done", "stopped", "failed"):
             ended[method] = event.kind
         elif event.kind == "start":  # continued from a checkpoint: what came after that is taught again
