@@ -114,7 +114,7 @@ def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
     assert "Astronaut" in marked and "Astronaut" not in html
 
 
-def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_path, monkeypatch):
+def test_thumbnails_come_from_their_folder_only(tmp_path, monkeypatch):
     from ui.generate import html as generate_html
     from ui.generate import styles
     from ui.run import cards
@@ -128,8 +128,8 @@ def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_pa
     monkeypatch.setattr(presets, "PRESETS", tmp_path / "presets")
     styles._thumbnail.cache_clear()
     try:
-        assert str(styles._thumbnail("thumbnails/small.jpg")).startswith("data:image/jpeg;base64,")
-        for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/large.png", "gone.jpg"):
+        assert styles._thumbnail("thumbnails/small.jpg") == "thumbnails/small.jpg"
+        for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/gone.jpg", "gone.jpg"):
             assert styles._thumbnail(wrong) is None, wrong
     finally:
         styles._thumbnail.cache_clear()
