@@ -171,6 +171,22 @@ def test_suggestions_bring_no_word_the_base_does_not_know(page):
         assert grown.startswith(PROMPT) and len(grown) < 600
 
 
+def test_words_of_a_prompt_that_were_not_read_are_told(page):
+    """On the page and to a program; of the last job only."""
+    from ui.programs.answers import status_of
+
+    page.run.drawing.job_folder.mkdir(exist_ok=True)
+    for words in (f"tail {EVIL}", "tail"):
+        append_line(page.run.drawing.events, Event("unread", text=words))
+    page.draw()
+    said = value(page.tab.show(page.view)[page.tab.status])
+    assert said.count("The prompt is longer than") == 2 and "Not read: tail" in said and "<script" not in said
+    assert status_of(page.view)["unread"] == [f"tail {EVIL}", "tail"]
+    first = len(page.run.drawing.events.read_text().splitlines())
+    jobs.save_status(page.run.drawing, jobs.JobStatus("done", "generate", job="two", first_event=first))
+    assert status_of(page.view)["unread"] == [] and "Not read" not in value(page.tab.show(page.view)[page.tab.status])
+
+
 # ------------------------------------------------------------------------------------------------- drawing
 
 

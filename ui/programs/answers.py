@@ -137,6 +137,7 @@ def status_of(view: View) -> Status:
         pictures=len(view.pictures),
         drawn=drawing.drawn,
         to_draw=drawing.to_draw,
+        unread=list(drawing.unread),
     )
 
 
