@@ -140,11 +140,12 @@ class PortraitPlan:
 
 
 def portrait_plan(row: Base, file: Path = PRESETS / "portraits.json") -> PortraitPlan:
-    """What `presets/portraits.json` says for the base's family, as far as the base offers it. Raises UserError when no
-    method or no style is left, and for a file that is wrong.
+    """What `presets/portraits.json` says for the base's family, or for any, as far as the base offers it. Raises
+    UserError when no method or no style is left, and for a file that is wrong.
     """
     saved = _read(file)
-    family = _part(_part(saved, "families", file), row.family, file)
+    families = _part(saved, "families", file)
+    family = _part(families, row.family if row.family in families else "any", file)
     known = styles()
     fitting = [known[name] for name in saved.get("styles", ()) if style_problem(known[name], row) is None]
     methods = tuple(method for method in family.get("methods", ()) if method in row.offered)

@@ -487,7 +487,7 @@ class Event:
     """One event of a job, for the app, the command line and the tests. Can be written as JSON."""
 
     # "start", "step", "preview", "watch", "note", "phase", "render", "refused", "score", "done", "stopped", "paused",
-    # "failed"
+    # "failed", "unread": a prompt is longer than the base reads
     kind: str
     method: str | None = None
     step: int = 0
@@ -496,5 +496,5 @@ class Event:
     seconds: float = 0.0  # spent so far on this method
     seconds_left: float | None = None
     path: str | None = None  # of a preview, render or artefact
-    text: str | None = None  # one sentence for people
+    text: str | None = None  # one sentence for people; of "unread" the words that are lost
     data: Details | None = None  # of the class that DETAILS has for the kind

@@ -65,8 +65,7 @@ def draw(
     asked = [each.prompt.replace("{subject}", phrase) for each in samplings for phrase in phrases]
     for unread in dict.fromkeys(family.text.unread(prompt) for prompt in asked):
         if unread:
-            text = f"The prompt is longer than {row.title} reads. Not read: {unread}"
-            yield Event("note", text=text)
+            yield Event("unread", text=unread)
     set_aside_old_renders(run, row)
     repair_lines(_refusals_file(run))
     refused = set(refusals(run, row))

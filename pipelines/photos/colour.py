@@ -165,8 +165,8 @@ def _probe() -> Any:
 
 
 # The value that means white when the file does not say it: the first of these that no pixel exceeds. With 65535 for
-# all, a picture that uses only 12 of its 16 bits would be nearly black.
-INTEGER_TOPS, FLOAT_TOPS = (255.0, 4095.0, 65535.0, 2.0**31 - 1), (1.0, 255.0, 65535.0)
+# all, a picture that uses only 10, 12 or 14 of its 16 bits would be nearly black.
+INTEGER_TOPS, FLOAT_TOPS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0, 2.0**31 - 1), (1.0, 255.0, 65535.0)
 ROWS = 256  # rows that are converted at once, so that a large picture takes little more memory than its pixels
 
 

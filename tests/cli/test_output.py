@@ -90,3 +90,27 @@ def test_no_name_and_no_encoding_stops_a_command(tmp_path, encoding, json_too):
     if json_too:
         names = set(json.loads(done.stdout.decode(encoding))["photos"])
         assert "日本 🙂.png" in names and len(names) == 3
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "replay"])
+@pytest.mark.parametrize("kind", ["below a file", "long", "nothing can be made"])
+def test_a_run_that_cannot_be_made_is_wrong_use_before_the_work(tmp_path, capsys, monkeypatch, command, kind):
+    monkeypatch.setattr("pipelines.photos.gather.gather", lambda *_: pytest.fail("photos were read"))
+    monkeypatch.setattr("pipelines.runs.replay.prepare", lambda *_: pytest.fail("a run was copied"))
+    (tmp_path / "file").write_text("x")
+    out = {"below a file": tmp_path / "file" / "run", "long": tmp_path / ("n" * 300)}.get(kind, Path("/proc/run"))
+    given = [str(tmp_path / "manifest.json")] if command == "replay" else [str(SAMPLE), "--base", "portrait-128"]
+    assert main([command, *given, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "can't be used" in said and "our fault" not in said and len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", [["generate"], ["import", "--remove", "x"], ["import", "lora.safetensors"]])
+def test_a_run_that_may_not_be_written_is_wrong_use_before_the_work(trained, capsys, monkeypatch, command):
+    monkeypatch.setattr("pipelines.runs.jobs.start", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr("pipelines.methods.imports.remove", lambda *_: pytest.fail("something was removed"))
+    monkeypatch.setattr("pipelines.methods.imports.add", lambda *_, **__: pytest.fail("a file was read"))
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(trained.folder))
+    assert main([command[0], str(trained.folder), *command[1:]]) == 2
+    assert "this program may not write or read there" in capsys.readouterr().err

@@ -13,10 +13,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.bases import sampling as sampler
+from pipelines.core.control import Control
 from pipelines.core.device import noise
 from pipelines.core.files import jsonable
 from pipelines.core.inscription import Inscription
 from pipelines.core.records import METHODS, Sampling, UserError
+from pipelines.core.run import run_at
+from pipelines.generation.draw import draw as draw_stage
 from pipelines.generation.draw import render_name
 from pipelines.generation.generator import SCHEDULERS, Generator, check, read_settings, save_render
 from pipelines.runs.jobspec import JobSpec, spec_from_json
@@ -375,3 +378,15 @@ def test_the_settings_of_a_variation_travel(tmp_path):
     assert read_settings(tmp_path / "a.png") == sampling
     spec = JobSpec(kind="generate", samplings=(sampling, Sampling(PROMPT)))
     assert spec_from_json(json.loads(json.dumps(jsonable(spec)))) == spec
+
+
+def test_the_end_of_a_prompt_that_is_not_read_is_told(tmp_path):
+    """Per column: the person's name takes room too."""
+    family = tiny_family("portrait")
+    said = f"{PROMPT}, " + "grey background, " * 20 + "red jacket"
+    asked = [Sampling(text, steps=1) for text in (PROMPT, said)]
+    control = Control()
+    told = list(draw_stage(run_at(tmp_path), ["none"], asked, family, class_word="man", control=control))
+    (unread,) = [event.text for event in told if event.kind == "unread"]
+    assert unread.endswith("grey background, red jacket") and said.endswith(unread)
+    assert family.text.unread(said.replace("{subject}", "man").removesuffix(unread)) == ""
