@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from pipelines.core.records import UserError
 if TYPE_CHECKING:
     from pipelines.core.run import Run
     from pipelines.runs.jobspec import JobSpec
+    from pipelines.runs.study import Cell, Study
 
 
 CONSENT = "By running this command the user states that the person shown agrees to have their face learned."
@@ -26,6 +27,8 @@ def compare(asked: argparse.Namespace) -> int:
 
     if asked.matrix is not None:
         return _study(asked)
+    if asked.plan:
+        raise WrongUse("--plan is of a study. Add --matrix FILE.")
     run, spec = _prepare(asked, kind="compare")
     work(run, spec)
     report = read_json(run.report)
@@ -60,10 +63,13 @@ def _study(asked: argparse.Namespace) -> int:
         raise WrongUse("A study needs --out FOLDER: it is continued from there.")
     if asked.jobs < 1:
         raise WrongUse("--jobs is a number from 1.")
-    check_out(asked.out / "report.html")
+    if not asked.plan:
+        check_out(asked.out / "report.html")
     use_face_models(asked)
     matrix = study.read_matrix(asked.matrix)
     people = study.read_people(asked.photos, asked.people or matrix.people)
+    if asked.plan:
+        return _plan(study.Study(matrix, people, asked.out, say), asked)
     if asked.engine == "ray":
         engine = study.RayEngine(asked.address)
         try:
@@ -92,6 +98,67 @@ def _study(asked: argparse.Namespace) -> int:
     if doing.failed:
         raise UserError(f"{len(doing.failed)} cells failed; the same command tries them again.")
     return DONE
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What a study has left to do of one condition."""
+
+    condition: str
+    cells: int
+    done: int
+    hours: float | None  # of one process; None: nothing was measured
+    basis: str
+
+
+def _plan(doing: Study, asked: argparse.Namespace) -> int:
+    every = doing.planned(at_once=asked.jobs)
+    rows = [
+        _left([cell for cell in every if cell.condition == name])
+        for name in dict.fromkeys(cell.condition for cell in every)
+    ]
+    known = [row.hours for row in rows if row.hours is not None]
+    total = round(sum(known) / asked.jobs, 2) if len(known) == len(rows) else None
+    if asked.json:
+        print_json({"people": len(doing.people), "conditions": [asdict(row) for row in rows], "hours": total})
+        return DONE
+    show(f"{len(every)} cells of {len(doing.people)} people, {sum(row.done for row in rows)} of them done")
+    for row in rows:
+        hours = "time unknown" if row.hours is None else f"{row.hours:.1f} hours left of one process"
+        show(f"{row.condition}: {row.cells} cells, {row.done} done, {hours}: {row.basis}")
+    if total is not None:
+        show(f"About {total:.1f} hours with {asked.jobs} at once")
+    return DONE
+
+
+def _left(cells: Sequence[Cell]) -> _Left:
+    """Of one condition: as long as its finished cells took, else what training is reckoned to take."""
+    from pipelines.core.files import read_json
+    from pipelines.core.run import Run
+
+    took = [float(read_json(Run(cell.folder).report)["wall_s"]) for cell in cells if cell.is_done]
+    seconds, basis = (sum(took) / len(took), "as finished cells took") if took else _training(cells[0])
+    hours = None if seconds is None else round(seconds * (len(cells) - len(took)) / 3600, 2)
+    return _Left(cells[0].condition, len(cells), len(took), hours, basis)
+
+
+def _training(cell: Cell) -> tuple[float | None, str]:
+    """(seconds, what they rest on) of a cell's training; drawing and judging come on top."""
+    from pipelines.bases.registry import find_base
+    from pipelines.core import presets
+    from pipelines.core.records import is_instant
+    from pipelines.training.estimates import estimate
+
+    row, spec = find_base(cell.spec.base), cell.spec
+    taught = [name for name in spec.methods if not is_instant(name)]
+    if cell.budget.seconds is not None:
+        return cell.budget.seconds * len(taught), "training alone, as the budget says"
+    recipes = {
+        name: presets.recipe(row, name, spec.quality, class_word=spec.class_word).replaced(**spec.settings[name])
+        for name in taught
+    }
+    found = estimate(row, recipes, {})
+    return found.seconds, f"training alone, without early stops, at this machine's speed now; {found.basis}"
 
 
 def train(asked: argparse.Namespace) -> int:
