@@ -118,7 +118,7 @@ def score(asked: argparse.Namespace) -> int:
             show(f"{name}:")
             for who, one in found.items():
                 words = f" ({one['in_words']})" if one["similarity"] is not None else ""
-                show(f"  {who}: {one['verdict']}{words}.{' ' + one['note'] if one['note'] else ''}")
+                show(f"  {who}: {(one['verdict'] or '').rstrip('.')}{words}.{' ' + one['note'] if one['note'] else ''}")
     return FAILED if unreadable else DONE
 
 
