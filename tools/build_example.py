@@ -43,7 +43,7 @@ TILE_PX, GAP_PX = 224, 12
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quality", default="good")
+    parser.add_argument("--quality", default="draft")
     parser.add_argument("--home", type=Path, help="work here and keep it (a temporary folder)")
     parser.add_argument("--again", action="store_true", help="only copy what lies in --home already")
     options = parser.parse_args()

@@ -87,6 +87,16 @@ def check_out(path: Path, *, source: Path | None = None, overwrite: bool = False
         raise WrongUse(str(problem)) from problem
 
 
+def check_run(folder: Path) -> None:
+    """Refuse a folder in which no run can be made or changed, before the work."""
+    from pipelines.core.run import MARKER
+
+    try:
+        check_out(folder.expanduser() / MARKER)
+    except WrongUse as problem:
+        raise WrongUse(str(problem).replace(MARKER, folder.name[:80], 1)) from problem
+
+
 def run_of(folder: Path) -> Run:
     from pipelines.core.run import open_run
 

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import DREAMBOOTH_LORA, check_out, checked, run_of, subject_prompts, use_face_models
+from pipelines.cli.arguments import (
+    DREAMBOOTH_LORA,
+    check_out,
+    check_run,
+    checked,
+    run_of,
+    subject_prompts,
+    use_face_models,
+)
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say, show
 from pipelines.cli.progress import Bar, work
 from pipelines.core.records import ALL_METHODS, Event, Sampling, Score, UserError
@@ -27,6 +35,7 @@ def generate(asked: argparse.Namespace) -> int:
 
     use_face_models(asked)
     run = run_of(asked.folder)
+    check_run(run.folder)
     every = (*ALL_METHODS, *imported_columns(run))
     cards = {name: card for name in every if (card := read_json(run.method(name) / "subject.json"))}
     before = jobs.load_spec(run) if run.spec.exists() else None
@@ -166,6 +175,7 @@ def import_lora(asked: argparse.Namespace) -> int:
 
     use_face_models(asked)
     run = run_of(asked.folder)
+    check_run(run.folder)
     if (asked.file is None) == (asked.remove is None):
         raise WrongUse("Name a file to import, or a column to take out with --remove NAME.")
     if any(jobs.status(slot).busy for slot in (run, run.drawing)):
@@ -173,11 +183,11 @@ def import_lora(asked: argparse.Namespace) -> int:
     if asked.remove is not None:
         had_report = run.report.exists()
         imports.remove(run, IMPORTED + asked.remove.removeprefix(IMPORTED))
-        spec = jobs.load_spec(run) if run.spec.exists() else None
-        if had_report and spec is not None and spec.kind == "compare":
-            work(run, spec)  # only the report is written again, without the column
+        again = _report_again(run) if had_report else None
+        if again is not None:
+            work(run, again)
         elif had_report:
-            say("The report told of it and is removed: the next generate writes it again.")
+            say("The report told of nothing else and is removed too.")
         if asked.json:
             print_json({"run": str(run.folder), "removed": asked.remove})
         else:
@@ -212,6 +222,21 @@ def import_lora(asked: argparse.Namespace) -> int:
         show(f"{column}: {card.method}, {card.trainable_params:,} numbers; it is called by: {card.phrase}")
         show(f"Draw with it: python -m pipelines generate {run.folder} --methods none,{column} --prompt ...")
     return DONE
+
+
+def _report_again(run: Run) -> JobSpec | None:
+    """A job that draws nothing and writes the run's report anew; None where no picture is left to report."""
+    from pipelines.generation.draw import renders_of
+    from pipelines.runs import jobs
+
+    spec, left = jobs.load_spec(run), renders_of(run)
+    if spec.kind == "compare":
+        return spec
+    if not left:
+        return None
+    column = left[0].method
+    there = tuple(each.sampling for each in left if each.method == column)
+    return replace(spec, kind="generate", methods=(column,), samplings=there)
 
 
 def _same_pictures(run: Run, spec: JobSpec, column: str) -> JobSpec | None:

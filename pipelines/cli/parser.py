@@ -122,6 +122,9 @@ def _teaching(command: Command) -> None:
         metavar="NAMES",
         help="of a study: only these (comma-separated; default: the matrix file's, else all)",
     )
+    compare.add_argument(
+        "--plan", action="store_true", help="of a study: say which cells are left and for how long, and start nothing"
+    )
     compare.add_argument("--jobs", type=count, default=1, help="cells of a study that run at once (1)")
     compare.add_argument("--engine", choices=("processes", "ray"), default="processes", help="where cells run")
     compare.add_argument("--address", help="of a running Ray cluster (default: one on this machine)")

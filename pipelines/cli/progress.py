@@ -70,6 +70,8 @@ class Bar:
             self.show("drawing", event.step, event.steps)
         elif event.kind == "score":
             self.show("scoring", event.step, event.steps)
+        elif event.kind == "unread":
+            self.line(f"The prompt is longer than this base reads. Not read: {event.text}")
         elif event.text and self._is_news(event):
             self.line(event.text)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.arguments import check_out, run_of, subject_prompts, use_face_models
+from pipelines.cli.arguments import check_out, check_run, run_of, subject_prompts, use_face_models
 from pipelines.cli.output import DONE, WrongUse, figure, print_json, print_table, say, show
 from pipelines.cli.progress import work
 from pipelines.core.records import UserError
@@ -16,6 +16,7 @@ from pipelines.core.records import UserError
 if TYPE_CHECKING:
     from pipelines.core.run import Run
     from pipelines.runs.jobspec import JobSpec
+    from pipelines.runs.study import Cell, Study
 
 
 CONSENT = "By running this command the user states that the person shown agrees to have their face learned."
@@ -26,6 +27,8 @@ def compare(asked: argparse.Namespace) -> int:
 
     if asked.matrix is not None:
         return _study(asked)
+    if asked.plan:
+        raise WrongUse("--plan is of a study. Add --matrix FILE.")
     run, spec = _prepare(asked, kind="compare")
     work(run, spec)
     report = read_json(run.report)
@@ -60,10 +63,13 @@ def _study(asked: argparse.Namespace) -> int:
         raise WrongUse("A study needs --out FOLDER: it is continued from there.")
     if asked.jobs < 1:
         raise WrongUse("--jobs is a number from 1.")
-    check_out(asked.out / "report.html")
+    if not asked.plan:
+        check_out(asked.out / "report.html")
     use_face_models(asked)
     matrix = study.read_matrix(asked.matrix)
     people = study.read_people(asked.photos, asked.people or matrix.people)
+    if asked.plan:
+        return _plan(study.Study(matrix, people, asked.out, say), asked)
     if asked.engine == "ray":
         engine = study.RayEngine(asked.address)
         try:
@@ -94,6 +100,67 @@ def _study(asked: argparse.Namespace) -> int:
     return DONE
 
 
+@dataclass(frozen=True)
+class _Left:
+    """What a study has left to do of one condition."""
+
+    condition: str
+    cells: int
+    done: int
+    hours: float | None  # of one process; None: nothing was measured
+    basis: str
+
+
+def _plan(doing: Study, asked: argparse.Namespace) -> int:
+    every = doing.planned(at_once=asked.jobs)
+    rows = [
+        _left([cell for cell in every if cell.condition == name])
+        for name in dict.fromkeys(cell.condition for cell in every)
+    ]
+    known = [row.hours for row in rows if row.hours is not None]
+    total = round(sum(known) / asked.jobs, 2) if len(known) == len(rows) else None
+    if asked.json:
+        print_json({"people": len(doing.people), "conditions": [asdict(row) for row in rows], "hours": total})
+        return DONE
+    show(f"{len(every)} cells of {len(doing.people)} people, {sum(row.done for row in rows)} of them done")
+    for row in rows:
+        hours = "time unknown" if row.hours is None else f"{row.hours:.1f} hours left of one process"
+        show(f"{row.condition}: {row.cells} cells, {row.done} done, {hours}: {row.basis}")
+    if total is not None:
+        show(f"About {total:.1f} hours with {asked.jobs} at once")
+    return DONE
+
+
+def _left(cells: Sequence[Cell]) -> _Left:
+    """Of one condition: as long as its finished cells took, else what training is reckoned to take."""
+    from pipelines.core.files import read_json
+    from pipelines.core.run import Run
+
+    took = [float(read_json(Run(cell.folder).report)["wall_s"]) for cell in cells if cell.is_done]
+    seconds, basis = (sum(took) / len(took), "as finished cells took") if took else _training(cells[0])
+    hours = None if seconds is None else round(seconds * (len(cells) - len(took)) / 3600, 2)
+    return _Left(cells[0].condition, len(cells), len(took), hours, basis)
+
+
+def _training(cell: Cell) -> tuple[float | None, str]:
+    """(seconds, what they rest on) of a cell's training; drawing and judging come on top."""
+    from pipelines.bases.registry import find_base
+    from pipelines.core import presets
+    from pipelines.core.records import is_instant
+    from pipelines.training.estimates import estimate
+
+    row, spec = find_base(cell.spec.base), cell.spec
+    taught = [name for name in spec.methods if not is_instant(name)]
+    if cell.budget.seconds is not None:
+        return cell.budget.seconds * len(taught), "training alone, as the budget says"
+    recipes = {
+        name: presets.recipe(row, name, spec.quality, class_word=spec.class_word).replaced(**spec.settings[name])
+        for name in taught
+    }
+    found = estimate(row, recipes, {})
+    return found.seconds, f"training alone, without early stops, at this machine's speed now; {found.basis}"
+
+
 def train(asked: argparse.Namespace) -> int:
     from pipelines.core.files import read_json
 
@@ -118,6 +185,7 @@ def replay(asked: argparse.Namespace) -> int:
     use_face_models(asked)
     old = asked.manifest.resolve()
     out = asked.out or old.parent.with_name(f"{old.parent.name}-again")
+    check_run(out)
     run, spec = replay.prepare(old, out)
     work(run, spec)
     found = replay.differences(read_json(old), read_json(run.manifest))
@@ -143,7 +211,9 @@ def replay(asked: argparse.Namespace) -> int:
 def forget(asked: argparse.Namespace) -> int:
     from pipelines.core.run import forget
 
-    receipt = forget(run_of(asked.folder))
+    run = run_of(asked.folder)
+    check_run(run.folder)
+    receipt = forget(run)
     if asked.json:
         print_json(receipt)
     else:
@@ -169,7 +239,7 @@ def worker(asked: argparse.Namespace) -> int:
 def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
     """The run and its job. All errors in the arguments are found here."""
     from pipelines.bases.registry import default_base, find_base
-    from pipelines.core.run import is_run, new_run, record_consent, run_at
+    from pipelines.core.run import data_root, is_run, new_run, record_consent, run_at
     from pipelines.photos.gather import gather
     from pipelines.runs.jobspec import JobSpec, samplings_of
 
@@ -200,6 +270,7 @@ def _prepare(asked: argparse.Namespace, *, kind: str) -> tuple[Run, JobSpec]:
         if prompts := subject_prompts(getattr(asked, "prompt", ())):
             spec = replace(spec, samplings=samplings_of(row, prompts, renders=asked.renders, seed=asked.seed))
         spec.check()
+        check_run(data_root() / "run" if asked.out is None else asked.out)
         if asked.out is not None and asked.out.exists() and not is_run(asked.out):
             run_at(asked.out)  # raises the error that says what is wrong
     except UserError as problem:

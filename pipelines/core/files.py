@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -76,16 +77,22 @@ def told_when_full() -> Iterator[None]:
 
 
 def check_target(path: Path) -> None:
-    """Raises UserError when no file can be written at `path`; called before the work starts. An existing file is not
-    changed; missing folders are made.
-    """
+    """Raises UserError when no file can be written at `path`; called before the work starts. Nothing is changed."""
     with told_when_full():
+        missing = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        with _beside(path) as partial:
-            partial.touch()
+        try:
+            with _beside(path) as partial:
+                partial.touch()
+        except FileNotFoundError as error:
+            raise UserError(f"{path.name} can't be used: no folder can be made there. Choose another place.") from error
+        finally:
+            for folder in missing:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def jsonable(value: Any) -> Any:

@@ -309,7 +309,7 @@ _LATER = (
 )  # fmt: skip
 
 
-def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+def recipe_fields(recipe: Recipe) -> dict[str, object]:
     """A recipe's settings for a hash: those that were added later are left out at their default."""
     usual = {each.name: each.default for each in fields(Recipe)}
     return {name: value for name, value in vars(recipe).items() if name not in _LATER or value != usual[name]}
@@ -355,7 +355,7 @@ class Sampling:
 _ADDED: dict[str, Any] = {"source": None, "change": 1.0, "draft": False}
 
 
-def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+def sampling_fields(sampling: Sampling) -> dict[str, object]:
     """A sampling's settings for JSON and hashes. Those that were added later are left out at their default, so that
     names and hashes of pictures from noise are the same as in earlier versions.
     """
@@ -487,7 +487,7 @@ class Event:
     """One event of a job, for the app, the command line and the tests. Can be written as JSON."""
 
     # "start", "step", "preview", "watch", "note", "phase", "render", "refused", "score", "done", "stopped", "paused",
-    # "failed"
+    # "failed", "unread": a prompt is longer than the base reads
     kind: str
     method: str | None = None
     step: int = 0
@@ -496,5 +496,5 @@ class Event:
     seconds: float = 0.0  # spent so far on this method
     seconds_left: float | None = None
     path: str | None = None  # of a preview, render or artefact
-    text: str | None = None  # one sentence for people
+    text: str | None = None  # one sentence for people; of "unread" the words that are lost
     data: Details | None = None  # of the class that DETAILS has for the kind

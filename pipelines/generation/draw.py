@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pipelines.core import inscription
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import append_line, file_sha256, read_lines, repair_lines, sha, write_file
+from pipelines.core.inscription import Inscription
 from pipelines.core.records import (
     ALL_METHODS,
     UNTRAINED,
@@ -75,8 +76,7 @@ def draw(
     asked = [each.prompt.replace("{subject}", phrase) for each in samplings for phrase in phrases]
     for unread in dict.fromkeys(family.text.unread(prompt) for prompt in asked):
         if unread:
-            text = f"The prompt is longer than {row.title} reads. Not read: {unread}"
-            yield Event("note", text=text)
+            yield Event("unread", text=unread)
     set_aside_old_renders(run, row)
     repair_lines(_refusals_file(run))
     refused = set(refusals(run, row))
@@ -114,12 +114,8 @@ def draw(
                 _note_refused(run, row, column, sampling, subject_id)
                 continue
             source = file_sha256(run.folder / sampling.source) if sampling.source else None
-            yield drawn(
-                save_render(
-                    image, sampling, paths[sampling], method=column, base=row.name, subject_id=subject_id,
-                    source_sha256=source,
-                )
-            )  # fmt: skip
+            facts = Inscription(sampling, row.name, subject_id, source)
+            yield drawn(save_render(image, facts, paths[sampling], method=column))
             control.clock.save(every_s=SAVE_EVERY_S)
         control.check()
         for sampling in samplings:

@@ -178,6 +178,8 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
                 at = file.tell()
                 profile = colour.profile_of(image, file)
                 file.seek(at)  # where Pillow stopped reading
+                if _tag(image, 262) == (6,) and _tag(image, 259) in ((), (1,)):
+                    image = _ycbcr(file, image)
                 image.load()
                 pixels = _upright_rgb(image, profile)
         except UserError as problem:
@@ -187,8 +189,8 @@ def _decoded(file: IO[bytes]) -> np.ndarray:
                 told = "keeps its colours as YCbCr in a way that can't be read. Save it as JPEG or PNG."
                 raise _Refused(told) from error
             raise _Refused("is damaged or cut short. Copy it again or leave it out.") from error
-    if _is_deep_rgb(image, head) and int(pixels.max()) < 16:
-        raise _Refused("uses only the lowest of its 16 bits and would be black. Save it with 8 bits a channel.")
+    if _is_deep_rgb(image, head) and int(pixels.max()) < 64:
+        raise _Refused("uses only the lowest of its 16 bits and would be too dark. Save it with 8 bits a channel.")
     return pixels
 
 
@@ -259,6 +261,18 @@ def _check_tiff(image: Any) -> None:
         raise _Refused(RAW)
     for width, height in zip(_tag(image, 322), _tag(image, 323)):  # Pillow unpacks whole tiles, even of a small picture
         _check_size(width, height)
+
+
+def _ycbcr(file: IO[bytes], image: Any) -> Any:
+    """An uncompressed YCbCr TIFF, which Pillow can't read, by OpenCV: upright."""
+    import cv2
+    from PIL import Image
+
+    file.seek(0)
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None or pixels.shape[:2] != (image.height, image.width):
+        raise ValueError("OpenCV can't read it")
+    return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
 def _is_deep_rgb(image: Any, head: bytes) -> bool:

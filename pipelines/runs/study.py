@@ -113,6 +113,7 @@ class Cell:
     seed: int
     folder: Path
     spec: JobSpec
+    budget: Budget
     others: tuple[Person, ...] = ()  # whose photos are `spec.others`, in order
 
     @property
@@ -122,6 +123,10 @@ class Cell:
 
         others = tuple(each.name for each in self.others)
         return FinishedRun(self.person.name, self.condition, self.seed, self.folder, self.person.traits, others)
+
+    @property
+    def is_done(self) -> bool:
+        return is_run(self.folder) and is_complete(Run(self.folder), self.spec)
 
 
 def read_matrix(file: Path) -> Matrix:
@@ -213,6 +218,7 @@ def cells(matrix: Matrix, people: Sequence[Person], out: Path, pace: Pace) -> li
                 _spec(matrix, person, budget, variant, seed, pace.get(variant.name, {})),
                 others=tuple(str(each.photos[0].resolve()) for each in others(person, people)),
             ),
+            budget,
             others(person, people),
         )
         for seed in matrix.seeds
@@ -337,6 +343,7 @@ class Study:
     ) -> None:
         self.matrix, self.people, self.out, self.tell = matrix, list(people), out.resolve(), tell
         self._engine = engine or run_cell
+        self._timing = self.out / "timing.json"
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._running: set[Path] = set()
@@ -349,7 +356,7 @@ class Study:
         self.out.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
         every = cells(self.matrix, self.people, self.out, self._pace(at_once))
-        todo = [cell for cell in every if not _finished(cell)]
+        todo = [cell for cell in every if not cell.is_done]
         self.tell(f"{len(every)} cells, {len(every) - len(todo)} of them done already")
         took: list[float] = []
         with ThreadPoolExecutor(at_once) as pool:
@@ -361,7 +368,12 @@ class Study:
             except KeyboardInterrupt:
                 self.stop()
                 raise
-        return [cell for cell in every if _finished(cell)]
+        return [cell for cell in every if cell.is_done]
+
+    def planned(self, *, at_once: int = 1) -> list[Cell]:
+        """The cells that `run` would do. Nothing is started; where no pace was measured, steps stand for seconds."""
+        unknown = {variant.name: dict.fromkeys(self.matrix.methods, 1.0) for variant in self.matrix.recipes}
+        return cells(self.matrix, self.people, self.out, self._known_pace(at_once) or unknown)
 
     def stop(self) -> None:
         """Stop every cell within one step; what was learned is kept, and a later `run` continues."""
@@ -412,15 +424,21 @@ class Study:
         """
         if all(budget.seconds is None for budget in self.matrix.budgets):
             return {}
-        file = self.out / "timing.json"
-        known = read_json(file)
-        wanted = {"jobs": at_once, "recipes": jsonable(self.matrix.recipes), "methods": self.matrix.methods}
-        if isinstance(known, dict) and known.get("of") == wanted:
-            return {name: {m: float(value) for m, value in each.items()} for name, each in known["pace"].items()}
+        if (known := self._known_pace(at_once)) is not None:
+            return known
         self.tell("Measuring how long a step of each method takes here")
         pace = {variant.name: self._time(variant, at_once) for variant in self.matrix.recipes}
-        write_json(file, {"of": wanted, "pace": pace, "steps": [TIMED_FROM, TIMED_STEPS]})
+        write_json(self._timing, {"of": self._timed(at_once), "pace": pace, "steps": [TIMED_FROM, TIMED_STEPS]})
         return pace
+
+    def _known_pace(self, at_once: int) -> Pace | None:
+        known = read_json(self._timing)
+        if not isinstance(known, dict) or known.get("of") != self._timed(at_once):
+            return None
+        return {name: {m: float(value) for m, value in each.items()} for name, each in known["pace"].items()}
+
+    def _timed(self, at_once: int) -> dict[str, object]:
+        return {"jobs": at_once, "recipes": jsonable(self.matrix.recipes), "methods": self.matrix.methods}
 
     def _time(self, variant: Variant, at_once: int) -> dict[str, float]:
         budget = next(budget for budget in self.matrix.budgets if budget.seconds is not None)
@@ -470,7 +488,3 @@ def _per_step(events: Sequence[Event], watched: dict[str, int]) -> dict[str, flo
         look = max(0.0, seconds[TIMED_STEPS] - last - plain)
         found[name] = plain + (look / watched[name] if watched[name] else 0.0)
     return found
-
-
-def _finished(cell: Cell) -> bool:
-    return is_run(cell.folder) and is_complete(Run(cell.folder), cell.spec)

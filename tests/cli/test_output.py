@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines.cli import main
 from pipelines.core.files import write_json
+from pipelines.core.records import Event
 from pipelines.core.run import run_at
 from pipelines.runs.jobspec import JobSpec
 
@@ -75,6 +77,25 @@ def test_only_unreadable_pictures_are_a_failure(tmp_path, capsys):
     torn.write_bytes(b"no picture")
     person = next(SAMPLE.glob("*.png"))
     assert main(["score", str(torn), "--against", str(person), "--judge", "dlib"]) == 1
+    assert "Save it as JPEG or PNG.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "said"), [(["--width", "130"], "Drawn at 128 x 128 px"), (["--width", "128"], "")])
+def test_a_size_that_was_rounded_is_said(trained, capsys, monkeypatch, asked, said):
+    from pipelines.core.files import append_line
+
+    def work(run, spec):
+        assert spec.samplings[0].width_px == int(asked[1])
+        path = run.folder / "renders" / "none" / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (128, 128)).save(path)
+        append_line(run.events, Event("render", "none", 1, 1, path="renders/none/a.png", data=spec.samplings[0]))
+        return 0
+
+    monkeypatch.setattr("pipelines.cli.generate.work", work)
+    assert main(["generate", str(trained.folder), "--methods", "none", "--number", "1", *asked]) == 0
+    told = capsys.readouterr()
+    assert said in told.err and ("Drawn at" in told.err) == bool(said)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
@@ -90,3 +111,27 @@ def test_no_name_and_no_encoding_stops_a_command(tmp_path, encoding, json_too):
     if json_too:
         names = set(json.loads(done.stdout.decode(encoding))["photos"])
         assert "日本 🙂.png" in names and len(names) == 3
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "replay"])
+@pytest.mark.parametrize("kind", ["below a file", "long", "nothing can be made"])
+def test_a_run_that_cannot_be_made_is_wrong_use_before_the_work(tmp_path, capsys, monkeypatch, command, kind):
+    monkeypatch.setattr("pipelines.photos.gather.gather", lambda *_: pytest.fail("photos were read"))
+    monkeypatch.setattr("pipelines.runs.replay.prepare", lambda *_: pytest.fail("a run was copied"))
+    (tmp_path / "file").write_text("x")
+    out = {"below a file": tmp_path / "file" / "run", "long": tmp_path / ("n" * 300)}.get(kind, Path("/proc/run"))
+    given = [str(tmp_path / "manifest.json")] if command == "replay" else [str(SAMPLE), "--base", "portrait-128"]
+    assert main([command, *given, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "can't be used" in said and "our fault" not in said and len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", [["generate"], ["import", "--remove", "x"], ["import", "lora.safetensors"]])
+def test_a_run_that_may_not_be_written_is_wrong_use_before_the_work(trained, capsys, monkeypatch, command):
+    monkeypatch.setattr("pipelines.runs.jobs.start", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr("pipelines.methods.imports.remove", lambda *_: pytest.fail("something was removed"))
+    monkeypatch.setattr("pipelines.methods.imports.add", lambda *_, **__: pytest.fail("a file was read"))
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(trained.folder))
+    assert main([command[0], str(trained.folder), *command[1:]]) == 2
+    assert "this program may not write or read there" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from pipelines.core.records import UserError
 from pipelines.photos import colour, decode, gather
@@ -410,7 +410,7 @@ def test_adobe_rgb_is_known_by_exif_alone(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "top"), [
     (np.float32, 1.0), (np.float32, 255.0), (np.float32, 65535.0), (np.int32, 255), (np.int32, 65535),
-    (np.uint16, 4095), (np.uint16, 65535), (np.uint16, 255),
+    (np.uint16, 1023), (np.uint16, 4095), (np.uint16, 16383), (np.uint16, 65535), (np.uint16, 255),
 ])  # fmt: skip
 def test_deep_greys_are_scaled_by_the_range_that_they_use(tmp_path, dtype, top):
     values = patches(tuple(luma / 255 * top for luma in LUMA), dtype)
@@ -442,7 +442,7 @@ RGB_TIFF = {256: (4, (96,)), 257: (4, (64,)), 258: (3, (8, 8, 8)), 259: (3, (1,)
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({262: (3, (6,)), 530: (3, (1, 1))}, "keeps its colours as YCbCr"),
+    ({262: (3, (6,)), 259: (3, (32946,)), 530: (3, (3, 1))}, "keeps its colours as YCbCr"),
     ({50706: (4, (1,))}, "is a raw file of a camera"),
     ({258: (3, (16, 16, 16))}, "uses only the lowest of its 16 bits"),
     ({}, None),
@@ -455,6 +455,25 @@ def test_tiffs_that_can_not_be_read_are_told_as_what_they_are(tmp_path, changes,
     else:
         with pytest.raises(UserError, match=rf"^a\.tif {words}"):
             decode.decode(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("shared", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_uncompressed_ycbcr_tiff_is_read(tmp_path, shared, orientation):
+    """`shared`: so many pixels across and down have one Cb and one Cr, which stand behind their Y."""
+    across, down = shared
+    values = np.asarray(
+        patches(PATCHES) if orientation == 1 else Image.fromarray(patches(PATCHES)).rotate(90, expand=True)
+    )
+    ycbcr = np.asarray(Image.fromarray(values).convert("YCbCr"))
+    height, width = ycbcr.shape[:2]
+    luma = ycbcr[..., 0].reshape(height // down, down, width // across, across).swapaxes(1, 2)
+    luma = luma.reshape(height // down, width // across, down * across)
+    data = np.concatenate([luma, ycbcr[::down, ::across, 1:]], -1).tobytes()
+    tags = {256: (4, (width,)), 257: (4, (height,)), 278: (4, (height,)), 262: (3, (6,)), 530: (3, shared),
+            274: (3, (orientation,))}  # fmt: skip
+    (tmp_path / "a.tif").write_bytes(tiff(RGB_TIFF | tags, data))
+    assert_patches(tmp_path / "a.tif", PATCHES, 2)
 
 
 def test_a_tile_that_is_far_larger_than_its_tiff_is_not_unpacked(tmp_path):
@@ -497,3 +516,19 @@ def test_an_avif_is_read_by_a_process_of_its_own(tmp_path, monkeypatch):
     Image.fromarray(np.full((48, 64, 3), 128, np.uint8)).save(tmp_path / "a.avif")
     monkeypatch.setattr(room, "_decoded", lambda file: pytest.fail("it was read in this process"))
     assert room.decode(tmp_path / "a.avif").shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.55])
+def test_a_png_that_tells_its_gamma_alone_is_transformed(tmp_path, gamma):
+    values = (np.asarray(patches(PATCHES)) / 255.0) ** 2.2  # light; the file keeps light ** gamma
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add(b"gAMA", struct.pack(">I", round(gamma * 100000)))
+    Image.fromarray((255 * values**gamma + 0.5).astype(np.uint8)).save(tmp_path / "a.png", pnginfo=chunk)
+    assert_patches(tmp_path / "a.png", PATCHES, 8)
+
+
+def test_the_usual_gamma_of_a_png_changes_nothing(tmp_path):
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add(b"gAMA", struct.pack(">I", 45455))
+    Image.fromarray(patches(PATCHES)).save(tmp_path / "a.png", pnginfo=chunk)
+    assert_patches(tmp_path / "a.png", PATCHES, 0)

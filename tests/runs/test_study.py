@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.core.records import Event, UserError
+from pipelines.core.records import ALL_METHODS, Event, UserError
 from pipelines.core.run import Run, load_photo_set
 from pipelines.evaluation.statistics import cluster_bootstrap, holm
 from pipelines.reports.study import FinishedRun, table, write_study
@@ -110,6 +110,55 @@ def test_the_reports_of_a_study(done, tmp_path):
     assert r"\toprule" in (tmp_path / "table.tex").read_text()
 
 
+def test_a_plan_counts_cells_and_hours_and_starts_nothing(people, tmp_path, capsys):
+    from pipelines.__main__ import main
+
+    saved = {"methods": {"zero_shot": {}, "lora": {}, "dreambooth": {}}, "seeds": [0, 1, 2],
+             "budgets": [{"name": "time", "seconds": 100}, {"name": "steps", "steps": 300}]}  # fmt: skip
+    (tmp_path / "m.json").write_text(json.dumps(saved))
+    asked = ["compare", str(people), "--matrix", str(tmp_path / "m.json"), "--out", str(tmp_path / "out"), "--plan"]
+    assert main([*asked, "--jobs", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    time, steps = found["conditions"]
+    assert found["people"] == 2 and (time["cells"], time["done"]) == (6, 0)
+    assert time["hours"] == round(6 * 2 * 100 / 3600, 2), "two methods train; the instant one takes no time"
+    assert steps["hours"] > 0 and found["hours"] == pytest.approx((time["hours"] + steps["hours"]) / 2, abs=0.01)
+    assert not (tmp_path / "out").exists()
+    assert main(asked) == 0 and "12 cells of 2 people, 0 of them done" in capsys.readouterr().out
+
+
+def test_a_plan_goes_by_what_finished_cells_took(people, tmp_path, capsys, monkeypatch):
+    from pipelines.__main__ import main
+
+    (tmp_path / "m.json").write_text(json.dumps({"methods": {"lora": {}}, "budgets": [{"name": "few", "steps": 3}]}))
+    monkeypatch.setattr(study.Cell, "is_done", property(lambda cell: cell.seed == 0))
+    for person in "ab":
+        folder = tmp_path / "out" / person / "few-seed0"
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps({"wall_s": 1800 if person == "a" else 5400}))
+    asked = ["compare", str(people), "--matrix", str(tmp_path / "m.json"), "--out", str(tmp_path / "out"), "--plan"]
+    assert main([*asked, "--json"]) == 0
+    (few,) = json.loads(capsys.readouterr().out)["conditions"]
+    assert (few["cells"], few["done"], few["hours"]) == (6, 2, 4.0), "4 cells of an hour each"
+
+
+def test_everybody_is_as_often_among_the_others(people):
+    many = [Person(f"p{k}", "man", (Path(f"{k}.png"),)) for k in range(20)]
+    seen = [other.name for person in many for other in study.others(person, many)]
+    assert {seen.count(person.name) for person in many} == {study.OTHERS}
+    assert all(person not in study.others(person, many) for person in many)
+    assert {len(study.others(person, many[:4])) for person in many[:4]} == {3}
+
+
+def test_what_people_csv_states_about_people_is_kept(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        shutil.copy(SAMPLE[0], tmp_path / name)
+    (tmp_path / "people.csv").write_text("person,class_word,note,skin\na,man,x,dark\nb,woman,y,\n")
+    first, second = read_people(tmp_path)
+    assert first.traits == {"class_word": "man", "skin": "dark"} and second.traits == {"class_word": "woman"}
+
+
 def test_a_lost_worker_is_started_once_more(people, matrix, tmp_path, monkeypatch):
     started: list[str] = []
 
@@ -203,6 +252,9 @@ def test_the_shipped_studies_and_prompt_sets_are_whole():
 
     for file in sorted((ROOT / "presets" / "studies").glob("*.json")):
         assert read_matrix(file).budgets
+    full = read_matrix(ROOT / "presets" / "studies" / "portrait-128-full.json")
+    assert set(full.methods) == set(ALL_METHODS) and len(full.seeds) == 3 and len(full.budgets) == 3
+    assert len({s.prompt for s in full.samplings("man", find_base("portrait-128")) if "{subject}" in s.prompt}) == 10
     sizes = {file.stem: len(presets.prompts(file.stem)) for file in (ROOT / "presets" / "prompts").glob("*.json")}
     assert sizes == {"fastcomposer-40": 40, "stress-10": 10, "drift-5": 5, "portrait-128": 13, "validation": 4}
     chosen_by = {each.prompt for each in presets.prompts("validation")}

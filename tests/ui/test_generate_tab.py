@@ -57,7 +57,6 @@ class Page:
 
         from ui.generate import events as generate_events
         from ui.generate import layout as generate_layout
-        from ui.page.wiring import Show
 
         self.services = services
         self.capability, session = services.sessions.create()
@@ -68,7 +67,7 @@ class Page:
         self.run = session.run
         with gr.Blocks():
             self.tab = generate_layout.build(services)
-        self.act = generate_events.Actions(self.tab, services, Show(services, [self.tab], lambda view: {}))
+        self.act = generate_events.Actions(self.tab, services)
         self.asked: list = []
         monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **_: (spec.check(), self.asked.append(spec)))
 
@@ -115,7 +114,7 @@ def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
     assert "Astronaut" in marked and "Astronaut" not in html
 
 
-def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_path, monkeypatch):
+def test_thumbnails_come_from_their_folder_only(tmp_path, monkeypatch):
     from ui.generate import html as generate_html
     from ui.generate import styles
     from ui.run import cards
@@ -129,8 +128,8 @@ def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_pa
     monkeypatch.setattr(presets, "PRESETS", tmp_path / "presets")
     styles._thumbnail.cache_clear()
     try:
-        assert str(styles._thumbnail("thumbnails/small.jpg")).startswith("data:image/jpeg;base64,")
-        for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/large.png", "gone.jpg"):
+        assert styles._thumbnail("thumbnails/small.jpg") == "thumbnails/small.jpg"
+        for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/gone.jpg", "gone.jpg"):
             assert styles._thumbnail(wrong) is None, wrong
     finally:
         styles._thumbnail.cache_clear()
@@ -170,6 +169,22 @@ def test_suggestions_bring_no_word_the_base_does_not_know(page):
     for forged in (None, 7, ["x"], "x" * 100_000):
         grown = page.act.add(page.capability, PROMPT, SimpleNamespace(_data={"phrase": forged}))[page.tab.prompt]
         assert grown.startswith(PROMPT) and len(grown) < 600
+
+
+def test_words_of_a_prompt_that_were_not_read_are_told(page):
+    """On the page and to a program; of the last job only."""
+    from ui.programs.answers import status_of
+
+    page.run.drawing.job_folder.mkdir(exist_ok=True)
+    for words in (f"tail {EVIL}", "tail"):
+        append_line(page.run.drawing.events, Event("unread", text=words))
+    page.draw()
+    said = value(page.tab.show(page.view)[page.tab.status])
+    assert said.count("The prompt is longer than") == 2 and "Not read: tail" in said and "<script" not in said
+    assert status_of(page.view)["unread"] == [f"tail {EVIL}", "tail"]
+    first = len(page.run.drawing.events.read_text().splitlines())
+    jobs.save_status(page.run.drawing, jobs.JobStatus("done", "generate", job="two", first_event=first))
+    assert status_of(page.view)["unread"] == [] and "Not read" not in value(page.tab.show(page.view)[page.tab.status])
 
 
 # ------------------------------------------------------------------------------------------------- drawing

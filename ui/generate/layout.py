@@ -24,6 +24,7 @@ from ui.generate.values import (
     MAX_SEED,
     PROMPT_LIMIT,
     SCHEDULERS,
+    called,
     named_schedulers,
     schedulers,
     unknown_note,
@@ -31,7 +32,7 @@ from ui.generate.values import (
 from ui.page import html as page_html
 from ui.page.fields import UploadButton
 from ui.page.html import script
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
 from ui.run.cards import Shot
 from ui.run.services import Services
 from ui.run.view import View
@@ -353,6 +354,16 @@ def gallery_of(view: View) -> str:
 
 
 def _status(view: View) -> str:
+    base = called(view.row)
+    unread = [
+        tell("The prompt is longer than {base} reads. Not read: {words}", base=base, words=words)
+        for words in view.drawing.unread
+    ]
+    return _standing(view) + "".join(page_html.note(each, "warn") for each in unread)
+
+
+def _standing(view: View) -> str:
+    """Where the drawing stands."""
     drawing = view.drawing
     if drawing.problem:
         return page_html.note(drawing.problem, "bad")

@@ -50,6 +50,7 @@ class Status(TypedDict):
     pictures: int  # how many are there
     drawn: int  # of the pictures of this job
     to_draw: int
+    unread: list[str]  # ends of prompts that are longer than the base reads: they were not drawn
 
 
 class Picture(TypedDict):

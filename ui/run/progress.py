@@ -61,6 +61,7 @@ class Progress:
     drawn: int = 0  # pictures of the current job so far ...
     to_draw: int = 0  # ... and in all
     refused: int = 0  # of them, by the image filter
+    unread: tuple[str, ...] = ()  # ends of prompts that are longer than the base reads
 
     @property
     def busy(self) -> bool:
@@ -170,6 +171,7 @@ def progress_of(run: Run, events: list[Event]) -> Progress:
         drawn=max((event.step for event in this_job if event.kind in PICTURES), default=0),
         to_draw=max((event.steps for event in this_job if event.kind in PICTURES), default=0),
         refused=sum(event.kind == "refused" for event in this_job),
+        unread=tuple(dict.fromkeys(event.text or "" for event in this_job if event.kind == "unread")),
     )
 
 
