@@ -18,6 +18,8 @@ from pipelines.core.run import Run, columns_of, load_photo_set
 SENTENCES = (
     ("methods/zero_shot/learned_embeds.safetensors",
      "words made of the photos without training. diffusers: pipe.load_textual_inversion(FOLDER)."),
+    ("methods/zero_shot/image_embeds.safetensors",
+     "what an IP-Adapter's encoder sees in pictures of the face. diffusers: pass it as ip_adapter_image_embeds."),
     ("methods/zero_shot/likeness.safetensors", "the same words under the name that web UIs read."),
     ("methods/textual_inversion/learned_embeds.safetensors",
      "the learned words. diffusers: pipe.load_textual_inversion(FOLDER)."),
