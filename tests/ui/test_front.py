@@ -34,12 +34,11 @@ def front(services):
     import gradio as gr
 
     from ui.front import layout
-    from ui.page.wiring import Show
+    from ui.page.refresh import Refresh
 
     with gr.Blocks():
-        capability, tabs = gr.BrowserState(None), gr.Tabs()
         built = layout.build()
-        act = Actions(built, services, capability, Show(services, [built], lambda view: {}), tabs)
+        act = Actions(built, services, Refresh(services, (built,), {}), gr.Tabs())
     return act
 
 
@@ -101,7 +100,7 @@ def test_the_example_opens_on_every_tab_without_computing(front, monkeypatch):
     started = []
     monkeypatch.setattr(jobs, "enqueue", lambda *args, **more: started.append(args))
     told = front.open_example(None)
-    view = front.services.view(told[front.capability])
+    view = front.services.view(told[front.page.capability])
     assert view.choices.example and view.choices.sample and view.choices.consent_at is None
     assert view.train_blocked is None and view.generate_blocked is None and view.score_blocked is None
     assert set(view.trained) == {"textual_inversion", "dreambooth", "lora"} and not view.stale
@@ -112,7 +111,7 @@ def test_the_example_opens_on_every_tab_without_computing(front, monkeypatch):
     assert len(view.photo_cards()) == 10 and all(card.link for card in view.photo_cards())
     assert len(view.crop_cards()) == 10 and view.session.run.page.is_file() and not started
     assert front.services.paces.known().keys() <= {"gflops"}, "it says nothing about this machine"
-    assert len(chain.best(view)) == 4 and told[front.front.results]["visible"]
+    assert len(chain.best(view)) == 4 and front.front.show(view)[front.front.results]["visible"]
 
 
 @there
@@ -127,11 +126,11 @@ def test_the_example_is_no_bigger_than_it_may_be_and_names_no_path_of_a_machine(
 
 @there
 def test_ones_own_photos_clear_the_example(front):
-    kept = front.open_example(None)[front.capability]
+    kept = front.open_example(None)[front.page.capability]
     folder = front.services.sessions.need(kept).run.folder
     told = front.use_own(kept)
-    assert told[front.capability] is None and not folder.exists() and not told[front.front.banner]["visible"]
-    assert front.make(front.open_example(None)[front.capability])[front.capability] is None
+    assert told[front.page.capability] is None and not folder.exists() and told[front.page.seen] == {}
+    assert front.make(front.open_example(None)[front.page.capability])[front.page.capability] is None
 
 
 @there

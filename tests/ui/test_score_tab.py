@@ -9,6 +9,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,14 +209,13 @@ def page(services, monkeypatch):  # noqa: F811
     """(the look handler, its section, capability, session) of a run with photos and consent."""
     import gradio as gr
 
-    from ui.page.wiring import Show
     from ui.score import look
 
     caught = {}
     with gr.Blocks():
         section = look.build(services)
         monkeypatch.setattr(section.drop, "upload", lambda handler, *args, **kwargs: caught.update(kwargs, f=handler))
-        look.wire(section, services, gr.BrowserState(None), Show(services, [], lambda view: {}))
+        look.wire(section, services, SimpleNamespace(capability=gr.BrowserState(None)))
     assert caught["concurrency_id"] == "look" and inspect.isgeneratorfunction(caught["f"])
     monkeypatch.setattr(lookalike, "resident_judges", lambda: (JUDGE,))
     capability, session = services.sessions.create()

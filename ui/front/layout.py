@@ -13,7 +13,7 @@ from ui.front import chain, example
 from ui.front import html as front_html
 from ui.page import views
 from ui.page.html import script
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
 from ui.run.view import View
 from ui.words.words import say, tell
 

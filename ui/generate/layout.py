@@ -32,7 +32,7 @@ from ui.generate.values import (
 from ui.page import html as page_html
 from ui.page.fields import UploadButton
 from ui.page.html import script
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
 from ui.run.cards import Shot
 from ui.run.services import Services
 from ui.run.view import View

@@ -34,11 +34,12 @@ def downloads(links: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def stepper(steps: Sequence[tuple[str, str, bool]]) -> str:
-    """The four steps with what each says; a step that is still closed says why. Items: (name, text, open)."""
+def stepper(steps: Sequence[tuple[str, str, bool]], tabs: Sequence[str]) -> str:
+    """The four steps as buttons that open their tab; one that can't be done yet says why. Items: (name, text, open)."""
     items = "".join(
-        f'<li class="{"open" if is_open else "closed"}"><b>{number}. {escape(name)}</b><span>{escape(text)}</span></li>'
-        for number, (name, text, is_open) in enumerate(steps, start=1)
+        f'<li class="{"open" if is_open else "closed"}"><button type="button" data-tab="{tab}"><b>{number}. '
+        f"{escape(name)}</b><span>{escape(text)}</span></button></li>"
+        for number, (tab, (name, text, is_open)) in enumerate(zip(tabs, steps), start=1)
     )
     return f'<ol class="lk-steps" aria-label="{escape(tell("Steps"))}">{items}</ol>'
 

@@ -156,6 +156,11 @@ class Services:
         """Whether anything is being done in the run: a training, or drawing."""
         return jobs.status(run).busy or jobs.status(run.drawing).busy
 
+    def require_idle(self, run: Run) -> None:
+        """Raise UserError when anything is being done in this run."""
+        if self.busy(run):
+            raise UserError("This run is still working. Wait until it is done, or press Stop first.")
+
     def events(self, run: Run) -> list[Event]:
         """All events of the run; only new lines are parsed."""
         with self._guard:

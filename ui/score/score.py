@@ -12,7 +12,7 @@ from pipelines.core.records import UserError
 from pipelines.reports import figures as drawings
 from ui.page import html as page_html
 from ui.page.errors import told
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
 from ui.run.package import pack
 from ui.run.services import Services
 from ui.run.view import View
@@ -96,15 +96,14 @@ def build(services: Services) -> ScoreTab:
     return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
 
 
-def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
-    look.wire(tab.looking, services, capability, show)
-    vote.wire(tab.voting, services, capability, show)
+def wire(tab: ScoreTab, services: Services, page: Refresh) -> None:
+    look.wire(tab.looking, services, page)
+    vote.wire(tab.voting, services, page)
 
     @told
-    def listen(kept: object, judge: str | None) -> Updates:
+    def listen(kept: object, judge: str | None) -> None:
         session = services.sessions.need(kept)
         services.sessions.choose(session, judge=judge if judge in services.view(kept).judges else None)
-        return tab.show(services.view(kept))
 
     @told
     def package(kept: object) -> str:
@@ -114,8 +113,8 @@ def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: S
         return page_html.downloads(pack(session.run, services.media))
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    tab.judge.input(listen, [capability, tab.judge], list(tab.show(services.view(None))), **quiet)
-    tab.package.click(package, [capability], tab.downloads, trigger_mode="once", concurrency_limit=2, **quiet)
+    page.after(tab.judge.input(listen, [page.capability, tab.judge], **quiet), "score")
+    tab.package.click(package, [page.capability], tab.downloads, trigger_mode="once", concurrency_limit=2, **quiet)
 
 
 def _spoke(view: View, judge: str) -> str:

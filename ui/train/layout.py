@@ -13,8 +13,8 @@ import gradio as gr
 from pipelines.core.records import METHODS, OPTIMIZERS, QUALITIES, TRAINABLE
 from ui.page import html as page_html
 from ui.page.html import script
+from ui.page.refresh import Updates
 from ui.page.theme import METHOD_NAMES
-from ui.page.wiring import Updates
 from ui.run.services import Services
 from ui.run.start import Settings
 from ui.run.view import View
@@ -106,7 +106,7 @@ class TrainTab:
     def news(self, view: View) -> Updates:
         """A training that ended has shown how long it takes, and photos that changed may shorten the next one."""
         if view.session is None or view.progress.busy:
-            return {}
+            return {self.estimate: gr.skip()}
         asked = self.asked.get(view.session.key) or usual(view)
         return {self.estimate: gr.update(value=self.estimated(view, asked))}
 

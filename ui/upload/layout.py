@@ -15,7 +15,7 @@ from pipelines.core.records import CLASS_WORDS
 from ui.page import html as page_html
 from ui.page.fields import Camera, File
 from ui.page.html import script
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
 from ui.run import photobox
 from ui.run.services import Services
 from ui.run.view import View
