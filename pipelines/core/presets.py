@@ -19,12 +19,6 @@ from pipelines.core.files import REPOSITORY
 from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
 
 PRESETS = REPOSITORY / "presets"
-FAMILY_TITLES = {
-    "portrait": "the embedded portrait base",
-    "sd15": "Stable Diffusion 1.5",
-    "sdxl": "SDXL",
-    "z_image": "Z-Image",
-}
 CHOSEN = ("base", "method", "class_word", "seed")  # chosen by the person, not set in a recipe file
 
 Record = TypeVar("Record")
@@ -68,8 +62,7 @@ def stylised() -> tuple[str, ...]:
 def style_problem(style: Style, row: Base) -> str | None:
     """Why `row` can't draw this style, as one sentence, or None when it can."""
     if "any" not in style.bases and row.family not in style.bases:
-        written_for = " or ".join(FAMILY_TITLES.get(family, family) for family in style.bases)
-        return f"{style.name} is written for {written_for}."
+        return f"{style.name} is not written for {row.title}."
     unknown = row.unknown_words(" ".join((style.prompt.replace("{subject}", " "), *style.words)))
     if unknown:
         return f"{row.title} does not know: {', '.join(unknown)}."
