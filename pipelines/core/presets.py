@@ -36,6 +36,7 @@ class Base(Protocol):
     @property
     def offered(self) -> tuple[str, ...]: ...
     def unknown_words(self, text: str) -> list[str]: ...
+    def why_not(self, method: str) -> str: ...
 
 
 def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
@@ -106,7 +107,7 @@ def recipe(row: Base, method: str, quality: str, *, class_word: str, seed: int =
     if class_word not in CLASS_WORDS:
         raise UserError(f"The class word is one of {', '.join(CLASS_WORDS)}, not {class_word}.")
     if method not in row.offered:
-        raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
+        raise UserError(row.why_not(method))
     file = PRESETS / "recipes" / f"{row.family}-{method}.json"
     saved = _read(file)
     settings = {**_part(saved, "recipe", file), **_part(saved, quality, file)}
