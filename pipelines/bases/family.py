@@ -452,7 +452,7 @@ def channels_last(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _alphas(config: dict[str, Any]) -> torch.Tensor:
+def _alphas(config: dict[str, object]) -> torch.Tensor:
     """The base's alpha-bar per training timestep, (T,); with zero terminal SNR if the base has it."""
     from diffusers import DDIMScheduler
 

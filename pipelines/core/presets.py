@@ -8,6 +8,7 @@ Try it:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -115,7 +116,7 @@ def recipe(row: Base, method: str, quality: str, *, class_word: str, seed: int =
         raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
     file = PRESETS / "recipes" / f"{row.family}-{method}.json"
     saved = _read(file)
-    settings = _part(saved, "recipe", file) | _part(saved, quality, file)
+    settings = {**_part(saved, "recipe", file), **_part(saved, quality, file)}
     if wrong := sorted(set(settings) & set(CHOSEN)):
         raise UserError(f"The recipe {file.name} must not set {', '.join(wrong)}. Remove it from the file.")
     chosen = {"base": row.name, "method": method, "class_word": class_word, "seed": seed}
@@ -154,7 +155,7 @@ def portrait_plan(row: Base, file: Path = PRESETS / "portraits.json") -> Portrai
     return PortraitPlan(methods, family["quality"], shown, saved["pictures"], saved["keep"])
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Mapping[str, Any]:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -166,14 +167,14 @@ def _read(file: Path) -> dict[str, Any]:
     return saved
 
 
-def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
+def _part(saved: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
     part = saved.get(name)
     if not isinstance(part, dict):
         raise UserError(f"The preset {file.name} has no part {name}. Add it.")
     return part
 
 
-def _record(kind: type[Record], saved: dict[str, Any], file: Path) -> Record:
+def _record(kind: type[Record], saved: Mapping[str, Any], file: Path) -> Record:
     """A record from JSON; unknown settings are errors here."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(saved) - set(known)):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pipelines.core import inscription
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import append_line, file_sha256, read_lines, repair_lines, sha, write_file
+from pipelines.core.inscription import Inscription
 from pipelines.core.records import ALL_METHODS, UNTRAINED, Event, Render, Sampling, UserError, sampling_fields
 from pipelines.core.run import Run, columns_of, imported_columns
 from pipelines.training.teach import subject_of
@@ -101,12 +102,8 @@ def draw(
                 _note_refused(run, row, column, sampling, subject_id)
                 continue
             source = file_sha256(run.folder / sampling.source) if sampling.source else None
-            yield drawn(
-                save_render(
-                    image, sampling, paths[sampling], method=column, base=row.name, subject_id=subject_id,
-                    source_sha256=source,
-                )
-            )  # fmt: skip
+            facts = Inscription(sampling, row.name, subject_id, source)
+            yield drawn(save_render(image, facts, paths[sampling], method=column))
             control.clock.save(every_s=SAVE_EVERY_S)
         control.check()
         for sampling in samplings:

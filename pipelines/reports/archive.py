@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.core import inscription
 from pipelines.core.files import read_json
@@ -59,7 +58,7 @@ SENTENCES = (
 )  # fmt: skip
 
 
-def settings(run: Run) -> dict[str, Any]:
+def settings(run: Run) -> dict[str, object]:
     """Base, recipes and the settings of every picture, JSON-able; without what the run has not done yet."""
     cards = {m: card for m in ALL_METHODS if (card := read_json(run.method(m) / "subject.json"))}
     pictures = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def likeness(guess: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(guess, target, dim=1)
 
 
-def same_latents(known: dict, key: dict) -> bool:
+def same_latents(known: Mapping, key: dict) -> bool:
     """Whether two `denoiser.latents_key`s are of the same latents; with another thread count sums round differently."""
     sums = known.get("vae", []), key["vae"]
     alike = len(sums[0]) == len(sums[1]) and np.allclose(*sums, rtol=1e-4)
