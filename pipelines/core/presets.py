@@ -19,12 +19,6 @@ from pipelines.core.files import REPOSITORY
 from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
 
 PRESETS = REPOSITORY / "presets"
-FAMILY_TITLES = {
-    "portrait": "the embedded portrait base",
-    "sd15": "Stable Diffusion 1.5",
-    "sdxl": "SDXL",
-    "z_image": "Z-Image",
-}
 CHOSEN = ("base", "method", "class_word", "seed")  # chosen by the person, not set in a recipe file
 
 Record = TypeVar("Record")
@@ -42,6 +36,7 @@ class Base(Protocol):
     @property
     def offered(self) -> tuple[str, ...]: ...
     def unknown_words(self, text: str) -> list[str]: ...
+    def why_not(self, method: str) -> str: ...
 
 
 def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
@@ -67,8 +62,7 @@ def stylised() -> tuple[str, ...]:
 def style_problem(style: Style, row: Base) -> str | None:
     """Why `row` can't draw this style, as one sentence, or None when it can."""
     if "any" not in style.bases and row.family not in style.bases:
-        written_for = " or ".join(FAMILY_TITLES.get(family, family) for family in style.bases)
-        return f"{style.name} is written for {written_for}."
+        return f"{style.name} is not written for {row.title}."
     unknown = row.unknown_words(" ".join((style.prompt.replace("{subject}", " "), *style.words)))
     if unknown:
         return f"{row.title} does not know: {', '.join(unknown)}."
@@ -113,7 +107,7 @@ def recipe(row: Base, method: str, quality: str, *, class_word: str, seed: int =
     if class_word not in CLASS_WORDS:
         raise UserError(f"The class word is one of {', '.join(CLASS_WORDS)}, not {class_word}.")
     if method not in row.offered:
-        raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
+        raise UserError(row.why_not(method))
     file = PRESETS / "recipes" / f"{row.family}-{method}.json"
     saved = _read(file)
     settings = {**_part(saved, "recipe", file), **_part(saved, quality, file)}

@@ -12,6 +12,8 @@ import contextlib
 import os
 import re
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,16 @@ from pipelines.core import inscription
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import append_line, file_sha256, read_lines, repair_lines, sha, write_file
 from pipelines.core.inscription import Inscription
-from pipelines.core.records import ALL_METHODS, UNTRAINED, Event, Render, Sampling, UserError, sampling_fields
+from pipelines.core.records import (
+    ALL_METHODS,
+    UNTRAINED,
+    Event,
+    Render,
+    Sampling,
+    UserError,
+    is_instant,
+    sampling_fields,
+)
 from pipelines.core.run import Run, columns_of, imported_columns
 from pipelines.training.teach import subject_of
 
@@ -87,15 +98,16 @@ def draw(
         paths = {each: run.renders(column) / render_name(each) for each in samplings}
         wanted = [each for each in samplings if (column, each) not in refused]
         missing = [each for each in wanted if not _is_drawn(run, each, paths[each])]
-        fresh = drawing.render(
-            missing,
-            run.method(column) if subject else None,
+        render = partial(
+            drawing.render,
+            subject_folder=run.method(column) if subject else None,
             class_word=class_word,
             sources=run.folder,
             stop=control.ended,
             batch=SMALL_BASE_BATCH if row.is_small else LARGE_BASE_BATCH,
         )
-        for sampling, image in fresh:
+        alone = int(is_instant(column))  # the first picture comes by itself: somebody waits for it
+        for sampling, image in chain(render(missing[:alone]), render(missing[alone:])):
             control.keep()
             if image is None:
                 refused.add((column, sampling))

@@ -98,7 +98,7 @@ class JobSpec:
             if name not in offered:
                 raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
             if name != "none" and name not in row.offered:
-                raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.offered)}.")
+                raise UserError(row.why_not(name))
         for method, changes in self.settings.items():
             _check_settings(method, changes)
         check_record(self, labels=LABELS)

@@ -85,12 +85,14 @@ def address(tmp_path_factory):
 class Visit:
     """A page that remembers every foreign host it was sent to, and every error of its console."""
 
-    def __init__(self, browser, address: str, width: int = 1280, locale: str = "en-US", **more: Any) -> None:
+    def __init__(
+        self, browser, address: str, width: int = 1280, locale: str = "en-US", view: str = "research", **more: Any
+    ) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, locale=locale, **more)
         self.context.set_default_timeout(PATIENCE_MS)
         self.foreign: list[str] = []
         self.errors: list[str] = []
-        self.address = address
+        self.address = f"{address}/?view={view}" if view else address
         self.language = preferred(locale)
         self.page = self.open()
 

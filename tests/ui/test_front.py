@@ -19,6 +19,7 @@ from ui.front import chain, example
 from ui.front import html as front_html
 from ui.front.events import Actions
 from ui.page import views
+from ui.run.start import AROUND_S, portrait_s
 
 
 @pytest.fixture
@@ -83,6 +84,15 @@ def test_the_bar_tells_the_share_and_the_time_left(services, monkeypatch):
     ended = SimpleNamespace(progress=SimpleNamespace(problem=None, state="cancelled"))
     assert "What is there is kept" in front_html.bar(ended, None)
     assert chain.chain_of(view) is None and chain.best(view) == []
+
+
+def test_the_time_left_shrinks_with_what_is_learned_and_drawn(services):
+    row = BASES["portrait-128"]
+    spec = portrait_spec(row, class_word="woman")
+    every = 2 * len(spec.samplings)
+    left = [portrait_s(services, row, spec, learned, drawn=drawn)
+            for learned, drawn in (((), 0), ((), 8), (spec.methods, 8), (spec.methods, every))]  # fmt: skip
+    assert left == sorted(left, reverse=True) and left[-1] == AROUND_S and left[0] > 2 * left[2]
 
 
 def test_a_chain_is_one_long_job():

@@ -40,7 +40,7 @@ def usual(view, quality="draft"):
     """The dials as the page shows them."""
     from ui.train.dials import COMMON, DIALS, dial_name
 
-    recipes = view.services.recipes(view.row, quality, view.row.offered, {})
+    recipes = view.services.recipes(view.row, quality, view.row.trainable, {})
     dials = {dial_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
     dials |= {dial.setting: max(getattr(recipe, dial.setting) for recipe in recipes.values()) for dial in COMMON}
     return dials | {"optimizer": "adamw", "lora_dora": False}
@@ -91,7 +91,7 @@ def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # 
     assert chosen_methods(view, "draft", list(METHODS), []) == list(METHODS)
     assert chosen_methods(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
     assert chosen_methods(view, "draft", [], "pivotal") == [] and chosen_methods(view, "draft", [], [["pivotal"]]) == []
-    assert view.row.methods == METHODS and view.row.offered == (*METHODS, "pivotal")
+    assert view.row.methods == METHODS and view.row.trainable == (*METHODS, "pivotal")
     assert "Pivotal tuning" in view.estimate("draft", ["pivotal"])
 
 

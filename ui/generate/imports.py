@@ -20,6 +20,7 @@ from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.fields import File
 from ui.page.refresh import Refresh, Updates
+from ui.page.views import RESEARCH
 from ui.run import photobox
 from ui.run.services import Services
 from ui.run.view import View
@@ -54,7 +55,8 @@ class ImportSection:
 
 
 def build() -> ImportSection:
-    with gr.Accordion(say("Compare with a LoRA or embedding you have"), open=False, elem_id="lk-import"):
+    compare = say("Compare with a LoRA or embedding you have")
+    with gr.Accordion(compare, open=False, elem_id="lk-import", elem_classes=RESEARCH):
         file = File(
             label=say("A .safetensors file for this base"),
             file_count="single",

@@ -13,6 +13,7 @@ from pipelines.reports import figures as drawings
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.refresh import Refresh, Updates
+from ui.page.views import RESEARCH
 from ui.run.package import pack
 from ui.run.services import Services
 from ui.run.view import View
@@ -86,10 +87,10 @@ def build(services: Services) -> ScoreTab:
     judge = gr.Radio([], label=say("Judge"), visible=False, elem_id="lk-judge")
     answered = gr.HTML(visible=False, elem_id="lk-verdict")
     strip = gr.HTML(visible=False, elem_id="lk-strip")
-    table = gr.HTML(visible=False, elem_id="lk-table")
+    table = gr.HTML(visible=False, elem_id="lk-table", elem_classes=RESEARCH)
     voting = vote.build(services)
     looking = look.build(services)
-    figures = gr.HTML(visible=False, elem_id="lk-figures")
+    figures = gr.HTML(visible=False, elem_id="lk-figures", elem_classes=RESEARCH)
     warnings = gr.HTML(visible=False)
     package = gr.Button(
         say("Prepare the download"), visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"

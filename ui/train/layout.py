@@ -15,6 +15,7 @@ from ui.page import html as page_html
 from ui.page.html import script
 from ui.page.refresh import Updates
 from ui.page.theme import METHOD_NAMES
+from ui.page.views import RESEARCH
 from ui.run.services import Services
 from ui.run.start import Settings
 from ui.run.view import View
@@ -199,7 +200,7 @@ def build(services: Services) -> TrainTab:
                 lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}", js_on_load=ON_LANE)
                 plots[method] = gr.LinePlot(
                     x="step", y="loss", color="line", height=270, show_label=False, visible=False, buttons=[],
-                    elem_id=f"lk-loss-{method}", **named_lines(method),
+                    elem_id=f"lk-loss-{method}", elem_classes=RESEARCH, **named_lines(method),
                 )  # fmt: skip
                 leave[method] = gr.Button("", size="sm", visible=False, elem_id=f"lk-leave-{method}")
             columns[method] = column
