@@ -19,7 +19,7 @@ from ui.front import chain, example
 from ui.front import html as front_html
 from ui.front.events import Actions
 from ui.page import views
-from ui.run.start import AROUND_S, portrait_s
+from ui.run.start import AROUND_S, portrait_s, start_portrait
 
 
 @pytest.fixture
@@ -93,6 +93,19 @@ def test_the_time_left_shrinks_with_what_is_learned_and_drawn(services):
     left = [portrait_s(services, row, spec, learned, drawn=drawn)
             for learned, drawn in (((), 0), ((), 8), (spec.methods, 8), (spec.methods, every))]  # fmt: skip
     assert left == sorted(left, reverse=True) and left[-1] == AROUND_S and left[0] > 2 * left[2]
+
+
+def test_the_next_press_goes_on_or_draws_other_pictures(front, monkeypatch):
+    from pipelines.core.files import write_json
+    from pipelines.runs.status import JobStatus, save_status
+
+    kept, session = front.services.sessions.create()
+    asked = []
+    monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **more: (asked.append(spec), write_json(run.spec, spec)))
+    for state, seed in (("none", 0), ("cancelled", 0), ("done", 8), ("interrupted", 8), ("done", 16)):
+        save_status(session.run, JobStatus(state, "portrait" if asked else ""))
+        start_portrait(front.services, session)
+        assert asked[-1].samplings[0].seed == seed, state
 
 
 def test_a_chain_is_one_long_job():

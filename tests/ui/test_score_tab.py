@@ -8,6 +8,7 @@ import logging
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +161,7 @@ def test_what_is_remembered_stays_in_memory_and_goes_with_the_run(red, tmp_path,
             return super().look(image)
 
     monkeypatch.setattr(lookalike, "resident_judges", lambda: (Counting(),))
+    monkeypatch.setattr(lookalike, "_remembered", OrderedDict())  # other tests have their own runs in it
     knowing, _ = lookalike.known_of(tmp_path, red)
     with pytest.raises(TypeError, match="memory"):
         pickle.dumps(knowing[0])

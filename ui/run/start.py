@@ -124,11 +124,15 @@ def start_generation(
 
 
 def start_portrait(services: Services, session: Session) -> None:
-    """Put the whole chain in the line: learn, draw, score. What was learned from these photos is not learned again, and
-    pictures that are there are not drawn again: a chain that was stopped goes on. Raises UserError.
+    """Put the whole chain in the line: learn, draw, score. What was learned from these photos is not learned again. A
+    chain that was stopped goes on; after one that is done the next draws other pictures. Raises UserError.
     """
     row = services.bases[session.choices.base or services.default_base]
-    spec = portrait_spec(row, class_word=session.choices.class_word)
+    now, seed = jobs.status(session.run), 0
+    if now.kind == "portrait":
+        seeds = [each.seed for each in jobs.load_spec(session.run).samplings]
+        seed = max(seeds) + 1 if now.state == "done" else min(seeds)
+    spec = portrait_spec(row, class_word=session.choices.class_word, seed=seed)
     known, photos = trained(session.run), photobox.load(session.run).photo_set
     digest = photos.digest if photos else ""
     learned = [
