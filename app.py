@@ -32,7 +32,7 @@ def build() -> tuple[Any, dict[str, Any]]:
     from ui.front import events as front_events
     from ui.front import layout as front_layout
     from ui.front import picture
-    from ui.front.steps import Frame
+    from ui.front.steps import Frame, following
     from ui.generate import events as generate_events
     from ui.generate import finish
     from ui.generate import layout as generate_layout
@@ -62,13 +62,17 @@ def build() -> tuple[Any, dict[str, Any]]:
         with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab(say("Upload"), id="upload") as upload_tab:
                 uploading = upload_layout.build(services, keep_hours=keep_hours())
+                following("train", say("Next: Train"))
             with gr.Tab(say("Train"), id="train", render_children=True) as train_tab:
                 training = train_layout.build(services)
+                following("generate", say("Next: Generate"))
             with gr.Tab(say("Generate"), id="generate", render_children=True) as generate_tab:
                 generating = generate_layout.build(services)
                 finishing = finish.build(services)
+                following("score", say("Next: Score"))
             with gr.Tab(say("Score"), id="score", render_children=True) as score_tab:
                 scoring = score.build(services)
+                following("generate", say("Draw more pictures"))
         verifying = verify.build()
 
         page = Refresh(
@@ -103,7 +107,7 @@ def build() -> tuple[Any, dict[str, Any]]:
         "enable_monitoring": False,
         "state_session_capacity": 1000,  # pages, should so many come within FORGET_S
         "run_history": False,
-        "footer_links": [],
+        "footer_links": ["settings"],
         "max_file_size": f"{imports.limit_mb('lora'):.0f}mb",  # photos have their own, smaller limit
         "ssr_mode": False,
         "mcp_server": False,

@@ -150,9 +150,7 @@ ROOMS_TOO_FULL = {
 }
 MODULES_TOO_LONG: set[str] = set()
 FUNCTIONS_TOO_LONG = {
-    "ui.generate.layout.build",
     "ui.programs.endpoints.build",
-    "ui.upload.events.wire",
 }
 TOO_MANY_PARAMETERS = {
     "pipelines.bases.family.Family.objective",

@@ -153,7 +153,7 @@ def test_a_whole_visit(chromium, address, tmp_path, width):
     # Upload: bad files are named, three photos are too few, and the reason stands at the next step
     bad = tmp_path / "notes.jpg"
     bad.write_text("not a photo")
-    assert page.get_by_role("tab", name="Train").is_disabled()
+    assert page.get_by_role("tab", name="Train").is_enabled()
     page.locator("#lk-drop input[type=file]").set_input_files([*sent[:3], str(bad)])
     visit.wait("#lk-upload-status", "Add 2 more photos")
     assert "Add 2 more photos" in visit.text("#lk-steps") and "not a photo" in visit.text("#lk-cards")

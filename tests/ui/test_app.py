@@ -594,7 +594,7 @@ def test_the_page_is_built_without_telemetry_and_with_its_doors_closed(base):
     app.prepare_environment()
     demo, launch = app.build()
     assert launch["show_error"] is False and launch["enable_monitoring"] is False and launch["run_history"] is False
-    assert launch["share"] is False and launch["footer_links"] == []
+    assert launch["share"] is False and launch["footer_links"] == ["settings"]
     assert demo.api_open is False
     offered = {d.api_name for d in demo.fns.values() if d.api_visibility != "private"}
     documented = {"add_photos", "train", "status", "generate", "score", "download", "stop", "delete"}

@@ -15,3 +15,10 @@ const again = (left) => {
   try { open(localStorage.getItem(KEY)); } catch { /* a browser that keeps nothing */ }
 };
 again(100);
+const title = document.title;
+const percent = () => {
+  const done = element.querySelector('[data-done]')?.dataset.done;
+  document.title = done ? `${done} · ${title}` : title;
+};
+watch('value', percent);
+percent();

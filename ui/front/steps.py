@@ -9,7 +9,6 @@ import gradio as gr
 from ui.page import html as page_html
 from ui.page.refresh import Updates
 from ui.run.view import View
-from ui.words.words import say
 
 TABS = ("upload", "train", "generate", "score")
 
@@ -24,7 +23,7 @@ class Frame:
         return cls(gr.HTML(elem_id="lk-steps", js_on_load=page_html.script("front/open.js")))
 
     def show(self, view: View) -> Updates:
-        return {self.steps: gr.update(value=page_html.stepper(view.steps(), TABS))}
+        return {self.steps: gr.update(value=page_html.stepper(view.steps(), TABS, view.share))}
 
     def restore(self, view: View) -> Updates:
         return {}
@@ -33,6 +32,6 @@ class Frame:
         return {}
 
 
-def following(tab: str, title: str) -> None:
-    """At the end of a tab: the button that opens the next one. `title` as the code has it, in English."""
-    gr.HTML(f'<button type="button" class="lk-next" data-tab="{tab}">{say(title)}</button>')
+def following(tab: str, text: str) -> None:
+    """At the end of a tab: the button that opens another one. `text` is a marker that `say` made."""
+    gr.HTML(f'<button type="button" class="lk-next" data-tab="{tab}">{text}</button>')

@@ -36,8 +36,8 @@ from ui.words.words import say, tell
 AS_IT_IS = ""
 KB = 200
 ABOUT = say(
-    '<h2>Finish a picture</h2><p class="lk-note">Larger, clearer, cut to size, small enough and marked as drawn by an '
-    "AI. After every step both face recognisers look again; a step that changes who it is gets dropped. Skin is never "
+    '<h2>Finish a picture</h2><p class="lk-note">Enlarge, clean up, crop and label as AI-made. '
+    "After every step both face recognisers look again; a step that changes who it is gets dropped. Skin is never "
     "retouched.</p>"
 )
 
@@ -94,7 +94,7 @@ def build(services: Services) -> FinishSection:
                 )
                 background = gr.Dropdown(
                     _backgrounds(), value=AS_IT_IS, label=say("Background"), elem_id="lk-finish-background",
-                    info=say("The person is told from the wall by colour; fine strands of hair are lost."),
+                    info=say("Background is separated by colour; fine hair may be lost."),
                 )  # fmt: skip
                 if not restorers:
                     gr.HTML(

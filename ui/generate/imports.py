@@ -65,7 +65,7 @@ def build() -> ImportSection:
             elem_id="lk-import-file",
         )
         trigger = gr.Textbox(
-            label=say("Words that call the person"), max_length=LIMIT, elem_id="lk-import-trigger",
+            label=say("Trigger words"), max_length=LIMIT, elem_id="lk-import-trigger",
             info=say("As its maker says. Empty: what the file says, else man, woman or person."),
         )  # fmt: skip
         add = gr.Button(say("Add as a column"), size="sm", elem_id="lk-import-add")

@@ -36,10 +36,11 @@ DESCRIBES = (  # a component to programs; none of it is used by a browser
     "api_info", "api_info_as_input", "api_info_as_output", "example_inputs", "_api_info", "component_class_id", "key",
     "preserved_by_key", "name", "component_class_name",
 )  # fmt: skip
+STREAMS = ("max_batch_size", "stream_every")  # of events in batches or streams: there are none
 # What a component or an event need not say when it is empty or False.
 OFF = (
     "_retryable", "_undoable", "_selectable", "likeable", "streamable", "elem_classes", "batch", "cancels",
-    "scroll_to_output", "trigger_only_on_success", "trigger_only_on_failure",
+    "scroll_to_output", "trigger_only_on_success", "trigger_only_on_failure", "collects_event_data", "autoscroll",
 )  # fmt: skip
 UNUSED = "element.addEventListener('click', function() { trigger('click') });"  # Gradio's own, where nobody listens
 SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
@@ -129,7 +130,11 @@ class Page(gr.Blocks):
             }
             for each in self._described["dependencies"]
         ]
-        return {**self._described, "components": components, "dependencies": [_without(each, ()) for each in events]}
+        return {
+            **self._described,
+            "components": components,
+            "dependencies": [_without(each, STREAMS) for each in events],
+        }
 
     def get_api_info(self, *args: Any, **options: Any) -> Any:
         sent, self.config = self.config, self._described

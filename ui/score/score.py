@@ -17,8 +17,8 @@ from ui.page.views import RESEARCH
 from ui.run.package import pack
 from ui.run.services import Services
 from ui.run.view import View
+from ui.score import answer, look, vote
 from ui.score import html as score_html
-from ui.score import look, vote
 from ui.words.retold import retell
 from ui.words.words import say, tell
 
@@ -26,7 +26,7 @@ HOW_TO_READ = say(
     "Dots are pictures, a diamond is their mean. A score is how alike a face recogniser finds a picture and the photos "
     "that training never saw (1 is the same picture; strangers lie left of A). It judges the face only - not beauty, "
     "not the background. <b>Normalised</b> puts 0 at the untrained base and 1 at this person's own photos. A picture "
-    "without a face counts as 0. Far above 1 is no triumph but a hint that a photo was copied."
+    "without a face counts as 0. Well above 1 usually means the model copied a photo."
 )
 
 
@@ -34,6 +34,7 @@ HOW_TO_READ = say(
 class ScoreTab:
     blocked: gr.HTML
     judge: gr.Radio
+    answer: gr.HTML
     spoke: gr.HTML
     strip: gr.HTML
     table: gr.HTML
@@ -57,6 +58,7 @@ class ScoreTab:
             **{
                 part: gr.update(value=html, visible=bool(html))
                 for part, html in (
+                    (self.answer, answer.card(view, judge) if ready and judge else ""),
                     (self.spoke, _spoke(view, judge) if ready and judge else ""),
                     (self.strip, score_html.strip(view.axis(judge)) if ready and judge else ""),
                     (self.table, _table(view, judge) if ready and judge else ""),
@@ -83,7 +85,7 @@ class ScoreTab:
 def build(services: Services) -> ScoreTab:
     blocked = gr.HTML(visible=False)
     judge = gr.Radio([], label=say("Judge"), visible=False, elem_id="lk-judge")
-    spoke = gr.HTML(visible=False, elem_id="lk-spoke")
+    answered = gr.HTML(visible=False, elem_id="lk-verdict")
     strip = gr.HTML(visible=False, elem_id="lk-strip")
     table = gr.HTML(visible=False, elem_id="lk-table", elem_classes=RESEARCH)
     voting = vote.build(services)
@@ -94,7 +96,10 @@ def build(services: Services) -> ScoreTab:
         say("Prepare the download"), visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
     )
     downloads = gr.HTML(elem_id="lk-downloads")
-    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
+    spoke = gr.HTML(visible=False, elem_id="lk-spoke")
+    return ScoreTab(
+        blocked, judge, answered, spoke, strip, table, figures, warnings, package, downloads, looking, voting
+    )
 
 
 def wire(tab: ScoreTab, services: Services, page: Refresh) -> None:
