@@ -24,21 +24,24 @@ def build() -> tuple[Any, dict[str, Any]]:
     """The Blocks and how to launch them."""
     import gradio as gr
     from starlette.middleware import Middleware
+    from starlette.routing import Mount
+    from starlette.staticfiles import StaticFiles
 
+    from pipelines.core.presets import PRESETS
     from pipelines.methods import imports
     from ui.front import events as front_events
     from ui.front import layout as front_layout
     from ui.front import picture
+    from ui.front.steps import Frame, following
     from ui.generate import events as generate_events
     from ui.generate import finish
     from ui.generate import layout as generate_layout
-    from ui.page import html as page_html
+    from ui.generate.styles import THUMBNAILS
     from ui.page import theme, views
     from ui.page.page import Page
-    from ui.page.wiring import Show, wire_page
+    from ui.page.refresh import Refresh
     from ui.programs import endpoints
     from ui.run.services import Services
-    from ui.run.view import View
     from ui.score import score, verify
     from ui.train import events as train_events
     from ui.train import layout as train_layout
@@ -53,45 +56,44 @@ def build() -> tuple[Any, dict[str, Any]]:
     services.resume()
     keep_s = 3600 * keep_hours()
     with Page(title="Likeness", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
-        # The secret only keeps the value readable after a restart; what protects a run is the capability itself.
-        capability = gr.BrowserState(None, storage_key="likeness-run", secret="likeness")
         front = front_layout.build()
-        steps = gr.HTML(elem_id="lk-steps")
-        with gr.Tabs(
-            elem_id="lk-tabs", overflow_behavior="wrap"
-        ) as tabs:  # "menu" hides tabs by a width measured too early
-            with gr.Tab(say("Upload"), id="upload"):
+        frame = Frame.build()
+        # "menu" hides tabs by a width measured too early
+        with gr.Tabs(elem_id="lk-tabs", overflow_behavior="wrap") as tabs:
+            with gr.Tab(say("Upload"), id="upload") as upload_tab:
                 uploading = upload_layout.build(services, keep_hours=keep_hours())
-            with gr.Tab(say("Train"), id="train", interactive=False, render_children=True) as train_tab:
+                following("train", say("Next: Train"))
+            with gr.Tab(say("Train"), id="train", render_children=True) as train_tab:
                 training = train_layout.build(services)
-            with gr.Tab(say("Generate"), id="generate", interactive=False, render_children=True) as generate_tab:
+                following("generate", say("Next: Generate"))
+            with gr.Tab(say("Generate"), id="generate", render_children=True) as generate_tab:
                 generating = generate_layout.build(services)
                 finishing = finish.build(services)
-            with gr.Tab(say("Score"), id="score", interactive=False, render_children=True) as score_tab:
+                following("score", say("Next: Score"))
+            with gr.Tab(say("Score"), id="score", render_children=True) as score_tab:
                 scoring = score.build(services)
+                following("generate", say("Draw more pictures"))
         verifying = verify.build()
 
-        def around(view: View) -> dict[Any, Any]:
-            """The line of steps, and which tabs are open. A tab with something to see stays open while work goes on."""
-            return {
-                steps: gr.update(value=page_html.stepper(view.steps())),
-                train_tab: gr.update(interactive=view.train_blocked is None or view.progress.busy),
-                generate_tab: gr.update(interactive=view.generate_blocked is None or bool(view.pictures)),
-                score_tab: gr.update(interactive=view.score_opens),
-            }
-
-        show = Show(services, [front, uploading, training, generating, finishing, scoring], around)
+        page = Refresh(
+            services,
+            (frame, front),
+            {
+                "upload": (upload_tab, (uploading,)),
+                "train": (train_tab, (training,)),
+                "generate": (generate_tab, (generating, finishing)),
+                "score": (score_tab, (scoring,)),
+            },
+        )
         endpoints.build(services)  # before the pages' private handlers, some of which bear the same names
-        starts = front_events.wire(front, services, capability, show, tabs)
-        upload_events.wire(uploading, services, capability, show)
-        starts += train_events.wire(training, services, capability, show)
-        starts += generate_events.wire(generating, services, capability, show)
-        starts += finish.wire(finishing, services, capability, show)
-        score.wire(scoring, services, capability, show)
+        starts = front_events.wire(front, services, page, tabs)
+        upload_events.wire(uploading, services, page)
+        starts += train_events.wire(training, services, page)
+        starts += generate_events.wire(generating, services, page)
+        starts += finish.wire(finishing, services, page)
+        score.wire(scoring, services, page)
         verify.wire(verifying)
-
-        show.settle()
-        wire_page(demo, services, capability, steps, show, starts=starts)
+        page.wire(demo, starts)
         views.wire(demo, front.switch)
 
     tended = (services, demo, Path(os.environ["GRADIO_TEMP_DIR"]), keep_s)
@@ -108,18 +110,18 @@ def build() -> tuple[Any, dict[str, Any]]:
         "enable_monitoring": False,
         "state_session_capacity": 1000,  # pages, should so many come within FORGET_S
         "run_history": False,
-        "footer_links": [],
+        "footer_links": ["settings"],
         "max_file_size": f"{imports.limit_mb('lora'):.0f}mb",  # photos have their own, smaller limit
         "ssr_mode": False,
         "mcp_server": False,
         "pwa": False,
         "share": False,
         "app_kwargs": {
-            "routes": [picture.ROUTE],
             "middleware": [
                 Middleware(Guard, **guarded),
                 Middleware(Ballots, root=services.sessions.root),
             ],
+            "routes": [picture.ROUTE, Mount(f"/{THUMBNAILS}", StaticFiles(directory=PRESETS / THUMBNAILS))],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,

@@ -5,7 +5,7 @@ One package per part of the work; each `__init__.py` says what goes in and out. 
     runs        a job from start to end, the queue and the workers: `jobs.enqueue` -> `worker` -> `status.follow`
     photos      decode (`decode.decode`), check and split a person's photos
     bases       load a base; its encoders, its training loss (`objective`) and its sampler
-    methods     textual inversion, DreamBooth, LoRA: which tensors train, and how they are saved
+    methods     textual inversion, DreamBooth, LoRA, zero-shot: which tensors train, and how they are saved
     training    the training loop (`loop`), its batches, checkpoints and previews
     generation  draw pictures with what was learned
     faces       find faces; the recognisers ("judges")

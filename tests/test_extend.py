@@ -125,7 +125,7 @@ def test_a_method_without_a_learner_is_a_column_and_is_not_taught(monkeypatch):
     try:
         assert "quick" in COLUMNS and "quick" in ALL_METHODS and "quick" not in TRAINABLE and "quick" not in METHODS
         for row in BASES.values():
-            assert ("quick" in row.offered) == ("quick" in row.compared) == (row.face_encoder is not None)
+            assert ("quick" in row.offered) == ("quick" in row.compared) == row.takes_a_face
             assert "quick" not in row.trainable and "quick" not in row.methods and "quick" not in row.usual
     finally:
         del METHOD_ROWS["quick"]

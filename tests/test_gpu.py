@@ -48,7 +48,7 @@ def test_a_host_without_its_package_says_what_to_add(monkeypatch):
 
 
 def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, services, monkeypatch):  # noqa: F811
-    from ui.page.wiring import NO_PROGRESS, sliced
+    from ui.page.refresh import NO_PROGRESS, sliced
     from ui.run.services import Services
     from ui.run.start import start_training
 
@@ -74,7 +74,7 @@ def test_a_job_that_slices_bring_no_further_is_given_up_in_a_sentence(zero, serv
 
 def test_the_page_drives_its_run_slice_by_slice(zero, services, monkeypatch):  # noqa: F811
     from ui.page import gpu
-    from ui.page.wiring import sliced
+    from ui.page.refresh import sliced
     from ui.run.services import Services
     from ui.run.start import start_training
 
@@ -105,6 +105,6 @@ def test_the_page_is_wired_to_drive(zero, services):  # noqa: F811
     import app
 
     demo, _ = app.build()
-    driven = [each for each in demo.fns.values() if each.name == "drive"]
+    driven = [each for each in demo.fns.values() if each.name.startswith("drive")]
     assert len(driven) == 8, "the page's opening, training, four ways to draw and two to finish"
     assert all(each.concurrency_id == "gpu" and each.concurrency_limit == 1 for each in driven)

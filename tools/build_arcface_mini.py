@@ -2,9 +2,9 @@
 
     python tools/build_arcface_mini.py --lfw LFW --portraits DIR --teacher reid-retail-0095.onnx --budget-s 3600
 
-Every stage keeps a checkpoint in `--work` and continues from it; kill it at any moment and start it again.
-`--data crops.npz` starts from a packed cache of aligned crops, so only the repository, that file and the teacher need
-travel.
+Every stage saves a checkpoint in `--work` and continues from it; you can kill it at any time and start it again.
+`--data crops.npz` starts from a cache of aligned crops; then another machine needs only the repository, this file and
+the teacher.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python tools/build_mouth.py --data DATA
 
-DATA holds `lfw/`, `portraits/` and `people/`; `tools/mouth_labels.csv` says what a person saw in the lower half of each
-face (part, file, open). Faces that two looks could take for either were left out of it. Takes minutes on one core.
+DATA has `lfw/`, `portraits/` and `people/`; `tools/mouth_labels.csv` has the labels, made by eye from the lower half of
+each face (part, file, open). Faces that were labelled differently the second time are not in it. Takes minutes on one
+core.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from pipelines.photos.decode import decode
 
 LABELS = ROOT / "tools" / "mouth_labels.csv"
 INPUT_PX = 32
-RIGHT_OF_CLAIMED = 0.97  # each margin is the smallest at which so many of the claims about left-out faces are right
-FOLDS = 3  # the margins come from networks that did not learn from the faces they judge
+RIGHT_OF_CLAIMED = 0.97  # each margin is the smallest with this share of right answers about left-out faces
+FOLDS = 3  # cross-validation: margins are measured on faces that the network did not learn from
 TESTED = ("lfw_test", "people")
 
 
@@ -49,7 +50,7 @@ class Net(nn.Module):
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
         x = F.avg_pool2d(picture, mouth.SIZE_PX // INPUT_PX)
-        x = x - x.mean((1, 2, 3), keepdim=True)  # light and contrast say nothing
+        x = x - x.mean((1, 2, 3), keepdim=True)  # so that light and contrast have no effect
         x = x / (x.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-3)
         return self.head(self.dropout(self.features(x).flatten(1)))[:, 0]
 
@@ -80,7 +81,7 @@ def read(data: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def spoiled(pictures: torch.Tensor) -> torch.Tensor:
-    """The same mouths in other light, colour, size, place and sharpness, some partly covered."""
+    """Augmentation: the same mouths with other light, colour, size, position and sharpness, some partly covered."""
     count, side = len(pictures), pictures.shape[-1]
     turn, size = (torch.rand(count) - 0.5) * 0.4, 1 / (1.15 + 0.25 * torch.randn(count).clamp(-1.5, 1.5))
     flip = (torch.rand(count) < 0.5).float() * 2 - 1
@@ -131,7 +132,7 @@ def logits(net: Net, pictures: torch.Tensor) -> np.ndarray:
 
 
 def left_out(pictures: torch.Tensor, labels: torch.Tensor, *, steps: int, seed: int) -> np.ndarray:
-    """The log-odds of each face by a network that learned from the other folds."""
+    """The log-odds (n,) of each face by a network that was trained on the other folds."""
     scores = np.zeros(len(labels))
     fold_of = torch.arange(len(labels)) % FOLDS
     for fold in range(FOLDS):
@@ -142,7 +143,7 @@ def left_out(pictures: torch.Tensor, labels: torch.Tensor, *, steps: int, seed: 
 
 
 def margin_of(scores: np.ndarray, right: np.ndarray) -> float:
-    """The smallest distance from 0 from which on `RIGHT_OF_CLAIMED` of these claims are right."""
+    """The smallest margin for which `RIGHT_OF_CLAIMED` of the answers beyond it are right."""
     sizes = np.abs(scores)
     for margin in np.sort(sizes):
         if right[sizes >= margin].mean() >= RIGHT_OF_CLAIMED:

@@ -3,9 +3,10 @@
     python tools/build_portrait_base.py --portraits DIR DIR2 --recogniser reid.onnx --start-from models/portrait-128 \
         --stages unet,fade,refine,export,evaluate --unet-budget-s 7200
 
-Every stage keeps a checkpoint in `--work` and continues from it; kill it at any moment and start it again. Budgets are
-seconds of processor time, all runs together. `--data portraits.npz` starts from a packed cache of aligned crops, so
-only the repository and that file need travel. Without the stage `vae` the autoencoder of `--start-from` stays.
+Every stage saves a checkpoint in `--work` and continues from it; you can kill it at any time and start it again.
+Budgets are seconds of CPU time, all runs together. `--data portraits.npz` starts from a cache of aligned crops; then
+another machine needs only the repository and this file. Without the stage `vae` the autoencoder of `--start-from` is
+used.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def main() -> int:
 
 
 def _portable(arguments: list[str]) -> list[str]:
-    """The command as the card quotes it: folders of this machine become their last part."""
+    """The arguments for the model card: of each path only the last part."""
     return [Path(a).name if "/" in a else a for a in arguments]
 
 

@@ -2,9 +2,9 @@
 
     python tools/build_upscaler.py --portraits DIR --pixels-budget-s 1500 --gan-budget-s 2700 --critic-budget-s 600
 
-Every stage keeps a checkpoint in `--work` and continues from it; kill it at any moment and start it again. The work
-folder holds faces (`portraits.npz`, and `drawn.npz`, which the embedded base draws); nothing of it is committed.
-`--data portraits.npz` starts from a packed cache, so only the repository and that file need travel.
+Every stage saves a checkpoint in `--work` and continues from it; you can kill it at any time and start it again. The
+work folder contains faces (`portraits.npz`, and `drawn.npz`, drawn by the embedded base), which must not be committed.
+`--data portraits.npz` starts from a cache; then another machine needs only the repository and this file.
 """
 
 from __future__ import annotations

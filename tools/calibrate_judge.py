@@ -1,12 +1,12 @@
-"""What does a judge's number mean? Measured on pairs of real photos, through the judge's own detector and aligner.
+"""Calibrate a judge: measure what its similarities mean on pairs of real photos, with its own detector and alignment.
 
     python tools/calibrate_judge.py --lfw LFW --judges arcface-mini,dlib --write
     python tools/calibrate_judge.py --lfw LFW --judges buffalo_sc --face-models FOLDER --write
 
-In: Labeled Faces in the Wild (one folder per person) and its test_people.txt, none of whom any embedded model has seen.
-Out: presets/judges/<judge>.json: quantiles of different people's and of one person's similarities, thresholds with the
-false-match rate that so many pairs support, a logistic calibration, and what small faces cost. Only such numbers leave
-this program: embeddings stay in memory.
+In: Labeled Faces in the Wild (one folder per person) and its test_people.txt; no embedded model has seen these people.
+Out: presets/judges/<judge>.json: quantiles of the similarities of different people and of one person, thresholds with
+the false-match rates for which there are enough pairs, a logistic calibration, and the effect of small faces. Only such
+figures are written; embeddings stay in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.photos.decode import decode
 DIFFERENT = (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 1.0)
 SAME = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.95)
 RATES = (0.01, 0.001, 0.0001)
-SEVERAL = 3  # photos in a mean: what a held-out set usually has
+SEVERAL = 3  # photos in a mean: the usual number of held-out photos
 FACE_HEIGHTS_PX = (24, 32, 40, 48, 64, 80, 96, 128, 160)
 KEEPS_SHARE = 0.9
 FOLDS = 10
@@ -42,17 +42,17 @@ FOLDS = 10
 
 @dataclass(frozen=True)
 class Pairs:
-    """Similarities, and whose they are: a fold never holds one person on both sides."""
+    """Similarities of pairs, with their people, so that no person is in two folds."""
 
     references: int
     same: np.ndarray
-    same_person: np.ndarray  # (n,) who
+    same_person: np.ndarray  # (n,) the person of each pair
     different: np.ndarray
-    different_people: np.ndarray  # (m, 2) who and whom
+    different_people: np.ndarray  # (m, 2) the two people of each pair
 
 
 def people_of(lfw: Path, names_file: Path, limit: int) -> list[list[Path]]:
-    """Each person's photos. A limit keeps people with several photos first, for their pairs are rare."""
+    """Each person's photos. With a limit, people with several photos are kept first, because their pairs are rare."""
     names = [line.strip() for line in names_file.read_text(encoding="utf-8").splitlines() if line.strip()]
     photos = [sorted((lfw / name).glob("*.jpg")) for name in sorted(names)]
     several = [files for files in photos if len(files) > 1]
@@ -63,7 +63,7 @@ def people_of(lfw: Path, names_file: Path, limit: int) -> list[list[Path]]:
 
 
 def embed(one: Judge, people: list[list[Path]], most: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(vectors, who, photos without a face); `most` photos per person at most."""
+    """(vectors (n, d), person of each (n,), number of photos without a face); at most `most` photos per person."""
     vectors, owners, missed = [], [], 0
     started = time.monotonic()
     for who, files in enumerate(people):
@@ -80,14 +80,14 @@ def embed(one: Judge, people: list[list[Path]], most: int) -> tuple[np.ndarray, 
 
 
 def similarities(one: Judge, cosines: np.ndarray) -> np.ndarray:
-    """A judge's similarity is a straight line over the cosine: read it off two points."""
+    """Similarities from cosines: a judge's similarity is a linear function of the cosine, found from two points."""
     unit, across = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     high, low = one.similarity(unit, unit), one.similarity(unit, across)
     return low + (high - low) * cosines
 
 
 def pairs(one: Judge, vectors: np.ndarray, who: np.ndarray, references: int, *, seed: int = 0) -> Pairs:
-    """Every photo against the mean of `references` other photos of each person who has so many.
+    """Every photo with the mean of `references` other photos of each person who has enough photos.
 
     With one reference: every pair of photos of one person, and as references one photo of each person.
     """
@@ -109,7 +109,7 @@ def pairs(one: Judge, vectors: np.ndarray, who: np.ndarray, references: int, *, 
         same.append(found)
         same_person.append(np.full(len(found), person))
         others = np.flatnonzero(who != person)
-        # one photo of each other person, so that much-photographed people don't count more
+        # one photo of each other person, so that people with many photos do not count more
         others = rng.permutation(others)
         _, keep = np.unique(who[others], return_index=True)
         others = others[keep]
@@ -125,12 +125,12 @@ def pairs(one: Judge, vectors: np.ndarray, who: np.ndarray, references: int, *, 
 
 
 def supported(rates: tuple[float, ...], pairs_different: int) -> list[float]:
-    """False-match rates that so many different-person pairs can speak of: zero errors in n says only < 3/n."""
+    """False-match rates for which there are enough pairs of different people: no error in n pairs means only < 3/n."""
     return [rate for rate in rates if rate >= 3 / max(pairs_different, 1)]
 
 
 def fit_logistic(same: np.ndarray, different: np.ndarray) -> tuple[float, float]:
-    """(slope, intercept) of the natural-log likelihood ratio: logistic regression, both kinds weighing one half.
+    """(slope, intercept) of the natural-log likelihood ratio: logistic regression, with weight one half for each kind.
 
     Newton's method on standardised similarities (Platt 1999; Brümmer & du Preez 2006).
     """
@@ -152,7 +152,7 @@ def fit_logistic(same: np.ndarray, different: np.ndarray) -> tuple[float, float]
 
 
 def cllr(same: np.ndarray, different: np.ndarray) -> float:
-    """Cost of natural-log likelihood ratios in bits (Brümmer & du Preez 2006): 0 perfect, 1 says nothing."""
+    """Cost of natural-log likelihood ratios in bits (Brümmer & du Preez 2006): 0 perfect, 1 gives no information."""
     return float((np.logaddexp(0, -same).mean() + np.logaddexp(0, different).mean()) / (2 * np.log(2)))
 
 
@@ -164,7 +164,7 @@ def best_threshold(same: np.ndarray, different: np.ndarray) -> float:
 
 
 def by_folds(found: Pairs) -> tuple[float, float]:
-    """(Cllr, balanced accuracy), each fold of people judged by what was fitted on the others."""
+    """(Cllr, balanced accuracy) by cross-validation over people."""
     same_fold = found.same_person % FOLDS
     first, second = (found.different_people % FOLDS).T
     costs, accuracies = [], []
@@ -184,7 +184,7 @@ def sum_up(found: Pairs) -> Comparisons:
     slope, intercept = fit_logistic(found.same, found.different)
     cost, accuracy = by_folds(found)
     rates = supported(RATES, len(found.different))
-    # the smallest similarity that no more than this share of different people reach
+    # the smallest similarity that at most this share of pairs of different people reaches
     thresholds = {f"{rate:g}": float(np.quantile(found.different, 1 - rate, method="higher")) for rate in rates}
     quantiles = [q for q in DIFFERENT if q == 1.0 or 1 - q >= 3 / len(found.different)]
     return Comparisons(
@@ -203,11 +203,11 @@ def sum_up(found: Pairs) -> Comparisons:
 
 
 def by_face_height(one: Judge, people: list[list[Path]], *, most: int) -> tuple[dict[str, float], float | None]:
-    """Face height in px -> share of the similarity of one person's photos that is left, and the smallest that keeps
-    KEEPS_SHARE of it.
+    """({face height in px: share of the similarity of one person's photos that is left}, the smallest height that keeps
+    KEEPS_SHARE of it).
 
-    The probe is shrunk (or enlarged, where the photo's face is smaller) until its face is so high; the other photo
-    stays as it is. A face that is not found counts 0.
+    One photo is scaled until its face has this height; the other photo is not changed. A face that is not found counts
+    0.
     """
     import cv2
 
@@ -231,8 +231,8 @@ def by_face_height(one: Judge, people: list[list[Path]], *, most: int) -> tuple[
 
 
 def by_group(one: Judge, portraits: Path, *, most: int) -> dict[str, object]:
-    """Different people of one group against each other, from portraits.csv (one photo per person: no same-person
-    figure).
+    """Similarities of different people within each group, from portraits.csv (it has one photo per person, so there is
+    no figure for one person).
     """
     import csv
 

@@ -1,6 +1,7 @@
-"""How the house stands: files and lines per room, longest module and function, parameters, circles, untyped signatures.
+"""The state of the code: files and lines per room (package), longest module and function, parameters, import cycles,
+untyped signatures.
 
-In: a checkout, this one or the one named. Out: one table on stdout; read from the source, nothing is imported.
+In: a checkout: this one, or the one in the argument. Out: one table on stdout. It only reads the source.
 Try it: `python tools/house.py`, or `python tools/house.py OTHER_CHECKOUT`.
 """
 
@@ -28,13 +29,13 @@ class Module:
 
     @property
     def room(self) -> str:
-        """The folder it stands in: "pipelines/core"; "pipelines" for what lies at the top."""
+        """Its folder: "pipelines/core"; "pipelines" for a module at the top."""
         parts = self.name.split(".")
         return "/".join(parts[:2]) if len(parts) > 2 or self.is_front else parts[0]
 
     @property
     def is_front(self) -> bool:
-        """Whether it is a room's `__init__.py`."""
+        """Whether it is the `__init__.py` of a room."""
         return self.name.endswith(".__init__") and self.name.count(".") > 1
 
 
@@ -50,7 +51,7 @@ def modules(root: Path = ROOT) -> list[Module]:
 
 
 def functions(module: Module) -> Iterator[tuple[str, Function]]:
-    """Every function with its dotted name, methods and inner ones included."""
+    """Every function with its dotted name, also methods and inner functions."""
 
     def below(node: ast.AST, name: str) -> Iterator[tuple[str, Function]]:
         for child in ast.iter_child_nodes(node):
@@ -68,7 +69,7 @@ def length(function: Function) -> int:
 
 
 def parameters(function: Function) -> int:
-    """How many it takes, without self and cls."""
+    """The number of its parameters, without self and cls."""
     taken = function.args
     names = [each.arg for each in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)]
     names += [each.arg for each in (taken.vararg, taken.kwarg) if each]
@@ -76,7 +77,7 @@ def parameters(function: Function) -> int:
 
 
 def untyped(function: Function) -> bool:
-    """Whether its signature says `dict[str, Any]`, of which nobody knows what it holds."""
+    """Whether its signature has `dict[str, Any]`, which does not say what is in the dict."""
     taken = function.args
     said = [
         each.annotation
@@ -87,7 +88,7 @@ def untyped(function: Function) -> bool:
 
 
 def needs(module: Module, known: set[str], *, at_import: bool = False) -> set[str]:
-    """The modules it imports; with `at_import` only what it imports at its top, outside functions and type checks."""
+    """The modules it imports; with `at_import` only those at its top level, outside functions and type checks."""
     nodes = module.tree.body if at_import else list(ast.walk(module.tree))
     found: set[str] = set()
     for node in nodes:
@@ -100,7 +101,7 @@ def needs(module: Module, known: set[str], *, at_import: bool = False) -> set[st
 
 
 def circles(every: list[Module], *, at_import: bool = False) -> list[tuple[str, ...]]:
-    """Groups of modules that import each other, directly or by way of others (Tarjan 1972)."""
+    """Import cycles: groups of modules that import each other, directly or indirectly (Tarjan 1972)."""
     known = {module.name for module in every}
     graph = {module.name: sorted(needs(module, known, at_import=at_import)) for module in every}
     order: dict[str, int] = {}

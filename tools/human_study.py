@@ -1,6 +1,6 @@
 """Does a judge rank pictures as people do? Export of blind votes, their analysis, and the sample size by simulation.
 
-    python tools/human_study.py power --subjects 8,12,16 --voters 4,8 --rho 0.4
+    python tools/human_study.py power --subjects 8,10,12 --voters 4,8 --rho 0.4 --repeats 200
     python tools/human_study.py export STUDY/p01/RUN STUDY/p02/RUN --out votes.csv
     python tools/human_study.py analyse votes.csv
     python tools/human_study.py simulate --subjects 12 --voters 8 --rho 0.4 --out simulated.csv

@@ -1,12 +1,12 @@
-"""Render the synthetic sample person: photos of somebody who does not exist, for visitors without photos.
+"""Draw the synthetic sample person: pictures of a person who does not exist, for visitors without photos.
 
     python tools/make_sample_person.py --data .build/portraits.npz
 
-In: the embedded base and the packed portraits, of which six descriptors are blended into one identity that belongs to
-nobody. Out: `presets/sample_person/*.png` and a README that says what they are. A first picture is drawn from the
-blended identity; the others are variations of it (image-to-image), each kept only if both embedded recognisers call it
-the same person, if it is no near-duplicate of one before it, and if it lies no closer than 0.45 (dlib) to any portrait
-of the training set.
+In: the embedded base and the packed portraits; the mean of six of their descriptors is a new identity. Out:
+`presets/sample_person/*.png` and a README that describes them. The first picture is drawn from this identity; the
+others are variations of it (image-to-image). One is kept only if both embedded recognisers say that it is the same
+person, if it is no near-duplicate of an earlier one, and if its dlib distance to every portrait of the training set is
+at least 0.45.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 PHOTOS, ENOUGH, SIZE_PX = 10, 8, 256
 NOT_A_REAL_PERSON_L2 = 0.45
-SAME_MOMENT_BITS = 12  # of 64: two takes of one moment differ in fewer
+SAME_MOMENT_BITS = 12  # of 64 bits of the hash: near-duplicates differ in fewer
 LOOKS = (
     "grey background, black jacket",
     "navy background",
@@ -91,7 +91,7 @@ def main() -> int:
     def seeds(count: int, first: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(first + k) for k in range(count)]
 
-    # candidates for the first picture: the clearest face that is nobody in the training set
+    # candidates for the first picture: the face with the highest score that is nobody in the training set
     first = pipe(
         **told([LOOKS[0]] * 16),
         num_inference_steps=30,
@@ -159,7 +159,7 @@ def main() -> int:
 
 
 def _clarity(frame: np.ndarray) -> float:
-    """The detector's confidence that this is a face."""
+    """The detector's score of the face."""
     from pipelines.faces.dlib_faces import dlib_detect
     from tools.portrait_base import evaluate
 
@@ -175,7 +175,7 @@ def _large(frame: np.ndarray) -> np.ndarray:
 
 
 def _moved(image, rng: np.random.Generator):
-    """A little turned, shifted and mirrored, so that the pictures differ as photos do."""
+    """Slightly rotated, shifted or mirrored, so that the pictures differ like photos."""
     from PIL import Image, ImageOps
 
     if rng.random() < 0.5:

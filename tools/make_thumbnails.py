@@ -1,15 +1,15 @@
-"""A thumbnail per style that the embedded base can draw, so that a person picks a look by looking.
+"""Make a thumbnail for each style that the embedded base can draw, so that people can see what a style looks like.
 
     python tools/make_thumbnails.py --sheet thumbnails.png
 
-In: `presets/styles`, and the synthetic sample person, whom a textual inversion of draft quality learns first (all
-in all 309 s of processor time on an AMD EPYC core). Out: `presets/thumbnails/<style>.jpg` (128 pixels, at most 6 kB)
-and the style's "thumbnail", a path relative to `presets/`. Of the pictures of `--seeds` the one is kept that shows one
-face, what the words ask for and no blur, and among these the one most like the person. Everything follows from the
+In: `presets/styles`, and the synthetic sample person, who is first learned by a textual inversion of draft quality (in
+all 309 s of CPU time on an AMD EPYC core). Out: `presets/thumbnails/<style>.jpg` (128 pixels, at most 6 kB) and the
+style's "thumbnail", a path relative to `presets/`. Of the pictures with `--seeds`, those with one face, the requested
+attributes and no blur are preferred, and among them the one most similar to the person. Everything depends only on the
 seeds: the same machine writes the same files.
 
-Styles written for SD 1.5 and SDXL get none: those weights are not in this repository, and a picture by another base
-would promise what theirs looks like.
+Styles for SD 1.5 and SDXL get no thumbnail: those weights are not in this repository, and a picture by another base
+would look different.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 BASE, METHOD = "portrait-128", "textual_inversion"
 SIZE_PX, MAX_BYTES = 128, 6000
 SHEET_COLUMNS = 6
-# Of 0 to 7 those whose faces came out whole in the most styles, by eye: no measure here sees half a pair of glasses.
+# Chosen by eye from 0 to 7: in most styles the faces have no defects (no measure here finds half a pair of glasses).
 SEEDS = (4, 5, 6)
 
 
@@ -96,7 +96,7 @@ def main() -> int:
 
 
 def _worth(image, sampling, alike) -> tuple[bool, float, bool, float]:
-    """One large face, share of the asked words that hold, sharp, likeness: compared in this order."""
+    """(one large face, share of requested attributes that are shown, sharp, similarity), compared in this order."""
     import numpy as np
 
     from pipelines.evaluation.facts import facts_of
@@ -120,7 +120,7 @@ def _jpeg(picture) -> bytes:
 
 
 def _name_it(file: Path, thumbnail: str) -> None:
-    """Set "thumbnail" and leave the rest of the file as it was written."""
+    """Set "thumbnail" in a style's file, and leave the rest of its text unchanged."""
     text = file.read_text(encoding="utf-8")
     changed, count = re.subn(r'"thumbnail": (null|"[^"]*")', f'"thumbnail": "{thumbnail}"', text)
     assert count == 1, f"{file.name} names its thumbnail once"

@@ -1,9 +1,9 @@
-"""Write what was measured of the embedded base's recipes into their files, with its date, machine and command.
+"""Write measured figures of the embedded base's recipes into their files, with date, machine and command.
 
     python tools/record_evidence.py RUNS --quality good --command "python benchmarks/people.py PEOPLE_DIR"
 
-RUNS/<quality>/ holds one finished comparison per person (`benchmarks/people.py` makes them). Intervals are 95%, by a
-bootstrap over people and pictures; a picture without a face counts as 0. A quality nobody measured stays null.
+RUNS/<quality>/ has one finished comparison per person, made by `benchmarks/people.py`. Intervals are 95%, by a
+bootstrap over people and pictures; a picture without a face counts as 0. A quality that was not measured stays null.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipelines.evaluation.statistics import cluster_bootstrap
 
 
 def figures(runs: list[Path], method: str) -> dict[str, Any]:
-    """Of one method over several people's runs, by their first judge."""
+    """The figures of one method over several people's runs, by their first judge."""
     reports = [json.loads((run / "report.json").read_text()) for run in runs]
     judge = next(iter(reports[0]["judges"]))
     alike, asked = [], []

@@ -56,6 +56,7 @@ class Architecture:
     # The family's names in LoRA files: (sd-scripts' base version, ModelSpec's architecture), and words that identify it
     lora_names: tuple[str, str] = ("", "")
     lora_words: tuple[str, ...] = ()
+    clip_judges: bool = True  # CLIP measures how well pictures fit their prompts; False: rules about pixels do
     context_width: int | None = None  # input width of cross-attention; identifies a LoRA's family if no word does
 
 
@@ -68,6 +69,7 @@ FAMILIES: dict[str, Architecture] = {
         guidance=3.0,
         prompt_guidance=3.0,
         filtered=False,
+        clip_judges=False,  # its few words are all checked by rules
         loading=PLAIN_SD,
         stored="float32",
         told_by_pipeline=False,  # its folders are recognised by their likeness.json

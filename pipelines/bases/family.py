@@ -46,6 +46,7 @@ class Modules:
 
     unet: nn.Module  # the denoiser: a transformer in some families
     text: Text
+    image_embeds: torch.Tensor | None = None  # (2, n, t, d), IP-Adapter: of no picture, and of n pictures of a face
 
 
 @dataclass(frozen=True)
@@ -350,14 +351,16 @@ class Family:
         self, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """The denoiser's prediction (b, c, h, w) for noisy latents (b, c, h, w) at `timesteps` (b,) or ()."""
-        added = None
+        added: dict[str, Any] = {}
         if self.architecture.size_conditioned:
             height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
             sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=torch.float32)
-            added = {"text_embeds": conditioning.pooled, "time_ids": sizes.expand(len(noisy), 6)}
+            added |= {"text_embeds": conditioning.pooled, "time_ids": sizes.expand(len(noisy), 6)}
+        if conditioning.image_embeds is not None:
+            added["image_embeds"] = [conditioning.image_embeds]
         with self.autocast():
             noisy = noisy.to(memory_format=torch.channels_last)
-            return unet(noisy, timesteps, conditioning.states, added_cond_kwargs=added).sample
+            return unet(noisy, timesteps, conditioning.states, added_cond_kwargs=added or None).sample
 
     def scheduler_class(self, name: str) -> Any:
         """A sampler's class by its diffusers name, with the interface that `bases/sampling.py` uses."""
@@ -452,7 +455,7 @@ def channels_last(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _alphas(config: dict[str, Any]) -> torch.Tensor:
+def _alphas(config: dict[str, object]) -> torch.Tensor:
     """The base's alpha-bar per training timestep, (T,); with zero terminal SNR if the base has it."""
     from diffusers import DDIMScheduler
 

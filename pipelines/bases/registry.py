@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipelines.bases.architectures import FAMILIES, family_of_pipeline
+from pipelines.bases.face_adapter import SD15, SDXL, FaceAdapter
 from pipelines.core.files import REPOSITORY, file_sha256, sha
 from pipelines.core.records import LEARNS, METHOD_ROWS, MethodRow, UserError
 
@@ -81,9 +82,26 @@ class BaseRow:
     # The judge whose face descriptor is an input of this base ("dlib"); None: it has no such input. As pictures are
     # then drawn from this judge's own descriptor, it never scores them alone.
     face_encoder: str | None = None
+    face_adapter: FaceAdapter | None = None  # weights beside it through which it takes pictures of a face
 
     def _fits(self, method: MethodRow) -> bool:
-        return set(method.learns) <= set(self.learns) if method.learns else self.face_encoder is not None
+        return set(method.learns) <= set(self.learns) if method.learns else self.takes_a_face
+
+    @property
+    def takes_a_face(self) -> bool:
+        """True where it draws a face without training: by itself, or because its adapter is on this machine."""
+        return self.face_encoder is not None or (
+            self.face_adapter is not None and self.face_adapter.find(self.folder) is not None
+        )
+
+    def why_not(self, method: str) -> str:
+        """Why a method is not among `offered`, and what to do."""
+        fetch = self.face_adapter is not None and method in METHOD_ROWS and not METHOD_ROWS[method].learns
+        if fetch and self.face_adapter is not None:
+            return (
+                f"What {self.title} needs for {method} is not on this machine. Get it with: {self.face_adapter.fetch}"
+            )
+        return f"{self.title} does not offer {method}. Choose one of: {', '.join(self.offered)}."
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -221,6 +239,7 @@ BASES: dict[str, BaseRow] = {
             forward_tflop=0.80,
             # Name and revision are from several people's lock files and published hub caches, not from the hub itself.
             draft_lora=("latent-consistency/lcm-lora-sdv1-5", "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
+            face_adapter=SD15,
         ),
         BaseRow(
             name="sdxl",
@@ -243,6 +262,7 @@ BASES: dict[str, BaseRow] = {
             footprint=Footprint(2567, 818, 84, 2.66, 6.77, 0.73, 8.6, 0.17),
             forward_tflop=6.8,
             draft_lora=("latent-consistency/lcm-lora-sdxl", "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
+            face_adapter=SDXL,
         ),
         BaseRow(
             name="z-image",
@@ -400,6 +420,7 @@ def _local_row(
         footprint=counted,
         forward_tflop=like.forward_tflop if resolution_px == like.resolution_px else None,
         draft_lora=like.draft_lora,
+        face_adapter=like.face_adapter,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,9 @@ def sample_latents(
         told = modules.text.encode(modules.text.ids([row.prompt for row in rows]))
         if guided:
             told = Conditioning.joined([modules.text.negative([row.negative_prompt for row in rows]), told])
+    if modules.image_embeds is not None:  # of no picture where nothing is asked for, as stock pipelines do it
+        shown = [part.expand(len(rows), -1, -1, -1) for part in modules.image_embeds.split(1)]
+        told = replace(told, image_embeds=torch.cat(shown if guided else shown[1:]))
     if guided:
         strength = torch.tensor(weights, device=device)[:, None, None, None]
     extra: dict[str, Any] = {}

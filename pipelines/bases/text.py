@@ -24,13 +24,11 @@ class Conditioning:
     states: torch.Tensor  # (b, t, d)
     pooled: torch.Tensor | None = None  # (b, p), SDXL
     mask: torch.Tensor | None = None  # (b, t), False for tokens that are ignored; None: none is
+    image_embeds: torch.Tensor | None = None  # (b, n, t, d), n pictures as an IP-Adapter's encoder sees them
 
     def __getitem__(self, rows: torch.Tensor | slice) -> Conditioning:
-        return Conditioning(
-            self.states[rows],
-            None if self.pooled is None else self.pooled[rows],
-            None if self.mask is None else self.mask[rows],
-        )
+        parts = (self.states, self.pooled, self.mask, self.image_embeds)
+        return Conditioning(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
 
     def scaled(self, factor: torch.Tensor) -> Conditioning:
         """Each row times `factor` (b,)."""

@@ -289,7 +289,7 @@ def _the_rest(command: Command) -> None:
 
     worker = command("worker", "Do the job that lies in a run's folder (started by the app).", teaching.worker)
     worker.add_argument("folder", metavar="RUN", type=Path)
-    worker.add_argument("--line", action="store_true", help="the folder holds runs: do the jobs that wait in its line")
+    worker.add_argument("--line", action="store_true", help="the folder contains runs: do the jobs in their queue")
     worker.add_argument("--device", default="")
 
 

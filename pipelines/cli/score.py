@@ -118,7 +118,7 @@ def score(asked: argparse.Namespace) -> int:
             show(f"{name}:")
             for who, one in found.items():
                 words = f" ({one['in_words']})" if one["similarity"] is not None else ""
-                show(f"  {who}: {one['verdict']}{words}.{' ' + one['note'] if one['note'] else ''}")
+                show(f"  {who}: {(one['verdict'] or '').rstrip('.')}{words}.{' ' + one['note'] if one['note'] else ''}")
     return FAILED if unreadable else DONE
 
 
@@ -159,7 +159,7 @@ def _who(asked: argparse.Namespace, judges: Sequence[Judge]) -> int:
     return DONE
 
 
-def _opinion(one: Opinion) -> dict[str, Any]:
+def _opinion(one: Opinion) -> dict[str, object]:
     return {
         "similarity": one.score.similarity,
         "verdict": one.score.verdict,

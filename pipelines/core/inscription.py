@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from pipelines.core.decode import decode
 from pipelines.core.records import Sampling, UserError
@@ -25,11 +24,11 @@ class Inscription:
 
     sampling: Sampling
     base: str
-    subject: str | None  # id of what was learned; None for the untrained base
+    subject: str | None = None  # id of what was learned; None for the untrained base
     source_sha256: str | None = None  # of the picture that was varied
 
 
-def fields_in(path: Path, *, whole: bool = False) -> dict[str, Any] | None:
+def fields_in(path: Path, *, whole: bool = False) -> dict[str, object] | None:
     """The JSON, unchecked; None where there is none. `whole`: decode the pixels too, and None for a damaged file."""
     from PIL import Image
 

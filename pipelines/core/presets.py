@@ -8,6 +8,7 @@ Try it:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,12 +19,6 @@ from pipelines.core.files import REPOSITORY
 from pipelines.core.records import ALL_METHODS, CLASS_WORDS, QUALITIES, Recipe, Style, UserError
 
 PRESETS = REPOSITORY / "presets"
-FAMILY_TITLES = {
-    "portrait": "the embedded portrait base",
-    "sd15": "Stable Diffusion 1.5",
-    "sdxl": "SDXL",
-    "z_image": "Z-Image",
-}
 CHOSEN = ("base", "method", "class_word", "seed")  # chosen by the person, not set in a recipe file
 
 Record = TypeVar("Record")
@@ -41,6 +36,7 @@ class Base(Protocol):
     @property
     def offered(self) -> tuple[str, ...]: ...
     def unknown_words(self, text: str) -> list[str]: ...
+    def why_not(self, method: str) -> str: ...
 
 
 def styles(folder: Path = PRESETS / "styles") -> dict[str, Style]:
@@ -66,8 +62,7 @@ def stylised() -> tuple[str, ...]:
 def style_problem(style: Style, row: Base) -> str | None:
     """Why `row` can't draw this style, as one sentence, or None when it can."""
     if "any" not in style.bases and row.family not in style.bases:
-        written_for = " or ".join(FAMILY_TITLES.get(family, family) for family in style.bases)
-        return f"{style.name} is written for {written_for}."
+        return f"{style.name} is not written for {row.title}."
     unknown = row.unknown_words(" ".join((style.prompt.replace("{subject}", " "), *style.words)))
     if unknown:
         return f"{row.title} does not know: {', '.join(unknown)}."
@@ -112,10 +107,10 @@ def recipe(row: Base, method: str, quality: str, *, class_word: str, seed: int =
     if class_word not in CLASS_WORDS:
         raise UserError(f"The class word is one of {', '.join(CLASS_WORDS)}, not {class_word}.")
     if method not in row.offered:
-        raise UserError(f"{row.title} does not offer {method}. Choose one of: {', '.join(row.offered)}.")
+        raise UserError(row.why_not(method))
     file = PRESETS / "recipes" / f"{row.family}-{method}.json"
     saved = _read(file)
-    settings = _part(saved, "recipe", file) | _part(saved, quality, file)
+    settings = {**_part(saved, "recipe", file), **_part(saved, quality, file)}
     if wrong := sorted(set(settings) & set(CHOSEN)):
         raise UserError(f"The recipe {file.name} must not set {', '.join(wrong)}. Remove it from the file.")
     chosen = {"base": row.name, "method": method, "class_word": class_word, "seed": seed}
@@ -154,7 +149,7 @@ def portrait_plan(row: Base, file: Path = PRESETS / "portraits.json") -> Portrai
     return PortraitPlan(methods, family["quality"], shown, saved["pictures"], saved["keep"])
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Mapping[str, Any]:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -166,14 +161,14 @@ def _read(file: Path) -> dict[str, Any]:
     return saved
 
 
-def _part(saved: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
+def _part(saved: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
     part = saved.get(name)
     if not isinstance(part, dict):
         raise UserError(f"The preset {file.name} has no part {name}. Add it.")
     return part
 
 
-def _record(kind: type[Record], saved: dict[str, Any], file: Path) -> Record:
+def _record(kind: type[Record], saved: Mapping[str, Any], file: Path) -> Record:
     """A record from JSON; unknown settings are errors here."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(saved) - set(known)):

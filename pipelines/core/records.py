@@ -309,7 +309,7 @@ _LATER = (
 )  # fmt: skip
 
 
-def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+def recipe_fields(recipe: Recipe) -> dict[str, object]:
     """A recipe's settings for a hash: those that were added later are left out at their default."""
     usual = {each.name: each.default for each in fields(Recipe)}
     return {name: value for name, value in vars(recipe).items() if name not in _LATER or value != usual[name]}
@@ -355,7 +355,7 @@ class Sampling:
 _ADDED: dict[str, Any] = {"source": None, "change": 1.0, "draft": False}
 
 
-def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+def sampling_fields(sampling: Sampling) -> dict[str, object]:
     """A sampling's settings for JSON and hashes. Those that were added later are left out at their default, so that
     names and hashes of pictures from noise are the same as in earlier versions.
     """

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from pipelines.core.decode import decode
 from pipelines.core.files import Lock, read_json, require_space, timestamp, told_when_full, write_json
@@ -322,7 +322,7 @@ def load_photo_set(run: Run) -> PhotoSet | None:
     if saved is None:
         return None
 
-    def part(name: str) -> list[dict[str, Any]]:
+    def part(name: str) -> list[dict[str, object]]:
         placed = [{**entry, "path": str(run.folder / entry["path"])} for entry in saved[name]]
         return [{"reasons": _reasons_of(tuple(entry.get("notes", ()))), **entry} for entry in placed]
 
@@ -335,7 +335,22 @@ def load_photo_set(run: Run) -> PhotoSet | None:
 # ------------------------------------------------------------------------------------------------- forgetting
 
 
-def forget(run_folder: Path | Run) -> dict[str, Any]:
+class Receipt(TypedDict):
+    """What `forget` removed."""
+
+    schema: int
+    run: str
+    forgotten: str  # when
+    files: int
+    bytes: int
+    removed: list[dict[str, object]]  # {"file", "bytes"}
+    verified: str
+    remaining_files: int
+    copies_elsewhere: list[str]  # names of files of the run with hard links outside it
+    note: str
+
+
+def forget(run_folder: Path | Run) -> Receipt:
     """Remove a run with everything in it and return a receipt that says what was removed and checks that it is gone.
 
     The folder is renamed first, so that a crash half way leaves something `sweep_forgotten` recognises. Raises

@@ -8,7 +8,7 @@ Class-only prompts ("portrait of man") show drift: whether every man that the ba
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from typing import Any
@@ -139,12 +139,12 @@ def facts_of(image: np.ndarray, sampling: Sampling, training: dict[str, np.ndarr
     )
 
 
-def facts_to_json(found: Facts) -> dict[str, Any]:
+def facts_to_json(found: Facts) -> dict[str, object]:
     """Facts as JSON; `facts_from_json` reads them."""
     return {each.name: getattr(found, each.name) for each in fields(Facts) if each.name != "structure"}
 
 
-def facts_from_json(saved: dict[str, Any], image: np.ndarray) -> Facts:
+def facts_from_json(saved: Mapping[str, Any], image: np.ndarray) -> Facts:
     """Facts from `facts_to_json` and their picture. Raises TypeError or ValueError for anything else."""
     eyes = saved["eyes"]
     own = None if eyes is None else structure(align_by_eyes(image, np.array(eyes)))

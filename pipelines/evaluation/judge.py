@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from pipelines.core import inscription, presets
 from pipelines.core.control import SAVE_EVERY_S, Control
@@ -235,7 +235,7 @@ def look_closer(
     yield Event("phase", text="Looking for copies and slips")
     eye = _Eye(album, judged.judges[0], others_of(album.photos, terms.others))
     seen = _SeenBefore(run, eye.stamp)
-    looked: list[dict[str, Any]] = []  # what is remembered of each render
+    looked: list[_Looked] = []  # what is remembered of each render
     facts: dict[str, Facts] = {}  # by path inside the run
     try:
         for render in renders:
@@ -309,6 +309,23 @@ class _Eye:
         return facts, alike, [round(self._judge.similarity(vector, other), 4) for _, _, other in self.beside]
 
 
+class _Clip(TypedDict):
+    """What CLIP found in a picture."""
+
+    stamp: str  # of the model and the prompts
+    cosine: float
+    rank: float | None  # None when there is no other prompt
+
+
+class _Looked(TypedDict):
+    """A picture's entry in closer.json."""
+
+    facts: dict[str, object]
+    trained: float | None
+    values: list[float | None]
+    clip: NotRequired[_Clip]
+
+
 class _SeenBefore:
     """closer.json of a run: keeps what was measured, since in the app every click adds a few pictures to many."""
 
@@ -316,10 +333,10 @@ class _SeenBefore:
         self._run, self._file, self._stamp = run, run.folder / "closer.json", stamp
         saved = read_json(self._file)
         same = isinstance(saved, dict) and saved.get("stamp") == stamp
-        self._known: dict[str, dict[str, Any]] = saved["pictures"] if same else {}
-        self._now: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, _Looked] = saved["pictures"] if same else {}
+        self._now: dict[str, _Looked] = {}
 
-    def look(self, eye: _Eye, render: Render, name: str) -> tuple[Facts, dict[str, Any], bool]:
+    def look(self, eye: _Eye, render: Render, name: str) -> tuple[Facts, _Looked, bool]:
         """(facts, the picture's entry in closer.json, whether it was measured now)."""
         from pipelines.evaluation.facts import facts_from_json, facts_to_json
         from pipelines.photos.decode import decode
@@ -331,7 +348,10 @@ class _SeenBefore:
             facts, trained, values = facts_from_json(known["facts"], image), known["trained"], known["values"]
         else:
             facts, trained, values = eye.look(image, render)
-        self._now[key] = (known or {}) | {"facts": facts_to_json(facts), "trained": trained, "values": values}
+        entry: _Looked = {"facts": facts_to_json(facts), "trained": trained, "values": values}
+        if known is not None and "clip" in known:
+            entry["clip"] = known["clip"]
+        self._now[key] = entry
         return facts, self._now[key], known is None
 
     def forget_gone(self) -> None:
@@ -343,7 +363,7 @@ class _SeenBefore:
 
 
 def _ask_clip(
-    run: Run, renders: Sequence[Render], facts: dict[str, Facts], looked: Sequence[dict[str, Any]], terms: Terms,
+    run: Run, renders: Sequence[Render], facts: dict[str, Facts], looked: Sequence[_Looked], terms: Terms,
     control: Control,
 ) -> tuple[str | None, list[str]]:  # fmt: skip
     """Put CLIP's results into `facts` and into each picture's entry; returns (name of the CLIP model, problems)."""
@@ -367,8 +387,8 @@ def _ask_clip(
         if render.sampling.prompt not in prompts:
             continue
         control.check()
-        answer = known.get("clip") or {}
-        if answer.get("stamp") != stamp:
+        answer = known.get("clip")
+        if answer is None or answer["stamp"] != stamp:
             cosines = texts @ clip.images([decode(Path(render.path))])[0]
             own = prompts.index(render.sampling.prompt)
             # the rank is None when there is no other prompt

@@ -15,7 +15,6 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pipelines.core import inscription, presets
 from pipelines.core.files import append_line, read_json, read_lines, repair_lines, timestamp, told_when_full, write_json
@@ -398,7 +397,7 @@ def told(found: Tally, agreed: Agreement | None, names: Mapping[str, str]) -> li
     return said
 
 
-def summary(run: Run, judge: str | None, means: Mapping[str, float | None]) -> dict[str, Any] | None:
+def summary(run: Run, judge: str | None, means: Mapping[str, float | None]) -> dict[str, object] | None:
     """The `votes` part of report.json; None while nobody has voted. `means` are the judge's, per column."""
     found = answers(run)
     if not found:
@@ -421,5 +420,5 @@ def similarities(run: Run, judge: str) -> dict[str, float | None]:
     return {str(line["render"]): line.get("similarity") for line in lines if line.get("judge") == judge}
 
 
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+def _rounded(values: dict[str, object]) -> dict[str, object]:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()}

@@ -319,7 +319,7 @@ def _anchors() -> str:
     return ""
 
 
-def _read_here(path: Path, anchors: str) -> dict[str, Any]:
+def _read_here(path: Path, anchors: str) -> dict[str, object]:
     """`read`, in this process."""
     import c2pa
 

@@ -219,7 +219,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def settings() -> dict[str, Any]:
+def settings() -> dict[str, dict[str, Any]]:
     """`config.json` beside the embedded weights."""
     try:
         found = json.loads((MODEL / "config.json").read_text())

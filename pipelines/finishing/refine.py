@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -138,6 +138,7 @@ class Baseline:
     references: tuple[Reference, ...]
     of: str  # HELD_OUT | ITSELF
     notes: tuple[str, ...] = ()
+    tolerance: Mapping[str, float] = field(default_factory=dict)  # by judge, in place of what `tolerance_of` measures
 
     def look(self, image: np.ndarray) -> tuple[dict[str, float | None], Box | None]:
         """{judge: similarity of the most similar face in a picture to the person, None if it finds no face}, and the
@@ -267,14 +268,14 @@ def harmless_copies(image: np.ndarray) -> list[np.ndarray]:
 class _Guard:
     """Compares a picture with the baseline by every judge, and says why a step must be dropped."""
 
-    def __init__(self, baseline: Baseline, raw: np.ndarray, tolerance: dict[str, float] | None) -> None:
+    def __init__(self, baseline: Baseline, raw: np.ndarray) -> None:
         self.baseline = baseline
         self.raw, self.place = baseline.look(raw)
         self.tolerance = {}
         for one in baseline.references:
             name = one.judge.name
             if self.raw[name] is not None:
-                given = (tolerance or {}).get(name)
+                given = baseline.tolerance.get(name)
                 self.tolerance[name] = tolerance_of(one, baseline.of, raw) if given is None else given
 
     def face(self, image: np.ndarray) -> Face | None:
@@ -307,11 +308,8 @@ class _Guard:
         return None
 
     def kept(self, after: dict[str, float | None]) -> str:
-        said = ", ".join(
-            f"{judge} {self.raw[judge]:.2f} → {after[judge]:.2f}"
-            for judge in self.tolerance
-            if after[judge] is not None
-        )
+        seen = [judge for judge in self.tolerance if after[judge] is not None]
+        said = ", ".join(f"{judge} {self.raw[judge]:.2f} → {after[judge]:.2f}" for judge in seen)
         return f"Who it is did not change ({said})."
 
 
@@ -333,22 +331,20 @@ def refine(
     steps: Sequence[Step],
     *,
     baseline: Baseline,
-    tolerance: dict[str, float] | None = None,
     size_px: int = SIZE_PX,
     tools: Tools = Tools(),
     on_step: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Refined:
     """Do the steps on `image`, RGB uint8 (H, W, 3), in the order of `STEPS`; keep those that do not change the person.
 
-    `size_px` is the longer side that the picture is enlarged to; a larger one keeps its size. `tolerance`, {judge: how
-    much lower the similarity may be than the raw picture's}, replaces the measured one. Raises UserError for a picture
-    smaller than `LEAST_PX`. If a model can't be read, only its step is dropped.
+    `size_px` is the longer side that the picture is enlarged to; a larger one keeps its size. Raises UserError for a
+    picture smaller than `LEAST_PX`. If a model can't be read, only its step is dropped.
     """
     started = time.perf_counter()
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < LEAST_PX:
         raise UserError(f"The picture is too small, or none. Finishing starts at {LEAST_PX} px.")
     raw = np.ascontiguousarray(image)
-    guard = _Guard(baseline, raw, tolerance)
+    guard = _Guard(baseline, raw)
     chosen = {step.id: step for step in steps}
     outcomes: list[Outcome] = []
     current, similarity = raw, guard.raw

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from pipelines.core import inscription
 from pipelines.core.control import Control
@@ -24,6 +24,7 @@ from pipelines.core.run import Run, load_photo_set
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipelines.core.inscription import Inscription
     from pipelines.faces.face import Judge
     from pipelines.finishing.deliver import Delivered, Size
     from pipelines.finishing.refine import Baseline, Outcome, Refined, Tools
@@ -134,7 +135,55 @@ def _seen(delivered: Delivered, baseline: Baseline) -> dict[str, float | None]:
     return baseline.look(pixels)[0]
 
 
-def told(finished: Finished) -> dict[str, Any]:
+class ToldStep(TypedDict):
+    """One step in the result for one picture; in a run with the names of its two previews."""
+
+    step: str
+    name: str
+    choice: str
+    state: str  # `refine.KEPT`, DROPPED or NOT_NEEDED
+    sentence: str
+    before: dict[str, float | None]  # similarities by judge
+    after: dict[str, float | None]
+    seconds: float
+    before_file: NotRequired[str]
+    after_file: NotRequired[str]
+
+
+class Told(TypedDict):
+    """The result for one picture as JSON."""
+
+    reference: str
+    reference_photos: int
+    similarity: dict[str, dict[str, float | None]]  # judge -> {"raw", "refined", "delivered", "may_lose"}
+    steps: list[ToldStep]
+    seconds: float
+    size: str
+    format: str
+    width_px: int
+    height_px: int
+    bytes: int
+    quality: int | None
+    marks: object
+    notes: list[str]
+
+
+class FinishRecord(Told):
+    """finished.json of a picture of a run; file names are relative to its folder."""
+
+    schema: int
+    picture: str
+    base: str
+    subject: str | None
+    file: str
+    raw_file: str
+    refined_file: str
+    made: str
+    order: dict[str, Any]  # a `Finish`
+    flaws: dict[str, object] | None
+
+
+def told(finished: Finished) -> Told:
     """The result for one picture, JSON-able."""
     refined, delivered = finished.refined, finished.delivered
     return {
@@ -232,9 +281,8 @@ def finish_pictures(
             baseline = known or baseline_of(run, image, judging)
             known = baseline if baseline.of == refine.HELD_OUT else None  # has the embeddings of the photos
             drawn = inscription.read(path)  # a picture made elsewhere has no record
-            base = drawn.base if drawn else ""
-            finished = finish(image, order, baseline=baseline, tools=tools, base=base)
-            record = _keep(run, picture, image, finished, order, base=base, subject=drawn.subject if drawn else None)
+            finished = finish(image, order, baseline=baseline, tools=tools, base=drawn.base if drawn else "")
+            record = _keep(run, picture, image, finished, order, drawn=drawn)
             done[picture] = raw
             write_json(so_far, {"order": order, "done": done})
             control.keep()
@@ -255,7 +303,7 @@ def _entry(path: Path) -> str:
     return f"{path.parent.name}-{path.stem}"
 
 
-def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
+def _delivered(run: Run, record: FinishRecord) -> Delivered:
     """A finished picture, read from its record, without its notes and marks."""
     from pipelines.finishing.deliver import Delivered
 
@@ -263,7 +311,7 @@ def _delivered(run: Run, record: dict[str, Any]) -> Delivered:
     return Delivered(data, record["format"], record["width_px"], record["height_px"], record["quality"])
 
 
-def _told_finished(run: Run, record: dict[str, Any], number: int, total: int) -> Event:
+def _told_finished(run: Run, record: FinishRecord, number: int, total: int) -> Event:
     return Event("finished", step=number, steps=total, path=str(run.finished(record["picture"])))
 
 
@@ -274,9 +322,8 @@ def _keep(
     finished: Finished,
     order: Finish,
     *,
-    base: str,
-    subject: str | None,
-) -> dict[str, Any]:
+    drawn: Inscription | None,
+) -> FinishRecord:
     """Write all files of one finished picture, its record last: if there is a record, all files are complete. Returns
     the record.
     """
@@ -294,16 +341,17 @@ def _keep(
         _write_jpeg(folder / f"preview_{name}.jpg", refine.fitted(image, side_px))
         return f"preview_{name}.jpg"
 
-    record = told(finished)
+    result = told(finished)
     before = preview("0-raw", raw)
-    for number, (one, said) in enumerate(zip(finished.refined.steps, record["steps"], strict=True), start=1):
+    for number, (one, said) in enumerate(zip(finished.refined.steps, result["steps"], strict=True), start=1):
         if one.pictures is None:
             continue
         said["before_file"], said["after_file"] = before, preview(f"{number}-{one.step.id}", one.pictures[1])
         if one.state == refine.KEPT:
             before = said["after_file"]
-    record |= {
-        "schema": 1, "picture": picture, "base": base, "subject": subject, "file": file,
+    record: FinishRecord = {
+        **result, "schema": 1, "picture": picture, "base": drawn.base if drawn else "",
+        "subject": drawn.subject if drawn else None, "file": file,
         "raw_file": "preview_0-raw.jpg", "refined_file": preview("9-refined", finished.refined.image),
         "made": timestamp(), "order": jsonable(order), "flaws": _flaws(finished.refined.image, folder),
     }  # fmt: skip
@@ -311,7 +359,7 @@ def _keep(
     return record
 
 
-def _flaws(image: np.ndarray, folder: Path) -> dict[str, Any] | None:
+def _flaws(image: np.ndarray, folder: Path) -> dict[str, object] | None:
     """The embedded critic's flaws of a picture, with a map written to `folder`; None if its weights are missing."""
     from pipelines.finishing import enlarge
 
@@ -333,21 +381,21 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
     write_bytes(path, packed.getvalue())
 
 
-def record_of(run: Run, picture: str) -> dict[str, Any] | None:
+def record_of(run: Run, picture: str) -> FinishRecord | None:
     """The record of one finished picture; None if it is not finished, or its record is damaged."""
     with contextlib.suppress(UserError):
         saved = read_json(run.finished(picture) / RECORD)
         if isinstance(saved, dict) and saved.get("picture") == picture:
-            return saved
+            return cast(FinishRecord, saved)
     return None
 
 
-def records(run: Run) -> list[dict[str, Any]]:
+def records(run: Run) -> list[FinishRecord]:
     """The records that `finish_pictures` wrote, the newest first. A damaged record is left out."""
     found = []
     for file in (run.folder / "finished").glob(f"*/{RECORD}"):
         with contextlib.suppress(UserError):
             saved = read_json(file)
             if isinstance(saved, dict) and isinstance(saved.get("picture"), str):
-                found.append((file.stat().st_mtime_ns, saved))
+                found.append((file.stat().st_mtime_ns, cast(FinishRecord, saved)))
     return [saved for _, saved in sorted(found, key=lambda each: -each[0])]

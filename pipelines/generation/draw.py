@@ -12,13 +12,25 @@ import contextlib
 import os
 import re
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.core import inscription
 from pipelines.core.control import SAVE_EVERY_S, Control
 from pipelines.core.files import append_line, file_sha256, read_lines, repair_lines, sha, write_file
-from pipelines.core.records import ALL_METHODS, UNTRAINED, Event, Render, Sampling, UserError, sampling_fields
+from pipelines.core.inscription import Inscription
+from pipelines.core.records import (
+    ALL_METHODS,
+    UNTRAINED,
+    Event,
+    Render,
+    Sampling,
+    UserError,
+    is_instant,
+    sampling_fields,
+)
 from pipelines.core.run import Run, columns_of, imported_columns
 from pipelines.training.teach import subject_of
 
@@ -86,27 +98,24 @@ def draw(
         paths = {each: run.renders(column) / render_name(each) for each in samplings}
         wanted = [each for each in samplings if (column, each) not in refused]
         missing = [each for each in wanted if not _is_drawn(run, each, paths[each])]
-        fresh = drawing.render(
-            missing,
-            run.method(column) if subject else None,
+        render = partial(
+            drawing.render,
+            subject_folder=run.method(column) if subject else None,
             class_word=class_word,
             sources=run.folder,
             stop=control.ended,
             batch=SMALL_BASE_BATCH if row.is_small else LARGE_BASE_BATCH,
         )
-        for sampling, image in fresh:
+        alone = int(is_instant(column))  # the first picture comes by itself: somebody waits for it
+        for sampling, image in chain(render(missing[:alone]), render(missing[alone:])):
             control.keep()
             if image is None:
                 refused.add((column, sampling))
                 _note_refused(run, row, column, sampling, subject_id)
                 continue
             source = file_sha256(run.folder / sampling.source) if sampling.source else None
-            yield drawn(
-                save_render(
-                    image, sampling, paths[sampling], method=column, base=row.name, subject_id=subject_id,
-                    source_sha256=source,
-                )
-            )  # fmt: skip
+            facts = Inscription(sampling, row.name, subject_id, source)
+            yield drawn(save_render(image, facts, paths[sampling], method=column))
             control.clock.save(every_s=SAVE_EVERY_S)
         control.check()
         for sampling in samplings:

@@ -191,26 +191,17 @@ def check(sampling: Sampling) -> None:
     check_prompt(sampling.prompt, sampling.negative_prompt)
 
 
-def save_render(
-    image: PIL.Image.Image,
-    sampling: Sampling,
-    path: Path,
-    *,
-    method: str,
-    base: str,
-    subject_id: str | None = None,
-    source_sha256: str | None = None,
-) -> Render:
+def save_render(image: PIL.Image.Image, drawn: inscription.Inscription, path: Path, *, method: str) -> Render:
     """Write a PNG whose text chunk "likeness" has the settings as JSON. No reader sees a half-written file."""
-    settings: dict[str, object] = {"schema": 1, "method": method, "base": base, "subject": subject_id}
-    settings["sampling"] = sampling_fields(sampling)
-    if source_sha256 is not None:  # of the picture that was varied
-        settings["source_sha256"] = source_sha256
+    settings: dict[str, object] = {"schema": 1, "method": method, "base": drawn.base, "subject": drawn.subject}
+    settings["sampling"] = sampling_fields(drawn.sampling)
+    if drawn.source_sha256 is not None:
+        settings["source_sha256"] = drawn.source_sha256
     chunks = PIL.PngImagePlugin.PngInfo()
     chunks.add_text(inscription.TEXT_CHUNK, json.dumps(settings))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda partial: image.save(partial, format="PNG", pnginfo=chunks))
-    return Render(str(path), method, subject_id, sampling)
+    return Render(str(path), method, drawn.subject, drawn.sampling)
 
 
 def read_settings(path: Path) -> Sampling | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pipelines.core.records import Recipe, UserError
 
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 
     from pipelines.bases.family import Family, Modules
     from pipelines.bases.registry import BaseRow
+
+
+class Faces(Protocol):
+    """A person's training photos, as methods that train nothing read them: `pipelines.photos.album.Album` is one."""
+
+    def descriptor(self) -> np.ndarray:
+        """dlib's descriptor (128,) of the person."""
+
+    def best_faces(self, count: int, size_px: int) -> np.ndarray:
+        """Up to `count` pictures of the face, clearest first, (n, size, size, 3) uint8."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,8 @@ class Method:
         """Make the trainable parameters. `identity`: the person's dlib descriptor (128,)."""
         raise UserError("Nothing of this method trains. Choose another one to train.")
 
-    def encode(self, family: Family, folder: Path, *, identity: np.ndarray) -> Artifact:
-        """Where nothing trains: save what stands for the person. `identity`: their dlib descriptor (128,)."""
+    def encode(self, family: Family, folder: Path, faces: Faces) -> Artifact:
+        """Where nothing trains: save in `folder` what stands for the person."""
         raise UserError("This method has to be trained first.")
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:

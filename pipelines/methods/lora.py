@@ -10,6 +10,7 @@ Beside it lies the same for A1111, ComfyUI and InvokeAI (`likeness_lora.safetens
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ class LoRALearner(Learner):
         self._export_flat(folder, options)
         return Artifact(FILE, (FILE,))
 
-    def _export_flat(self, folder: Path, options: dict[str, Any]) -> None:
+    def _export_flat(self, folder: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the same LoRA with the names that web UIs know. This project reads the other file only."""
         family = self._family
         parts = [
@@ -232,7 +233,7 @@ def _layers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}
 
 
-def _settings(module: torch.nn.Module) -> dict[str, Any]:
+def _settings(module: torch.nn.Module) -> dict[str, object]:
     """The adapter's configuration, as diffusers stores it in the file's metadata."""
     settings = dict(module.peft_config["default"].to_dict())  # type: ignore[index, operator, union-attr]
     settings["base_model_name_or_path"] = None  # a path of this machine does not belong in a file that people share

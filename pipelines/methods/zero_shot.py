@@ -1,19 +1,19 @@
-"""Zero-shot: nothing trains. The base's own projector makes words of a face's descriptor, within a second.
+"""Zero-shot: nothing trains. A portrait base's own projector makes words of a face's descriptor, within a second;
+SD 1.5 and SDXL look at pictures of the face through an IP-Adapter (`ip_adapter.py`).
 
-Saved as textual inversion saves its words: `learned_embeds.safetensors` for diffusers' `load_textual_inversion`, and
-`likeness.safetensors` for web UIs.
+Words are saved as textual inversion saves them: `learned_embeds.safetensors` for diffusers' `load_textual_inversion`,
+and `likeness.safetensors` for web UIs.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from pipelines.bases.family import Family, Modules
 from pipelines.bases.registry import BaseRow
 from pipelines.core.records import Recipe, UserError
-from pipelines.methods.base import Artifact, Method
+from pipelines.methods import ip_adapter
+from pipelines.methods.base import Artifact, Faces, Method
 from pipelines.methods.textual_inversion import (
     neutral_row,
     save_rows,
@@ -26,16 +26,20 @@ from pipelines.methods.textual_inversion import (
 
 class ZeroShot(Method):
     def phrase(self, row: BaseRow, recipe: Recipe) -> str:
-        return " ".join([*tokens(len(row.identifier.split())), recipe.class_word])
+        return " ".join([*(() if row.face_adapter else tokens(len(row.identifier.split()))), recipe.class_word])
 
-    def encode(self, family: Family, folder: Path, *, identity: np.ndarray) -> Artifact:
-        rows = zero_shot_rows(family, identity)
+    def encode(self, family: Family, folder: Path, faces: Faces) -> Artifact:
+        if family.row.face_adapter is not None:
+            return ip_adapter.encode(family, folder, faces)
+        rows = zero_shot_rows(family, faces.descriptor())
         if rows is None:
             raise UserError(f"{family.row.title} can't draw a face without training. Choose another method or base.")
         return save_rows(folder, [rows])
 
     def apply(self, family: Family, folder: Path, recipe: Recipe, *, strength: float = 1.0) -> Modules:
         """`strength` 0 draws nobody in particular, 1 the person, above 1 what sets the person apart, exaggerated."""
+        if family.row.face_adapter is not None:
+            return ip_adapter.apply(family, folder, strength)
         neutral = neutral_row(family).to(family.device.name)
         rows = [neutral + strength * (each - neutral) for each in saved_rows(family, folder)]
         return Modules(family.shared().unet, text_with_rows(family, rows))

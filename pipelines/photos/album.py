@@ -103,6 +103,11 @@ class Album:
             self._descriptor = consensus(each, np.array([weight_of(photo) for photo in photos]))
         return self._descriptor
 
+    def best_faces(self, count: int, size_px: int) -> np.ndarray:
+        """Up to `count` training photos that show most of the face: (n, size, size, 3) uint8, eyes at one place."""
+        best = sorted(self.photos.train, key=lambda photo: -weight_of(photo))[:count]
+        return self.aligned_frames(best, size_px)
+
     def frames(self, photos: Sequence[Photo], row: framing.Framing | int) -> np.ndarray:
         """`framing.frames`, from the decoded pictures of the album: (n, resolution, resolution, 3) uint8."""
         return framing.frames(photos, row, read=self._read)

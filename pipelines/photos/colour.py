@@ -25,6 +25,7 @@ ADOBE_PRIMARIES = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.
 PRIMARIES = {9: REC2020_PRIMARIES, 11: P3_PRIMARIES, 12: P3_PRIMARIES}  # any other number: sRGB
 LINEAR, PQ, HLG = 8, 16, 18  # transfer characteristics of H.273
 GAMMA = {4: 2.2, 5: 2.8}  # any other number: the curve of sRGB
+USUAL_GAMMA = 1 / 2.2  # by PNG's gAMA chunk: near enough to the curve of sRGB
 SAME_WITHIN = 1  # a profile that changes no colour by more than this many of 255 levels is sRGB
 Primaries = tuple[tuple[float, float, float], ...]
 
@@ -48,6 +49,9 @@ def profile_of(image: Any, file: IO[bytes]) -> bytes | None:
             return None
     if own:
         return bytes(own)
+    gamma = image.info.get("gamma") if image.format == "PNG" and "srgb" not in image.info else None
+    if gamma and 0.1 <= gamma <= 1 and abs(gamma - USUAL_GAMMA) > 0.02:
+        return matrix_profile(SRGB_PRIMARIES, 1 / gamma)
     return matrix_profile(ADOBE_PRIMARIES, 563 / 256) if _is_adobe(image) else None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.core import inscription
 from pipelines.core.files import read_json
@@ -17,6 +16,11 @@ from pipelines.core.run import Run, columns_of, load_photo_set
 
 # (end of a file's name, sentence about the file); the first that fits is used.
 SENTENCES = (
+    ("methods/zero_shot/learned_embeds.safetensors",
+     "words made of the photos without training. diffusers: pipe.load_textual_inversion(FOLDER)."),
+    ("methods/zero_shot/image_embeds.safetensors",
+     "what an IP-Adapter's encoder sees in pictures of the face. diffusers: pass it as ip_adapter_image_embeds."),
+    ("methods/zero_shot/likeness.safetensors", "the same words under the name that web UIs read."),
     ("methods/textual_inversion/learned_embeds.safetensors",
      "the learned words. diffusers: pipe.load_textual_inversion(FOLDER)."),
     ("methods/textual_inversion/learned_embeds_2.safetensors", "the same for SDXL's second text encoder."),
@@ -59,7 +63,7 @@ SENTENCES = (
 )  # fmt: skip
 
 
-def settings(run: Run) -> dict[str, Any]:
+def settings(run: Run) -> dict[str, object]:
     """Base, recipes and the settings of every picture, JSON-able; without what the run has not done yet."""
     cards = {m: card for m in ALL_METHODS if (card := read_json(run.method(m) / "subject.json"))}
     pictures = {

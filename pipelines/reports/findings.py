@@ -194,7 +194,7 @@ def caption(score: Score | None) -> str:
     return f"{score.similarity:.2f}{f' {score.verdict}' if score.verdict else ''}"
 
 
-def drawings(findings: Findings) -> dict[str, Any]:
+def drawings(findings: Findings) -> dict[str, object]:
     """figures.json of a run, the data of the drawings (`figures`), by the first judge. Only numbers and file names."""
     judge = next(iter(findings.marks), None)
     if judge is None:

@@ -77,7 +77,7 @@ def groups(
         of = {person: own.get(trait, "") for person, own in traits.items()}
         if len(set(of.values())) < 2 or not all(of.values()):
             continue
-        names = {group: group if trait == "class_word" else f"{trait} {group}" for group in sorted(set(of.values()))}
+        names = {group: _named(trait, group) for group in sorted(set(of.values()))}
         measured = {
             judge: _of_real_photos(photos, judge, of)
             | {column: values for (column, by), values in identity.items() if by == judge}
@@ -94,6 +94,10 @@ def groups(
         made = {name: _group({p for p in of if of[p] == group}, measured) for group, name in names.items()}
         out[trait] = ByTrait(made, differences, [said(each, opposite) for each in differences])
     return out
+
+
+def _named(trait: str, group: str) -> str:
+    return {"man": "men", "woman": "women"}.get(group, group) if trait == "class_word" else f"{trait} {group}"
 
 
 def _of_real_photos(photos: Sequence[RealPhotos], judge: str, of: Mapping[str, str]) -> dict[str, Values]:

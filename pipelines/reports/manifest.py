@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.bases.registry import base_sha256
 from pipelines.core.control import Control
@@ -76,7 +76,7 @@ def is_written(run: Run, key: str) -> bool:
     return all(path.is_file() for path in files)
 
 
-def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, Any]:
+def manifest(run: Run, findings: Findings, origin: Origin) -> dict[str, object]:
     """All that is needed to repeat a run, and its results."""
     from pipelines.core.device import peak_memory_mb
 

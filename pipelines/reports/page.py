@@ -188,7 +188,7 @@ def _strip(findings: Findings, judge: str) -> str:
 
 def write_report(
     findings: Findings, run: Run, held_out: np.ndarray, learned_from: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write report.json, cells.csv, grid.png and report.html into the run; returns the data of report.json."""
     from PIL import PngImagePlugin
 
@@ -207,7 +207,7 @@ def write_report(
     return refresh_votes(run) or report
 
 
-def refresh_votes(run: Run) -> dict[str, Any] | None:
+def refresh_votes(run: Run) -> dict[str, object] | None:
     """Update the votes in report.json and report.html, since friends vote after a report is written. Returns the data
     of report.json; None if there is no report.
     """

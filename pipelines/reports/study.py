@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -63,6 +63,40 @@ class Table:
     others: dict[str, np.ndarray] = field(default_factory=dict)  # similarity to photos of other people; as above
     traits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by person
     cells: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (person, other people) of each report
+
+
+class Interval(TypedDict):
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Identity(Interval):
+    normalised: float | None
+
+
+class Pair(Interval):
+    """A paired difference of two columns."""
+
+    of: str
+    minus: str
+    p: float
+    p_holm: float
+    p_people: float
+    shown: bool
+
+
+class Worst(TypedDict):
+    """A picture with a low similarity."""
+
+    person: str
+    training_seed: str
+    method: str
+    prompt: str
+    seed: str
+    value: float | None  # None: no face
 
 
 def write_study(
@@ -152,7 +186,7 @@ def table(group: Sequence[FinishedRun]) -> Table:
     )
 
 
-def figures(found: Table) -> dict[str, Any]:
+def figures(found: Table) -> dict[str, object]:
     """The figures of one budget, JSON-able."""
     columns: dict[str, Any] = {}
     for column in found.columns:
@@ -198,7 +232,7 @@ def figures(found: Table) -> dict[str, Any]:
     }
 
 
-def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
+def _drawings(found: Table, columns: Mapping[str, Any]) -> dict[str, object]:
     """The data of the drawings (`figures`) over all runs, by the first judge: means of curves and of heatmap parts."""
     judge = found.judges[0]
     by_run = [each for each in found.drawings if each.get("judge") == judge]
@@ -236,7 +270,7 @@ def _drawings(found: Table, columns: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _heat(found: Table) -> dict[str, Any]:
+def _heat(found: Table) -> dict[str, object]:
     """Mean similarity to the photos of each part, per person and method. It names no photo."""
     sums: dict[tuple[str, str], dict[str, list[float]]] = {}
     people = [person for person in found.people for _ in found.seeds]
@@ -260,7 +294,7 @@ def _heat(found: Table) -> dict[str, Any]:
     }
 
 
-def _worst_of(found: Table) -> list[dict[str, Any]]:
+def _worst_of(found: Table) -> list[Worst]:
     """The pictures with the lowest similarity by the first judge, over all runs: their paths, not the pictures."""
     judge = found.judges[0]
     lines = [
@@ -269,11 +303,10 @@ def _worst_of(found: Table) -> list[dict[str, Any]]:
         if line["method"] != "none" and line["counted"] == "1"
     ]
     lines.sort(key=lambda line: -9.0 if line["value"] is None else line["value"])
-    keys = ("person", "training_seed", "method", "prompt", "seed", "value")
-    return [{key: line[key] for key in keys} for line in lines[:WORST]]
+    return [cast(Worst, {key: line[key] for key in Worst.__annotations__}) for line in lines[:WORST]]
 
 
-def _pairs(found: Table, judge: str) -> list[dict[str, Any]]:
+def _pairs(found: Table, judge: str) -> list[Pair]:
     """Paired differences of all pairs of columns, later minus earlier, with Holm's correction over the pairs.
 
     `shown`: the interval excludes 0, Holm's p is below 0.05, and so is the p over people alone, for which it takes six.
@@ -294,7 +327,7 @@ def _pairs(found: Table, judge: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def headline(columns: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], judge: str, people: int) -> str:
+def headline(columns: Mapping[str, Any], pairs: Sequence[Pair], judge: str, people: int) -> str:
     """Who wins, in a sentence that claims only what a pair shows; what it does not show is a tie."""
     better = {
         (each["of"], each["minus"]) if each["mean"] > 0 else (each["minus"], each["of"])
@@ -335,17 +368,17 @@ def _normalised(found: Table, column: str, judge: str) -> float | None:
     return _mean(values)
 
 
-def _interval(test: Bootstrap) -> dict[str, float]:
+def _interval(test: Bootstrap) -> Interval:
     return {"mean": round(test.difference, 4), "low": round(test.low, 4), "high": round(test.high, 4)}
 
 
-def _share(values: np.ndarray) -> dict[str, float] | None:
+def _share(values: np.ndarray) -> Interval | None:
     """Mean and 95% interval over the prompts that ask for something measured; a picture without a face counts as 0."""
     asked = ~np.isnan(values).all(axis=(0, 1, 3))
     return _interval(cluster_bootstrap(values[:, :, asked])) if asked.any() else None
 
 
-def _known_interval(values: np.ndarray) -> dict[str, float] | None:
+def _known_interval(values: np.ndarray) -> Interval | None:
     """Pictures without a face count as 0; None where nothing was measured."""
     return None if np.isnan(values).all() else _interval(cluster_bootstrap(values))
 
@@ -376,7 +409,7 @@ HEADS = (
 )  # fmt: skip
 
 
-def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
+def _rows(found: Mapping[str, Any], judge: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for column, figures in found["methods"].items():
         size = figures["artifact_bytes"]
@@ -400,11 +433,11 @@ def _rows(found: dict[str, Any], judge: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _with_interval(value: Mapping[str, float] | None) -> str:
+def _with_interval(value: Interval | None) -> str:
     return "–" if value is None else f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
-def to_latex(budget: str, found: dict[str, Any]) -> str:
+def to_latex(budget: str, found: Mapping[str, Any]) -> str:
     """A LaTeX table (package `booktabs`) by the first judge."""
     judge = next(iter(found["judges"]))
     heads, columns = " & ".join(HEADS), "l" + "r" * (len(HEADS) - 1)
@@ -414,12 +447,12 @@ def to_latex(budget: str, found: dict[str, Any]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def to_markdown(found: dict[str, Any], judge: str) -> str:
+def to_markdown(found: Mapping[str, Any], judge: str) -> str:
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in _rows(found, judge))])
 
 
-def to_html(saved: dict[str, Any]) -> str:
+def to_html(saved: Mapping[str, Any]) -> str:
     """One self-contained page, like a run's own report, from templates/study.html."""
     from markupsafe import Markup
 
@@ -439,7 +472,7 @@ def to_html(saved: dict[str, Any]) -> str:
     )
 
 
-def _worst_rows(worst: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _worst_rows(worst: Sequence[Worst]) -> list[tuple[str, ...]]:
     return [
         (
             title_of(each["method"]),
@@ -450,7 +483,7 @@ def _worst_rows(worst: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _pair_lines(pairs: Sequence[dict[str, Any]]) -> list[str]:
+def _pair_lines(pairs: Sequence[Pair]) -> list[str]:
     return [
         f"{title_of(pair['of'])} minus {title_of(pair['minus'])}: {pair['mean']:+.3f} ({pair['low']:+.3f} to "
         f"{pair['high']:+.3f}), p = {pair['p_holm']:.4f} after Holm"

@@ -55,7 +55,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _method_json(findings: Findings, column: str) -> dict[str, Any]:
+def _method_json(findings: Findings, column: str) -> dict[str, object]:
     subject = findings.subjects.get(column)
     first = findings.identity(column, next(iter(findings.marks))) if findings.marks else None
     drawn = findings.counted(column)

@@ -98,7 +98,7 @@ class JobSpec:
             if name not in offered:
                 raise UserError(f"There is no method {name}. Choose one of: {', '.join(offered)}.")
             if name != "none" and name not in row.offered:
-                raise UserError(f"{row.title} does not offer {name}. Choose one of: {', '.join(row.offered)}.")
+                raise UserError(row.why_not(name))
         for method, changes in self.settings.items():
             _check_settings(method, changes)
         check_record(self, labels=LABELS)
@@ -170,14 +170,14 @@ def samplings_of(row: BaseRow, prompts: Sequence[str], *, renders: int, seed: in
     return tuple(Sampling(**{**asdict(looks[index % len(looks)]), "seed": seed + index}) for index in range(renders))
 
 
-def portrait_spec(row: BaseRow, *, class_word: str) -> JobSpec:
+def portrait_spec(row: BaseRow, *, class_word: str, seed: int = 0) -> JobSpec:
     """The job that makes somebody's portraits: what `presets/portraits.json` names for the base's family, of which a
-    method that the base does not offer is left out. Raises UserError when no style or no method is left.
+    method that the base does not offer is left out. The pictures have the seeds from `seed` on. Raises UserError when
+    no style or no method is left.
     """
     plan = presets.portrait_plan(row)
-    return JobSpec(
-        "portrait", row.name, class_word, plan.methods, plan.quality, samplings=styled(plan.styles, plan.pictures)
-    )
+    samplings = styled(plan.styles, plan.pictures, seed=seed)
+    return JobSpec("portrait", row.name, class_word, plan.methods, plan.quality, samplings=samplings)
 
 
 def styled(styles: Sequence[Style], pictures: int, *, seed: int = 0) -> tuple[Sampling, ...]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipelines.bases.architectures import FAMILIES
 from pipelines.bases.registry import BaseRow, find_base
 from pipelines.core import presets
 from pipelines.core.control import Control
@@ -84,7 +85,7 @@ class Job:
             class_word=self.spec.class_word,
             stylised=tuple(dict.fromkeys((*self.spec.stylised, *presets.stylised()))),
             others=tuple(map(Path, self.spec.others)),
-            ask_clip=self.row.family != "portrait",  # rules about pixels check its few words
+            ask_clip=FAMILIES[self.row.family].clip_judges,
             download=self.spec.download_judge,
         )
 

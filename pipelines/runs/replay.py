@@ -8,6 +8,7 @@ Try it: `python -m pipelines replay RUN/manifest.json --out AGAIN`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,11 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _of(methods: dict[str, Any], name: str, key: str) -> Any:
+def _of(methods: Mapping[str, Any], name: str, key: str) -> Any:
     return methods.get(name, {}).get(key)
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[float | None]]:
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[float | None]]:
     """ "lora dlib mean" -> [before, after], of identity figures that are not the same."""
     found = {}
     for column in sorted({*before, *after}):

@@ -163,7 +163,7 @@ def leave_asked(run: Run, method: str) -> bool:
     return run.leave_flag(method).exists()
 
 
-def me(job: str, pid: int | None = None) -> dict[str, Any]:
+def me(job: str, pid: int | None = None) -> dict[str, object]:
     """The content of worker.json for the process `pid` (None: this one). `oom_kills`: Linux's count so far."""
     pid = pid or os.getpid()
     return {"job": job, "pid": pid, "born": birth(pid), "oom_kills": oom_kills()}

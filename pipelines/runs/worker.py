@@ -405,7 +405,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)  # torch's allocator on a CPU
 
 
-def short(event: Event) -> dict[str, Any]:
+def short(event: Event) -> dict[str, object]:
     """An event as JSON, without fields at their default: events.jsonl holds thousands."""
     empty = Event(event.kind)
     return {name: value for name, value in jsonable(event).items() if name == "kind" or value != getattr(empty, name)}

@@ -7,6 +7,7 @@ disk leaves the previous checkpoint as it was.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ CHECKPOINT = "checkpoint.safetensors"
 GROUP_STATE = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any] | None = None) -> None:
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, object] | None = None) -> None:
     """Write `tensors` and JSON-able `meta` to `path` atomically (temporary file, fsync, rename)."""
     from safetensors.torch import save_file
 
@@ -33,7 +34,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, A
     write_file(path, lambda partial: save_file(plain, str(partial), metadata={"json": json.dumps(meta or {})}))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
@@ -56,7 +57,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     return found
 
 
-def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+def _flat(entry: dict[str, object]) -> dict[str, object]:
     """`entry` without inner dictionaries: bitsandbytes (0.50) saves 8-bit moments in one but loads them without."""
     inner = {name: value for each in entry.values() if isinstance(each, dict) for name, value in each.items()}
     return {name: value for name, value in entry.items() if not isinstance(value, dict)} | inner

@@ -32,12 +32,12 @@ def encode(recipe: Recipe, album: Album, out: Path, family: Family) -> Iterator[
     here, photos, row = world.current(), album.photos, family.row
     if here.first and finished(out, recipe, photos.digest) is None:
         if recipe.method not in row.offered:
-            raise UserError(f"{row.title} does not offer {recipe.method}. Choose one of: {', '.join(row.offered)}.")
+            raise UserError(row.why_not(recipe.method))
         clock, way = Clock(), find_method(recipe.method)
         text = f"{title_of(recipe.method)} reads the faces of {len(photos.train)} photos"
         yield Event("start", recipe.method, text=text)
         out.mkdir(parents=True, exist_ok=True)
-        artifact = way.encode(family, out, identity=album.descriptor())
+        artifact = way.encode(family, out, album)
         learned = digest(out, artifact.learned)
         subject = Subject(
             id=f"{recipe.method}-{learned[:12]}",

@@ -134,7 +134,7 @@ def _memory(row: BaseRow, paces: Mapping[str, Pace]) -> float | None:
     return max((pace.memory_mb for pace in paces.values() if pace.memory_mb), default=1e3 * row.vram_gb)
 
 
-def _reference() -> dict[str, Any]:
+def _reference() -> Mapping[str, Any]:
     try:
         saved = json.loads(Path(REFERENCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -7,7 +7,7 @@ and `watch.json` and `strengths.json` with the looks. Used by `training/loop.py`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Watched:
         """The step of the look with the highest value; of equal ones the highest identity, then the last step."""
         return int(max(self.looks, key=lambda look: (look["value"], look["identity"], look["step"]))["step"])
 
-    def add(self, look: Look, step: int, seconds: float, tensors: dict[str, Any]) -> None:
+    def add(self, look: Look, step: int, seconds: float, tensors: Mapping[str, torch.Tensor]) -> None:
         """Note a look at the checkpoint of `step`; its `tensors` are copied where it is the best so far."""
         self.looks.append({"step": step, "seconds": round(seconds, 3), **asdict(look)})
         if self.chosen == step:

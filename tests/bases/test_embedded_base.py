@@ -125,13 +125,14 @@ def test_older_tools_find_the_names_and_files_they_expect():
 def test_a_variation_stays_as_near_to_its_source_as_asked(tmp_path):
     from pipelines.bases.registry import find_base
     from pipelines.core.device import Device
+    from pipelines.core.inscription import Inscription
     from pipelines.core.records import Sampling
     from pipelines.generation.generator import Generator, save_render
 
     generator = Generator(find_base("portrait-128"), Device("cpu", "float32", "exact in tests"))
     first = Sampling("portrait of {subject}, navy background", seed=7, steps=12)
     ((_, source),) = generator.render([first], None, class_word="woman")
-    save_render(source, first, tmp_path / "renders" / "a.png", method="none", base="portrait-128")
+    save_render(source, Inscription(first, "portrait-128"), tmp_path / "renders" / "a.png", method="none")
     distances = []
     for change in (0.1, 0.5, 0.9):
         asked = Sampling(

@@ -85,12 +85,14 @@ def address(tmp_path_factory):
 class Visit:
     """A page that remembers every foreign host it was sent to, and every error of its console."""
 
-    def __init__(self, browser, address: str, width: int = 1280, locale: str = "en-US", **more: Any) -> None:
+    def __init__(
+        self, browser, address: str, width: int = 1280, locale: str = "en-US", view: str = "research", **more: Any
+    ) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, locale=locale, **more)
         self.context.set_default_timeout(PATIENCE_MS)
         self.foreign: list[str] = []
         self.errors: list[str] = []
-        self.address = address
+        self.address = f"{address}/?view={view}" if view else address
         self.language = preferred(locale)
         self.page = self.open()
 
@@ -151,7 +153,7 @@ def test_a_whole_visit(chromium, address, tmp_path, width):
     # Upload: bad files are named, three photos are too few, and the reason stands at the next step
     bad = tmp_path / "notes.jpg"
     bad.write_text("not a photo")
-    assert page.get_by_role("tab", name="Train").is_disabled()
+    assert page.get_by_role("tab", name="Train").is_enabled()
     page.locator("#lk-drop input[type=file]").set_input_files([*sent[:3], str(bad)])
     visit.wait("#lk-upload-status", "Add 2 more photos")
     assert "Add 2 more photos" in visit.text("#lk-steps") and "not a photo" in visit.text("#lk-cards")

@@ -20,7 +20,7 @@ VIEW = "document.documentElement.dataset.view"
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_view_is_remembered_and_a_link_can_say_which(chromium, address, width):
-    visit = Visit(chromium, address, width)
+    visit = Visit(chromium, address, width, view="")
     page = visit.page
     page.wait_for_function(f"{VIEW} === 'portrait'")
     page.locator("#lk-view").get_by_text("Research").click()
@@ -42,7 +42,7 @@ def test_the_view_is_remembered_and_a_link_can_say_which(chromium, address, widt
 @pytest.mark.skipif(not example.is_there(), reason="the example is not built")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_example_opens_on_every_tab_and_own_photos_clear_it(chromium, address, width):
-    visit = Visit(chromium, address, width)
+    visit = Visit(chromium, address, width, view="")
     page = visit.page
     page.wait_for_function("document.querySelector('.lk-hero img')?.naturalWidth > 900")
     since = time.monotonic()
@@ -63,7 +63,7 @@ def test_the_example_opens_on_every_tab_and_own_photos_clear_it(chromium, addres
 
 
 def test_portraits_at_one_press_survive_a_reload(chromium, address):
-    visit = Visit(chromium, address)
+    visit = Visit(chromium, address, view="")
     page = visit.page
     page.locator("#lk-make").click()
     visit.wait("#lk-hint", "Add 5 more photos")

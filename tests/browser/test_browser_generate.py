@@ -37,6 +37,7 @@ def job_of(visit: Visit) -> None:
 def test_what_can_be_done_with_pictures(chromium, address, tmp_path):
     visit = Visit(chromium, address)
     page = visit.page
+    page.locator("#lk-view").get_by_text("Research").click()  # sweeps are there only
     visit.add_photos(photos())
     visit.tab("Train")
     for other in ("Textual inversion", "DreamBooth"):

@@ -21,7 +21,7 @@ def test_any_picture_is_judged_before_anything_is_trained(chromium, address, wid
     page = visit.page
     # On a busy machine Gradio measures the tabs before their style is there and folds them away until the next resize.
     page.set_viewport_size({"width": width, "height": 901})
-    assert page.get_by_role("tab", name="Score").is_disabled()
+    assert page.get_by_role("tab", name="Score").is_enabled()
     visit.add_photos(photos(), consent=False)
     visit.tab("Score")
     visit.wait("#lk-look", "Tick the consent box")

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines.cli import main
 from pipelines.core.files import write_json
+from pipelines.core.records import Event
 from pipelines.core.run import run_at
 from pipelines.runs.jobspec import JobSpec
 
@@ -75,6 +77,25 @@ def test_only_unreadable_pictures_are_a_failure(tmp_path, capsys):
     torn.write_bytes(b"no picture")
     person = next(SAMPLE.glob("*.png"))
     assert main(["score", str(torn), "--against", str(person), "--judge", "dlib"]) == 1
+    assert "Save it as JPEG or PNG.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "said"), [(["--width", "130"], "Drawn at 128 x 128 px"), (["--width", "128"], "")])
+def test_a_size_that_was_rounded_is_said(trained, capsys, monkeypatch, asked, said):
+    from pipelines.core.files import append_line
+
+    def work(run, spec):
+        assert spec.samplings[0].width_px == int(asked[1])
+        path = run.folder / "renders" / "none" / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (128, 128)).save(path)
+        append_line(run.events, Event("render", "none", 1, 1, path="renders/none/a.png", data=spec.samplings[0]))
+        return 0
+
+    monkeypatch.setattr("pipelines.cli.generate.work", work)
+    assert main(["generate", str(trained.folder), "--methods", "none", "--number", "1", *asked]) == 0
+    told = capsys.readouterr()
+    assert said in told.err and ("Drawn at" in told.err) == bool(said)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])

@@ -183,6 +183,7 @@ def test_the_sampler_itself_refuses():
 
 
 def test_the_python_api_refuses(tmp_path):
+    from pipelines.core.inscription import Inscription
     from pipelines.generation.generator import Generator, read_settings, save_render
 
     family = tiny_family("portrait")
@@ -195,7 +196,7 @@ def test_the_python_api_refuses(tmp_path):
         next(perform(run_at(tmp_path / "other"), job()))
     from PIL import Image
 
-    save_render(Image.new("RGB", (8, 8)), Sampling(BAD), tmp_path / "a.png", method="none", base="x")
+    save_render(Image.new("RGB", (8, 8)), Inscription(Sampling(BAD), "x"), tmp_path / "a.png", method="none")
     assert read_settings(tmp_path / "a.png") is None, "its settings can't be taken over"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -44,9 +45,9 @@ class Watcher:
         return float(a[0])
 
 
-def watched(*says) -> Baseline:
+def watched(*says, **limits) -> Baseline:
     judges = [Watcher(f"judge {n}", one) for n, one in enumerate(says, start=1)]
-    return Baseline(tuple(Reference(judge, np.array([0.0, 1.0]), 3) for judge in judges), refine.HELD_OUT)
+    return Baseline(tuple(Reference(judge, np.array([0.0, 1.0]), 3) for judge in judges), refine.HELD_OUT, **limits)
 
 
 def face_in(image):
@@ -90,9 +91,13 @@ def large() -> np.ndarray:
 def test_steps_are_done_in_their_own_order_and_told_one_by_one(raw):
     told = []
     out = refine.refine(
-        raw, [Step("sharpen"), Step("enlarge"), Step("exposure")], baseline=watched(never_minds, never_minds),
-        tolerance=LIMITS, size_px=256, tools=Tools(bicubic), on_step=told.append,
-    )  # fmt: skip
+        raw,
+        [Step("sharpen"), Step("enlarge"), Step("exposure")],
+        baseline=watched(never_minds, never_minds, tolerance=LIMITS),
+        size_px=256,
+        tools=Tools(bicubic),
+        on_step=told.append,
+    )
     assert [one.step.id for one in out.steps] == ["exposure", "enlarge", "sharpen"] and told == list(out.steps)
     assert out.image.shape == (256, 256, 3) and out.image.dtype == np.uint8
     assert out.raw == out.similarity == {"judge 1": 0.5, "judge 2": 0.5} and out.photos == 3
@@ -103,7 +108,7 @@ def test_steps_are_done_in_their_own_order_and_told_one_by_one(raw):
 @pytest.mark.parametrize("says", [(greenness, never_minds), (never_minds, greenness)])
 def test_either_judge_may_veto_and_what_it_saw_is_told(raw, says):
     out = refine.refine(
-        raw, [Step("enlarge")], baseline=watched(*says), tolerance=LIMITS, size_px=256, tools=Tools(green)
+        raw, [Step("enlarge")], baseline=watched(*says, tolerance=LIMITS), size_px=256, tools=Tools(green)
     )
     (step,) = out.steps
     who = "judge 1" if says[0] is greenness else "judge 2"
@@ -115,9 +120,12 @@ def test_either_judge_may_veto_and_what_it_saw_is_told(raw, says):
 
 def test_a_face_that_gets_lost_is_a_veto(raw):
     out = refine.refine(
-        raw, [Step("enlarge")], baseline=watched(never_minds, lambda image: 0.5 if image.shape[0] == 128 else None),
-        tolerance=LIMITS, size_px=256, tools=Tools(bicubic),
-    )  # fmt: skip
+        raw,
+        [Step("enlarge")],
+        baseline=watched(never_minds, lambda image: 0.5 if image.shape[0] == 128 else None, tolerance=LIMITS),
+        size_px=256,
+        tools=Tools(bicubic),
+    )
     assert out.steps[0].state == DROPPED and "judge 2 finds no face" in out.steps[0].sentence
 
 
@@ -129,7 +137,7 @@ def test_where_no_judge_sees_a_face_nothing_is_done(raw):
 
 def test_a_judge_that_never_saw_a_face_has_no_veto(raw):
     out = refine.refine(
-        raw, [Step("enlarge")], baseline=watched(never_minds, lambda image: None), tolerance=LIMITS, size_px=256,
+        raw, [Step("enlarge")], baseline=watched(never_minds, lambda image: None, tolerance=LIMITS),  size_px=256,
         tools=Tools(bicubic),
     )  # fmt: skip
     assert out.steps[0].state == KEPT and "judge 2" not in out.steps[0].sentence and list(out.tolerance) == ["judge 1"]
@@ -143,7 +151,7 @@ def test_every_step_is_compared_with_the_raw_picture_so_that_small_losses_do_not
 
     skewed = np.clip(large * np.array([1.0, 0.9, 0.8]) * 0.7, 0, 255).astype(np.uint8)
     steps = steps_of(["exposure", "sharpen"], background="white")
-    out = refine.refine(skewed, steps, baseline=watched(slides), tolerance={"judge 1": 0.03}, size_px=384)
+    out = refine.refine(skewed, steps, baseline=watched(slides, tolerance={"judge 1": 0.03}), size_px=384)
     assert [one.state for one in out.steps] == [KEPT, DROPPED, KEPT]
     assert out.steps[1].before == {"judge 1": 0.48} and out.steps[1].after == {"judge 1": 0.46}
     assert out.steps[2].before == {"judge 1": 0.48} and out.similarity == {"judge 1": 0.48}
@@ -152,9 +160,12 @@ def test_every_step_is_compared_with_the_raw_picture_so_that_small_losses_do_not
 @pytest.mark.parametrize(("now", "state"), [(0.47, KEPT), (0.4699, DROPPED), (0.9, KEPT)])
 def test_the_tolerance_is_a_line(raw, now, state):
     out = refine.refine(
-        raw, [Step("enlarge")], baseline=watched(lambda image: 0.5 if image.shape[0] == 128 else now),
-        tolerance={"judge 1": 0.03}, size_px=256, tools=Tools(bicubic),
-    )  # fmt: skip
+        raw,
+        [Step("enlarge")],
+        baseline=watched(lambda image: 0.5 if image.shape[0] == 128 else now, tolerance={"judge 1": 0.03}),
+        size_px=256,
+        tools=Tools(bicubic),
+    )
     assert out.steps[0].state == state
 
 
@@ -163,7 +174,7 @@ def test_a_model_that_can_not_be_read_costs_its_step_only(raw):
         raise UserError("enlarger.safetensors is damaged. Restore it.")
 
     out = refine.refine(
-        raw, steps_of(["enlarge", "sharpen"]), baseline=watched(never_minds), tolerance=LIMITS, size_px=256,
+        raw, steps_of(["enlarge", "sharpen"]), baseline=watched(never_minds, tolerance=LIMITS),  size_px=256,
         tools=Tools(damaged),
     )  # fmt: skip
     assert [one.state for one in out.steps] == [DROPPED, KEPT] and "damaged" in out.steps[0].sentence
@@ -392,7 +403,7 @@ def test_the_face_nearest_to_the_person_is_meant_and_never_the_largest(beside_a_
     baseline = Baseline((Reference(judge, np.array([0.0, 1.0]), 3),), refine.HELD_OUT)
     steps = steps_of(("restore", "sharpen"), restorer="x")
     green = np.full((1024, 1024, 3), (0, 255, 0), np.uint8)
-    made = refine.refine(beside_a_stranger, steps, baseline=baseline, tolerance={"two": 0.9}, size_px=640,
+    made = refine.refine(beside_a_stranger, steps, baseline=replace(baseline, tolerance={"two": 0.9}), size_px=640,
                          tools=Tools(restore=lambda crop: green))  # fmt: skip
     assert made.raw == {"two": 0.8}, "of the person, not of the larger face"
     changed = np.abs(made.image.astype(int) - beside_a_stranger).max(2) > 60

@@ -16,6 +16,7 @@ from pipelines.bases import sampling as sampler
 from pipelines.core.control import Control
 from pipelines.core.device import noise
 from pipelines.core.files import jsonable
+from pipelines.core.inscription import Inscription
 from pipelines.core.records import METHODS, Sampling, UserError
 from pipelines.core.run import run_at
 from pipelines.generation.draw import draw as draw_stage
@@ -124,7 +125,7 @@ def test_settings_out_of_range_are_sentences(generator, changes, said):
 def test_settings_travel_in_the_picture(tmp_path):
     sampling = Sampling(PROMPT, "red", 7, 2.5, 123, 128, 96, "euler", 0.8)
     path = tmp_path / "renders" / "a.png"
-    render = save_render(Image.new("RGB", (8, 8)), sampling, path, method="lora", base="portrait-128", subject_id="x")
+    render = save_render(Image.new("RGB", (8, 8)), Inscription(sampling, "portrait-128", "x"), path, method="lora")
     assert render.path == str(path) and render.sampling == sampling
     assert read_settings(path) == sampling
     assert json.loads(Image.open(path).text["likeness"])["subject"] == "x"
@@ -192,7 +193,7 @@ def varied(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     coarse = Image.fromarray(np.random.default_rng(5).integers(0, 256, (6, 6, 3), dtype=np.uint8))
     picture = coarse.resize((128, 128), Image.Resampling.BICUBIC)
-    save_render(picture, Sampling(PROMPT, seed=5), folder / SOURCE, method="lora", base="portrait-128")
+    save_render(picture, Inscription(Sampling(PROMPT, seed=5), "portrait-128"), folder / SOURCE, method="lora")
     return folder, picture
 
 
@@ -239,7 +240,7 @@ def test_a_variation_does_not_depend_on_its_batch(generator, varied):
     folder, picture = varied
     other = "renders/none/seed6.png"
     turned = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    save_render(turned, Sampling(PROMPT, seed=6), folder / other, method="none", base="portrait-128")
+    save_render(turned, Inscription(Sampling(PROMPT, seed=6), "portrait-128"), folder / other, method="none")
     like = {"steps": 6, "scheduler": "euler ancestral"}
     samplings = [
         Sampling(PROMPT, seed=1, source=SOURCE, change=0.5, **like),
@@ -315,7 +316,7 @@ def test_change_is_a_share(change):
 def test_what_is_not_the_runs_own_picture_is_refused(generator, varied, tmp_path):
     folder, picture = varied
     foreign = tmp_path / "secret"
-    save_render(picture, Sampling(PROMPT), foreign / "a.png", method="lora", base="portrait-128")
+    save_render(picture, Inscription(Sampling(PROMPT), "portrait-128"), foreign / "a.png", method="lora")
     run = tmp_path / "run"
     (run / "renders").mkdir(parents=True)
     (run / "renders" / "link.png").symlink_to(foreign / "a.png")
@@ -354,7 +355,7 @@ def test_pictures_from_noise_keep_the_names_and_settings_they_had_before_there_w
     written = json.dumps([jsonable(spec)], sort_keys=True)
     key = "2ed4b5e1e9f36989c882f4bc5c5cd1d6d0269b07c9470709fce5c8a66714a443"
     assert hashlib.sha256(written.encode()).hexdigest() == key
-    save_render(Image.new("RGB", (8, 8)), plain, tmp_path / "a.png", method="none", base="portrait-128")
+    save_render(Image.new("RGB", (8, 8)), Inscription(plain, "portrait-128"), tmp_path / "a.png", method="none")
     assert Image.open(tmp_path / "a.png").text["likeness"] == (
         '{"schema": 1, "method": "none", "base": "portrait-128", "subject": null, "sampling": {"prompt": '
         '"portrait of {subject}", "negative_prompt": "", "steps": 20, "guidance": 3.0, "seed": 0, "width_px": null, '
@@ -373,7 +374,7 @@ def test_the_settings_of_a_variation_travel(tmp_path):
         )
         == 3
     )
-    save_render(Image.new("RGB", (8, 8)), sampling, tmp_path / "a.png", method="lora", base="portrait-128")
+    save_render(Image.new("RGB", (8, 8)), Inscription(sampling, "portrait-128"), tmp_path / "a.png", method="lora")
     assert read_settings(tmp_path / "a.png") == sampling
     spec = JobSpec(kind="generate", samplings=(sampling, Sampling(PROMPT)))
     assert spec_from_json(json.loads(json.dumps(jsonable(spec)))) == spec

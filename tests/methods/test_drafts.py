@@ -16,6 +16,7 @@ from pipelines.bases.registry import BASES
 from pipelines.cli.generate import samplings_of
 from pipelines.cli.parser import parser
 from pipelines.core.device import Device
+from pipelines.core.inscription import Inscription
 from pipelines.core.records import Sampling, UserError, sampling_fields
 from pipelines.evaluation.facts import is_counted
 from pipelines.generation.generator import Generator, read_settings, save_render
@@ -164,7 +165,7 @@ def test_a_draft_takes_four_calls_and_says_so(there, asked, tmp_path):
     pictures = list(generator.render([*plan, usual], folder, class_word="man"))
     assert asked == [True] * 4 + [False] * 4, "two drafts at once, and no guidance doubles them"
     assert [each.draft for each, _ in pictures] == [True, True, False] and pictures[0][1] != pictures[2][1]
-    save_render(pictures[0][1], plan[0], tmp_path / "a.png", method="lora", base=there.name)
+    save_render(pictures[0][1], Inscription(plan[0], there.name), tmp_path / "a.png", method="lora")
     found = read_settings(tmp_path / "a.png")
     assert found == plan[0] and (found.steps, found.guidance, found.scheduler, found.draft) == (4, 1.0, "lcm", True)
     assert not is_counted(found) and is_counted(usual)

@@ -13,6 +13,7 @@ from pipelines.bases.registry import BASES
 from pipelines.core.records import METHOD_ROWS, UserError
 from pipelines.methods import method
 from pipelines.methods.textual_inversion import TOKEN, zero_shot_rows
+from pipelines.runs.jobspec import JobSpec
 from tests.methods.test_methods import picture, stock, stock_picture
 from tests.tiny import tiny_family, tiny_folder, tiny_recipe
 
@@ -21,10 +22,15 @@ ZERO_SHOT = method("zero_shot")
 RECIPE = tiny_recipe("portrait", "zero_shot")
 
 
+class OneFace:
+    def descriptor(self):
+        return FACE
+
+
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero_shot")
-    artifact = ZERO_SHOT.encode(tiny_family("portrait"), folder, identity=FACE)
+    artifact = ZERO_SHOT.encode(tiny_family("portrait"), folder, OneFace())
     assert artifact.file == "learned_embeds.safetensors" and artifact.learned == (artifact.file,)
     return folder
 
@@ -35,7 +41,8 @@ def prompt():
 
 def test_it_trains_nothing_and_is_offered_where_a_base_takes_a_face():
     assert METHOD_ROWS["zero_shot"].learns == ()
-    assert [name for name, row in BASES.items() if "zero_shot" in row.offered] == ["portrait-128"]
+    assert [name for name, row in BASES.items() if row.face_encoder] == ["portrait-128"]
+    assert [name for name, row in BASES.items() if row.face_adapter] == ["sd15", "sdxl"]
     assert tiny_family("portrait").row.compared[0] == "zero_shot"
     with pytest.raises(UserError, match="Nothing of this method trains"):
         ZERO_SHOT.learner(tiny_family("portrait"), RECIPE)
@@ -71,11 +78,14 @@ def test_no_file_of_the_base_and_no_tensor_of_it_changes(encoded, tmp_path):
         return files, [t.double().sum().item() for t in family.shared().unet.state_dict().values()]
 
     before = state()
-    ZERO_SHOT.encode(family, tmp_path, identity=FACE)
+    ZERO_SHOT.encode(family, tmp_path, OneFace())
     picture(family, ZERO_SHOT.apply(family, tmp_path, RECIPE), prompt())
     assert state() == before
 
 
-def test_a_base_without_a_projector_says_so(tmp_path):
-    with pytest.raises(UserError, match="can't draw a face without training"):
-        ZERO_SHOT.encode(tiny_family("sd15"), tmp_path, identity=FACE)
+def test_a_base_without_its_adapter_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match="Get it with: hf download h94/IP-Adapter models/ip-adapter-plus-face_sd15"):
+        ZERO_SHOT.encode(tiny_family("sd15"), tmp_path, OneFace())
+    assert "zero_shot" not in tiny_family("sd15").row.offered
+    with pytest.raises(UserError, match="Get it with: hf download"):
+        JobSpec("compare", str(tiny_folder("sd15")), methods=("zero_shot",)).check()

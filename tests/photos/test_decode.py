@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from pipelines.core.records import UserError
 from pipelines.photos import colour, decode, gather
@@ -516,3 +516,19 @@ def test_an_avif_is_read_by_a_process_of_its_own(tmp_path, monkeypatch):
     Image.fromarray(np.full((48, 64, 3), 128, np.uint8)).save(tmp_path / "a.avif")
     monkeypatch.setattr(room, "_decoded", lambda file: pytest.fail("it was read in this process"))
     assert room.decode(tmp_path / "a.avif").shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.55])
+def test_a_png_that_tells_its_gamma_alone_is_transformed(tmp_path, gamma):
+    values = (np.asarray(patches(PATCHES)) / 255.0) ** 2.2  # light; the file keeps light ** gamma
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add(b"gAMA", struct.pack(">I", round(gamma * 100000)))
+    Image.fromarray((255 * values**gamma + 0.5).astype(np.uint8)).save(tmp_path / "a.png", pnginfo=chunk)
+    assert_patches(tmp_path / "a.png", PATCHES, 8)
+
+
+def test_the_usual_gamma_of_a_png_changes_nothing(tmp_path):
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add(b"gAMA", struct.pack(">I", 45455))
+    Image.fromarray(patches(PATCHES)).save(tmp_path / "a.png", pnginfo=chunk)
+    assert_patches(tmp_path / "a.png", PATCHES, 0)

@@ -68,20 +68,20 @@ def test_people_alike_are_rarely_called_different():
 
 def test_a_group_that_is_served_worse_is_named_and_the_judge_is_not_blamed():
     found = groups(TRAITS, photos(), identity(0.3, 0.5))["class_word"]
-    lora = found.groups["woman"].judges["j"]["lora"]
+    lora = found.groups["women"].judges["j"]["lora"]
     assert lora["mean"] == pytest.approx(0.3) and 0.28 < lora["low"] < 0.3 < lora["high"] < 0.32
-    assert found.groups["man"].people == 5
+    assert found.groups["men"].people == 5
     by = {each.of: each for each in found.differences}
     assert by["lora"].shown and not by[CEILING].shown and not by[SEPARATION].shown
-    assert by["lora"].difference == pytest.approx(0.2) and by["lora"].group == "man"
+    assert by["lora"].difference == pytest.approx(0.2) and by["lora"].group == "men"
     said = next(each for each in found.said if "LoRA" in each)
-    assert "0.20 lower" in said and "for woman (5 people) than for man (5 people)" in said
+    assert "0.20 lower" in said and "for women (5 people) than for men (5 people)" in said
     assert all("no difference shown" in each for each in found.said if "LoRA" not in each)
 
 
 def test_no_difference_is_said_with_the_number_of_people():
     (said,) = [each for each in groups(TRAITS, photos(), identity(0.4, 0.4))["class_word"].said if "LoRA" in each]
-    assert "no difference shown between man and woman with 5 and 5 people (+0.00" in said
+    assert "no difference shown between men and women with 5 and 5 people (+0.00" in said
     few = {person: TRAITS[person] for person in ("w1", "w2", "w3", "m1", "m2", "m3")}
     some = {key: {p: v for p, v in values.items() if p in few} for key, values in identity(0.1, 0.9).items()}
     found = groups(few, [each for each in photos() if each.person in few], some)["class_word"]
@@ -96,9 +96,9 @@ def test_separation_is_from_people_of_ones_own_group():
 
     found = groups(TRAITS, photos(strangers=strangers), identity(0.4, 0.4))["class_word"]
     judge = {name: group.judges["j"] for name, group in found.groups.items()}
-    assert judge["woman"][SEPARATION]["mean"] == pytest.approx(0.7 - 0.3)
-    assert judge["man"][SEPARATION]["mean"] == pytest.approx(0.7 - 0.1)
-    assert judge["woman"][CEILING]["mean"] == 0.8
+    assert judge["women"][SEPARATION]["mean"] == pytest.approx(0.7 - 0.3)
+    assert judge["men"][SEPARATION]["mean"] == pytest.approx(0.7 - 0.1)
+    assert judge["women"][CEILING]["mean"] == 0.8
     assert any("how far real photos are" in each and "0.20 lower" in each for each in found.said)
     rows = group_rows({name: {"people": each.people, "judges": each.judges} for name, each in found.groups.items()})
     assert rows[1] == ("j", SEPARATION, "0.60 (0.60 to 0.60), n = 5", "0.40 (0.40 to 0.40), n = 5")
@@ -122,7 +122,7 @@ def test_traits_that_tell_nobody_apart_are_left_out():
     gaps = {person: {"age": "young"} if person != "w1" else {} for person in EVERYBODY}
     assert groups(gaps, photos(), identity(0.4, 0.4)) == {}
     alone = groups({**same, "w1": {"class_word": "woman"}}, photos(), identity(0.4, 0.4))["class_word"]
-    assert alone.groups["woman"].judges["j"]["lora"]["low"] is None, "one person has no interval"
+    assert alone.groups["women"].judges["j"]["lora"]["low"] is None, "one person has no interval"
 
 
 # -- who wins ------------------------------------------------------------------------------------------------------
@@ -205,10 +205,10 @@ def test_a_study_of_made_figures_says_who_wins_who_is_served_worse_and_who_bleed
     assert lora["copy_paste"]["mean"] == pytest.approx(0.043) and lora["others"]["mean"] == pytest.approx(0.086)
     assert lora["bleeding"]["mean"] == pytest.approx(0.086 - 0.01) and found["methods"]["none"]["bleeding"] is None
     said = found["groups"]["class_word"]["said"]
-    assert any("identity of LoRA: 0.20 lower" in each and "for woman (5 people)" in each for each in said)
+    assert any("identity of LoRA: 0.20 lower" in each and "for women (5 people)" in each for each in said)
     assert sum("no difference shown" in each for each in said) == len(said) - 1
     page = (tmp_path / "report.html").read_text()
-    assert found["headline"]["j"] in page and "By class word" in page and "for woman (5 people)" in page
+    assert found["headline"]["j"] in page and "By class word" in page and "for women (5 people)" in page
     few = write_study(runs[3:8], tmp_path, command="c", machine="m", failed={})["budgets"]["time"]
     assert "which is too few to show any difference" in few["headline"]["j"]
     assert not any(each["shown"] for each in few["pairs"]["j"])

@@ -143,7 +143,7 @@ def test_the_page_needs_nothing_from_outside(finished):
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)[a-z]*:?//", page)
     assert "<script" not in page and "default-src 'none'" in page
     pictures = re.findall(r"<img [^>]*>", page)
-    side_by_side, worst = 8, 6
+    side_by_side, worst = 10, 8
     assert len(pictures) >= side_by_side + worst and len(pictures) % 2 == 0, "nearest photos come in pairs"
     assert all(re.search(r'src="data:image/png;base64,[^"]+" alt="[^"]+"', each) for each in pictures)
     assert page.count("<svg") >= 4 and 'role="img"' in page
@@ -156,7 +156,7 @@ def test_pictures_are_looked_at_closely_once(finished, monkeypatch):
     before = json.loads(run.report.read_text())["methods"]
     manifest = run.manifest.read_text()
     saved = read_json(run.folder / "closer.json")
-    assert len(saved["pictures"]) == 8
+    assert len(saved["pictures"]) == 10
     spec = jobs.load_spec(run) if run.spec.exists() else None
     assert spec is not None
     run.manifest.unlink()

@@ -112,3 +112,28 @@ def _photo(name, reasons, eye_distance_px):
     from pipelines.core.records import Photo
 
     return Photo(name, name, "0", 9, 9, (0, 0, 9, 9), ((1, 1), (2, 1)), eye_distance_px, reasons=reasons)
+
+
+def test_the_judge_it_is_made_from_never_judges_it_alone(compared, tmp_path, monkeypatch):
+    from pipelines.faces import judges
+    from pipelines.faces.dlib_faces import DlibJudge
+
+    monkeypatch.setattr(judges, "available_judges", lambda **_: [DlibJudge()])
+    run = only_photos(compared[0], tmp_path)
+    told = list(perform(run, JobSpec("generate", BASE, "woman", ("none", "zero_shot"), "draft", samplings=(LOOK,))))
+    assert {event.method for event in told if event.kind == "score"} == {"none"}
+    assert any("can't judge alone" in (event.text or "") for event in told if event.kind == "note")
+    methods = read_json(run.report)["methods"]
+    assert methods["zero_shot"]["identity"]["dlib"]["mean"] is None
+    assert methods["none"]["identity"]["dlib"]["mean"] is not None
+
+
+def test_a_study_gives_it_its_own_cost_whatever_the_budget():
+    from pipelines.runs import study
+
+    matrix = study.Matrix((study.Budget("time", seconds=30),), methods={"zero_shot": {}, "lora": {}})
+    anybody = study.Person("anybody", "person", ())
+    spec = study._spec(matrix, anybody, matrix.budgets[0], study.Variant(""), 0, {"lora": 0.5})
+    assert spec.methods == ("zero_shot", "lora")
+    assert spec.settings["lora"]["steps"] == 60 and spec.settings["zero_shot"] == {}
+    assert study._timing(spec, {"lora": 0}).methods == ("lora",)

@@ -43,7 +43,7 @@ def until_step(run: Run, step: int, *, timeout_s: float = 120.0) -> None:
         if any(event.kind == "step" and event.step >= step for event in told):
             return
         assert status(run).busy, status(run)
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached: {status(run)}")
 
 
@@ -72,7 +72,7 @@ def test_events_are_read_with_their_details_and_without_those_of_an_earlier_vers
 
 def test_killed_continued_stopped_and_continued_again_is_equal_to_never_having_stopped(tmp_path):
     """One long story, because every chapter costs the start of a process."""
-    steps = 120
+    steps = 60
     run = make_run(tmp_path / "run")
     spec = train_spec(tiny_folder(BASE), steps=steps, checkpoint_every=5)
     start(run, spec)

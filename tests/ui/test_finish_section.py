@@ -16,7 +16,6 @@ from tests.ui.test_app import base, own_home, services, take_in, teach  # noqa: 
 from tests.ui.test_generate_tab import SAMPLING, Page
 from ui.generate import finish
 from ui.generate import html as generate_html
-from ui.page.wiring import Show
 from ui.run import pictures
 from ui.run.package import pack
 
@@ -34,7 +33,7 @@ def page(services, monkeypatch):
     made = Page(services, monkeypatch)
     with gr.Blocks():
         made.section = finish.build(services)
-    made.finish = finish.Actions(made.section, services, Show(services, [made.section], lambda view: {}))
+    made.finish = finish.Actions(services)
     return made
 
 

@@ -19,6 +19,9 @@ from ui.front import chain, example
 from ui.front import html as front_html
 from ui.front.events import Actions
 from ui.page import views
+from ui.run.start import AROUND_S, portrait_s, start_portrait
+
+ASKING = SimpleNamespace(headers={}, client=None)  # a request
 
 
 @pytest.fixture
@@ -34,12 +37,11 @@ def front(services):
     import gradio as gr
 
     from ui.front import layout
-    from ui.page.wiring import Show
+    from ui.page.refresh import Refresh
 
     with gr.Blocks():
-        capability, tabs = gr.BrowserState(None), gr.Tabs()
         built = layout.build()
-        act = Actions(built, services, capability, Show(services, [built], lambda view: {}), tabs)
+        act = Actions(built, services, Refresh(services, (built,), {}), gr.Tabs())
     return act
 
 
@@ -86,6 +88,28 @@ def test_the_bar_tells_the_share_and_the_time_left(services, monkeypatch):
     assert chain.chain_of(view) is None and chain.best(view) == []
 
 
+def test_the_time_left_shrinks_with_what_is_learned_and_drawn(services):
+    row = BASES["portrait-128"]
+    spec = portrait_spec(row, class_word="woman")
+    every = 2 * len(spec.samplings)
+    left = [portrait_s(services, row, spec, learned, drawn=drawn)
+            for learned, drawn in (((), 0), ((), 8), (spec.methods, 8), (spec.methods, every))]  # fmt: skip
+    assert left == sorted(left, reverse=True) and left[-1] == AROUND_S and left[0] > 2 * left[2]
+
+
+def test_the_next_press_goes_on_or_draws_other_pictures(front, monkeypatch):
+    from pipelines.core.files import write_json
+    from pipelines.runs.status import JobStatus, save_status
+
+    kept, session = front.services.sessions.create()
+    asked = []
+    monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **more: (asked.append(spec), write_json(run.spec, spec)))
+    for state, seed in (("none", 0), ("cancelled", 0), ("done", 8), ("interrupted", 8), ("done", 16)):
+        save_status(session.run, JobStatus(state, "portrait" if asked else ""))
+        start_portrait(front.services, session)
+        assert asked[-1].samplings[0].seed == seed, state
+
+
 def test_a_chain_is_one_long_job():
     assert "portrait" in jobs.LONG and "portrait" not in jobs.SHORT
 
@@ -100,8 +124,8 @@ def test_the_example_opens_on_every_tab_without_computing(front, monkeypatch):
     """Also after a format of a run has changed: every reader of its files reads it."""
     started = []
     monkeypatch.setattr(jobs, "enqueue", lambda *args, **more: started.append(args))
-    told = front.open_example(None)
-    view = front.services.view(told[front.capability])
+    told = front.open_example(None, ASKING)
+    view = front.services.view(told[front.page.capability])
     assert view.choices.example and view.choices.sample and view.choices.consent_at is None
     assert view.train_blocked is None and view.generate_blocked is None and view.score_blocked is None
     assert set(view.trained) == {"textual_inversion", "dreambooth", "lora"} and not view.stale
@@ -112,7 +136,7 @@ def test_the_example_opens_on_every_tab_without_computing(front, monkeypatch):
     assert len(view.photo_cards()) == 10 and all(card.link for card in view.photo_cards())
     assert len(view.crop_cards()) == 10 and view.session.run.page.is_file() and not started
     assert front.services.paces.known().keys() <= {"gflops"}, "it says nothing about this machine"
-    assert len(chain.best(view)) == 4 and told[front.front.results]["visible"]
+    assert len(chain.best(view)) == 4 and front.front.show(view)[front.front.results]["visible"]
 
 
 @there
@@ -127,11 +151,11 @@ def test_the_example_is_no_bigger_than_it_may_be_and_names_no_path_of_a_machine(
 
 @there
 def test_ones_own_photos_clear_the_example(front):
-    kept = front.open_example(None)[front.capability]
+    kept = front.open_example(None, ASKING)[front.page.capability]
     folder = front.services.sessions.need(kept).run.folder
     told = front.use_own(kept)
-    assert told[front.capability] is None and not folder.exists() and not told[front.front.banner]["visible"]
-    assert front.make(front.open_example(None)[front.capability])[front.capability] is None
+    assert told[front.page.capability] is None and not folder.exists() and told[front.page.seen] == {}
+    assert front.make(front.open_example(None, ASKING)[front.page.capability])[front.page.capability] is None
 
 
 @there
@@ -139,4 +163,4 @@ def test_the_example_replaces_nobodys_photos(front):
     kept, session = front.services.sessions.create()
     (session.run.folder / "incoming.json").write_text('{"staged": [], "split": false, "problem": null}')
     with pytest.raises(UserError, match="photos here already"):
-        front.open_example(kept)
+        front.open_example(kept, ASKING)

@@ -57,7 +57,6 @@ class Page:
 
         from ui.generate import events as generate_events
         from ui.generate import layout as generate_layout
-        from ui.page.wiring import Show
 
         self.services = services
         self.capability, session = services.sessions.create()
@@ -68,7 +67,7 @@ class Page:
         self.run = session.run
         with gr.Blocks():
             self.tab = generate_layout.build(services)
-        self.act = generate_events.Actions(self.tab, services, Show(services, [self.tab], lambda view: {}))
+        self.act = generate_events.Actions(self.tab, services)
         self.asked: list = []
         monkeypatch.setattr(jobs, "enqueue", lambda run, spec, **_: (spec.check(), self.asked.append(spec)))
 
@@ -115,7 +114,7 @@ def test_every_style_the_base_draws_has_a_card_and_own_words_come_last(base):
     assert "Astronaut" in marked and "Astronaut" not in html
 
 
-def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_path, monkeypatch):
+def test_thumbnails_come_from_their_folder_only(tmp_path, monkeypatch):
     from ui.generate import html as generate_html
     from ui.generate import styles
     from ui.run import cards
@@ -129,8 +128,8 @@ def test_thumbnails_travel_inside_the_page_and_come_from_the_presets_only(tmp_pa
     monkeypatch.setattr(presets, "PRESETS", tmp_path / "presets")
     styles._thumbnail.cache_clear()
     try:
-        assert str(styles._thumbnail("thumbnails/small.jpg")).startswith("data:image/jpeg;base64,")
-        for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/large.png", "gone.jpg"):
+        assert styles._thumbnail("thumbnails/small.jpg") == "thumbnails/small.jpg"
+        for wrong in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "thumbnails/gone.jpg", "gone.jpg"):
             assert styles._thumbnail(wrong) is None, wrong
     finally:
         styles._thumbnail.cache_clear()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import re
+from types import SimpleNamespace
 
 import gradio as gr
+import httpx
 import pytest
 from gradio.state_holder import SessionState, StateHolder
 
@@ -62,37 +64,46 @@ def test_the_page_is_built_as_a_new_visitor_sees_it(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKENESS_HOME", str(tmp_path / "runs"))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     import app
-    from ui.page import wiring
+    from ui.page import refresh
 
-    shows = []
-    real = wiring.Show.settle
-    monkeypatch.setattr(wiring.Show, "settle", lambda self: (shows.append(self), real(self)))
+    pages = []
+    real = refresh.Refresh._settle
+    monkeypatch.setattr(refresh.Refresh, "_settle", lambda self: (pages.append(self), real(self)))
     demo, _ = app.build()
-    (show,) = shows
-    built = {each["id"]: each["props"] for each in demo.get_config_file()["components"]}
-    told = show(None, restore=True)
-    assert len(told) > 60
-    opening, known = show.opening["en"]
-    for component, update in told.items():
-        left = opening.get(component, {})
-        for name, value in update.items():
-            if name == "__type__" or name in left:
-                continue
-            held = built[component._id].get(name)
-            wanted = None if value is None else component.postprocess(value) if name == "value" else value
-            plain = (
-                [list(each) if isinstance(each, tuple) else each for each in wanted] if name == "choices" else wanted
-            )
-            held = [list(each) for each in held] if name == "choices" else held
-            assert held == plain, (component.elem_id, name)
-    assert len(opening) < 5, "what a component can't hold is the exception"
-    assert show.changed(None, known)[0] == {}
-    for language, steps in (("de", "Hier geht es los"), ("es", "Empieza aqu\u00ed")):
-        opening, known = show.opening[language]
-        said = {component.elem_id: update.get("value") for component, update in opening.items()}
-        assert steps in said["lk-steps"] and len(opening) < 25, "only what is said otherwise is sent"
-        with words.speaking(language):
-            assert show.changed(None, known)[0] == {}, "a page that was told needs no more"
+    (page,) = pages
+    nothing = page.services.view(None)
+    sent = {each["id"]: each["props"] for each in demo.get_config_file()["components"]}
+    for tab in page.tabs:
+        opening, known = page.opening["en", tab]
+        for component, update in (page.frame(nothing) | page.built(tab, nothing)).items():
+            for name, value in update.items():
+                if name == "__type__" or name in opening.get(component, {}) or component._id not in known:
+                    continue
+                held = sent[component._id].get(name)
+                wanted = None if value is None else component.postprocess(value) if name == "value" else value
+                if name == "choices":
+                    wanted, held = ([list(each) for each in choices] for choices in (wanted, held))
+                assert held == wanted, (component.elem_id, name)
+        assert len(opening) < 5, "what a component can't hold is the exception"
+        frame = {component._id: "" for component in page.frame(nothing)}
+        told = page.changed(tab, None, {tab: known})[0]
+        assert {component._id for component in told} <= {*frame, *(c._id for c in opening)}
+    said = page.opening["de", "upload"][0]
+    assert any("Frau" in str(update) for update in said.values()) and len(said) < 5
+
+
+MOST_OUTPUTS, MOST_BYTES = 40, 200_000
+
+
+def test_no_event_has_many_outputs_and_the_page_is_small(tmp_path, monkeypatch):
+    from tests.live import live_app
+
+    factory = SimpleNamespace(mktemp=lambda name: (tmp_path / name).mkdir() or tmp_path / name)
+    with live_app(factory) as (address, _), httpx.Client(base_url=address, timeout=60) as client:
+        answer = client.get("/config")
+    events = answer.json()["dependencies"]
+    assert {event["api_name"]: len(event["outputs"]) for event in events if len(event["outputs"]) > MOST_OUTPUTS} == {}
+    assert len(answer.content) <= MOST_BYTES, len(answer.content)
 
 
 def test_the_second_visitor_is_told_what_the_first_was(monkeypatch, tmp_path):
@@ -102,7 +113,7 @@ def test_the_second_visitor_is_told_what_the_first_was(monkeypatch, tmp_path):
     import app
 
     demo, _ = app.build()
-    (event,) = (each for each in demo.fns.values() if getattr(each.fn, "__name__", "") == "load")
+    event, *_ = (each for each in demo.fns.values() if getattr(each.fn, "__name__", "") == "load")
     request = gr.Request(headers={"accept-language": "de"}, cookies={})
     answers = []
     for _visit in range(2):
@@ -126,8 +137,8 @@ def test_a_visit_costs_no_description_of_the_page():
     assert not list(visit.components) and len(list(SessionState(theirs).components)) >= 2
     assert visit.blocks_config.blocks == ours.blocks and visit.blocks_config.fns == ours.fns
     for described in zip(ours.config["components"], theirs.config["components"], strict=True):
-        here, there = ({key: each[key] for key in ("type", "props")} for each in described)
-        assert here == there
+        assert described[0]["type"] == described[1]["type"]
+        assert described[0]["props"].items() <= described[1]["props"].items()
 
 
 def test_closed_pages_are_forgotten_and_open_ones_kept():

@@ -8,7 +8,9 @@ import logging
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +161,7 @@ def test_what_is_remembered_stays_in_memory_and_goes_with_the_run(red, tmp_path,
             return super().look(image)
 
     monkeypatch.setattr(lookalike, "resident_judges", lambda: (Counting(),))
+    monkeypatch.setattr(lookalike, "_remembered", OrderedDict())  # other tests have their own runs in it
     knowing, _ = lookalike.known_of(tmp_path, red)
     with pytest.raises(TypeError, match="memory"):
         pickle.dumps(knowing[0])
@@ -208,14 +211,13 @@ def page(services, monkeypatch):  # noqa: F811
     """(the look handler, its section, capability, session) of a run with photos and consent."""
     import gradio as gr
 
-    from ui.page.wiring import Show
     from ui.score import look
 
     caught = {}
     with gr.Blocks():
         section = look.build(services)
         monkeypatch.setattr(section.drop, "upload", lambda handler, *args, **kwargs: caught.update(kwargs, f=handler))
-        look.wire(section, services, gr.BrowserState(None), Show(services, [], lambda view: {}))
+        look.wire(section, services, SimpleNamespace(capability=gr.BrowserState(None)))
     assert caught["concurrency_id"] == "look" and inspect.isgeneratorfunction(caught["f"])
     monkeypatch.setattr(lookalike, "resident_judges", lambda: (JUDGE,))
     capability, session = services.sessions.create()

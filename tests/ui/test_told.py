@@ -144,16 +144,23 @@ def assert_told(render: Any) -> None:
 
 @pytest.fixture
 def show(base, monkeypatch):
-    """The whole app's `Show`."""
+    """`show(capability)`: everything that the whole app's tabs show at their first opening."""
     import app
-    from ui.page import wiring
+    from ui.page import refresh
 
-    shows: list[Any] = []
-    monkeypatch.setattr(wiring.Show, "settle", lambda self: shows.append(self))
+    pages: list[Any] = []
+    monkeypatch.setattr(refresh.Refresh, "_settle", lambda self: pages.append(self))
     monkeypatch.setattr(app, "_janitor", lambda *args: None)
     app.build()
-    (found,) = shows
-    return found
+    (found,) = pages
+
+    def show(capability: object) -> dict[Any, Any]:
+        view = found.services.view(capability)
+        shown = [found.frame(view), *(found.built(tab, view) for tab in found.tabs)]
+        return {component: update for updates in shown for component, update in updates.items()}
+
+    show.services = found.services  # type: ignore[attr-defined]
+    return show
 
 
 def rich(show) -> str:
@@ -260,7 +267,7 @@ def record(view) -> None:
 
 def test_nothing_of_a_rich_run_stays_english(show):
     capability = rich(show)
-    render = lambda: list(spoken(show(capability, restore=True)))  # noqa: E731
+    render = lambda: list(spoken(show(capability)))  # noqa: E731
     shown = " ".join(render())
     for part in (
         "lk-fin-steps", "lk-votes", "lk-likeness" if "lk-likeness" in shown else "No likeness curve",
@@ -272,7 +279,7 @@ def test_nothing_of_a_rich_run_stays_english(show):
 
 
 def test_nothing_that_a_new_visitor_sees_is_english(show):
-    assert_told(lambda: list(spoken(show(None, restore=True))))
+    assert_told(lambda: list(spoken(show(None))))
 
 
 @pytest.mark.parametrize("count", [3, 5, 8])
@@ -282,7 +289,7 @@ def test_a_run_with_photos_and_nothing_else(show, count):
     found = take_in(session.run, count)
     teach(session.run, show.services.view(capability).row.name, found.digest)
     show.services.sessions.choose(session, consent_at="now")
-    assert_told(lambda: list(spoken(show(capability, restore=True))))
+    assert_told(lambda: list(spoken(show(capability))))
 
 
 # ------------------------------------------------------------------------------------------------- pieces
@@ -497,7 +504,7 @@ def test_why_a_style_can_not_be_drawn_is_told(base):
 
 def test_every_picture_and_drawing_has_a_text(show):
     capability = rich(show)
-    pages = [*spoken(show(capability, restore=True)), *(html for render in PIECES.values() for html in render())]
+    pages = [*spoken(show(capability)), *(html for render in PIECES.values() for html in render())]
     images = [image for html in pages for image in read(html).images]
     assert len(images) > 30
     for image in images:

@@ -40,7 +40,7 @@ def usual(view, quality="draft"):
     """The dials as the page shows them."""
     from ui.train.dials import COMMON, DIALS, dial_name
 
-    recipes = view.services.recipes(view.row, quality, view.row.offered, {})
+    recipes = view.services.recipes(view.row, quality, view.row.trainable, {})
     dials = {dial_name(dial): getattr(recipes[dial.method], dial.setting) for dial in DIALS if dial.method in recipes}
     dials |= {dial.setting: max(getattr(recipe, dial.setting) for recipe in recipes.values()) for dial in COMMON}
     return dials | {"optimizer": "adamw", "lora_dora": False}
@@ -91,7 +91,7 @@ def test_the_fourth_lane_is_asked_for_and_never_taken_for_granted(services):  # 
     assert chosen_methods(view, "draft", list(METHODS), []) == list(METHODS)
     assert chosen_methods(view, "draft", ["lora"], ["pivotal"]) == ["lora", "pivotal"]
     assert chosen_methods(view, "draft", [], "pivotal") == [] and chosen_methods(view, "draft", [], [["pivotal"]]) == []
-    assert view.row.methods == METHODS and view.row.offered == (*METHODS, "pivotal")
+    assert view.row.methods == METHODS and view.row.trainable == (*METHODS, "pivotal")
     assert "Pivotal tuning" in view.estimate("draft", ["pivotal"])
 
 
@@ -159,7 +159,7 @@ def test_the_estimate_knows_what_the_training_that_ended_took(services):  # noqa
     steps = presets.recipe(view.row, "lora", "draft", class_word="person").steps
     assert "as measured on this machine" not in before and "as measured on this machine" in after
     assert f"about {phrases.duration(phrases.rounded(steps / 2))}" in after and "DreamBooth" not in after
-    assert tab.news(services.view(None)) == {}
+    assert "value" not in tab.news(services.view(None))[tab.estimate]
 
 
 def test_a_visitor_who_touched_nothing_gets_the_new_estimate_too(services):  # noqa: F811

@@ -138,7 +138,7 @@ def write(
 
 
 def _groups() -> str:
-    """Different people of one group against each other, from the calibration of these weights."""
+    """Similarities of different people within each group, from the calibration of these weights."""
     known = arcface_mini.ArcFaceMini().calibration
     if known is None or not known.groups:
         return "Figures by group were not measured for these weights."

@@ -1,7 +1,7 @@
-"""Faces for the recogniser: aligned once, packed into one file, made worse on the fly.
+"""Faces for the recogniser: aligned once, packed into one file, augmented when they are used.
 
 In: Labeled Faces in the Wild with its identity-disjoint lists, and the portraits that the embedded base learned from.
-Out: `Crops`, everything in memory. The pack holds no names, only numbers for people.
+Out: `Crops`, all in memory. The pack has no names, only numbers for people.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipelines.faces import arcface_mini
 from pipelines.faces.dlib_faces import detect_faces, dlib_detect
 from pipelines.faces.face import Face, moved
 
-MARGIN_PX = 8  # around the 112-pixel crop, so that shifts and turns show photo and not repeated edge
+MARGIN_PX = 8  # around the 112-pixel crop, so that shifts and rotations show the photo and not a repeated edge
 PACKED_PX = arcface_mini.SIZE_PX + 2 * MARGIN_PX
 TRAIN, VALIDATION, PORTRAIT = 0, 1, 2
-VALIDATION_SHARE = 8  # every 8th training person chooses the threshold and the best step
+VALIDATION_SHARE = 8  # every 8th training person is used to choose the threshold and the best step
 
 
 @dataclass(frozen=True)

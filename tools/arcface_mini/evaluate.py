@@ -1,8 +1,8 @@
-"""Evaluation: arcface-mini beside dlib and, where its pack is present, buffalo_sc, on people that no training saw.
+"""Evaluation of arcface-mini, dlib and, if installed, buffalo_sc, on people who were not in any training.
 
 In: LFW's identity-disjoint lists. Out: figures per judge on the same balanced pairs - accuracy with the threshold from
 training people, true accepts at 1% false accepts, rank correlation with buffalo_sc - and the densities for the card.
-Each judge goes its own whole way: detector, aligner, recogniser. Embeddings stay in memory.
+Each judge uses its own detector and alignment. Embeddings stay in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Vectors = dict[Path, np.ndarray | None]
 
 
 def look(judges: list[Judge], pairs: list[Pair]) -> dict[str, Vectors]:
-    """What each judge sees in every photo of `pairs`; judges that share a detector share its work."""
+    """The embeddings of every photo of `pairs` by each judge; judges with the same detector share its results."""
     found: dict[str, Vectors] = {one.name: {} for one in judges}
     for done, path in enumerate(sorted({path for pair in pairs for path in pair}), start=1):
         image = decode(path)
@@ -69,7 +69,7 @@ def everything(
     test = choose_pairs(people(lfw, lfw / "test_people.txt"), test_pairs)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     figures: dict[str, dict[str, float]] = {}
-    # arcface-mini by dlib's landmarks, as it works where nothing was downloaded
+    # arcface-mini with dlib's landmarks, as on a machine without downloads
     judges = [arcface_mini.ArcFaceMini() if name == arcface_mini.NAME else judge_named(name, packs) for name in names]
     seen = look(judges, [pair for kind in (*train, *test) for pair in kind])
     for one in judges:
@@ -98,15 +98,15 @@ def everything(
 
 
 def _halves(found: dict, seen: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same-person or the different-people half of the pairs, of both recognisers."""
+    """The pairs of one person, or those of different people, by both recognisers."""
     count = len(found["arcface-mini"][0])
     part = seen[:count] if half == 0 else seen[count:]
     return found["arcface-mini"][half][part], found["buffalo_sc"][half][part]
 
 
 def generated(lfw: Path, *, pictures: int = 64, against: int = 200) -> np.ndarray:
-    """Pictures that the untrained embedded base drew of nobody, against photos of test people: a generated face is no
-    photo, and this shows where such comparisons lie.
+    """Similarities of pictures that the untrained embedded base drew (of no real person) to photos of test people: they
+    show the usual values of such comparisons.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -122,6 +122,6 @@ def generated(lfw: Path, *, pictures: int = 64, against: int = 200) -> np.ndarra
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation; ties don't occur among similarities."""
+    """Rank correlation, without ties, which do not occur among similarities."""
     ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,4 +1,4 @@
-"""Writing the network as ONNX: float16 numbers on disk, float32 arithmetic, any batch size."""
+"""Write the network as ONNX: float16 weights in the file, float32 arithmetic, any batch size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export(net: nn.Module, path: Path) -> None:
 
 
 def half_on_disk(model) -> None:
-    """Store the float32 initialisers as float16, each followed by a cast that the runtime folds when it loads."""
+    """Store the float32 initialisers as float16, each with a cast, which the runtime does once when it loads."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts, kept = [], []

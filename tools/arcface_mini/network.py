@@ -1,7 +1,7 @@
 """The network: MobileFaceNet's inverted residuals with squeeze-and-excitation, 112x112 RGB -> 512 numbers.
 
 Topology and starting weights are Intel's `face-reidentification-retail-0095` (Apache-2.0), which is also the teacher;
-its 256 outputs become 512, and the standard ArcFace crop is brought to the teacher's own framing inside the network.
+its 256 outputs become 512, and the network itself converts the standard ArcFace crop to the teacher's framing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCKS = (
     *((256, 128, 1),) * 2,
 )
 STEM, LAST, EMBEDDING, INSIDE_PX = 64, 512, 512, 128
-# The ArcFace template brought to the teacher's (least squares over its five points): x' = SCALE * x + SHIFT.
+# From the ArcFace template to the teacher's (least squares over five points): x' = SCALE * x + SHIFT.
 SCALE, SHIFT = 1.21487, (-3.939, -5.201)
 
 
@@ -72,7 +72,7 @@ class MobileFaceNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.last = nn.Conv2d(inside, LAST, 1)
         self.last_act = nn.PReLU()
-        self.whole = nn.Conv2d(LAST, LAST, 8, groups=LAST)  # global depthwise: each place of the face has its weight
+        self.whole = nn.Conv2d(LAST, LAST, 8, groups=LAST)  # global depthwise: each position has its own weight
         self.embed = nn.Conv2d(LAST, EMBEDDING, 1)
         self.register_buffer("rows", resampling(SHIFT[1]), persistent=False)
         self.register_buffer("columns", resampling(SHIFT[0]), persistent=False)
@@ -88,7 +88,7 @@ class MobileFaceNet(nn.Module):
 
 
 def from_teacher(path: Path) -> MobileFaceNet:
-    """A network that answers as the teacher does, in the first half of its numbers; the other half starts small."""
+    """A network whose first 256 outputs are the teacher's; the other 256 start with small weights."""
     teacher, net = OnnxNet(path), MobileFaceNet()
     queue: list[tuple[str, torch.Tensor]] = []  # the teacher's weights in the order of its operations
     for kind, inputs, _, _ in teacher.steps:
@@ -125,8 +125,8 @@ def from_teacher(path: Path) -> MobileFaceNet:
         if queue and queue[0][0] == "bias":
             net.embed.bias[: len(last)].copy_(queue.pop(0)[1])
         assert not queue, [kind for kind, _ in queue]
-        # fold the input's scale and offset, and RGB for BGR, into the stem. Its border is padded with zeros after
-        # that scaling in the teacher and before it here: one column and one row of the first map differ.
+        # put the input's scale and offset, and RGB instead of BGR, into the stem's weights. The teacher pads its border
+        # with zeros after the scaling, this network before it: one column and one row of the first map differ.
         assert net.stem.bias is not None
         weight = net.stem.weight.flip(1)
         scale, offset = scale.flip(0), offset.flip(0)

@@ -1,8 +1,9 @@
 """Training: the additive angular margin (ArcFace, Deng et al. 2019) together with distillation.
 
-The student sees a spoiled view (small, blurred, JPEG, other light); the teacher saw the clean crop. Distillation asks
-for the teacher's answer and for its similarities between the faces of a batch; the margin pulls one person's photos
-together and strangers apart. Everything random derives from the step, so a resumed run sees what an unbroken one would.
+The student gets an augmented crop (small, blurred, JPEG, other light), the teacher the original. The distillation loss
+compares the student's vectors, and the similarities between the faces of a batch, with the teacher's; the margin loss
+makes one person's photos more similar and different people's less. All random numbers depend on the step, so that a
+resumed run is equal to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DISTILL, RELATE, ARC = 2.0, 4.0, 0.06  # weights of the three parts; ArcFace's l
 
 
 class ArcFaceHead(nn.Module):
-    """One direction per training person; the right one must win by an angle of MARGIN."""
+    """A classifier with one direction per training person; the right one must be nearer by an angle of MARGIN."""
 
     def __init__(self, directions: torch.Tensor) -> None:
         super().__init__()
@@ -36,13 +37,13 @@ class ArcFaceHead(nn.Module):
         cosine = F.linear(F.normalize(embeddings, dim=1), F.normalize(self.weight, dim=1)).clamp(-1 + 1e-6, 1 - 1e-6)
         own = cosine.gather(1, person[:, None])
         angle = torch.acos(own) + MARGIN
-        # past 180 degrees the cosine would rise again: go on linearly there
+        # beyond 180 degrees the cosine would increase again: continue linearly there
         hard = torch.where(angle < math.pi, torch.cos(angle), own - math.sin(MARGIN) * MARGIN)
         return F.cross_entropy(SCALE * cosine.scatter(1, person[:, None], hard), person)
 
 
 class Student(nn.Module):
-    """Network and heads in one module, so that checkpoint and average are one dict."""
+    """Network and heads in one module, so that checkpoint and average are one dict each."""
 
     def __init__(self, net: network.MobileFaceNet, directions: torch.Tensor) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ def train(crops: data.Crops, teacher_file: Path, folder: Path, *, budget_s: floa
     _, person = np.unique(crops.person[index], return_inverse=True)
     targets = _targets(crops, index, teacher_file, folder, device)
     net = network.from_teacher(teacher_file).to(device)
-    # the network starts as the teacher, so each person's direction starts at the mean of the teacher's answers
+    # the network starts as the teacher, so each person's direction starts as the mean of the teacher's vectors
     first = F.pad(targets, (0, network.EMBEDDING - targets.shape[1]))
     directions = torch.zeros(int(person.max()) + 1, network.EMBEDDING).index_add_(0, torch.tensor(person), first)
     student = Student(net.train(), F.normalize(directions, dim=1)).to(device)
@@ -159,7 +160,7 @@ def train(crops: data.Crops, teacher_file: Path, folder: Path, *, budget_s: floa
 
 
 def _targets(crops: data.Crops, index: np.ndarray, teacher_file: Path, folder: Path, device: str) -> torch.Tensor:
-    """The teacher's unit vectors (n, 256); numbers of LFW and portraits, kept beside the checkpoint only."""
+    """The teacher's unit vectors (n, 256) of LFW and portraits; stored only beside the checkpoint."""
     file = folder / "targets.safetensors"
     if file.is_file():
         tensors, meta = load_tensors(file)
@@ -171,7 +172,7 @@ def _targets(crops: data.Crops, index: np.ndarray, teacher_file: Path, folder: P
 
 
 def averaged(folder: Path, average: dict[str, torch.Tensor] | None = None) -> network.MobileFaceNet:
-    """The averaged network, of the last checkpoint unless given."""
+    """The averaged network: with the weights of `average`, else of the last checkpoint."""
     if average is None:
         tensors, _ = load_tensors(folder / "student.safetensors")
         average = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
@@ -181,7 +182,7 @@ def averaged(folder: Path, average: dict[str, torch.Tensor] | None = None) -> ne
 
 
 def validation(net: nn.Module, crops: data.Crops, *, device: str, low_px: int = 40) -> dict[str, float]:
-    """Best accuracy on balanced pairs of validation people, with clean crops and with one side at `low_px` a side."""
+    """Best accuracy on balanced pairs of validation people: with original crops, and with one of `low_px` pixels."""
     index = np.flatnonzero(crops.part == data.VALIDATION)
     several = [k for k in index if (crops.person[index] == crops.person[k]).sum() > 1]
     kept = np.array(several)
@@ -207,7 +208,7 @@ def validation(net: nn.Module, crops: data.Crops, *, device: str, low_px: int = 
 
 
 def best_accuracy(same: np.ndarray, different: np.ndarray) -> tuple[float, float]:
-    """(accuracy, threshold) of the best cut between two kinds of pairs, each kind weighing one half."""
+    """(accuracy, threshold) of the best threshold between two kinds of pairs, with weight one half for each kind."""
     cuts = np.sort(np.concatenate([same, different]))
     hits = 1 - np.searchsorted(np.sort(same), cuts, "left") / len(same)
     rejections = np.searchsorted(np.sort(different), cuts, "left") / len(different)

@@ -1,8 +1,8 @@
 """Stage 1, the autoencoder: 128x128 pixels <-> 16x16x16 latents.
 
-Loss: L1 + SSIM + a little KL on random crops; every second step on whole faces, plus an identity term - the cosine
-between a frozen recogniser's view of the original and of the rebuilt face. The latents' normalisation is folded
-into `quant_conv` / `post_quant_conv`, because stock pipelines ignore `latents_mean`.
+Loss: L1 + SSIM + a small KL term on random crops; every second step on whole faces, with an identity term: the cosine
+between a frozen recogniser's embeddings of the original and of the decoded face. The normalisation of the latents is in
+the weights of `quant_conv` / `post_quant_conv`, because stock pipelines ignore `latents_mean`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def colour_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean difference of two batches in the two opponent colours (red - green, blue - yellow), over 8x8 pixels.
 
-    Without it the autoencoder keeps one colour axis of two: studio portraits hold hardly any green or magenta, and
-    the little that L1 pays for them never got it started (measured: green backgrounds came back grey, teal blue).
+    Without it the autoencoder learns only one of the two colour axes: studio portraits have almost no green or magenta,
+    and L1 counts them too little (measured: decoded green backgrounds were grey, teal ones blue).
     """
     red, green, blue = F.avg_pool2d(a - b, 8).unbind(1)
     return (red - green).abs().mean() + (blue - (red + green) / 2).abs().mean()
@@ -65,7 +65,7 @@ def colour_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def rebuild(vae: AutoencoderKL, frames: np.ndarray, batch: int = 16) -> np.ndarray:
-    """uint8 frames (n, h, w, 3) through the autoencoder and back, without sampling noise."""
+    """Encode and decode uint8 frames (n, h, w, 3), without sampling noise."""
     device = next(vae.parameters()).device
     out = []
     for part in np.array_split(frames, max(1, math.ceil(len(frames) / batch))):
@@ -91,11 +91,11 @@ def train(
     device: str,
     start_from: Path | None = None,
 ) -> AutoencoderKL:
-    """Train until `budget_s` of processor time (all runs together) is used; returns the averaged (EMA) weights.
+    """Train until `budget_s` of CPU time (all runs together) is used; returns the averaged (EMA) weights.
 
-    Every fourth step shows frames of `made`, all background and jacket colours equally often: see `colour_error`.
+    Every fourth step uses frames of `made`, with all background and jacket colours equally often: see `colour_error`.
     """
-    # from an exported model folder, or from noise
+    # from an exported model folder, or from random weights
     vae = AutoencoderKL.from_pretrained(start_from, subfolder="vae").float() if start_from else new()
     vae = vae.to(device, memory_format=torch.channels_last)
     identity = IdentityNet(recogniser).to(device).requires_grad_(False) if recogniser else None
@@ -124,7 +124,7 @@ def train(
         save_tensors(checkpoint, tensors | optimizer_tensors(optimizer), {"step": step, "spent_s": spent_s})
 
     while spent_s < budget_s:
-        # everything random derives from the step, so a resumed run sees what an uninterrupted one would
+        # all random numbers depend on the step, so that a resumed run is equal to an uninterrupted one
         generator = torch.Generator().manual_seed(1_000_003 * 7 + step)
         whole = identity is not None and step % 2 == 1
         count = FACES if whole else CROPS
@@ -137,7 +137,7 @@ def train(
             views, where = data.sample_views(batch, 128, generator, zoom=(0.97, 1.03), turn=0.04, shift_px=1.5)
         else:
             views, where = data.sample_views(batch, CROP_PX, generator, zoom=(0.6, 1.5), turn=0.25, shift_px=34)
-        # a third of the crops stay as they are: the studio's own look matters most
+        # a third of the crops are not changed, because studio portraits matter most
         plain = (torch.rand(count, 1, 1, 1, generator=generator) < 0.35).float()
         if not colours:
             views = views * plain + data.recolour(views, where, generator) * (1 - plain)
@@ -202,7 +202,7 @@ def _chosen(made: variants.Variants, count: int, step: int) -> torch.Tensor:
 
 
 class Critic(nn.Module):
-    """Tells photos from rebuilt ones, patch by patch (about 30 px wide): (b, 3, h, w) in 0..1 -> (b, 1, h/4, w/4)."""
+    """Separates photos from decoded ones, by patches of about 30 px: (b, 3, h, w) in 0..1 -> (b, 1, h/4, w/4)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -233,11 +233,11 @@ def refine(
     recogniser: Path,
     device: str,
 ) -> None:
-    """Only the decoder goes on learning, for `budget_s` of processor time: the latents, and so the denoiser and
-    everything that people trained on them, stay valid. Kept in `folder`.
+    """Train only the decoder, for `budget_s` of CPU time, so that the latents do not change and the denoiser and
+    everything that people trained stay valid. Saved in `folder`.
 
-    What the recogniser sees in the middle and in the end, and a critic, are added to the loss: L1 and SSIM alone pay
-    for the mean of all pictures that a latent may mean, which is soft.
+    The loss has also the recogniser's inner and final features, and a critic: with L1 and SSIM alone the decoder gives
+    the mean of all pictures that fit a latent, which is blurred.
     """
     vae = vae.to(device, memory_format=torch.channels_last).float().requires_grad_(False)
     vae.decoder.requires_grad_(True)
@@ -327,7 +327,7 @@ def refine(
 
 
 def averaged(folder: Path) -> AutoencoderKL:
-    """The averaged autoencoder of the last checkpoint, before folding."""
+    """The averaged autoencoder of the last checkpoint, before `fold_normalisation`."""
     tensors, _ = load_tensors(folder / "vae.safetensors")
     vae = new()
     vae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
@@ -336,7 +336,7 @@ def averaged(folder: Path) -> AutoencoderKL:
 
 @torch.no_grad()
 def fold_normalisation(vae: AutoencoderKL, frames: np.ndarray) -> None:
-    """Make the latents of `frames` zero-mean and unit-variance per channel, inside the 1x1 convolutions."""
+    """Change the 1x1 convolutions so that the latents of `frames` have mean 0 and variance 1 per channel."""
     device = next(vae.parameters()).device
     latents = []
     for part in np.array_split(frames, math.ceil(len(frames) / 32)):
@@ -358,15 +358,15 @@ def fold_normalisation(vae: AutoencoderKL, frames: np.ndarray) -> None:
 def finished(
     folder: Path, start_from: Path | None, portraits: data.Portraits, *, refined: bool = False
 ) -> AutoencoderKL:
-    """The autoencoder the denoiser works with: of `folder` where it was trained there, else of `start_from`.
+    """The autoencoder for the denoiser: from `folder` if it was trained there, else from `start_from`.
 
-    With `refined` its decoder is the refined one, where there is one.
+    With `refined` it has the refined decoder, if there is one.
     """
     if (folder / "vae.safetensors").is_file() or start_from is None:
         vae = averaged(folder)
         fold_normalisation(vae, portraits.frame(~portraits.held_out))
     else:
-        vae = new()  # its configuration holds no path of this machine
+        vae = new()  # so that its configuration has no path of this machine
         vae.load_state_dict(AutoencoderKL.from_pretrained(start_from, subfolder="vae").state_dict())
     if refined and (folder / "vae-decoder.safetensors").is_file():
         tensors, _ = load_tensors(folder / "vae-decoder.safetensors")

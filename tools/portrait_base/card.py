@@ -14,10 +14,10 @@ from PIL import Image
 from pipelines.core.device import machine
 from tools.portrait_base import data, denoiser, variants
 
-HISTORY = Path(__file__).parent / "history.md"  # what each try gave, one line with its figure
+HISTORY = Path(__file__).parent / "history.md"  # the result of each experiment, one line with its figure
 
-# figure -> (what it is, bar as text, whether the value meets it); a name that ends in * stands for every figure that
-# begins so
+# figure -> (description, bar as text, whether a value meets it); a name that ends in * is for all figures with this
+# prefix
 BARS = {
     "kid_drawn_*": ("KID x 1000 in buffalo_sc's space, 64 drawn to real", "<= 150", lambda v: v <= 150),
     "kid_rebuilt_*": ("the same, 64 real ones through the autoencoder alone", "<= 40", lambda v: v <= 40),
@@ -53,7 +53,7 @@ BARS = {
     "identity_rank_top20_trained": ("the same, share within the first 20", "", None),
 }
 
-# What each licence asks for, and what it asks nothing for; `source` of the packed portraits.
+# The credits of each collection, as its licence requires, or not; by `source` of the packed portraits.
 CREDITS = {
     "congress": "official portraits of members of the US Congress (US Government Printing Office; repository "
     "`unitedstates/images`): public domain",
@@ -156,7 +156,7 @@ def _rows(figures: dict[str, float]) -> list[str]:
 
 
 def _composition(portraits: data.Portraits) -> str:
-    """What of whom, counted."""
+    """The numbers of portraits by collection and label, in words."""
     train = portraits.of(~portraits.held_out)
 
     def counts(name: str) -> str:

@@ -1,8 +1,8 @@
-"""The portraits: aligned once, packed into one file of about 20 MB, augmented on the fly.
+"""The portraits: aligned once, packed into one file of about 20 MB, augmented when they are used.
 
 In: folders with a table and its JPEGs: `portraits.csv` (file, gender, birth_year, grey; photos as they were taken) or
-`portraits2.csv` (labels by eye; photos aligned at 216 px). Out: `Portraits`, everything in memory. The pack holds
-aligned crops, labels and dlib's descriptors - no file names and no names of people.
+`portraits2.csv` (labels by eye; photos aligned at 216 px). Out: `Portraits`, all in memory. The pack has aligned crops,
+labels and dlib's descriptors, but no file names and no names of people.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pipelines.faces.dlib_faces import dlib_detect, dlib_embed
 from pipelines.faces.face import PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, Face, align_by_eyes
 
-MARGIN_PX = 8  # around the 128-pixel frame, so that shifts and turns show photo and not repeated edge
+MARGIN_PX = 8  # around the 128-pixel frame, so that shifts and rotations show the photo and not a repeated edge
 PACKED_PX = PORTRAIT_SIZE_PX + 2 * MARGIN_PX
 HELD_OUT = 40
 PHOTO_YEAR = 2011  # the official portraits are from about 2007-2015; their table has only birth years
@@ -30,7 +30,7 @@ LABELS = ("noun", "age", "skin", "glasses", "beard", "smile", "hair", "grey", "b
 
 @dataclass(frozen=True)
 class Portraits:
-    """One row per portrait. Labels are strings, empty where nobody knows."""
+    """One row per portrait. Labels are strings, empty if unknown."""
 
     pixels: np.ndarray  # (n, PACKED_PX, PACKED_PX, 3) uint8
     descriptors: np.ndarray  # (n, 128) float32, dlib
@@ -56,7 +56,7 @@ class Portraits:
 
 
 def age_word(birth_year: int) -> str:
-    """Of somebody in an official portrait; empty where the year is not known."""
+    """The age word of a person in an official portrait; empty if the year is unknown."""
     if birth_year < 1900:
         return ""
     return next(word for limit, word in AGES if PHOTO_YEAR - birth_year < limit)
@@ -133,7 +133,7 @@ _ALIGNED = Face(
 
 
 def describe(frame: np.ndarray) -> np.ndarray:
-    """dlib's descriptor of an aligned 128-pixel frame. The box is where HOG finds aligned faces: no search."""
+    """dlib's descriptor (128,) of an aligned 128-pixel frame. The box is fixed: where HOG finds aligned faces."""
     return dlib_embed(np.ascontiguousarray(frame), _ALIGNED)
 
 
@@ -176,10 +176,10 @@ def _low_frequency(b: int, channels: int, size: int, cells: int, generator: torc
 
 
 def recolour(view: torch.Tensor, where: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Strong colour, light and background augmentation, so that photos from outside a studio also survive.
+    """Strong augmentation of colour, light and background, so that the autoencoder also works for other photos.
 
-    Backgrounds are replaced outside a soft ellipse around the head and shoulders: the VAE only has to have seen
-    such textures, the seam does not matter.
+    Backgrounds are replaced outside a soft ellipse around head and shoulders: the VAE only has to see such textures, so
+    the visible edge does not matter.
     """
     b, _, size, _ = view.shape
 

@@ -1,8 +1,8 @@
 """Stage 2, text encoder and denoiser: captions and identities -> latents.
 
-The text space is made to span identities without naming anybody: in most captions the placeholder `<subject>` (four
-times) is filled with vectors projected from the portrait's own dlib descriptor plus noise; otherwise it is one
-neutral row, which is all that the exported vocabulary holds.
+The text space learns identities without names: in most captions the embeddings of the placeholder `<subject>` (four
+times) are vectors projected from the portrait's own dlib descriptor plus noise; otherwise it is one neutral row. The
+exported vocabulary has only the neutral row.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     vocab = {token: k for k, token in enumerate(letters + [c + "</w>" for c in letters])}
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in WORDS}
     merges: list[tuple[str, str]] = []
-    while any(len(p) > 1 for p in pieces.values()):  # plain BPE: the most frequent pair first, ties by name
+    while any(len(p) > 1 for p in pieces.values()):  # standard BPE: the most frequent pair first, ties by name
         counts: dict[tuple[str, str], int] = {}
         for p in pieces.values():
             for pair in zip(p, p[1:]):
@@ -114,8 +114,8 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_unet(latent_channels: int) -> UNet2DConditionModel:
-    """13 M parameters. No self-attention at 16x16: it costs half of the step on a CPU and cross-attention there
-    does not.
+    """A UNet with 13 M parameters. At 16x16 it has cross-attention only: self-attention there would take half of the
+    step's time on a CPU.
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -147,7 +147,7 @@ def scheduler() -> DDIMScheduler:
 
 
 class Model(nn.Module):
-    """Everything stage 2 trains, in one module, so that checkpoint and EMA are one dict."""
+    """All that stage 2 trains, in one module, so that checkpoint and EMA are one dict each."""
 
     def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int) -> None:
         super().__init__()
@@ -169,8 +169,8 @@ class Model(nn.Module):
 
 @contextmanager
 def added_at(text_encoder: CLIPTextModel, places: torch.Tensor, vectors: torch.Tensor) -> Iterator[None]:
-    """While open, the token embeddings at `places` (b, t) get `vectors` (b, k, d) added, the k-th place the k-th
-    vector.
+    """Context in which `vectors` (b, k, d) are added to the token embeddings at `places` (b, t): the k-th vector at the
+    k-th place.
     """
     order = (places.cumsum(1) - 1).clamp(0, vectors.shape[1] - 1)
     spread = torch.gather(vectors, 1, order[..., None].expand(-1, -1, vectors.shape[-1])) * places[..., None]
@@ -182,7 +182,7 @@ def added_at(text_encoder: CLIPTextModel, places: torch.Tensor, vectors: torch.T
 
 
 def caption(rng: np.random.Generator, noun: str, words: str) -> tuple[str, bool]:
-    """A training caption and whether its placeholder takes the identity (else it stays neutral or is absent)."""
+    """(training caption, whether its placeholder gets the identity; if not, it is neutral or missing)."""
     if rng.random() < 0.10:
         return "", False
     noun = "person" if rng.random() < 0.15 else noun
@@ -208,14 +208,12 @@ def encode_frames(vae: AutoencoderKL, frames: np.ndarray) -> torch.Tensor:
 
 
 def latents_key(vae: AutoencoderKL, frames: np.ndarray) -> dict:
-    """What latents belong to."""
+    """The key of cached latents: the autoencoder and the frames that they were made from."""
     return {"vae": [float(p.detach().double().sum()) for p in vae.quant_conv.parameters()], "frames": len(frames)}
 
 
 def cached_latents(vae: AutoencoderKL, frames: np.ndarray, file: Path) -> torch.Tensor:
-    """`encode_frames`, kept beside the checkpoint so that a restart costs no encoding; made anew for another
-    autoencoder.
-    """
+    """`encode_frames`, cached beside the checkpoint for a restart; made again when autoencoder or frames differ."""
     key = latents_key(vae, frames)
     if file.is_file():
         tensors, known = load_tensors(file)
@@ -237,10 +235,10 @@ def train(
     identity_weight: float = 0.1,
     fade: bool = False,
 ) -> None:
-    """Train until `budget_s` of processor time (all runs together) is used; keeps everything in `folder`.
+    """Train until `budget_s` of CPU time (all runs together) is used; saves everything in `folder`.
 
-    The rate stays constant, so that training can go on for ever; with `fade` a copy of the last checkpoint goes on for
-    `budget_s` with a falling rate, which is what `averaged` reads.
+    The learning rate is constant, so that training can always be continued; with `fade` a copy of the last checkpoint
+    is trained for `budget_s` with a decreasing rate, and `averaged` reads this copy.
     """
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = Model(tokenizer, vae.config.latent_channels).to(device)
@@ -304,14 +302,14 @@ def train(
             text = model.encode(ids, model.projector(who.to(device)), filled)
             guess = model.unet(noisy.to(device, memory_format=torch.channels_last), t.to(device), text).sample
         per_sample = ((guess.float() - target.to(device)) ** 2).mean((1, 2, 3))
-        # truncated SNR+1 weighting of the x0 error (Salimans & Ho 2022), as a weight on v: flat where the picture is
-        # decided, falling where only the last noise is left
+        # truncated SNR+1 weighting of the x0 error (Salimans & Ho 2022), as a weight on v: constant at high noise,
+        # where the content of the picture is decided, and decreasing at low noise
         snr = alphas[t] / (1 - alphas[t]).clamp(min=1e-8)
         loss = (per_sample * (5.0 / (snr + 1)).clamp(max=1.0).to(device)).mean()
         clean = signal.to(device) * noisy.to(device) - blur.to(device) * guess.float()
         if judge is not None:
             same = identity.likeness(judge(clean), targets[index].to(device))
-            # at every noise level alike: who it is gets decided early, where the picture itself tells nothing
+            # the same at every noise level: the identity is decided early, at high noise
             loss = loss + identity_weight * (filled * (1 - same)).mean()
             likeness += 0.02 * ((filled * same).sum().item() / max(filled.sum().item(), 1e-6) - likeness)
         if not torch.isfinite(loss):
@@ -321,7 +319,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        # while the rate falls the weights themselves settle: a long mean would lag behind them
+        # with a decreasing rate the weights converge, and a long mean would be behind them
         decay = min(FADING_EMA if fade else EMA, (1 + step) / (10 + step))
         with torch.no_grad():
             names, live = zip(*model.named_parameters())
@@ -338,7 +336,7 @@ def train(
 
 
 def averaged(folder: Path, latent_channels: int) -> tuple[Model, CLIPTokenizer]:
-    """The averaged model of the faded checkpoint, or of the last one where none is faded."""
+    """The averaged model of the checkpoint trained with `fade`; if there is none, of the last one."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = Model(tokenizer, latent_channels)
     faded = folder / "denoiser-faded.safetensors"
@@ -349,10 +347,10 @@ def averaged(folder: Path, latent_channels: int) -> tuple[Model, CLIPTokenizer]:
 
 
 def _readable_by_transformers_4(out: Path) -> None:
-    """Names and files as every earlier tool expects them; transformers 5 reads both forms alike.
+    """Change names and files to the form that older tools need; transformers 5 reads both forms.
 
-    Without the prefix transformers 4 starts the text encoder from noise with no more than a warning, and its slow
-    tokenizer wants the vocabulary as files of their own.
+    Without the prefix, transformers 4 loads the text encoder with random weights and only warns; and its slow tokenizer
+    needs the vocabulary in separate files.
     """
     from safetensors.torch import load_file, save_file
 
@@ -367,8 +365,8 @@ def _readable_by_transformers_4(out: Path) -> None:
 
 
 def load_exported(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Start from an exported model folder instead of from noise. Its vocabulary may be another one: rows of the token
-    table follow their tokens, and a new word starts as the mean of the words.
+    """Start from an exported model folder, not from random weights. Its vocabulary may be different: each row of the
+    token embedding is copied to its token, and a new word starts as the mean of all words.
     """
     from safetensors.torch import load_file
 
@@ -391,7 +389,7 @@ def load_exported(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def export(vae: AutoencoderKL, model: Model, tokenizer: CLIPTokenizer, out: Path) -> None:
-    """Write diffusers' own folder layout: fp16 on disk, shards under 10 MB, no code of ours needed to load it."""
+    """Write a diffusers folder: float16 files, shards below 10 MB; it loads without this project's code."""
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=model.text_encoder.half(),
@@ -404,7 +402,7 @@ def export(vae: AutoencoderKL, model: Model, tokenizer: CLIPTokenizer, out: Path
     )
     pipeline.save_pretrained(out, max_shard_size="9MB")
     config = out / "text_encoder" / "config.json"
-    # transformers honours the saved dtype while diffusers loads fp32: without this the two would not fit together
+    # transformers uses the saved dtype, but diffusers loads float32: without this the dtypes would be different
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     _readable_by_transformers_4(out)
     state = {k: v.half() for k, v in model.projector.state_dict().items()}

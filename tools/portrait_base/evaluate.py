@@ -1,8 +1,8 @@
 """Stage 4, evaluation: every bar of the model card, measured on the exported folder through stock diffusers.
 
 In: `models/portrait-128`, the packed portraits, and folders that were never trained on: people (people.csv), labelled
-photos to measure on (portraits2.csv, `evaluate` rows), an ArcFace pack. Out: a dict of figures, written as
-`evaluation.json` and into the card. Nothing of the people is written but averages.
+photos (portraits2.csv, `evaluate` rows), an ArcFace pack. Out: a dict of figures, written to `evaluation.json` and the
+card. Of people only averages are written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipelines.faces.face import align_by_eyes
 from pipelines.photos import captions
 from tools.portrait_base import autoencoder, data, denoiser, probes, variants
 
-SAMPLES, REAL = 256, 64  # pictures drawn for the shares; per noun for the distances to real portraits
+SAMPLES, REAL = 256, 64  # pictures drawn for the shares; real portraits per noun for the distances
 GUIDANCE = denoiser.GUIDANCE
 SAME_PERSON_L2 = 0.6
 NOUNS = ("woman", "man")
@@ -31,14 +31,14 @@ def _padded(image: np.ndarray, pad: int = 32) -> np.ndarray:
 
 
 def _descriptor(frame: np.ndarray) -> np.ndarray | None:
-    """dlib descriptor of a 128-pixel frame; `None` where no face is found (padded, doubled)."""
+    """dlib descriptor of a 128-pixel frame, padded and doubled; None if no face is found."""
     image = _padded(frame)
     found = dlib_detect(image, upsample=1) or dlib_detect(image, upsample=2)
     return dlib_embed(image, found[0]) if found else None
 
 
 def _same_person(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
-    """How many pairs dlib calls one person, of how many in which it finds both faces."""
+    """(number of pairs that dlib says are one person, number of pairs in which it finds both faces)."""
     pairs = [(_descriptor(x), _descriptor(y)) for x, y in zip(a, b)]
     both = [(x, y) for x, y in pairs if x is not None and y is not None]
     return sum(float(np.linalg.norm(x - y)) < SAME_PERSON_L2 for x, y in both), len(both)
@@ -59,7 +59,7 @@ def people_frames(folder: Path) -> dict[str, np.ndarray]:
 
 
 class ArcFace:
-    """An InsightFace pack on 128-pixel frames, padded so that its detector sees context."""
+    """An InsightFace pack for 128-pixel frames, which are padded because its detector needs context."""
 
     def __init__(self, root: Path, pack: str = "buffalo_sc") -> None:
         from insightface.app import FaceAnalysis
@@ -68,7 +68,7 @@ class ArcFace:
         self.app.prepare(ctx_id=-1, det_size=(256, 256))
 
     def raw(self, frame: np.ndarray) -> np.ndarray | None:
-        """The feature (512,) before it is scaled to unit length: its norm tells how much of a face it saw."""
+        """The feature (512,) before it is scaled to unit length; its norm is higher for a clear face."""
         found = self.app.get(np.ascontiguousarray(_padded(frame)[..., ::-1]))
         return max(found, key=lambda f: f.det_score).embedding if found else None
 
@@ -96,7 +96,7 @@ def _looked_at(frames: np.ndarray, arcface: ArcFace) -> dict[str, np.ndarray]:
 
 
 def _real(portraits: data.Portraits, noun: str) -> np.ndarray:
-    """2 x REAL colour frames, alternately of the official and of the labelled portraits, in both halves."""
+    """2 x REAL colour frames; in both halves official and labelled portraits alternate."""
     colour = (portraits.noun == noun) & (portraits.grey == "0")
     official = np.flatnonzero(colour & (portraits.source == "congress"))[:REAL]
     labelled = np.flatnonzero(colour & (portraits.source != "congress"))[:REAL]
@@ -105,7 +105,7 @@ def _real(portraits: data.Portraits, noun: str) -> np.ndarray:
 
 
 def realism(pipeline, portraits: data.Portraits, arcface: ArcFace, *, guidance: float = GUIDANCE) -> dict[str, float]:
-    """Per noun: distance of drawn and of rebuilt pictures to real ones in a recogniser's space, norm and sharpness."""
+    """Per noun: distance of drawn and decoded pictures to real ones in a recogniser's features, norm, sharpness."""
     figures = {}
     for noun in NOUNS:
         real = _real(portraits, noun)
@@ -121,7 +121,7 @@ def realism(pipeline, portraits: data.Portraits, arcface: ArcFace, *, guidance: 
 
 
 def measured_on(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
-    """Frames (n, 128, 128, 3) and labels per person of the `evaluate` rows, of whom there are two photos or more."""
+    """Frames (n, 128, 128, 3) and labels per person of the `evaluate` rows, for people with at least two photos."""
     frames: dict[str, list[np.ndarray]] = {}
     labels = {}
     for row in csv.DictReader((folder / "portraits2.csv").open()):
@@ -133,7 +133,7 @@ def measured_on(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str
 
 
 def kept_by_group(vae, folder: Path, arcface: ArcFace) -> dict[str, float]:
-    """Share of the ArcFace ceiling that rebuilding keeps, per noun and skin of people never trained on."""
+    """Share of the ArcFace ceiling that remains after encoding and decoding, by noun and skin, for unseen people."""
     people, labels = measured_on(folder)
     made = {name: autoencoder.rebuild(vae, frames) for name, frames in people.items()}
     figures = {}
@@ -146,7 +146,7 @@ def kept_by_group(vae, folder: Path, arcface: ArcFace) -> dict[str, float]:
 
 
 def ceiling_kept(people: dict[str, np.ndarray], rebuilt: dict[str, np.ndarray], embed) -> tuple[float, float]:
-    """Mean over people of (leave-one-out similarity of real photos, similarity of rebuilt photos to the other real
+    """Means over people: (leave-one-out similarity of real photos, similarity of decoded photos to the other real
     ones).
     """
     real_scores, rebuilt_scores = [], []
@@ -159,7 +159,7 @@ def ceiling_kept(people: dict[str, np.ndarray], rebuilt: dict[str, np.ndarray], 
             mean /= np.linalg.norm(mean)
             if own is not None:
                 real_scores.append(float(own @ mean))
-                # a face that is no longer found counts as nothing kept
+                # a face that is no longer found counts 0
                 rebuilt_scores.append(float(made[k] @ mean) if made[k] is not None else 0.0)
     return float(np.mean(real_scores)), float(np.mean(rebuilt_scores))
 
@@ -209,7 +209,7 @@ def sample(
 
 
 def asked_prompts(count: int, seed: int = 0) -> list[tuple[str, str | None, str | None, str]]:
-    """Random prompts in the base's grammar: (prompt, background, jacket, tone)."""
+    """Random prompts in the form of the base's captions: (prompt, background, jacket, tone)."""
     rng = np.random.default_rng(seed)
     out: list[tuple[str, str | None, str | None, str]] = []
     neutral = " ".join([denoiser.SUBJECT] * denoiser.SUBJECT_VECTORS)
@@ -250,7 +250,7 @@ def sample_figures(pipeline, portraits: data.Portraits, *, samples: int = SAMPLE
 
 
 def word_figures(pipeline, portraits: data.Portraits, recogniser: Path, *, each: int = 16) -> dict[str, float]:
-    """Share of pictures that show the label word they were asked for, by `probes`; half women, half men."""
+    """Share of pictures that show the label word in their prompt, measured by `probes`; half women, half men."""
     asked = [
         *[("glasses", "1", "glasses"), ("beard", "1", "beard"), ("smile", "1", "smile")],
         *[("hair", word, word if word == "bald" else f"{word} hair") for word in ("long", "short", "bald")],
@@ -371,7 +371,7 @@ def everything(
 
 
 def shown_prompts() -> list[str]:
-    """What the card's picture shows: both nouns x three skin tones x three ages, then media; each once, as it comes."""
+    """The prompts of the card's picture: both nouns x three skin tones x three ages, then media; each drawn once."""
     asked = [
         f"portrait of a {noun}, {age}, {skin} skin"
         for age in ("young", "middle aged", "elderly")

@@ -1,14 +1,15 @@
-"""dlib's descriptor read off latents: a small network that tells the denoiser, while it learns, whom it is drawing.
+"""A small network that estimates dlib's descriptor from latents, for an identity term in the denoiser's loss.
 
 In: latents (b, c, 16, 16) and the descriptors that dlib measured on their frames. Out: descriptors (b, 128),
-standardised. The denoising loss alone pays almost nothing for the right face; this makes it worth learning. It is
-used while the base is built and is no part of the product.
+standardised. The denoising loss alone hardly depends on the identity; with this term the denoiser learns it. The
+network is used only to build the base and is no part of the product.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ EPOCHS, BATCH, LEARNING_RATE = 20, 64, 2e-3
 
 
 class LatentRecogniser(nn.Module):
-    """0.9 M parameters; one pass forth and back costs about a twentieth of a denoiser step."""
+    """0.9 M parameters; a forward and backward pass takes about a twentieth of a denoiser step."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class LatentRecogniser(nn.Module):
         self.body = nn.Sequential(
             block(channels, 64, 1), block(64, 96, 1), block(96, 128, 2), block(128, 128, 1), block(128, 192, 2)
         )
-        # faces are aligned: each place of the 4x4 map has its own weights
+        # faces are aligned, so each position of the 4x4 map has its own weights
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.4), nn.Linear(192 * 16, 128))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
@@ -51,8 +52,8 @@ def likeness(guess: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(guess, target, dim=1)
 
 
-def same_latents(known: dict, key: dict) -> bool:
-    """Whether two `denoiser.latents_key`s name the same latents; another thread count rounds its sums differently."""
+def same_latents(known: Mapping, key: dict) -> bool:
+    """Whether two `denoiser.latents_key`s are of the same latents; with another thread count sums round differently."""
     sums = known.get("vae", []), key["vae"]
     alike = len(sums[0]) == len(sums[1]) and np.allclose(*sums, rtol=1e-4)
     return bool(alike) and known.get("frames") == key["frames"]
@@ -61,7 +62,7 @@ def same_latents(known: dict, key: dict) -> bool:
 def train(
     latents: torch.Tensor, descriptors: torch.Tensor, folder: Path, *, key: dict, device: str = "cpu"
 ) -> LatentRecogniser:
-    """Fit it to (latents, standardised descriptors); kept in `folder` beside the latents that `key` names."""
+    """Fit it to (latents, standardised descriptors); saved in `folder` beside the latents of `key`."""
     net = LatentRecogniser(latents.shape[1]).to(device)
     file = folder / "latent_recogniser.safetensors"
     if file.is_file():
@@ -76,7 +77,7 @@ def train(
         generator = torch.Generator().manual_seed(step)
         index = torch.randint(0, len(latents), (BATCH,), generator=generator)
         x = latents[index].float()
-        # what the denoiser guesses early on is soft and noisy
+        # the denoiser's early predictions are blurred and noisy
         soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         share = torch.rand(BATCH, 1, 1, 1, generator=generator) * (
             torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5

@@ -1,9 +1,8 @@
-"""Whether a frame shows what the labels' words say - glasses, a beard, a smile, hair, skin, age: linear probes.
+"""Linear probes: whether a frame shows what a label says (glasses, a beard, a smile, hair, skin, age).
 
-In: frames and labels. Out: one ridge classifier per label over the recogniser's middle maps and coarse colours. They
-check what the base draws when it is asked, and stand in for labels nobody gave where a guess is enough (who may
-exchange faces with whom, how often a portrait is shown); a caption never says what they guess. They are no part of
-the product.
+In: frames and labels. Out: one ridge classifier per label on the recogniser's middle maps and coarse colours. They
+check what the base draws for a prompt, and replace missing labels where an estimate is enough (which portraits may
+exchange faces, how often a portrait is shown); captions never use their estimates. They are no part of the product.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tools.portrait_base.recogniser import IdentityNet
 
 LABELS = ("glasses", "beard", "smile", "hair", "skin", "age")
 RIDGE = 0.3
-SURE = 0.03  # margin above which a face counts as dark-skinned: the 24 surest official portraits all are, by eye
+SURE = 0.03  # margin from which a face counts as dark-skinned; right for all 24 official portraits above it, by eye
 
 
 @torch.no_grad()
@@ -38,7 +37,7 @@ def features(frames: np.ndarray, recogniser: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Probe:
-    """Tells one label from features (n, d)."""
+    """A classifier of one label from features (n, d)."""
 
     words: tuple[str, ...]
     middle: np.ndarray  # (d,)
@@ -52,7 +51,7 @@ class Probe:
 
 
 def fit(seen: np.ndarray, labels: np.ndarray) -> Probe:
-    """Ridge regression onto the classes, each class counting alike. Rows without a label are left out."""
+    """Ridge regression onto the classes, all with equal weight. Rows without a label are left out."""
     seen, labels = seen[labels != ""], labels[labels != ""]
     words, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
     targets = np.eye(len(words))[which] - 1 / len(words)
@@ -64,7 +63,7 @@ def fit(seen: np.ndarray, labels: np.ndarray) -> Probe:
 
 
 def sureness(seen: np.ndarray, labels: np.ndarray, *, folds: int = 5) -> float:
-    """Mean share over the classes that probes fitted without a frame get right of it."""
+    """Balanced accuracy by cross-validation: mean over the classes of the share of right answers."""
     seen, labels = seen[labels != ""], labels[labels != ""]
     fold = np.random.default_rng(0).permutation(len(labels)) % folds
     told = labels.copy()
@@ -74,7 +73,7 @@ def sureness(seen: np.ndarray, labels: np.ndarray, *, folds: int = 5) -> float:
 
 
 def completed(portraits: data.Portraits, recogniser: Path) -> data.Portraits:
-    """The same portraits, with guesses of glasses, beard and dark skin where nobody labelled them."""
+    """The same portraits, with estimates of glasses, beard and dark skin for missing labels."""
     seen, filled = features(portraits.frame(slice(None)), recogniser), {}
     for name in ("glasses", "beard"):
         labels = getattr(portraits, name)

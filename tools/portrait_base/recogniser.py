@@ -1,7 +1,7 @@
 """A face recogniser as a differentiable torch module, so that the autoencoder learns to keep identities.
 
 The weights are Intel's `face-reidentification-retail-0095` (Apache-2.0): 128x128 BGR in 0..255 -> 256 numbers.
-It is used while the base is built and is no part of the product; the judges that score are other networks.
+It is used only to build the base and is no part of the product; the judges are other networks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class OnnxNet(nn.Module):
-    """Runs the handful of operators this network uses. Raises `ValueError` for any other."""
+    """Runs the few operators of this network. Raises `ValueError` for any other."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class OnnxNet(nn.Module):
         return self.values(x)[self.result]
 
     def values(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What every operator gives, by the name of its output."""
+        """The result of every operator, by the name of its output."""
         values = {self.source: x}
 
         def get(name: str) -> torch.Tensor:
@@ -74,12 +74,12 @@ class OnnxNet(nn.Module):
         return values
 
 
-# of the recogniser's blocks: 64 x 64 x 64, 32 x 32 x 128, 16 x 16 x 256, 8 x 8 x 256
+# outputs of the recogniser's blocks: 64 x 64 x 64, 32 x 32 x 128, 16 x 16 x 256, 8 x 8 x 256
 MIDDLE = ("411", "480", "591", "638")
 
 
 class IdentityNet(nn.Module):
-    """Portrait frames (b, 3, 128, 128) in 0..1, eyes at the product's framing -> unit vectors (b, 256)."""
+    """Portrait frames (b, 3, 128, 128) in 0..1, in the embedded base's framing -> unit vectors (b, 256)."""
 
     grid: torch.Tensor
 

@@ -1,10 +1,9 @@
-"""Many pictures from few: every training portrait in other backgrounds, jackets, tones, light, framings, media - and
-with other faces.
+"""Augmentation: every training portrait with other backgrounds, jackets, tones, light, framings, media and faces.
 
 In: `Portraits`. Out: `Variants`: 128x128 frames, the words that are true of each, and dlib's descriptor of each.
-Exchanged frames carry another portrait's inner face, colour-matched and blended in: a new identity with a measured
-descriptor, so the text space sees thousands of identities and not 1,500. Words come from the labels and, for colours
-and tone, from `pipelines.photos.captions`; what nobody labelled is not said.
+Exchanged frames have another portrait's inner face, with matched colours and blended in: a new identity with a measured
+descriptor, so that the text space learns thousands of identities and not 1,500. Words are from the labels and, for
+colours and tone, from `pipelines.photos.captions`; captions have no words for missing labels.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import numpy as np
 from pipelines.photos import captions
 from tools.portrait_base import data
 
-# what is made of each portrait, in this order; `real` comes once as it is and once mirrored
+# the frames that are made of each portrait, in this order; `real` once unchanged and once mirrored
 KINDS = ("real", "real", "changed", "exchanged", "exchanged", "media")
-# how often each kind is shown while training
+# how often each kind is used in training
 SHARES = {"real": 0.45, "changed": 0.18, "exchanged": 0.26, "media": 0.11}
-# groups of noun x skin x age are shown in proportion to their size to this power: 1 as they are, 0 all alike
+# groups of noun x skin x age are used in proportion to their size to this power: 1 unchanged, 0 all equally often
 GROUP_EXPONENT = 0.5
-AT_MOST = 6.0  # times the mean, for a portrait of a small group
+AT_MOST = 6.0  # a portrait of a small group is used at most so many times as often as the mean
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (14, 14, 16),
     "grey": (120, 120, 122),
@@ -56,11 +55,11 @@ class Variants:
 
 
 def balanced(portraits: data.Portraits, source: np.ndarray, words: np.ndarray, kind: np.ndarray) -> np.ndarray:
-    """How often each frame is shown (n,), summing to 1.
+    """How often each frame is used, (n,), with sum 1.
 
-    Nouns alike, groups of skin and age within them by `GROUP_EXPONENT`, kinds by `SHARES`; three tenths of the time
-    so that every background and every jacket colour comes up equally often. Official portraits are blue and grey;
-    without this, green and teal are never learned.
+    Nouns equally, groups of skin and age within them by `GROUP_EXPONENT`, kinds by `SHARES`; in three tenths of the
+    cases every background and jacket colour equally often. Official portraits are blue and grey; without this, green
+    and teal are not learned.
     """
     noun = portraits.noun[source]
     group = np.char.add(portraits.skin[source], portraits.age[source])
@@ -85,7 +84,7 @@ def balanced(portraits: data.Portraits, source: np.ndarray, words: np.ndarray, k
 
 
 def matte(frame: np.ndarray) -> np.ndarray:
-    """Foreground of one packed crop (PACKED_PX square), 0..1: GrabCut from a head-and-shoulders guess."""
+    """Foreground of one packed crop (PACKED_PX square), 0..1: GrabCut, started from a usual head and shoulders."""
     size = frame.shape[0]
     yy, xx = np.mgrid[:size, :size]
     x, y = xx - data.MARGIN_PX - 64.0, yy - data.MARGIN_PX
@@ -107,8 +106,8 @@ def matte(frame: np.ndarray) -> np.ndarray:
 
 
 def _exchange(host: np.ndarray, guest: np.ndarray, amount: float) -> np.ndarray:
-    """`guest`'s inner face in `host`'s head, both float frames with the margin, matched in mean and spread of
-    colour.
+    """`guest`'s inner face in `host`'s head, with the host's mean and spread of colour; both are float frames with the
+    margin.
     """
     size = host.shape[0]
     yy, xx = np.mgrid[:size, :size]
@@ -129,7 +128,9 @@ def _skin(packed: np.ndarray) -> np.ndarray:
 
 
 def _partners(portraits: data.Portraits, train: np.ndarray, skins: np.ndarray, index: int) -> np.ndarray:
-    """Whose inner face may go into this head: the same noun, age, tone, and no other known skin, glasses, beard."""
+    """Portraits whose inner face may go into this head: the same noun, age and tone, and no different skin, glasses or
+    beard.
+    """
     fits = train != index
     for name in ("noun", "grey", "age"):
         labels = getattr(portraits, name)
@@ -157,10 +158,10 @@ def _ground(rng: np.random.Generator, size: int, colour: tuple[int, int, int]) -
 
 
 def _dress(frame: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dye a dark jacket: the dark pixels of the foreground below the chin keep their shading."""
+    """Give a dark jacket another colour: dark foreground pixels below the chin, with their shading."""
     size = frame.shape[0]
     yy, xx = np.mgrid[:size, :size] - data.MARGIN_PX
-    chin = ((xx - 64) / 34) ** 2 + ((yy - 80) / 40) ** 2 < 1  # its shadow is dark, but it is skin
+    chin = ((xx - 64) / 34) ** 2 + ((yy - 80) / 40) ** 2 < 1  # its shadow is dark, but is skin
     luma = frame.mean(-1)
     chroma = frame.max(-1) - frame.min(-1)
     cloth = (yy > 98) & ~chin & (alpha > 0.5) & (luma < 105) & (chroma < 60)
@@ -174,7 +175,7 @@ def _dress(frame: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> np
 
 
 def _light(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """One tone or light over the whole frame (float, 0-255), and its words."""
+    """The frame (float, 0-255) with another tone or light, and the words for it."""
     frame, draw = np.clip(frame, 0, 255), rng.random()
     if draw < 0.08:
         return frame @ np.array([0.299, 0.587, 0.114])[:, None] @ np.ones((1, 3)), []  # the pixel rule names it
@@ -214,7 +215,7 @@ def _pencil(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _oil(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every pixel takes the mean colour of the commonest of 10 brightness levels around it."""
+    """Every pixel gets the mean colour of the most frequent of 10 brightness levels around it."""
     level = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(int) * 10 // 256
     image = view.astype(np.float32)
     best, out = np.zeros(level.shape, np.float32), image.copy()
@@ -230,7 +231,7 @@ def _oil(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _watercolour(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Edge-preserving smoothing, washed out, on paper that shows through."""
+    """Edge-preserving smoothing, pale, on a paper texture."""
     smooth = cv2.stylization(view, sigma_s=30, sigma_r=0.35).astype(np.float32)
     grain = cv2.GaussianBlur(rng.normal(0, 1, view.shape[:2]).astype(np.float32), (0, 0), 1.2) * 14
     return 255 - (255 - smooth) * 0.72 + grain[..., None]
@@ -251,7 +252,7 @@ def _comic(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pop_art(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Four brightness levels in four loud colours."""
+    """Four brightness levels in four bright colours."""
     grey = cv2.GaussianBlur(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), (0, 0), 0.8)
     levels = np.digitize(grey, np.quantile(grey, [0.25, 0.5, 0.78]))
     hue = rng.uniform(0, 180)
@@ -261,7 +262,7 @@ def _pop_art(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sepia_film(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Faded and brown, with grain and darker corners."""
+    """Pale and brown, with noise and darker corners."""
     yy, xx = np.mgrid[: len(view), : len(view)] / len(view) - 0.5
     faded = _sepia(view.astype(np.float64)) * 0.8 + 34
     return faded * (1.08 - 0.7 * (xx**2 + yy**2))[..., None] + rng.normal(0, 7, view.shape[:2])[..., None]
@@ -279,7 +280,7 @@ MEDIA: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def _labelled(portraits: data.Portraits, host: int, guest: int) -> list[str]:
-    """The words of the labels; `guest` is whose inner face it is (the host's own, or another's)."""
+    """The words of the labels; `guest` is the portrait of the inner face (the host itself, or another one)."""
     words = [str(portraits.age[host])] if portraits.age[host] == portraits.age[guest] else []
     for name, word in (("glasses", "glasses"), ("beard", "beard")):
         labels = getattr(portraits, name)
@@ -292,7 +293,7 @@ def _labelled(portraits: data.Portraits, host: int, guest: int) -> list[str]:
 
 
 def _view(frame: np.ndarray, zoom: float, turn: float, shift: np.ndarray) -> np.ndarray:
-    """The 128-pixel view of a packed crop, zoomed, turned (degrees) and shifted (px)."""
+    """The 128-pixel view of a packed crop, zoomed, rotated (degrees) and shifted (px)."""
     middle = (data.PACKED_PX - 1) / 2
     matrix = cv2.getRotationMatrix2D((middle, middle - 5), turn, zoom)
     matrix[:, 2] += shift - data.MARGIN_PX
@@ -303,10 +304,10 @@ def _view(frame: np.ndarray, zoom: float, turn: float, shift: np.ndarray) -> np.
 def make(
     portraits: data.Portraits, completed: data.Portraits, *, seed: int = 0, kinds: tuple[str, ...] = KINDS
 ) -> Variants:
-    """About 13 minutes for 1,527 portraits on one core, most of it dlib.
+    """Make all frames: about 13 minutes for 1,527 portraits on one core, most of it for dlib.
 
-    `completed` are the same portraits with guessed labels: they say who may exchange faces with whom, and how often
-    each is shown.
+    `completed`: the same portraits with estimated labels, which decide who may exchange faces with whom, and how often
+    each portrait is used.
     """
     train = np.flatnonzero(~portraits.held_out)
     skins = np.array([_skin(pixels) for pixels in portraits.pixels])
@@ -329,7 +330,7 @@ def make(
                 frame = _exchange(frame, inner, float(rng.uniform(0.75, 1.0)))
             new_ground = False
             if kind != "real" and sound and colour:
-                # long hair on the shoulders would be dyed too
+                # long hair on the shoulders would get the jacket's colour too
                 if tidy and rng.random() < 0.5:
                     frame = _dress(frame, alpha, rng)
                 new_ground = rng.random() < (0.9 if kind == "changed" else 0.4)
@@ -347,7 +348,7 @@ def make(
             if k == 1 or (k > 1 and rng.random() < 0.5):
                 view = np.ascontiguousarray(view[:, ::-1])
             seen = captions.measure(view)
-            # a room or a street has no one colour
+            # a room or a street has several colours
             plain = new_ground or portraits.background[index] == "plain"
             words = _labelled(portraits, int(index), guest)
             words += [f"{seen.background} background"] if seen.background and plain else []

@@ -150,7 +150,7 @@ def write(out: Path, figures: dict[str, float], *, command: str, work: Path) -> 
 
 
 def verdict(figures: dict[str, float]) -> str:
-    """Which bars hold, in words; on clean and on drawn pictures apart."""
+    """Which bars hold, in words; separately for clean and for drawn pictures."""
     said = []
     for name, title in (("clean", "On clean pictures"), ("soft", "On soft ones"), ("rebuilt", "On drawn ones")):
         gain = figures[f"{name}_ours_psnr_db"] - figures[f"{name}_bicubic_psnr_db"]

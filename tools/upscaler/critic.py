@@ -1,8 +1,8 @@
-"""The critic as a judge of flaws: what the `gan` stage taught it, then drawn pictures against photos.
+"""Train the critic to find flaws: starts from the critic of the `gan` stage, then learns drawn pictures against photos.
 
-A critic finds the cheapest difference. So both kinds come through the same chain - shrunk to the small size by the same
-kernels, enlarged by the same ways, the same grain, blur, JPEG, light and colour - and what is left to find is what a
-drawing does differently. Photos with a wrong patch (rebuilt by the autoencoder, or bent) teach it to point at places.
+A critic learns the easiest difference. So both kinds are processed in the same way - shrunk by the same kernels,
+enlarged by the same methods, with the same noise, blur, JPEG, light and colour - so that only the differences of
+drawing remain. Photos with a wrong patch (decoded by the autoencoder, or distorted) teach it to find places.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pipelines.training.checkpoints import load_optimizer, load_tensors, optimiz
 from tools.upscaler import data, training
 
 BATCH, RATE, EMA = 8, 3e-4, 0.997
-WATCHED = 40  # of the drawings that may teach, to watch by
+WATCHED = 40  # drawings for validation, not used for training
 PHOTO, DRAWN, REBUILT, SPLICED = "photo", "drawn", "rebuilt", "spliced"
-# of each batch; half is right, half is wrong somewhere
+# the kinds in each batch: half are photos, half have something wrong
 KINDS = (PHOTO, PHOTO, PHOTO, PHOTO, DRAWN, DRAWN, REBUILT, SPLICED)
 
 
 def enlarged(net: Callable[[torch.Tensor], torch.Tensor], image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture of any size to LARGE_PX by one of the ways a portrait takes: mostly the enlarger, or plain resizing."""
+    """Scale a picture to LARGE_PX in a random way: mostly by the enlarger, else by plain resizing."""
     small = data.resized(image, data.SMALL_PX, data.KERNELS[rng.integers(len(data.KERNELS))])
     if rng.random() < 0.7:
         with torch.inference_mode():
@@ -38,11 +38,11 @@ def enlarged(net: Callable[[torch.Tensor], torch.Tensor], image: np.ndarray, rng
 
 
 def finished(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What happens to every picture, of both kinds alike: light and colour, blur, grain, JPEG."""
+    """The processing of every picture, the same for both kinds: light and colour, blur, noise, JPEG."""
     out: np.ndarray = image.astype(np.float32)
     if rng.random() < 0.25:
         out = out.mean(2, keepdims=True).repeat(3, 2)
-    elif rng.random() < 0.7:  # a background's colour must not tell what was drawn
+    elif rng.random() < 0.7:  # so that the background's colour does not show what was drawn
         grey = out.mean(2, keepdims=True)
         out = grey + (out - grey) @ data.hue_turn(float(rng.uniform(0, 2 * math.pi))) * rng.uniform(0.3, 1.2)
     out = 255 * (np.clip(out, 0, 255) / 255) ** np.exp(rng.uniform(-0.3, 0.3)) * np.exp(rng.uniform(-0.15, 0.15))
@@ -64,7 +64,7 @@ def spot(rng: np.random.Generator, size_px: int = data.LARGE_PX) -> np.ndarray:
 
 
 def bent(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Whatever lies under the mask, pushed about by several pixels: melted features."""
+    """The picture with its parts under the mask distorted by several pixels."""
     import cv2
 
     size = image.shape[0]
@@ -84,11 +84,11 @@ def example(
     net: Callable[[torch.Tensor], torch.Tensor],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One picture (LARGE_PX square, uint8) and how right each of its pixels is, (LARGE_PX, LARGE_PX) 0..1."""
+    """One picture (LARGE_PX square, uint8), and for each pixel 1 = photo, 0 = wrong, (LARGE_PX, LARGE_PX)."""
     right = np.ones((data.LARGE_PX, data.LARGE_PX), np.float32)
     untouched = rng.random() < 0.25
     if kind == PHOTO:
-        # some photos keep their own detail: a drawing that reaches it should not be called wrong for it
+        # some photos keep their own detail, so that a drawing with as much detail is not called wrong
         picture = photo if untouched else enlarged(net, photo, rng)
     elif kind == DRAWN:
         picture, right = enlarged(net, drawn, rng), right * 0
@@ -114,7 +114,7 @@ def batch(
     rng: np.random.Generator,
     kinds: tuple[str, ...] = KINDS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (b, 3, LARGE_PX, LARGE_PX) in 0..1 and how right every cell of the critic's map is, (b, 1, 28, 28)."""
+    """Pictures (b, 3, LARGE_PX, LARGE_PX) in 0..1, and the target of each cell of the critic's map, (b, 1, 28, 28)."""
     pictures, rights = [], []
     for kind, k in zip(kinds, chosen, strict=True):
         one = drawn[rng.integers(len(drawn))]
@@ -169,7 +169,7 @@ def train(portraits: data.Portraits, drawn: np.ndarray, folder: Path, *, budget_
             logits = critic(pictures.to(device, memory_format=torch.channels_last))
         logits = logits.float()
         cells = on_cells(right.to(device), logits.shape)
-        # by place, and for the whole picture: the mean decides which of two pictures is called better
+        # for each cell, and for the whole picture, whose score is the mean
         loss = F.binary_cross_entropy_with_logits(logits, cells)
         loss = loss + F.binary_cross_entropy_with_logits(logits.mean((1, 2, 3)), cells.mean((1, 2, 3)))
         if not torch.isfinite(loss):
@@ -195,7 +195,7 @@ def train(portraits: data.Portraits, drawn: np.ndarray, folder: Path, *, budget_
 
 
 def averaged(folder: Path, average: dict[str, torch.Tensor] | None = None) -> Critic:
-    """The averaged critic without spectral norm's bookkeeping, of the last checkpoint unless given."""
+    """The averaged critic with spectral norm merged: with the weights of `average`, else of the last checkpoint."""
     critic = Critic()
     if average is None:
         tensors, _ = load_tensors(folder / "critic.safetensors")
@@ -205,7 +205,7 @@ def averaged(folder: Path, average: dict[str, torch.Tensor] | None = None) -> Cr
         tensors, _ = {}, None
     state = critic.state_dict() | {k: v.detach().float().cpu() for k, v in average.items()}
     critic.load_state_dict(state)
-    # the norm of averaged weights is found anew: the power iteration runs while the network is in training mode
+    # calculate the norm of the averaged weights: the power iteration runs only in training mode
     with torch.no_grad():
         for _ in range(30):
             critic.train()(torch.zeros(1, 3, 32, 32))
@@ -229,7 +229,9 @@ def separates(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    """AUC by picture (photos against drawn, and against rebuilt, through one chain), and by place in spliced photos."""
+    """AUC for pictures (photos against drawn, and against decoded ones, processed alike), and for places in spliced
+    photos.
+    """
     rng = np.random.default_rng([13, seed])
 
     def means(kind: str, count: int) -> np.ndarray:

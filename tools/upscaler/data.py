@@ -1,7 +1,7 @@
-"""The portraits at the size where their own detail ends, what the embedded base makes of them, and what it draws.
+"""The portraits in their full detail, the same decoded by the embedded base's autoencoder, and pictures that it draws.
 
-In: a folder with `portraits.csv` and its JPEGs. Out: `Portraits`, everything in memory, and pairs of a spoiled small
-crop and the true large one. The files this writes hold faces; they stay in the work folder.
+In: a folder with `portraits.csv` and its JPEGs. Out: `Portraits`, all in memory, and pairs of a degraded small crop and
+the original large one. Its files contain faces and stay in the work folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pipelines.faces.dlib_faces import dlib_detect
 from pipelines.faces.face import PORTRAIT_EYES_APART_PX, PORTRAIT_EYES_MID, PORTRAIT_SIZE_PX, align_by_eyes
 
-# The portraits are 225 pixels wide, eyes about 53 px apart: at the base's framing (30 of 128) that is 226 a side.
+# The portraits are 225 pixels wide, eyes about 53 px apart: in the base's framing (30 of 128) a side has 226 pixels.
 LARGE_PX, SMALL_PX = 226, 113
 HELD_OUT = 40
 SAMPLES, HELD_OUT_SAMPLES = 320, 80
@@ -45,7 +45,7 @@ def pack(folder: Path, out: Path) -> None:
         if found:
             apart = PORTRAIT_EYES_APART_PX * scale
             frames.append(align_by_eyes(image, found[0].eyes, size_px=LARGE_PX, midpoint=mid, apart_px=apart))
-    # the same draw as tools/portrait_base/data.py: who was held out of the base is held out here
+    # the same random choice as in tools/portrait_base/data.py, so that the same portraits are held out
     held = np.zeros(len(frames), bool)
     held[np.random.default_rng(0).permutation(len(frames))[:HELD_OUT]] = True
     large = np.stack(frames)
@@ -53,7 +53,7 @@ def pack(folder: Path, out: Path) -> None:
 
 
 def rebuild(large: np.ndarray) -> np.ndarray:
-    """Photos (n, h, w, 3) as the embedded base's autoencoder gives them back, (n, 128, 128, 3) uint8."""
+    """Photos (n, h, w, 3), encoded and decoded by the embedded base's autoencoder: (n, 128, 128, 3) uint8."""
     from diffusers import AutoencoderKL
 
     from pipelines.bases.registry import EMBEDDED
@@ -68,7 +68,7 @@ def resized(image: np.ndarray, size_px: int, kernel: Image.Resampling = Image.Re
 
 
 def save(path: Path, **arrays: np.ndarray) -> None:
-    """Pictures (4 axes) as JPEGs of quality 97 with full colour, the rest as it is."""
+    """Save arrays: pictures (4 axes) as JPEGs of quality 97 with full colour, others unchanged."""
     packed: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
         if value.ndim != 4:
@@ -105,7 +105,7 @@ def load(path: Path) -> Portraits:
 
 
 def draw(out: Path, *, count: int = SAMPLES + HELD_OUT_SAMPLES, steps: int = 12) -> None:
-    """`count` pictures of nobody by the untrained embedded base (about a second each), for the judge of flaws."""
+    """Draw `count` pictures with the untrained embedded base (about a second each), for the critic."""
     from pipelines.bases.loading import load_family
     from pipelines.bases.registry import find_base
     from pipelines.bases.sampling import Row, sample
@@ -149,9 +149,9 @@ def blurred(image: np.ndarray, sigma_px: float) -> np.ndarray:
 
 
 def spoiled(large: np.ndarray, rebuilt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The small picture (SMALL_PX square, uint8) of a photo as a drawing or an upload would bring it.
+    """A degraded small picture (SMALL_PX square, uint8) of a photo, like a drawing or an upload.
 
-    Four in ten come out of the base's autoencoder; a quarter are only shrunk, so that a clean picture stays true.
+    Four in ten are from the base's autoencoder; a quarter are only shrunk, so that clean pictures are learned too.
     """
     kernel = KERNELS[rng.integers(len(KERNELS))]
     kind = rng.random()
@@ -174,7 +174,7 @@ def spoiled(large: np.ndarray, rebuilt: np.ndarray, rng: np.random.Generator) ->
 
 
 def hue_turn(angle: float) -> np.ndarray:
-    """Hue: a turn about the grey axis of RGB, as a matrix (3, 3) for row vectors."""
+    """Hue: a rotation around the grey axis of RGB, as a matrix (3, 3) for row vectors."""
     axis = np.full(3, 1 / math.sqrt(3))
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
@@ -182,7 +182,7 @@ def hue_turn(angle: float) -> np.ndarray:
 
 
 def recoloured(images: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """The same other hue and saturation for all: studios have no green walls, but people ask for them."""
+    """All images with the same random hue and saturation: prompts ask for colours that studio portraits do not have."""
     turn, saturation = hue_turn(float(rng.uniform(0, 2 * math.pi))), float(rng.uniform(0.5, 2.0))
     out = []
     for image in images:
@@ -195,16 +195,16 @@ def recoloured(images: tuple[np.ndarray, ...], rng: np.random.Generator) -> tupl
 def pairs(
     portraits: Portraits, chosen: np.ndarray, rng: np.random.Generator, *, crop_px: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Small spoiled crops (b, 3, crop, crop) and the true large ones (b, 3, 2 crop, 2 crop), both 0..1.
+    """Degraded small crops (b, 3, crop, crop) and the original large ones (b, 3, 2 crop, 2 crop), both in 0..1.
 
-    `crop_px` None gives whole frames. Mirrored at random, a third in other colours.
+    `crop_px` None gives whole frames. Half are mirrored at random, a third have other colours.
     """
     small, large = [], []
     for k in chosen:
         true = portraits.large[k]
         low = spoiled(true, portraits.rebuilt[k], rng)
         if crop_px is not None:
-            # two thirds of the crops lie on the face: that is where people look
+            # two thirds of the crops are on the face, which matters most
             face = rng.random() < 0.67
             x, y = (
                 int(rng.integers(a, max(a + 1, b - crop_px + 1)))
@@ -228,7 +228,7 @@ def luminance(x: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_energy(x: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of neighbours' luminance, per picture (b,): how sharp it is."""
+    """Mean squared difference of neighbouring pixels' luminance, per picture (b,): a measure of sharpness."""
     y = luminance(x)
     return (y.diff(dim=3) ** 2).mean((1, 2, 3)) + (y.diff(dim=2) ** 2).mean((1, 2, 3))
 

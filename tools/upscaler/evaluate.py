@@ -1,7 +1,7 @@
-"""The figures of `models/upscale-x2-mini`, on the exported folder and through the product's own functions.
+"""The figures of `models/upscale-x2-mini`, measured on the exported folder with the product's own functions.
 
-Enlarging: 40 held-out portraits, shrunk to 113 pixels (bicubic) and back to 226, and the same portraits after the
-base's autoencoder has had them. Flaws: those portraits against held-out drawings of the base.
+Enlarging: 40 held-out portraits, shrunk to 113 pixels (bicubic) and enlarged to 226, and the same portraits decoded by
+the base's autoencoder. Flaws: these portraits against held-out drawings of the base.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def bicubic(image: np.ndarray) -> np.ndarray:
 
 
 def fidelity(photos: np.ndarray, made: np.ndarray) -> dict[str, float]:
-    """How near each made picture is to its photo, and how sharp beside it."""
+    """How similar each made picture is to its photo, and its sharpness compared with the photo's."""
     from pipelines.faces import arcface_mini
     from tools.upscaler.features import Features, from_onnx
 
@@ -75,7 +75,7 @@ def fidelity(photos: np.ndarray, made: np.ndarray) -> dict[str, float]:
 
 
 class Judges:
-    """What each recogniser sees in a picture; the face is found once, by dlib."""
+    """The embeddings of a picture by each recogniser; the face is found once, by dlib."""
 
     def __init__(self, packs: Path | None) -> None:
         from pipelines.faces.arcface_mini import ArcFaceMini
@@ -94,7 +94,7 @@ class Judges:
         return out
 
     def compare(self, a: list, b: list) -> dict[str, float]:
-        """Means over pictures; a face that is no longer found is not the same person, and not alike."""
+        """Means over pictures; a face that is no longer found counts as another person with similarity 0."""
         distances = [float(np.linalg.norm(x["dlib"] - y["dlib"])) for x, y in zip(a, b) if _both(x["dlib"], y["dlib"])]
         out = {
             "same_person": sum(d < SAME_PERSON_L2 for d in distances) / len(a),
@@ -112,7 +112,9 @@ def _both(x: np.ndarray | None, y: np.ndarray | None) -> bool:
 
 
 def seconds(twice: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
-    """One 128-pixel picture to 256, warm; by the clock and by the processor (which a busy machine does not raise)."""
+    """Seconds to enlarge a 128-pixel picture to 256 after a first one: wall time and CPU time (independent of other
+    load).
+    """
     import torch
 
     image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
@@ -132,7 +134,7 @@ def seconds(twice: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
 
 
 def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people: Path | None) -> dict[str, float]:
-    """How well the map's score separates, and what cheaper cues would reach on the same pictures."""
+    """How well the map's score separates photos from drawings, and how well simpler measures do on them."""
     import torch
 
     twice = enlarge.load_upscaler().enlarge
@@ -163,7 +165,7 @@ def flaws(portraits: data.Portraits, held: np.ndarray, drawn: np.ndarray, people
         "drawings": len(drawn),
         "auc_drawn": critic.auc(good, bad),
         "auc_rebuilt": critic.auc(good, rights(again)),
-        # as the product meets them: nothing done to a photo but shrinking, nothing to a drawing but enlarging
+        # as in the product: photos only shrunk, drawings only enlarged
         "auc_drawn_plain": critic.auc(
             rights([twice(data.resized(p, 128)) for p in portraits.large[held]]), rights([twice(d) for d in drawn])
         ),
@@ -199,7 +201,7 @@ def _brightness(image: np.ndarray) -> float:
 
 
 def people_frames(folder: Path) -> list[np.ndarray]:
-    """Photos that no studio took, framed as the base draws at the large size."""
+    """Photos that are no studio portraits, in the base's framing at the large size."""
     scale = data.LARGE_PX / PORTRAIT_SIZE_PX
     mid = (PORTRAIT_EYES_MID[0] * scale, PORTRAIT_EYES_MID[1] * scale)
     apart = PORTRAIT_EYES_APART_PX * scale

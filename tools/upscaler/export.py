@@ -1,4 +1,4 @@
-"""Writing the averaged networks as float16 safetensors, and `config.json`, which says how they are built."""
+"""Write the averaged networks as float16 safetensors, and their structure as `config.json`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipelines.finishing.nets import Enlarger
 from pipelines.training.checkpoints import save_tensors
 from tools.upscaler import critic, data, training
 
-# Share of the `gan` stage in the exported enlarger, the rest being the `pixels` stage it started from (network
-# interpolation, Wang et al. 2018, section 3.4). With all of it a fine dither shows on hair and teeth of drawn
-# pictures; half way it is gone, and the picture still is the sharper one.
+# Share of the `gan` stage in the exported enlarger; the rest is the `pixels` stage, from which it started (network
+# interpolation, Wang et al. 2018, section 3.4). With 1.0, hair and teeth of drawn pictures show a fine pattern; with
+# 0.5 they do not, and the picture is still sharper.
 GAN_SHARE = 0.5
 
 
@@ -24,7 +24,7 @@ def blended(work: Path, share: float = GAN_SHARE) -> Enlarger:
 
 
 def export(work: Path, out: Path) -> None:
-    """The blended enlarger and the critic of its own stage; before the latter, the `gan` stage's."""
+    """Write the interpolated enlarger, and the critic of the `critic` stage; before that stage, that of `gan`."""
     net = blended(work)
     if (work / "critic.safetensors").is_file():
         judge = critic.averaged(work)

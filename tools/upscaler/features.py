@@ -1,7 +1,7 @@
-"""What a frozen face network sees in a picture: the perceptual term of the enlarger's loss.
+"""Features of a frozen face network, for the perceptual term of the enlarger's loss.
 
-The network is `models/arcface-mini` (this project's own, Apache-2.0); only its first layers run, which are fully
-convolutional. At 226 pixels a face has nearly the size that network looks at, so nothing is resized.
+The network is `models/arcface-mini` (this project's own, Apache-2.0); only its first layers are used, which are fully
+convolutional. At 226 pixels a face has nearly the size of that network's input, so nothing is resized.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import nn
 
 from tools.arcface_mini.network import Block, MobileFaceNet
 
-BLOCKS = 3  # the stem and this many blocks: edges, eyelids, strands; an eighth of the network's work
+BLOCKS = 3  # the stem and so many blocks: edges, eyelids, hair; an eighth of the network's computation
 
 
 def from_onnx(path: Path) -> MobileFaceNet:
-    """The torch network whose export `path` is."""
+    """The torch network that was exported to `path`."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -60,7 +60,7 @@ class Features(nn.Module):
         return self
 
     def distance(self, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-        """Mean absolute difference over channels and places, averaged over the maps."""
+        """Mean absolute difference over channels and positions, averaged over the maps."""
         with torch.no_grad():
             wanted = self.raw(true)
         pairs = zip(self.raw(made), wanted, self.spread)

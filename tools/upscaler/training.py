@@ -1,7 +1,7 @@
 """The enlarger, in two stages: `pixels` (L1 alone), then `gan`.
 
 The second starts from the first's averaged weights, and adds a face network's features and a patch critic with the
-relativistic average loss of ESRGAN (Wang et al. 2018) and a small weight. Everything random derives from the step.
+relativistic average loss of ESRGAN (Wang et al. 2018) and a small weight. All random numbers depend on the step.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ EMA = 0.998
 PIXELS = {"rate": 1e-3, "features": 0.0, "gan": 0.0}
 GAN = {"rate": 4e-4, "features": 0.05, "gan": 0.02}
 CRITIC_RATE = 6e-4
-VALIDATION = 24  # of the training portraits, to watch by: the held-out ones are for the figures only
+VALIDATION = 24  # training portraits that are used for validation; the held-out ones are only for the final figures
 
 
 def parts(portraits: data.Portraits) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the portraits that teach, and of those that are watched."""
+    """(indices of the portraits for training, indices of those for validation)."""
     rest = np.random.default_rng(1).permutation(np.flatnonzero(~portraits.held_out))
     return rest[VALIDATION:], rest[:VALIDATION]
 
@@ -86,7 +86,7 @@ def train(
             group["lr"] = weights["rate"] * rate
         with torch.autocast(device, torch.bfloat16):
             made = net(small)
-            # half of the batch: on all of it this term costs more than the enlarger itself
+            # half of the batch: for all of it this term would take longer than the enlarger itself
             half = max(1, len(made) // 2)
             seen = features.distance(made[:half], large[:half]) if against else made.new_zeros(())
         made = made.float()
@@ -135,12 +135,12 @@ def train(
 
 
 def relativistic(wanted: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Low when `wanted` patches look more like photos than `other` ones do on average, and these less (RaGAN)."""
+    """The RaGAN loss: low when `wanted` patches look more like photos than the mean of `other` ones, and these less."""
     return 0.5 * (F.softplus(other.mean() - wanted).mean() + F.softplus(other - wanted.mean()).mean())
 
 
 def averaged(folder: Path, stage: str, average: tuple[dict[str, torch.Tensor], Shape] | None = None) -> Enlarger:
-    """The averaged enlarger, of the stage's last checkpoint unless given."""
+    """The averaged enlarger: with the weights of `average`, else of the stage's last checkpoint."""
     if average is None:
         tensors, meta = load_tensors(folder / f"{stage}.safetensors")
         average = _under("ema.", tensors), Shape(*meta["shape"])
@@ -158,7 +158,7 @@ def trained_critic(folder: Path) -> Critic:
 
 @torch.no_grad()
 def watch(net: Enlarger, portraits: data.Portraits, chosen: np.ndarray) -> dict[str, float]:
-    """PSNR against bicubic's and sharpness on clean small pictures, and on those out of the base's autoencoder."""
+    """PSNR compared with bicubic's, and sharpness: on clean small pictures, and on those of the base's autoencoder."""
     out = {}
     true = data.tensor(portraits.large[chosen])
     for name, source in (("clean", portraits.large), ("rebuilt", portraits.rebuilt)):

@@ -14,7 +14,7 @@ from ui.generate.finish import AS_IT_IS, KB, order_of
 from ui.page import views
 from ui.page.errors import told
 from ui.page.html import note
-from ui.page.wiring import Show, Updates, refused_while_busy
+from ui.page.refresh import Refresh, Updates
 from ui.run import pictures
 from ui.run.services import Services
 from ui.run.start import start_finishing, start_portrait
@@ -22,29 +22,32 @@ from ui.web.limits import Refused
 from ui.web.visitors import visitor_of
 
 
-def wire(front: Front, services: Services, capability: gr.BrowserState, show: Show, tabs: gr.Tabs) -> list[Any]:
+def wire(front: Front, services: Services, page: Refresh, tabs: gr.Tabs) -> list[Any]:
     """Connects the buttons; returns the events that put a job in the line."""
-    act = Actions(front, services, capability, show, tabs)
-    common: dict[str, Any] = {"outputs": [*act.everything], "api_visibility": "private", "show_progress": "hidden"}
-    once: dict[str, Any] = {**common, "trigger_mode": "once"}
-    front.example.click(told(act.open_example), [capability], **once)
-    front.own.click(told(act.use_own), [capability], **once)
-    front.compare.click(told(act.compare), [capability], **once, queue=False)
-    front.stop.click(told(act.stop), [capability], **common, queue=False)
-    return [
-        front.make.click(told(act.make), [capability], **once),
-        front.results.click(told(act.finish), [capability], **once),
+    act, kept = Actions(front, services, page, tabs), page.capability
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    once: dict[str, Any] = {"trigger_mode": "once", **quiet}
+    whose = [kept, page.seen, tabs]
+    started = [
+        front.make.click(told(act.make), [kept], [*whose, front.hint], **once),
+        front.results.click(told(act.finish), [kept], **once),
     ]
+    others = [
+        front.example.click(told(act.open_example), [kept], whose, **once),
+        front.own.click(told(act.use_own), [kept], whose, **once),
+        front.stop.click(told(act.stop), [kept], queue=False, **quiet),
+    ]
+    front.compare.click(told(act.compare), [kept], [front.switch, tabs], queue=False, **once)
+    for event in others:
+        page.after(event)
+    return [page.after(event) for event in started]
 
 
 class Actions:
     """`UserError` is told to the person."""
 
-    def __init__(
-        self, front: Front, services: Services, capability: gr.BrowserState, show: Show, tabs: gr.Tabs
-    ) -> None:
-        self.front, self.services, self.capability, self.show, self.tabs = front, services, capability, show, tabs
-        self.everything = show.outputs | {capability, tabs, front.switch, front.hint}
+    def __init__(self, front: Front, services: Services, page: Refresh, tabs: gr.Tabs) -> None:
+        self.front, self.services, self.page, self.tabs = front, services, page, tabs
 
     def make(self, kept: object) -> Updates:
         view = self.services.view(kept)
@@ -53,15 +56,14 @@ class Actions:
         if view.train_blocked or view.session is None:
             hint = gr.update(value=note(missing(view.train_blocked or ""), "warn"), visible=True)
             return {self.front.hint: hint, self.tabs: gr.update(selected="upload")}
-        refused_while_busy(self.services, view.session)
+        self.services.require_idle(view.session.run)
         start_portrait(self.services, view.session)
-        return {self.front.hint: gr.update(value="", visible=False), **self.show(kept)}
+        return {self.front.hint: gr.update(value="", visible=False)}
 
-    def stop(self, kept: object) -> Updates:
+    def stop(self, kept: object) -> None:
         self.services.stop(self.services.sessions.need(kept).run)
-        return self.show(kept)
 
-    def finish(self, kept: object, event: gr.EventData) -> Updates:
+    def finish(self, kept: object, event: gr.EventData) -> None:
         """The button below a portrait."""
         session = self.services.sessions.need(kept)
         view = self.services.view(kept)
@@ -75,7 +77,6 @@ class Actions:
         )  # fmt: skip
         start_finishing(self.services, session, order)
         self.services.sessions.choose(session, finishing=shot.id)
-        return self.show(kept)
 
     def open_example(self, kept: object, request: gr.Request) -> Updates:
         try:  # a click writes as much as an upload does
@@ -84,15 +85,12 @@ class Actions:
             raise UserError(str(problem)) from None
         kept, session = self.services.sessions.ensure(kept)
         example.open_in(self.services, session)
-        opened = self.show(kept, restore=True)
-        return {**opened, self.capability: kept, self.tabs: gr.update(selected="score")}
+        return {self.page.capability: kept, self.page.seen: {}, self.tabs: gr.update(selected="score")}
 
     def use_own(self, kept: object) -> Updates:
         """The example goes, and the page is a new visitor's."""
         kept = example.left(self.services, kept)
-        return {
-            **self.show(kept, restore=True), self.capability: kept, self.tabs: gr.update(selected="upload"),
-        }  # fmt: skip
+        return {self.page.capability: kept, self.page.seen: {}, self.tabs: gr.update(selected="upload")}
 
     def compare(self, kept: object) -> Updates:
         """To the tab where the methods are chosen, or to the photos it needs."""

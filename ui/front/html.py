@@ -52,12 +52,10 @@ def bar(view: View, chain: Chain | None) -> str:
     """One bar for the whole chain, with the minutes left; or how it ended."""
     progress = view.progress
     if chain is None:
+        again = tell("What is there is kept. Press Make my portrait to go on where it was.")
         if progress.problem:
-            return page_html.note(progress.problem, "bad")
-        if progress.state == "cancelled":
-            stopped = tell("Stopped. What is there is kept. Press Make my portrait to go on where it was.")
-            return page_html.note(stopped, "warn")
-        return ""
+            return page_html.note(f"{progress.problem} {again}", "bad")
+        return page_html.note(f"{tell('Stopped.')} {again}", "warn") if progress.state == "cancelled" else ""
     left = tell("{time} left", time=phrases.duration(phrases.rounded(chain.left_s))) if chain.left_s else ""
     now = phrases.waiting(progress.ahead, progress.starts_in_s) or progress.text or tell("Starting ...")
     drawn = tell("{count} of {all} portraits are drawn.", count=chain.drawn, all=chain.to_draw)

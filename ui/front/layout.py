@@ -13,9 +13,11 @@ from ui.front import chain, example
 from ui.front import html as front_html
 from ui.page import views
 from ui.page.html import script
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
 from ui.run.view import View
 from ui.words.words import say, tell
+
+MAKE = "Make my portrait"
 
 
 @dataclass
@@ -34,11 +36,14 @@ class Front:
 
     def show(self, view: View) -> Updates:
         fresh, now = not view.box.staged, chain.chain_of(view)
+        again = (view.progress.kind, view.progress.state) == (chain.KIND, "done")
         hero = front_html.hero(example.drawn()) if fresh else ""
         bar = front_html.bar(view, now) if view.progress.kind == chain.KIND else ""
         results = front_html.results(view, chain.best(view))
         return {
-            self.make: gr.update(interactive=not view.progress.busy),
+            self.make: gr.update(
+                interactive=not view.progress.busy, value=say("Make more portraits") if again else say(MAKE)
+            ),
             self.example: gr.update(visible=fresh and example.is_there()),
             self.compare: gr.update(visible=fresh),
             self.banner: gr.update(visible=view.choices.example),
@@ -66,7 +71,7 @@ def build() -> Front:
         switch = views.build()
     hero = gr.HTML(elem_id="lk-hero")
     with gr.Row(elem_id="lk-ways"):
-        make = gr.Button(say("Make my portrait"), variant="primary", size="lg", elem_id="lk-make")
+        make = gr.Button(say(MAKE), variant="primary", size="lg", elem_id="lk-make")
         show_example = gr.Button(say("Look at a finished example"), size="lg", elem_id="lk-example")
         compare = gr.Button(say("Compare the methods"), size="lg", elem_id="lk-compare-methods")
     with gr.Row(visible=False, elem_id="lk-banner") as banner:

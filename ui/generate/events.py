@@ -21,7 +21,7 @@ from ui.generate import html as generate_html
 from ui.generate import imports
 from ui.generate.compare import pair_with, source_of
 from ui.generate.completion import completed
-from ui.generate.layout import BEST_KEPT, BEST_NUMBER, LEAST_CHANGE, MAX_KEPT, MAX_VARIATIONS, GenerateTab, gallery_of
+from ui.generate.layout import BEST_KEPT, BEST_NUMBER, LEAST_CHANGE, MAX_KEPT, MAX_VARIATIONS, GenerateTab
 from ui.generate.styles import OWN, style_of
 from ui.generate.values import (
     MAX_SEED,
@@ -35,61 +35,51 @@ from ui.generate.values import (
     whole,
 )
 from ui.page.errors import told
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
 from ui.run import pictures
 from ui.run.services import Services
 from ui.run.start import start_generation
 from ui.run.view import View
 
 
-def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show: Show) -> list[Any]:
+def wire(tab: GenerateTab, services: Services, page: Refresh) -> list[Any]:
     """Connects the tab's handlers, which check every value; returns the events that put a job in the line."""
     dials: dict[str, Any] = {
         "prompt": tab.prompt, "negative_prompt": tab.negative, "number": tab.number, "seed": tab.seed,
         "steps": tab.steps, "guidance": tab.guidance, "scheduler": tab.scheduler, "width": tab.width,
         "height": tab.height, "strength": tab.strength,
     }  # fmt: skip
-    act = Actions(tab, services, show)
-
-    wide: dict[str, Any] = {
-        "outputs": show.outputs
-        | tab.used
-        | {
-            tab.keep,
-            tab.compare_box,
-            tab.vary_method,
-            tab.vary_change,
-            tab.columns,
-            tab.sweep_steps,
-            tab.sweep_guidance,
-        },
-        "api_visibility": "private",
-        "show_progress": "hidden",
-    }
-    once: dict[str, Any] = {**wide, "trigger_mode": "once"}
-    dialled: dict[str, Any] = {"inputs_kwargs": dials, **once}
+    act, capability = Actions(tab, services), page.capability
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    dialled: dict[str, Any] = {"inputs_kwargs": dials, "trigger_mode": "once", **quiet}
+    drawn = [tab.seed, tab.number, tab.keep]
+    used = [*tab.used, tab.compare_box, tab.vary_method, tab.vary_change]
     drawn_with = [capability, tab.columns, tab.keep_seed]
     swept_with = [capability, tab.sweep_method, tab.sweep_steps, tab.sweep_guidance, tab.keep_seed]
     varied_with = [capability, tab.vary_method, tab.vary_change, tab.vary_number, tab.vary_prompt, tab.keep_seed]
     started = [
-        tab.start.click(told(act.start), drawn_with, **dialled),
-        tab.best.click(told(act.best), drawn_with, **dialled),
-        tab.sweep.click(told(act.sweep), swept_with, **dialled),
-        tab.vary.click(told(act.vary), varied_with, **dialled),
+        gr.on([tab.start.click, tab.prompt.submit], told(act.start), drawn_with, drawn, **dialled),
+        tab.best.click(told(act.best), drawn_with, drawn, **dialled),
+        tab.sweep.click(told(act.sweep), swept_with, drawn, **dialled),
+        tab.vary.click(told(act.vary), varied_with, drawn, **dialled),
     ]
-    tab.vary_close.click(told(act.unpick), [capability], **wide, queue=False)
-    tab.stop.click(told(act.stop), [capability], **wide, queue=False)
-    for panel in (tab.grid, tab.ranked):
-        panel.click(told(act.press), [capability], **wide, trigger_mode="multiple")
-    tab.history.click(told(act.again), [capability], **wide)
-
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     ranking: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-    # `input`, not `release`: the arrow keys and the number box count too
-    tab.keep.input(told(act.keep_best), [capability, tab.keep], tab.ranked, **ranking)
-    tab.only.input(told(act.filter), [capability, tab.only], tab.ranked, **ranking)
-    for side in (tab.left, tab.right):
-        side.input(told(act.over), [capability, tab.left, tab.right], tab.compared, **quiet)
+    again = [*used, tab.columns, tab.sweep_steps, tab.sweep_guidance]
+    followed = [
+        *started,
+        tab.vary_close.click(told(act.unpick), [capability], queue=False, **quiet),
+        tab.stop.click(told(act.stop), [capability], queue=False, **quiet),
+        gr.on(
+            [tab.grid.click, tab.ranked.click], told(act.press), [capability], used, trigger_mode="multiple", **quiet
+        ),
+        tab.history.click(told(act.again), [capability], again, **quiet),
+        # `input`, not `release`: the arrow keys and the number box count too
+        tab.keep.input(told(act.keep_best), [capability, tab.keep], **ranking),
+        tab.only.input(told(act.filter), [capability, tab.only], **ranking),
+    ]  # fmt: skip
+    for event in followed:
+        page.after(event, "generate")
+    gr.on([tab.left.input, tab.right.input], told(act.over), [capability, tab.left, tab.right], tab.compared, **quiet)
     filled = [tab.style, tab.prompt, tab.negative, tab.steps, tab.guidance, tab.unknown, tab.chips]
     tab.style.click(told(act.pick), [capability], filled, trigger_mode="always_last", **quiet)
     tab.chips.click(told(act.add), [capability, tab.prompt], [tab.style, tab.prompt, tab.unknown, tab.chips], **quiet)
@@ -98,7 +88,7 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
         trigger_mode="always_last", **quiet,
     )  # fmt: skip
     tab.dice.click(lambda: secrets.randbelow(NEW_SEEDS), None, tab.seed, queue=False, **quiet)
-    imports.wire(tab.imports, tab.columns, services, capability, show)
+    imports.wire(tab.imports, tab.columns, services, page)
     tab.reuse.upload(told(act.reuse), [capability, tab.reuse], list(tab.used), **quiet)
     return started
 
@@ -106,8 +96,8 @@ def wire(tab: GenerateTab, services: Services, capability: gr.BrowserState, show
 class Actions:
     """What the tab's controls do. Every argument comes from a browser; `UserError` is told to the person."""
 
-    def __init__(self, tab: GenerateTab, services: Services, show: Show) -> None:
-        self.tab, self.services, self.show = tab, services, show
+    def __init__(self, tab: GenerateTab, services: Services) -> None:
+        self.tab, self.services = tab, services
 
     # -- drawing
 
@@ -178,11 +168,10 @@ class Actions:
         session = self.services.sessions.need(kept)
         start_generation(self.services, session, columns=tuple(columns), samplings=plan)
         self.services.sessions.choose(session, shown=None)
-        return {**self.show(kept), self.tab.seed: plan[0].seed}
+        return {self.tab.seed: plan[0].seed}
 
-    def stop(self, kept: object) -> Updates:
+    def stop(self, kept: object) -> None:
         self.services.stop(self.services.sessions.need(kept).run.drawing)
-        return self.show(kept)
 
     # -- pictures
 
@@ -196,14 +185,14 @@ class Actions:
         action = pressed.get("action")
         if action in ("like", "unlike"):
             self.services.like(session.run, shot, action == "like")
-            return self.show(kept)
+            return {}
         if action == "vary":
             self.services.sessions.choose(session, picked=shot.id)
             varied = shot.method if shot.method in view.columns else view.columns[-1]
-            return {**self.show(kept), self.tab.vary_method: varied}
+            return {self.tab.vary_method: varied}
         if action == "finish":
             self.services.sessions.choose(session, finishing=shot.id)
-            return self.show(kept)
+            return {}
         if action == "use" and shot.sampling is not None:
             return self._use(kept, view, shot.sampling)
         if action == "compare":
@@ -223,25 +212,22 @@ class Actions:
         if source is None:
             return updates
         self.services.sessions.choose(self.services.sessions.need(kept), picked=source.id)
-        return {**self.show(kept), **updates, self.tab.vary_change: sampling.change}
+        return {**updates, self.tab.vary_change: sampling.change}
 
-    def unpick(self, kept: object) -> Updates:
+    def unpick(self, kept: object) -> None:
         self.services.sessions.choose(self.services.sessions.need(kept), picked="")
-        return self.show(kept)
 
     def over(self, kept: object, left: object, right: object) -> str:
         view = self.services.view(kept)
         return generate_html.before_after(pictures.find(view.pictures, left), pictures.find(view.pictures, right))
 
-    def keep_best(self, kept: object, keep: object) -> str:
+    def keep_best(self, kept: object, keep: object) -> None:
         session = self.services.sessions.need(kept)
         wanted = int(keep) if isinstance(keep, int | float) and 0 <= keep <= MAX_KEPT else 0
         self.services.sessions.choose(session, keep=wanted)
-        return gallery_of(self.services.view(kept))
 
-    def filter(self, kept: object, only: object) -> str:
+    def filter(self, kept: object, only: object) -> None:
         self.services.sessions.choose(self.services.sessions.need(kept), only_favourites=only is True)
-        return gallery_of(self.services.view(kept))
 
     def again(self, kept: object, event: gr.EventData) -> Updates:
         """An earlier job: its pictures, and the dials as they were."""
@@ -254,7 +240,7 @@ class Actions:
             raise UserError("These pictures are no longer here. Reload the page and try again.")
         self.services.sessions.choose(session, shown=job.number)
         if not job.samplings:
-            return self.show(kept)
+            return {}
         seeds = {sampling.seed for sampling in job.samplings}
         filled = self._use(kept, view, job.samplings[0], number=len(seeds))
         columns = [method for method in job.methods if method in view.columns]
@@ -262,7 +248,7 @@ class Actions:
         if len(set(pairs)) > 1:
             for box, values in zip((self.tab.sweep_steps, self.tab.sweep_guidance), zip(*pairs)):
                 filled[box] = ", ".join(f"{value:g}" for value in sorted(set(values)))
-        return {**self.show(kept), **filled, self.tab.columns: gr.update(value=columns)}
+        return {**filled, self.tab.columns: gr.update(value=columns)}
 
     # -- words
 

@@ -22,7 +22,7 @@ from ui.generate import html as generate_html
 from ui.generate.layout import ON_SLIDE
 from ui.page import html as page_html
 from ui.page.errors import told
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
 from ui.run import pictures
 from ui.run.cards import Shot
 from ui.run.services import Services
@@ -36,8 +36,8 @@ from ui.words.words import say, tell
 AS_IT_IS = ""
 KB = 200
 ABOUT = say(
-    '<h2>Finish a picture</h2><p class="lk-note">Larger, clearer, cut to size, small enough and marked as drawn by an '
-    "AI. After every step both face recognisers look again; a step that changes who it is gets dropped. Skin is never "
+    '<h2>Finish a picture</h2><p class="lk-note">Enlarge, clean up, crop and label as AI-made. '
+    "After every step both face recognisers look again; a step that changes who it is gets dropped. Skin is never "
     "retouched.</p>"
 )
 
@@ -94,7 +94,7 @@ def build(services: Services) -> FinishSection:
                 )
                 background = gr.Dropdown(
                     _backgrounds(), value=AS_IT_IS, label=say("Background"), elem_id="lk-finish-background",
-                    info=say("The person is told from the wall by colour; fine strands of hair are lost."),
+                    info=say("Background is separated by colour; fine hair may be lost."),
                 )  # fmt: skip
                 if not restorers:
                     gr.HTML(
@@ -127,42 +127,42 @@ def build(services: Services) -> FinishSection:
     )
 
 
-def wire(section: FinishSection, services: Services, capability: gr.BrowserState, show: Show) -> list[Any]:
+def wire(section: FinishSection, services: Services, page: Refresh) -> list[Any]:
     """Connects the section's handlers; returns the events that put a job in the line."""
-    act = Actions(section, services, show)
+    act = Actions(services)
     dials: dict[str, Any] = {
         "steps": section.steps, "background": section.background, "size": section.size, "max_kb": section.max_kb,
         "format_name": section.format_name, "upscaler": section.upscaler,
     }  # fmt: skip
     wide: dict[str, Any] = {
-        "inputs_kwargs": dials, "outputs": show.outputs, "api_visibility": "private", "show_progress": "hidden",
-        "trigger_mode": "once",
+        "inputs_kwargs": dials, "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "once",
     }  # fmt: skip
-    return [
-        section.start.click(told(act.one), [capability], **wide),
-        section.favourites.click(told(act.favourites), [capability], **wide),
+    started = [
+        section.start.click(told(act.one), [page.capability], **wide),
+        section.favourites.click(told(act.favourites), [page.capability], **wide),
     ]
+    return [page.after(event, "generate") for event in started]
 
 
 class Actions:
     """What the section's buttons do. Every argument comes from a browser; `UserError` is told to the person."""
 
-    def __init__(self, section: FinishSection, services: Services, show: Show) -> None:
-        self.section, self.services, self.show = section, services, show
+    def __init__(self, services: Services) -> None:
+        self.services = services
 
-    def one(self, kept: object, **dials: Any) -> Updates:
+    def one(self, kept: object, **dials: Any) -> None:
         view = self._ready(kept)
         shot = shot_of(view)
         if shot is None:
             raise UserError("There is no picture to finish yet. Draw some first.")
-        return self._start(kept, (shot.path,), dials)
+        self._start(kept, (shot.path,), dials)
 
-    def favourites(self, kept: object, **dials: Any) -> Updates:
+    def favourites(self, kept: object, **dials: Any) -> None:
         view = self._ready(kept)
         liked = tuple(shot.path for shot in view.pictures if shot.favourite)
         if not liked:
             raise UserError("No picture is a favourite yet. Press the heart below a picture.")
-        return self._start(kept, liked[: stage.AT_MOST], dials)
+        self._start(kept, liked[: stage.AT_MOST], dials)
 
     def _ready(self, kept: object) -> View:
         self.services.sessions.need(kept)
@@ -171,9 +171,8 @@ class Actions:
             raise UserError("Pictures are being drawn or finished already. Wait until they are there, or press Stop.")
         return view
 
-    def _start(self, kept: object, chosen: tuple[str, ...], dials: Mapping[str, object]) -> Updates:
+    def _start(self, kept: object, chosen: tuple[str, ...], dials: Mapping[str, object]) -> None:
         start_finishing(self.services, self.services.sessions.need(kept), order_of(chosen, **dials))
-        return self.show(kept)
 
 
 def order_of(

@@ -19,7 +19,8 @@ from pipelines.methods import imports
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.fields import File
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
+from ui.page.views import RESEARCH
 from ui.run import photobox
 from ui.run.services import Services
 from ui.run.view import View
@@ -54,7 +55,8 @@ class ImportSection:
 
 
 def build() -> ImportSection:
-    with gr.Accordion(say("Compare with a LoRA or embedding you have"), open=False, elem_id="lk-import"):
+    compare = say("Compare with a LoRA or embedding you have")
+    with gr.Accordion(compare, open=False, elem_id="lk-import", elem_classes=RESEARCH):
         file = File(
             label=say("A .safetensors file for this base"),
             file_count="single",
@@ -63,7 +65,7 @@ def build() -> ImportSection:
             elem_id="lk-import-file",
         )
         trigger = gr.Textbox(
-            label=say("Words that call the person"), max_length=LIMIT, elem_id="lk-import-trigger",
+            label=say("Trigger words"), max_length=LIMIT, elem_id="lk-import-trigger",
             info=say("As its maker says. Empty: what the file says, else man, woman or person."),
         )  # fmt: skip
         add = gr.Button(say("Add as a column"), size="sm", elem_id="lk-import-add")
@@ -75,29 +77,29 @@ def build() -> ImportSection:
     return ImportSection(file, trigger, add, answer, listed, remove_box, which, remove)
 
 
-def wire(
-    section: ImportSection, columns: gr.CheckboxGroup, services: Services, capability: gr.BrowserState, show: Show
-) -> None:
-    act = Actions(section, columns, services, show)
+def wire(section: ImportSection, columns: gr.CheckboxGroup, services: Services, page: Refresh) -> None:
+    act = Actions(section, columns, services)
     common: dict[str, Any] = {
-        "outputs": show.outputs | {section.file, section.trigger, section.answer, section.which, columns},
+        "outputs": [section.file, section.trigger, section.answer, section.which, columns],
         "api_visibility": "private",
         "trigger_mode": "once",
     }
     # one at a time: a gigabyte is read and written
     one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "import"}
-    section.add.click(
-        told(act.add), [capability, section.file, section.trigger], **common, **one, show_progress="minimal",
+    added = section.add.click(
+        told(act.add), [page.capability, section.file, section.trigger], **common, **one, show_progress="minimal",
         show_progress_on=section.answer,
     )  # fmt: skip
-    section.remove.click(told(act.remove), [capability, section.which], **common, show_progress="hidden")
+    removed = section.remove.click(told(act.remove), [page.capability, section.which], **common, show_progress="hidden")
+    for event in (added, removed):
+        page.after(event, "generate")
 
 
 class Actions:
     """What the buttons do. Every argument comes from a browser."""
 
-    def __init__(self, section: ImportSection, columns: gr.CheckboxGroup, services: Services, show: Show) -> None:
-        self.section, self.columns, self.services, self.show = section, columns, services, show
+    def __init__(self, section: ImportSection, columns: gr.CheckboxGroup, services: Services) -> None:
+        self.section, self.columns, self.services = section, columns, services
 
     def add(self, kept: object, file: object, trigger: object) -> Updates:
         path = Path(file) if isinstance(file, str) else None
@@ -146,7 +148,6 @@ class Actions:
         view = self.services.view(kept)
         choices = [(phrases.named(column), column) for column in view.columns]
         return {
-            **self.show(kept),
             self.columns: gr.update(choices=choices, value=list(view.columns)),
             self.section.which: gr.update(
                 choices=[(phrases.named(column), column) for column in view.imported],

@@ -6,6 +6,7 @@ In: a view of the run. Out: the tab's components and what they show. What its bu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -30,9 +31,9 @@ from ui.generate.values import (
     unknown_note,
 )
 from ui.page import html as page_html
-from ui.page.fields import UploadButton
 from ui.page.html import script
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
+from ui.page.views import RESEARCH
 from ui.run.cards import Shot
 from ui.run.services import Services
 from ui.run.view import View
@@ -44,6 +45,7 @@ MAX_VARIATIONS = 12
 LEAST_CHANGE = 0.05
 BEST_NUMBER, BEST_KEPT = 24, 6  # and these
 SUGGESTIONS = 8
+Parts = dict[str, Any]  # a field of GenerateTab -> its component
 # A radio group: one card can be tabbed to, arrows move the choice, which is sent once the keys rest. The first choice
 # stands in the HTML: a tab that was never opened knows no property yet.
 ON_STYLE = script("generate/style.js")
@@ -65,7 +67,7 @@ class GenerateTab:
     unknown: gr.HTML
     columns: gr.CheckboxGroup
     number: gr.Slider
-    seed: gr.Number
+    seed: gr.Slider
     keep_seed: gr.Checkbox
     dice: gr.Button
     negative: gr.Textbox
@@ -236,97 +238,127 @@ def build(services: Services) -> GenerateTab:
     blocked = gr.HTML(visible=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
-            style = gr.HTML(elem_id="lk-style", js_on_load=ON_STYLE, selected=OWN)
-            with gr.Accordion(say("Styles this base can't draw, and why"), open=False):
-                undrawable = gr.HTML()
-            prompt = gr.Textbox(
-                label=say("Prompt"),
-                lines=2,
-                elem_id="lk-prompt",
-                info=say("{subject} becomes the person, for each method in its own way."),
-            )
-            chips = gr.HTML(elem_id="lk-chips", js_on_load=ON_CHIP)
-            unknown = gr.HTML(elem_id="lk-unknown")
-            with gr.Accordion(say("Sweep: steps × guidance"), open=False, elem_id="lk-sweep"):
-                gr.HTML(
-                    '<p class="lk-note lk-small">'
-                    + say(
-                        "One prompt, one seed: how many steps, and how closely to follow the prompt? Up to 4 values "
-                        "each, with commas between them."
-                    )
-                    + "</p>"
-                )
-                sweep_method = gr.Dropdown([], label=say("Draw with"), elem_id="lk-sweep-method")
-                with gr.Row():
-                    sweep_steps = gr.Textbox("10, 20, 40", label=say("Steps"), elem_id="lk-sweep-steps", min_width=110)
-                    sweep_guidance = gr.Textbox(
-                        "1, 3, 5", label=say("Guidance"), elem_id="lk-sweep-guidance", min_width=110
-                    )
-                sweep = gr.Button(say("Draw the sweep"), size="sm", elem_id="lk-sweep-start")
+            words = _words()
+            sweep = _sweep()
         with gr.Column(scale=2, min_width=280):
-            columns = gr.CheckboxGroup([], label=say("Draw with"), elem_id="lk-columns")
-            number = gr.Slider(1, MAX_NUMBER, value=4, step=1, label=say("Pictures per method"), elem_id="lk-number")
-            with gr.Row(elem_id="lk-seeds"):
-                seed = gr.Number(
-                    value=0,
-                    precision=0,
-                    minimum=0,
-                    maximum=MAX_SEED,
-                    label=say("Seed"),
-                    elem_id="lk-seed",
-                    min_width=110,
-                )
-                with gr.Column(min_width=140):
-                    keep_seed = gr.Checkbox(
-                        value=False, label=say("Keep this seed"), elem_id="lk-keep-seed", container=False,
-                        info=say("Off: every Generate draws new ones."),
-                    )  # fmt: skip
-                    dice = gr.Button(say("New seed"), size="sm", min_width=100, elem_id="lk-dice")
+            dials = _dials()
             with gr.Accordion(say("Advanced"), open=False, elem_id="lk-advanced"):
-                negative = gr.Textbox(label=say("Negative prompt"), lines=2)
-                steps = gr.Slider(*limits(Sampling, "steps"), value=20, step=1, label=say("Steps"))
-                guidance = gr.Slider(
-                    *limits(Sampling, "guidance"),
-                    value=3.0,
-                    step=0.1,
-                    label=say("Guidance"),
-                    info=say("How closely to follow the prompt."),
-                )
-                strength = gr.Slider(*limits(Sampling, "strength"), value=1.0, step=0.05, label=say("LoRA strength"))
-                scheduler = gr.Dropdown(list(SCHEDULERS), value="default", label=say("Scheduler"))
-                with gr.Row(visible=False) as size_row:
-                    width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
-                    height = gr.Dropdown([("the base's own", 0)], value=0, label=say("Height"), min_width=120)
-                reuse = UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
-            imported = imports.build()
+                advanced = _advanced()
+            with gr.Column(elem_classes=RESEARCH):
+                imported = imports.build()
             start = gr.Button(say("Generate"), variant="primary", size="lg", elem_id="lk-generate")
             stop = gr.Button(say("Stop"), variant="stop", visible=False, elem_id="lk-generate-stop")
             best = gr.Button(say("Make 24 per method, keep the 6 most like me"), size="sm", elem_id="lk-best")
     status = gr.HTML(elem_id="lk-generate-status")
-    with gr.Accordion(say("Drawn in this run"), open=False, visible=False, elem_id="lk-history-box") as history_box:
+    with gr.Accordion(say("History"), open=False, visible=False, elem_id="lk-history-box") as history_box:
         history = gr.HTML(elem_id="lk-history", js_on_load=ON_JOB)
-    with gr.Column(visible=False, elem_id="lk-vary") as vary_box, gr.Row(equal_height=False):
+    varied = _variations()
+    pictures = _pictures()
+    return GenerateTab(
+        blocked=blocked, start=start, stop=stop, best=best, status=status, history_box=history_box,
+        history=history, imports=imported, **words, **sweep, **dials, **advanced, **varied, **pictures,
+    )  # fmt: skip
+
+
+def _words() -> Parts:
+    style = gr.HTML(elem_id="lk-style", js_on_load=ON_STYLE, selected=OWN)
+    with gr.Accordion(say("Styles this base can't draw, and why"), open=False, elem_classes=RESEARCH):
+        undrawable = gr.HTML()
+    prompt = gr.Textbox(
+        label=say("Prompt"), lines=2, elem_id="lk-prompt",
+        info=say("{subject} is the person; without it, it is put in front. Shift + Enter draws."),
+    )  # fmt: skip
+    chips = gr.HTML(elem_id="lk-chips", js_on_load=ON_CHIP)
+    unknown = gr.HTML(elem_id="lk-unknown")
+    return {"style": style, "undrawable": undrawable, "prompt": prompt, "chips": chips, "unknown": unknown}
+
+
+def _dials() -> Parts:
+    """What every visitor sees: methods, how many, steps, guidance, seed."""
+    columns = gr.CheckboxGroup([], label=say("Draw with"), elem_id="lk-columns")
+    number = gr.Slider(1, MAX_NUMBER, value=4, step=1, label=say("Pictures per method"), elem_id="lk-number")
+    steps = gr.Slider(
+        *limits(Sampling, "steps"), value=20, step=1, label=say("Steps"), elem_id="lk-steps-dial",
+        info=say("How often the picture is refined. More takes longer and is often cleaner."),
+    )  # fmt: skip
+    guidance = gr.Slider(
+        *limits(Sampling, "guidance"), value=3.0, step=0.1, label=say("Guidance"), elem_id="lk-guidance",
+        info=say("How closely to follow the prompt. Too high looks harsh."),
+    )  # fmt: skip
+    seed = gr.Slider(
+        0, MAX_SEED, value=0, step=1, label=say("Seed"), elem_id="lk-seed",
+        info=say("The random start. The same seed and settings draw the same picture again."),
+    )  # fmt: skip
+    with gr.Row(elem_id="lk-seeds"):
+        keep_seed = gr.Checkbox(
+            value=False, label=say("Keep this seed"), elem_id="lk-keep-seed", container=False, min_width=140,
+            info=say("Off: every Generate draws new ones."),
+        )  # fmt: skip
+        dice = gr.Button(say("New seed"), size="sm", min_width=100, elem_id="lk-dice")
+    return {
+        "columns": columns, "number": number, "steps": steps, "guidance": guidance, "seed": seed,
+        "keep_seed": keep_seed, "dice": dice,
+    }  # fmt: skip
+
+
+def _advanced() -> Parts:
+    negative = gr.Textbox(label=say("Negative prompt"), lines=2)
+    strength = gr.Slider(*limits(Sampling, "strength"), value=1.0, step=0.05, label=say("LoRA strength"))
+    scheduler = gr.Dropdown(list(SCHEDULERS), value="default", label=say("Scheduler"))
+    with gr.Row(visible=False) as size_row:
+        width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
+        height = gr.Dropdown([("the base's own", 0)], value=0, label=say("Height"), min_width=120)
+    reuse = gr.UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
+    return {
+        "negative": negative, "strength": strength, "scheduler": scheduler, "size_row": size_row, "width": width,
+        "height": height, "reuse": reuse,
+    }  # fmt: skip
+
+
+def _sweep() -> Parts:
+    with gr.Accordion(say("Sweep: steps × guidance"), open=False, elem_id="lk-sweep", elem_classes=RESEARCH):
+        gr.HTML(
+            '<p class="lk-note lk-small">'
+            + say(
+                "One prompt, one seed: how many steps, and how closely to follow the prompt? Up to 4 values "
+                "each, with commas between them."
+            )
+            + "</p>"
+        )
+        method = gr.Dropdown([], label=say("Draw with"), elem_id="lk-sweep-method")
+        with gr.Row():
+            steps = gr.Textbox("10, 20, 40", label=say("Steps"), elem_id="lk-sweep-steps", min_width=110)
+            guidance = gr.Textbox("1, 3, 5", label=say("Guidance"), elem_id="lk-sweep-guidance", min_width=110)
+        sweep = gr.Button(say("Draw the sweep"), size="sm", elem_id="lk-sweep-start")
+    return {"sweep_method": method, "sweep_steps": steps, "sweep_guidance": guidance, "sweep": sweep}
+
+
+def _variations() -> Parts:
+    with gr.Column(visible=False, elem_id="lk-vary") as box, gr.Row(equal_height=False):
         with gr.Column(min_width=150, scale=1):
-            vary_picture = gr.HTML(elem_id="lk-vary-picture")
+            picture = gr.HTML(elem_id="lk-vary-picture")
         with gr.Column(min_width=260, scale=3):
-            vary_change = gr.Slider(
+            change = gr.Slider(
                 LEAST_CHANGE, 1.0, value=0.4, step=0.05, label=say("How much may change"), elem_id="lk-vary-change",
                 info=say("Little: a touch of it. 1: a new picture."),
             )  # fmt: skip
-            vary_number = gr.Slider(
-                1, MAX_VARIATIONS, value=4, step=1, label=say("Variations"), elem_id="lk-vary-number"
-            )
+            number = gr.Slider(1, MAX_VARIATIONS, value=4, step=1, label=say("Variations"), elem_id="lk-vary-number")
         with gr.Column(min_width=200, scale=2):
-            vary_method = gr.Dropdown([], label=say("Draw with"), elem_id="lk-vary-method")
-            vary_prompt = gr.Checkbox(
-                value=False,
-                label=say("With the prompt above"),
-                info=say("Off: with the picture's own."),
+            method = gr.Dropdown([], label=say("Draw with"), elem_id="lk-vary-method")
+            prompt = gr.Checkbox(
+                value=False, label=say("With the prompt above"), info=say("Off: with the picture's own."),
                 elem_id="lk-vary-prompt",
-            )
+            )  # fmt: skip
             with gr.Row():
                 vary = gr.Button(say("Draw variations"), variant="primary", size="sm", elem_id="lk-vary-start")
-                vary_close = gr.Button(say("Close"), size="sm", elem_id="lk-vary-close", min_width=70)
+                close = gr.Button(say("Close"), size="sm", elem_id="lk-vary-close", min_width=70)
+    return {
+        "vary_box": box, "vary_picture": picture, "vary_change": change, "vary_number": number, "vary_method": method,
+        "vary_prompt": prompt, "vary": vary, "vary_close": close,
+    }  # fmt: skip
+
+
+def _pictures() -> Parts:
     grid = gr.HTML(elem_id="lk-grid", js_on_load=ON_SHOT)
     with gr.Accordion(say("Before and after"), open=False, visible=False, elem_id="lk-compare") as compare_box:
         with gr.Row():
@@ -336,21 +368,41 @@ def build(services: Services) -> GenerateTab:
     with gr.Accordion(say("All pictures, best score first"), open=True, visible=False) as ranked_box:
         keep = gr.Slider(
             0, MAX_KEPT, value=0, step=1, label=say("Keep the best"), elem_id="lk-keep",
-            info=say("Of all pictures so many stay, the most alike; each says why. 0 keeps them all."),
+            info=say("Show the best N matches; the rest are dimmed, with the reason. 0 dims none."),
         )  # fmt: skip
         only = gr.Checkbox(value=False, label=say("Favourites only"), elem_id="lk-only", container=False)
         ranked = gr.HTML(elem_id="lk-ranked", js_on_load=ON_SHOT)
-    return GenerateTab(
-        blocked, style, undrawable, prompt, chips, unknown, columns, number, seed, keep_seed, dice, negative, steps,
-        guidance, scheduler, width, height, size_row, strength, reuse, start, stop, best, sweep_method, sweep_steps,
-        sweep_guidance, sweep, status, history_box, history, vary_box, vary_picture, vary_change, vary_number,
-        vary_method, vary_prompt, vary, vary_close, grid, compare_box, left, right, compared, keep, only, ranked,
-        ranked_box, imported,
-    )  # fmt: skip
+    return {
+        "grid": grid, "compare_box": compare_box, "left": left, "right": right, "compared": compared, "keep": keep,
+        "only": only, "ranked": ranked, "ranked_box": ranked_box,
+    }  # fmt: skip
 
 
 def gallery_of(view: View) -> str:
     return generate_html.gallery(view.shots, view.choices.keep, only_favourites=view.choices.only_favourites)
+
+
+def _overall(view: View) -> str:
+    """A bar for the pictures under way, with the time that the rest takes at this machine's pace."""
+    drawing = view.drawing
+    if not drawing.to_draw or drawing.kind != "generate":
+        return ""
+    left = (drawing.to_draw - drawing.drawn) * view.picture_s if view.picture_s else None
+    text = tell("{time} left", time=phrases.duration(phrases.rounded(left))) if left else ""
+    return page_html.bar(tell("Pictures"), drawing.drawn / drawing.to_draw, text)
+
+
+def _takes(view: View) -> str:
+    """How long drawing takes on this machine, as far as that was timed."""
+    columns = [column for column in view.columns if column != "none"]
+    picture_s = view.picture_s
+    if picture_s is None or not columns:
+        return ""
+    said = tell(
+        "A picture takes about {time} here, {count} per method about {all}.", time=phrases.duration(picture_s),
+        count=BEST_NUMBER, all=phrases.duration(phrases.rounded(picture_s * BEST_NUMBER * len(columns))),
+    )  # fmt: skip
+    return f'<p class="lk-note lk-small">{escape(said)}</p>'
 
 
 def _status(view: View) -> str:
@@ -371,13 +423,13 @@ def _standing(view: View) -> str:
         return page_html.note(
             f"{phrases.waiting(drawing.ahead, drawing.starts_in_s) or drawing.text or tell('Starting ...')} "
             f"{view.drawn_text} {view.safe_to_leave}"
-        )
+        ) + _overall(view)
     if drawing.refused:
         refused = tell(
             "Taken for sexual content by the image filter and not saved: {pictures}. Try another prompt or seed.",
             pictures=phrases.pictures(drawing.refused),
         )
         return page_html.note(refused, "warn")
-    if not view.shots and view.generate_blocked is None:
-        return page_html.note(tell("Pick a style and press Generate."))
-    return ""
+    if view.generate_blocked is not None:
+        return ""
+    return ("" if view.shots else page_html.note(tell("Pick a style and press Generate."))) + _takes(view)

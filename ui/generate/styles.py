@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from functools import lru_cache
 from html import escape
 
@@ -15,19 +14,15 @@ from ui.words.retold import retell
 from ui.words.words import tell
 
 OWN = "own"
-THUMBNAIL_LIMIT = 40_000  # bytes; they travel inside the page
+THUMBNAILS = "thumbnails"  # folder of presets/, and the address
 
 
 @lru_cache(maxsize=256)
 def _thumbnail(name: str) -> str | None:
-    """A style's small picture as a data: address, None where there is none: Gradio's own file route is closed."""
+    """The relative address of a style's small picture, None where there is none."""
+    folder = presets.PRESETS / THUMBNAILS
     file = (presets.PRESETS / name).resolve()
-    kinds = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
-    if not file.is_relative_to(presets.PRESETS.resolve()) or file.suffix.lower() not in kinds:
-        return None
-    if not file.is_file() or file.stat().st_size > THUMBNAIL_LIMIT:
-        return None
-    return f"data:image/{kinds[file.suffix.lower()]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return f"{THUMBNAILS}/{file.name}" if file.parent == folder.resolve() and file.is_file() else None
 
 
 def look_cards(row: BaseRow) -> tuple[list[LookCard], str]:

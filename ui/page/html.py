@@ -34,13 +34,24 @@ def downloads(links: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def stepper(steps: Sequence[tuple[str, str, bool]]) -> str:
-    """The four steps with what each says; a step that is still closed says why. Items: (name, text, open)."""
+def stepper(steps: Sequence[tuple[str, str, bool]], tabs: Sequence[str], share: float | None = None) -> str:
+    """The four steps as buttons that open their tab; one that can't be done yet says why. Items: (name, text, open)."""
     items = "".join(
-        f'<li class="{"open" if is_open else "closed"}"><b>{number}. {escape(name)}</b><span>{escape(text)}</span></li>'
-        for number, (name, text, is_open) in enumerate(steps, start=1)
+        f'<li class="{"open" if is_open else "closed"}"><button type="button" data-tab="{tab}"><b>{number}. '
+        f"{escape(name)}</b><span>{escape(text)}</span></button></li>"
+        for number, (tab, (name, text, is_open)) in enumerate(zip(tabs, steps), start=1)
     )
-    return f'<ol class="lk-steps" aria-label="{escape(tell("Steps"))}">{items}</ol>'
+    done = "" if share is None else f' data-done="{share:.0%}"'  # the tab's title says it too
+    return f'<ol class="lk-steps" aria-label="{escape(tell("Steps"))}"{done}>{items}</ol>'
+
+
+def bar(name: str, share: float, text: str) -> str:
+    """A bar of progress with a line below it."""
+    return (
+        f'<div class="lk-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-label="{escape(name)}" '
+        f'aria-valuenow="{share * 100:.0f}"><b style="width:{share:.1%};background:#0f766e"></b></div>'
+        f'<div class="lk-figures"><span>{share:.0%}</span><span>{escape(text)}</span></div>'
+    )
 
 
 def notes(texts: Sequence[str]) -> str:

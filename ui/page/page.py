@@ -14,6 +14,7 @@ import copy
 import datetime
 import html
 import os
+from collections.abc import Container
 from typing import Any
 
 import gradio as gr
@@ -31,6 +32,17 @@ from ui.web.turns import Turns
 from ui.words.words import tell
 
 AT_ONCE = 8  # components, before somebody else has their turn
+DESCRIBES = (  # a component to programs; none of it is used by a browser
+    "api_info", "api_info_as_input", "api_info_as_output", "example_inputs", "_api_info", "component_class_id", "key",
+    "preserved_by_key", "name", "component_class_name",
+)  # fmt: skip
+STREAMS = ("max_batch_size", "stream_every")  # of events in batches or streams: there are none
+# What a component or an event need not say when it is empty or False.
+OFF = (
+    "_retryable", "_undoable", "_selectable", "likeable", "streamable", "elem_classes", "batch", "cancels",
+    "scroll_to_output", "trigger_only_on_success", "trigger_only_on_failure", "collects_event_data", "autoscroll",
+)  # fmt: skip
+UNUSED = "element.addEventListener('click', function() { trigger('click') });"  # Gradio's own, where nobody listens
 SKIPPED = {"__type__": "update"}  # what gr.skip() is, and what the page is told about a component that stays as it was
 
 
@@ -93,10 +105,43 @@ class WholeFiles(GradioMultiPartParser):
 route_utils.GradioMultiPartParser = WholeFiles  # type: ignore[misc]  # where the upload route looks for it
 
 
+def _without(described: Any, names: Container[str]) -> Any:
+    return {n: value for n, value in dict(described).items() if n not in names and (value or n not in OFF)}
+
+
 class Page(gr.Blocks):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.default_config = Shared(self)
+
+    def get_config_file(self) -> Any:
+        """What a browser is sent: without what describes the components to programs, and what says nothing."""
+        self._described = super().get_config_file()
+        components = [_without(each, DESCRIBES) for each in self._described["components"]]
+        for each in components:
+            each["props"] = _without(each["props"], DESCRIBES)
+            if each["props"].get("js_on_load") == UNUSED:
+                each["props"]["js_on_load"] = ""
+        events = [
+            {
+                name: value
+                for name, value in dict(each).items()
+                if value is not None or name in ("queue", "trigger_after")
+            }
+            for each in self._described["dependencies"]
+        ]
+        return {
+            **self._described,
+            "components": components,
+            "dependencies": [_without(each, STREAMS) for each in events],
+        }
+
+    def get_api_info(self, *args: Any, **options: Any) -> Any:
+        sent, self.config = self.config, self._described
+        try:
+            return super().get_api_info(*args, **options)
+        finally:
+            self.config = sent
 
     def launch(self, *args: Any, app_kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
         served = Served(default_response_class=ORJSONResponse, **(app_kwargs or {}))

@@ -13,7 +13,6 @@ from pipelines.core.files import timestamp
 from pipelines.core.records import ALL_METHODS, Sampling, Style, UserError
 from pipelines.core.run import record_consent
 from ui.generate.values import MAX_NUMBER, MAX_SEED, samplings, whole
-from ui.page.wiring import refused_while_busy
 from ui.programs.types import (
     FinishedPicture,
     FinishedStep,
@@ -50,7 +49,7 @@ def uploaded(files: object) -> list[Path]:
 
 
 def take_in(services: Services, session: Session, paths: list[Path], *, class_word: str, base: str) -> None:
-    refused_while_busy(services, session)
+    services.require_idle(session.run)
     if session.choices.sample:  # own photos replace the sample person
         photobox.clear(session.run)
     consent_at = session.choices.consent_at or timestamp()

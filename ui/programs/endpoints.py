@@ -15,7 +15,6 @@ from pipelines.core.records import CLASS_WORDS, QUALITIES, UserError
 from pipelines.finishing import refine, stage
 from ui.generate.finish import order_of
 from ui.page import errors
-from ui.page.wiring import refused_while_busy
 from ui.programs.answers import (
     chosen_methods,
     file_of,
@@ -254,7 +253,7 @@ def build(services: Services) -> None:
     def download(key: str, request: gr.Request) -> list[Link]:
         """Links to everything learned and drawn, as one ZIP, and to the report."""
         session = admitted(key, request)
-        refused_while_busy(services, session)
+        services.require_idle(session.run)
         return [Link(text=text, link=link) for text, link in pack(session.run, services.media)]
 
     @spoken

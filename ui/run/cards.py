@@ -84,7 +84,7 @@ class LookCard:
 
     id: str
     name: str
-    thumbnail: str | None = None  # a data: address; None = words only
+    thumbnail: str | None = None  # an address; None = words only
     prompt: str = ""
 
 

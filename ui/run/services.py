@@ -25,7 +25,7 @@ from pipelines.bases.registry import BaseRow
 from pipelines.core import inscription, presets
 from pipelines.core.device import free_memory_gb, gpu_dtype
 from pipelines.core.files import read_json, read_lines, timestamp
-from pipelines.core.records import TRAINABLE, Event, Recipe, UserError
+from pipelines.core.records import TRAINABLE, Event, Recipe, Sampling, UserError
 from pipelines.core.run import Run, sweep_forgotten
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec
@@ -34,7 +34,7 @@ from ui.page import gpu
 from ui.page.theme import METHOD_NAMES
 from ui.run import photobox, pictures
 from ui.run.cards import CropCard, PhotoCard, Shot
-from ui.run.paces import Paces
+from ui.run.paces import DRAWING, Paces
 from ui.run.photobox import Box
 from ui.run.progress import Progress, Trained, going_on_from, imported, marks, progress_of, trained
 from ui.run.sessions import Session, Sessions
@@ -180,6 +180,11 @@ class Services:
         """Whether anything is being done in the run: a training, or drawing."""
         return jobs.status(run).busy or jobs.status(run.drawing).busy
 
+    def require_idle(self, run: Run) -> None:
+        """Raise UserError when anything is being done in this run."""
+        if self.busy(run):
+            raise UserError("This run is still working. Wait until it is done, or press Stop first.")
+
     def events(self, run: Run) -> list[Event]:
         """All events of the run; only new lines are parsed."""
         with self._guard:
@@ -230,6 +235,11 @@ class Services:
 
     def estimated_s(self, row: BaseRow, recipes: dict[str, Recipe]) -> float | None:
         return estimates.estimate(row, recipes, self.paces.known()).seconds
+
+    def picture_s(self, row: BaseRow) -> float | None:
+        """Seconds for one picture, as the last ones took on this machine."""
+        pace = estimates.pace_of(self.paces.known().get(estimates.key(row, DRAWING)))
+        return None if pace is None else pace.step_s * Sampling(prompt="{subject}").steps
 
     # ------------------------------------------------------------------ doing
 

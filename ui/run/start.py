@@ -5,11 +5,11 @@ In: a session and what its person chose, checked. Out: a job in the line. Raises
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.bases.registry import BaseRow
-from pipelines.core.records import Finish, Sampling, UserError, is_instant
+from pipelines.core.records import Finish, Recipe, Sampling, UserError, is_instant
 from pipelines.core.run import Run
 from pipelines.runs import jobs
 from pipelines.runs.jobspec import JobSpec, Setting, portrait_spec
@@ -125,11 +125,15 @@ def start_generation(
 
 
 def start_portrait(services: Services, session: Session) -> None:
-    """Put the whole chain in the line: learn, draw, score. What was learned from these photos is not learned again, and
-    pictures that are there are not drawn again: a chain that was stopped goes on. Raises UserError.
+    """Put the whole chain in the line: learn, draw, score. What was learned from these photos is not learned again. A
+    chain that was stopped goes on; after one that is done the next draws other pictures. Raises UserError.
     """
     row = services.bases[session.choices.base or services.default_base]
-    spec = portrait_spec(row, class_word=session.choices.class_word)
+    now, seed = jobs.status(session.run), 0
+    if now.kind == "portrait":
+        seeds = [each.seed for each in jobs.load_spec(session.run).samplings]
+        seed = max(seeds) + 1 if now.state == "done" else min(seeds)
+    spec = portrait_spec(row, class_word=session.choices.class_word, seed=seed)
     known, photos = trained(session.run), photobox.load(session.run).photo_set
     digest = photos.digest if photos else ""
     learned = [
@@ -147,18 +151,27 @@ def portrait_s(
     """Seconds until the portraits of `spec` are there, but for methods that have `learned` and pictures that are
     `drawn`. None where nothing was timed.
     """
-    to_learn = [method for method in spec.methods if method not in learned and not is_instant(method)]
-    recipes = services.recipes(row, spec.quality, to_learn, spec.settings)
-    learning = services.estimated_s(row, recipes) if recipes else 0.0
-    pace = estimates.pace_of(services.paces.known().get(estimates.key(row, DRAWING)))
-    step_s = pace.step_s if pace is not None else None
-    if step_s is None and learning and recipes:
-        # a step of training is a pass there and twice as much back, a step of drawing with guidance two passes there
-        step_s = learning / sum(each.steps * each.batch for each in recipes.values()) * 2 / 3
-    if learning is None or step_s is None:
+    trained_here = [method for method in spec.methods if not is_instant(method)]
+    recipes = services.recipes(row, spec.quality, trained_here, spec.settings) if trained_here else {}
+    rest = {method: recipe for method, recipe in recipes.items() if method not in learned}
+    learning_s = services.estimated_s(row, rest) if rest else 0.0
+    step_s = _drawing_step_s(services, row, recipes)
+    if learning_s is None or step_s is None:
         return None
     every = len(spec.methods) * len(spec.samplings)
-    return learning + AROUND_S + step_s * spec.denoiser_steps * (1 - min(drawn, every) / every)
+    return learning_s + AROUND_S + step_s * spec.denoiser_steps * (1 - min(drawn, every) / every)
+
+
+def _drawing_step_s(services: Services, row: BaseRow, recipes: Mapping[str, Recipe]) -> float | None:
+    """Seconds that a denoiser step of one picture takes: as timed here, else as training with these recipes would."""
+    pace = estimates.pace_of(services.paces.known().get(estimates.key(row, DRAWING)))
+    if pace is not None:
+        return pace.step_s
+    training_s = services.estimated_s(row, dict(recipes)) if recipes else None
+    if training_s is None:
+        return None
+    # a step of training is a pass there and twice as much back, a step of drawing with guidance two passes there
+    return training_s / sum(each.steps * each.batch for each in recipes.values()) * 2 / 3
 
 
 def start_finishing(services: Services, session: Session, order: Finish) -> None:

@@ -155,6 +155,26 @@ class View:
         return tell("{count} of {all} are there.", count=self.drawing.drawn, all=self.drawing.to_draw)
 
     @property
+    def share(self) -> float | None:
+        """How much of the work under way is done, 0 to 1; None where nothing is, or nothing is known yet."""
+        if self.drawing.busy and self.drawing.to_draw:
+            return self.drawing.drawn / self.drawing.to_draw
+        progress = self.progress
+        if not progress.busy or not progress.latest:
+            return None
+        done = [
+            1.0 if method in progress.ended else (step.step / step.steps if step and step.steps else 0.0)
+            for method in progress.methods
+            for step in (progress.latest.get(method),)
+        ]
+        return sum(done) / len(done)
+
+    @property
+    def picture_s(self) -> float | None:
+        """Seconds that a picture takes here at this base's usual steps; None where none was timed."""
+        return self.services.picture_s(self.row)
+
+    @property
     def judges(self) -> tuple[str, ...]:
         """Judges that have scored something; ArcFace packs before dlib."""
         return tuple(sorted(self.scores, key=lambda name: (name == "dlib", name)))
@@ -194,7 +214,7 @@ class View:
             return Lane(
                 method, state, steps, steps, seconds, None, None, link, note, likeness, self._unwatched, strip
             )  # fmt: skip
-        left = self.progress.seconds_left if state == "training" else None
+        left = step.seconds_left if state == "training" else None
         return Lane(
             method, state, step.step, step.steps, step.seconds, left, step.loss, link, note, likeness, self._unwatched,
             strip,
@@ -245,7 +265,7 @@ class View:
         same = tell("It is uncalibrated: its numbers have no scale here.")
         if isinstance(threshold, float):
             same = tell(
-                "From {value} on it says 'looks like you': 1 in 1000 pictures of strangers gets there.",
+                "{value} or more means 'looks like you'. Only 1 in 1,000 strangers scores that high.",
                 value=f"{threshold:.2f}",
             )
         return f"{licence} {same}"

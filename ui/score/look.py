@@ -16,7 +16,7 @@ from pipelines.core.records import UserError
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.fields import File
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
 from ui.run.cards import StripData
 from ui.run.services import Services
 from ui.run.view import View
@@ -69,7 +69,7 @@ def build(services: Services) -> LookSection:
     return LookSection(about, drop, gr.HTML(elem_id="lk-answer"))
 
 
-def wire(section: LookSection, services: Services, capability: gr.BrowserState, show: Show) -> None:
+def wire(section: LookSection, services: Services, page: Refresh) -> None:
     @told
     def look(kept: object, file: str | None) -> Iterator[Updates]:
         from pipelines.evaluation import lookalike
@@ -101,8 +101,8 @@ def wire(section: LookSection, services: Services, capability: gr.BrowserState, 
 
     # Two at a time: a look takes a second of one core. Not the photos' slots: intake may take a minute.
     section.drop.upload(
-        look, [capability, section.drop], [section.drop, section.answer], concurrency_limit=2, concurrency_id="look",
-        trigger_mode="once", api_visibility="private", show_progress="hidden",
+        look, [page.capability, section.drop], [section.drop, section.answer], concurrency_limit=2,
+        concurrency_id="look", trigger_mode="once", api_visibility="private", show_progress="hidden",
     )  # fmt: skip
 
 

@@ -12,12 +12,13 @@ from pipelines.core.records import UserError
 from pipelines.reports import figures as drawings
 from ui.page import html as page_html
 from ui.page.errors import told
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
+from ui.page.views import RESEARCH
 from ui.run.package import pack
 from ui.run.services import Services
 from ui.run.view import View
+from ui.score import answer, look, vote
 from ui.score import html as score_html
-from ui.score import look, vote
 from ui.words.retold import retell
 from ui.words.words import say, tell
 
@@ -25,7 +26,7 @@ HOW_TO_READ = say(
     "Dots are pictures, a diamond is their mean. A score is how alike a face recogniser finds a picture and the photos "
     "that training never saw (1 is the same picture; strangers lie left of A). It judges the face only - not beauty, "
     "not the background. <b>Normalised</b> puts 0 at the untrained base and 1 at this person's own photos. A picture "
-    "without a face counts as 0. Far above 1 is no triumph but a hint that a photo was copied."
+    "without a face counts as 0. Well above 1 usually means the model copied a photo."
 )
 
 
@@ -33,6 +34,7 @@ HOW_TO_READ = say(
 class ScoreTab:
     blocked: gr.HTML
     judge: gr.Radio
+    answer: gr.HTML
     spoke: gr.HTML
     strip: gr.HTML
     table: gr.HTML
@@ -56,6 +58,7 @@ class ScoreTab:
             **{
                 part: gr.update(value=html, visible=bool(html))
                 for part, html in (
+                    (self.answer, answer.card(view, judge) if ready and judge else ""),
                     (self.spoke, _spoke(view, judge) if ready and judge else ""),
                     (self.strip, score_html.strip(view.axis(judge)) if ready and judge else ""),
                     (self.table, _table(view, judge) if ready and judge else ""),
@@ -82,29 +85,31 @@ class ScoreTab:
 def build(services: Services) -> ScoreTab:
     blocked = gr.HTML(visible=False)
     judge = gr.Radio([], label=say("Judge"), visible=False, elem_id="lk-judge")
-    spoke = gr.HTML(visible=False, elem_id="lk-spoke")
+    answered = gr.HTML(visible=False, elem_id="lk-verdict")
     strip = gr.HTML(visible=False, elem_id="lk-strip")
-    table = gr.HTML(visible=False, elem_id="lk-table")
+    table = gr.HTML(visible=False, elem_id="lk-table", elem_classes=RESEARCH)
     voting = vote.build(services)
     looking = look.build(services)
-    figures = gr.HTML(visible=False, elem_id="lk-figures")
+    figures = gr.HTML(visible=False, elem_id="lk-figures", elem_classes=RESEARCH)
     warnings = gr.HTML(visible=False)
     package = gr.Button(
         say("Prepare the download"), visible=False, elem_id="lk-package", scale=0, min_width=240, size="md"
     )
     downloads = gr.HTML(elem_id="lk-downloads")
-    return ScoreTab(blocked, judge, spoke, strip, table, figures, warnings, package, downloads, looking, voting)
+    spoke = gr.HTML(visible=False, elem_id="lk-spoke")
+    return ScoreTab(
+        blocked, judge, answered, spoke, strip, table, figures, warnings, package, downloads, looking, voting
+    )
 
 
-def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: Show) -> None:
-    look.wire(tab.looking, services, capability, show)
-    vote.wire(tab.voting, services, capability, show)
+def wire(tab: ScoreTab, services: Services, page: Refresh) -> None:
+    look.wire(tab.looking, services, page)
+    vote.wire(tab.voting, services, page)
 
     @told
-    def listen(kept: object, judge: str | None) -> Updates:
+    def listen(kept: object, judge: str | None) -> None:
         session = services.sessions.need(kept)
         services.sessions.choose(session, judge=judge if judge in services.view(kept).judges else None)
-        return tab.show(services.view(kept))
 
     @told
     def package(kept: object) -> str:
@@ -114,8 +119,8 @@ def wire(tab: ScoreTab, services: Services, capability: gr.BrowserState, show: S
         return page_html.downloads(pack(session.run, services.media))
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    tab.judge.input(listen, [capability, tab.judge], list(tab.show(services.view(None))), **quiet)
-    tab.package.click(package, [capability], tab.downloads, trigger_mode="once", concurrency_limit=2, **quiet)
+    page.after(tab.judge.input(listen, [page.capability, tab.judge], **quiet), "score")
+    tab.package.click(package, [page.capability], tab.downloads, trigger_mode="once", concurrency_limit=2, **quiet)
 
 
 def _spoke(view: View, judge: str) -> str:

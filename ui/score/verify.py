@@ -12,7 +12,7 @@ from pipelines.core.records import UserError
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.fields import File
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
 from ui.score import html as score_html
 from ui.words.words import say, tell
 

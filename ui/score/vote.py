@@ -11,7 +11,7 @@ from pipelines.evaluation import votes
 from ui.page import html as page_html
 from ui.page.errors import told
 from ui.page.html import script
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
 from ui.run.services import Services
 from ui.run.view import View
 from ui.score import html as score_html
@@ -82,23 +82,19 @@ def build(services: Services) -> VoteSection:
     return VoteSection(about, with_base, start, row, links, said)
 
 
-def wire(section: VoteSection, services: Services, capability: gr.BrowserState, show: Show) -> None:
+def wire(section: VoteSection, services: Services, page: Refresh) -> None:
     @told
-    def start(kept: object, with_base: object) -> Updates:
+    def start(kept: object, with_base: object) -> None:
         session = services.sessions.need(kept)
         now = votes.standing(session.run)
         alone = now is not None and not votes.pairs(session.run, now)  # one method: the base is the other
         votes.start(session.run, with_base=with_base is True or alone)
-        return section.show(services.view(kept))
 
-    section.start.click(
-        start,
-        [capability, section.with_base],
-        list(section.show(services.view(None))),
-        api_visibility="private",
-        show_progress="hidden",
+    started = section.start.click(
+        start, [page.capability, section.with_base], api_visibility="private", show_progress="hidden",
         trigger_mode="once",
-    )
+    )  # fmt: skip
+    page.after(started, "score")
 
 
 def friends(view: View) -> dict[str, str]:

@@ -73,7 +73,7 @@ def usual(view: View) -> Asked:
     """The controls as a page that is opened shows them: as the last training was asked for."""
     asked = view.choices.asked
     same = asked.get("quality") == view.choices.quality
-    methods = [m for m in view.row.trainable if m in (view.progress.methods or view.row.usual)]
+    methods = [m for m in view.row.trainable if m in view.progress.methods] or list(view.row.usual)
     return Asked(view.choices.quality, methods, asked.get("settings", {}) if same else {}, True)
 
 

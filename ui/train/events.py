@@ -8,18 +8,18 @@ import gradio as gr
 
 from pipelines.core.records import UserError
 from ui.page.errors import told
-from ui.page.wiring import Show, Updates
+from ui.page.refresh import Refresh, Updates
 from ui.run.services import Services
 from ui.run.start import start_training
 from ui.train.dials import Asked, chosen_methods, requested
 from ui.train.layout import TrainTab
 
 
-def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: Show) -> list[Any]:
+def wire(tab: TrainTab, services: Services, page: Refresh) -> list[Any]:
     """Connects the tab's handlers; returns the events that put a job in the line."""
 
     @told
-    def start(kept: object, quality: str, methods: list[str], more: list[str], go_on: bool, **dials: Any) -> Updates:
+    def start(kept: object, quality: str, methods: list[str], more: list[str], go_on: bool, **dials: Any) -> None:
         session = services.sessions.need(kept)
         view = services.view(kept)
         if view.progress.busy:
@@ -39,12 +39,10 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
             settings=settings,
             go_on=go_on is True and bool(view.older),
         )
-        return show(kept)
 
     @told
-    def stop(kept: object) -> Updates:
+    def stop(kept: object) -> None:
         services.stop(services.sessions.need(kept).run)
-        return show(kept)
 
     @told
     def estimate(kept: object, quality: str, methods: list[str], more: list[str], go_on: bool, **dials: Any) -> str:
@@ -61,25 +59,24 @@ def wire(tab: TrainTab, services: Services, capability: gr.BrowserState, show: S
 
     def leaving(method: str) -> Any:
         @told
-        def leave(kept: object) -> Updates:
+        def leave(kept: object) -> None:
             services.leave(services.sessions.need(kept).run, method)
-            return show(kept)
 
         return leave
 
-    outputs: dict[str, Any] = {"outputs": show.outputs, "api_visibility": "private", "show_progress": "hidden"}
+    capability = page.capability
+    common: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     started = tab.start.click(
-        start, [capability, tab.quality, tab.methods, tab.more, tab.go_on], inputs_kwargs=tab.dials, **outputs,
+        start, [capability, tab.quality, tab.methods, tab.more, tab.go_on], inputs_kwargs=tab.dials, **common,
         trigger_mode="once",
     )  # fmt: skip
-    tab.stop.click(stop, [capability], **outputs, queue=False)
-    for method, button in tab.leave.items():
-        button.click(leaving(method), [capability], **outputs, queue=False)
-    quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    quiet: dict[str, Any] = {**common, "queue": False}
+    stopped = [tab.stop.click(stop, [capability], **quiet)]
+    stopped += [button.click(leaving(method), [capability], **quiet) for method, button in tab.leave.items()]
+    for event in (started, *stopped):
+        page.after(event, "train")
     known = [capability, tab.quality, tab.methods, tab.more, tab.go_on]
     tab.quality.input(change_quality, known, [tab.estimate, *tab.dials.values()], **quiet)
-    for control in (tab.methods, tab.more, tab.go_on, *tab.dials.values()):
-        control.input(
-            estimate, known, tab.estimate, inputs_kwargs=tab.dials, trigger_mode="always_last", **quiet
-        )  # fmt: skip
+    changes = [control.input for control in (tab.methods, tab.more, tab.go_on, *tab.dials.values())]
+    gr.on(changes, estimate, known, tab.estimate, inputs_kwargs=tab.dials, trigger_mode="always_last", **quiet)
     return [started]

@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ui.page.theme import METHOD_COLOURS
+from ui.page.views import RESEARCH
 from ui.words.words import tell
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def lane(data: Lane) -> str:
         f'aria-valuenow="{data.step}" aria-label="{named(data.method)}">'
         f'<b style="width:{share:.1%};background:{colour}"></b></div>'
         f'<div class="lk-figures"><span>{escape(tell("step"))} {data.step} / {data.steps or "–"}</span>'
-        f"<span>{escape(left)}</span><span>{escape(loss)}</span></div>"
+        f'<span>{escape(left)}</span><span class="{RESEARCH}">{escape(loss)}</span></div>'
         f"{preview}{_strip(data)}{_likeness(data, colour)}{text}</section>"
     )
 

@@ -13,8 +13,9 @@ import gradio as gr
 from pipelines.core.records import METHODS, OPTIMIZERS, QUALITIES, TRAINABLE
 from ui.page import html as page_html
 from ui.page.html import script
+from ui.page.refresh import Updates
 from ui.page.theme import METHOD_NAMES
-from ui.page.wiring import Updates
+from ui.page.views import RESEARCH
 from ui.run.services import Services
 from ui.run.start import Settings
 from ui.run.view import View
@@ -24,14 +25,8 @@ from ui.train.plots import loss_frame, loss_in_words, named_lines, steady
 from ui.words import phrases
 from ui.words.words import say, tell
 
-QUALITY_MEANS = {"draft": "draft - a first look", "good": "good - worth judging", "best": "best - patience"}
+QUALITY_MEANS = {"draft": "Quick", "good": "Good", "best": "Best (slowest)"}
 REMEMBERED = 1000  # sessions whose estimate is kept up to date as they last asked for it
-LEAVE = {
-    "textual_inversion": "Stop Textual inversion alone",
-    "dreambooth": "Stop DreamBooth alone",
-    "lora": "Stop LoRA alone",
-    "pivotal": "Stop Pivotal tuning alone",
-}
 
 
 MORE = "New words for the person and a LoRA that learn together. Takes about as long as LoRA."
@@ -77,7 +72,7 @@ class TrainTab:
             updates[self.leave[method]] = gr.update(
                 visible=method in going and (len(going) > 1 or asked),
                 interactive=not asked,
-                value=say("Stopping ...") if asked else say(LEAVE[method]),
+                value=tell("Stopping ...") if asked else tell("Stop only {method}", method=METHOD_NAMES[method]),
             )
             curve = steady(progress.losses.get(method, ()), lane.steps if lane else 0)
             frame = loss_frame(curve)
@@ -106,7 +101,7 @@ class TrainTab:
     def news(self, view: View) -> Updates:
         """A training that ended has shown how long it takes, and photos that changed may shorten the next one."""
         if view.session is None or view.progress.busy:
-            return {}
+            return {self.estimate: gr.skip()}
         asked = self.asked.get(view.session.key) or usual(view)
         return {self.estimate: gr.update(value=self.estimated(view, asked))}
 
@@ -205,9 +200,9 @@ def build(services: Services) -> TrainTab:
                 lanes[method] = gr.HTML(elem_id=f"lk-lane-{method}", js_on_load=ON_LANE)
                 plots[method] = gr.LinePlot(
                     x="step", y="loss", color="line", height=270, show_label=False, visible=False, buttons=[],
-                    elem_id=f"lk-loss-{method}", **named_lines(method),
+                    elem_id=f"lk-loss-{method}", elem_classes=RESEARCH, **named_lines(method),
                 )  # fmt: skip
-                leave[method] = gr.Button(say(LEAVE[method]), size="sm", visible=False, elem_id=f"lk-leave-{method}")
+                leave[method] = gr.Button("", size="sm", visible=False, elem_id=f"lk-leave-{method}")
             columns[method] = column
     return TrainTab(
         quality, methods, estimate, go_on, start, stop, status, more, dials, columns, lanes, plots, leave, advanced
@@ -233,11 +228,20 @@ def _start_text(view: View) -> str:
     return say("Train again") if view.trained else say("Train")
 
 
+def _overall(view: View) -> str:
+    """One bar for all methods, with the time until the last is done."""
+    if view.share is None:
+        return ""
+    left = view.progress.seconds_left
+    text = tell("{time} left", time=phrases.duration(phrases.rounded(left))) if left else ""
+    return page_html.bar(tell("All methods"), view.share, text)
+
+
 def _status(view: View) -> str:
     progress = view.progress
     if progress.busy:
         now = phrases.waiting(progress.ahead, progress.starts_in_s) or progress.text or tell("Starting ...")
-        return page_html.note(f"{now} {view.safe_to_leave}")
+        return page_html.note(f"{now} {view.safe_to_leave}") + _overall(view)
     if view.train_blocked:
         return page_html.note(view.train_blocked, "warn")
     if progress.problem:

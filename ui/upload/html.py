@@ -71,11 +71,17 @@ def _photo_buttons(card: PhotoCard) -> str:
     if card.verdict != "leave_out" and card.link:
         names += ["unpin"] if card.pin else ["trained", "held_out"]
     acts = [("remove" if name == "dismiss" else name, PHOTO_ACTS[name]) for name in names]
-    return "".join(
+    buttons = "".join(
         f'<button type="button" class="lk-link" data-photo="{escape(card.key)}" data-action="{action}" '
         f'aria-label="{escape(f"{tell(word)}: {card.name}")}">{escape(tell(word))}</button>'
         for action, word in acts
         if card.key
+    )
+    if len(acts) < 2 or not card.key:
+        return buttons
+    title = escape(f"{tell('Change')}: {card.name}")
+    return (
+        f'<details class="lk-menu"><summary aria-label="{title}">{escape(tell("Change"))}</summary>{buttons}</details>'
     )
 
 
@@ -146,7 +152,7 @@ def photo_report(report: SetReport | None) -> str:
     alike = add = ""
     if report.ceiling is not None:
         agree = tell(
-            "They agree with each other at {value}: no picture can be expected to do better.",
+            "Your photos match each other at {value}, so no portrait can be expected to score higher.",
             value=f"{report.ceiling:.2f}",
         )
         alike = f"<p>{escape(agree)}</p>"

@@ -15,7 +15,7 @@ from pipelines.core.records import CLASS_WORDS
 from ui.page import html as page_html
 from ui.page.fields import Camera, File
 from ui.page.html import script
-from ui.page.wiring import Updates
+from ui.page.refresh import Updates
 from ui.run import photobox
 from ui.run.services import Services
 from ui.run.view import View
@@ -96,6 +96,7 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 camera = Camera(
                     sources=["webcam"], type="filepath", format="png", show_label=False, elem_id="lk-camera", height=260
                 )
+            consent = gr.Checkbox(label=say(CONSENT), elem_id="lk-consent")
             status = gr.HTML(elem_id="lk-upload-status")
             cards = gr.HTML(elem_id="lk-cards", js_on_load=ON_PRESS)
             with gr.Accordion(say("What training will see: crops and captions"), open=False, elem_id="lk-crops"):
@@ -104,7 +105,6 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
             class_word = gr.Radio(
                 list(CLASS_WORDS), value=CLASS_WORDS[0], label=say("The photos show a ..."), elem_id="lk-class-word"
             )
-            consent = gr.Checkbox(label=say(CONSENT), elem_id="lk-consent")
             base = gr.Dropdown(
                 [(row.title, name) for name, row in services.bases.items()],
                 value=services.default_base,
@@ -132,7 +132,7 @@ def build(services: Services, *, keep_hours: float = 0.0) -> UploadTab:
                 + "</p>"
             )
             if keep_hours:
-                unused = say("A run that nobody uses is deleted. Hours until then:")
+                unused = say("Unused data is deleted after so many hours:")
                 gr.HTML(f'<p class="lk-note">{unused} {keep_hours:g}</p>')
     return UploadTab(
         drop,

@@ -130,8 +130,7 @@ SENTENCES = (
     "see its card",
     "as its author states",
     # styles (pipelines.core.presets)
-    "{style} is written for {bases}.",
-    "Stable Diffusion 1.5 or SDXL",
+    "{style} is not written for {base}.",
     "{base} does not know: {words}.",
     # a deletion (pipelines.core.run)
     "the folder and every listed file were looked for afterwards and are not there",

@@ -25,6 +25,7 @@ from pipelines.core.said import Said
 
 FOLDER = Path(__file__).parent
 ENGLISH = "en"
+_said: set[str] = set()  # texts that the page itself replaces
 _spoken: ContextVar[str | None] = ContextVar("language", default=None)
 
 
@@ -32,6 +33,7 @@ def say(text: str) -> str:
     """`text` as a marker that the page translates, alone or inside HTML; of several in one string only the first is
     replaced. It must not be escaped.
     """
+    _said.add(text)
     return str(I18nData(_key(text)))
 
 
@@ -69,13 +71,16 @@ def speaking(language: str) -> Iterator[None]:
 
 
 def languages() -> gr.I18n:
-    """What `launch(i18n=...)` wants: every text in every language. English holds them all, so that others fall back."""
-    others = {language: words(language) for language in available()}
-    english = {_key(text): text for translations in others.values() for text in translations}
-    keyed = {
-        language: {_key(text): said for text, said in translations.items()} for language, translations in others.items()
+    """What `launch(i18n=...)` wants: what `say` was asked for, in every language. Call it when the page is built.
+
+    A text that a language lacks is looked for in English and then shown as its key, which is the English text itself.
+    """
+    english = {_key(text): text for text in sorted(_said) if _key(text) != text}
+    others = {
+        language: {_key(text): words(language)[text] for text in sorted(_said) if text in words(language)}
+        for language in available()
     }
-    return gr.I18n(**{ENGLISH: english, **keyed})
+    return gr.I18n(**{ENGLISH: english, **others})
 
 
 def translate(text: str, language: str) -> str:
