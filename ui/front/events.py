@@ -28,13 +28,16 @@ def wire(front: Front, services: Services, page: Refresh, tabs: gr.Tabs) -> list
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     once: dict[str, Any] = {"trigger_mode": "once", **quiet}
     whose = [kept, page.seen, tabs]
+    anew = [
+        *dict.fromkeys((*whose, *page.shown["upload"], *page.restored["upload"]))
+    ]  # the Upload tab of a new visitor
     started = [
-        front.make.click(told(act.make), [kept], [*whose, front.hint], **once),
+        front.make.click(told(act.make), [kept], [*anew, front.hint], **once),
         front.results.click(told(act.finish), [kept], **once),
     ]
     others = [
         front.example.click(told(act.open_example), [kept], whose, **once),
-        front.own.click(told(act.use_own), [kept], whose, **once),
+        front.own.click(told(act.use_own), [kept], anew, **once),
         front.stop.click(told(act.stop), [kept], queue=False, **quiet),
     ]
     front.compare.click(told(act.compare), [kept], [front.switch, tabs], queue=False, **once)
@@ -90,7 +93,9 @@ class Actions:
     def use_own(self, kept: object) -> Updates:
         """The example goes, and the page is a new visitor's."""
         kept = example.left(self.services, kept)
-        return {self.page.capability: kept, self.page.seen: {}, self.tabs: gr.update(selected="upload")}
+        page = self.page
+        fresh = page.built("upload", self.services.view(kept)) if "upload" in page.tabs else {}  # no box stays ticked
+        return {**fresh, page.capability: kept, page.seen: {}, self.tabs: gr.update(selected="upload")}
 
     def compare(self, kept: object) -> Updates:
         """To the tab where the methods are chosen, or to the photos it needs."""
