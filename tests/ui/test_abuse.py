@@ -89,7 +89,7 @@ def everything(folder: Path) -> dict[str, str]:
         str(file.relative_to(folder)): hashlib.sha256(content(file)).hexdigest()
         for file in sorted(folder.rglob("*"))
         # how fast this machine is, and SQLite's own notes while somebody reads: nothing of anybody
-        if file.is_file() and file.name != "paces.json" and not file.name.endswith(("-shm", "-wal"))
+        if file.is_file() and file.name not in ("paces.json", ".photos") and not file.name.endswith(("-shm", "-wal"))
     }
 
 
@@ -199,6 +199,9 @@ JUNK = [
 ]  # fmt: skip
 
 
+ALONE = ("forget", "use_sample", "open_example", "use_own", "make")  # these act on the capability alone
+
+
 def test_junk_in_any_place_of_any_event_is_refused_in_words_and_changes_nothing(app, victim):
     """Every event of the page, with the visitor's own capability, one value at a time replaced."""
     before = everything(app.runs)
@@ -210,11 +213,11 @@ def test_junk_in_any_place_of_any_event_is_refused_in_words_and_changes_nothing(
         seen.add(handler)
         takes, own = len(event["inputs"]), victim.capability
         cases = [[], [None] * (takes + 3), JUNK]
-        if event["api_name"] not in ("forget", "use_sample"):  # these two act on the capability alone
+        if event["api_name"] not in ALONE:
             good = [own, *[None] * (takes - 1)]
             cases += [[*good[:place], junk, *good[place + 1 :]] for place in range(takes) for junk in JUNK]
         for data in cases:
-            if event["api_name"] in ("forget", "use_sample") and len(data) >= takes:
+            if event["api_name"] in ALONE and len(data) >= takes:
                 continue
             sent += 1
             if event["queue"]:
@@ -458,8 +461,8 @@ def test_two_hundred_events_at_once_of_one_visitor_leave_room_for_the_others(app
 def test_slow_uploads_of_one_visitor_hold_up_nobody(app, stranger):
     """Ten connections that promise a megabyte each and send a byte now and then."""
     cookie = "; ".join(f"{name}={value}" for name, value in stranger.client.cookies.items())
-    head = (f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {cookie}\r\nContent-Length: 1000000\r\n"
-            "Content-Type: multipart/form-data; boundary=x\r\n\r\n").encode()  # fmt: skip
+    head = (f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1:{app.port}\r\nCookie: {cookie}\r\n"
+            "Content-Length: 1000000\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n").encode()  # fmt: skip
     slow = []
     for _ in range(10):
         connection = socket.create_connection(("127.0.0.1", app.port), timeout=5)
@@ -493,7 +496,8 @@ def test_an_upload_that_stops_in_the_middle_is_given_up(app, stranger):
     cookie = "; ".join(f"{name}={value}" for name, value in stranger.client.cookies.items())
     with socket.create_connection(("127.0.0.1", app.port), timeout=SILENCE_S + 15) as connection:
         connection.sendall(
-            f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {cookie}\r\nContent-Length: 100000\r\n"
+            f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1:{app.port}\r\nCookie: {cookie}\r\n"
+            "Content-Length: 100000\r\n"
             "Connection: close\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode()
         )
         answer = b"".join(iter(lambda: connection.recv(4000), b"")).decode()

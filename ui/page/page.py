@@ -152,6 +152,12 @@ class Page(gr.Blocks):
         self._queue.__class__ = Turns  # a queue that has not started: what differs is methods
         return made
 
+    async def call_function(self, block_fn: Any, *args: Any, **options: Any) -> Any:
+        if not getattr(self.fns[block_fn] if isinstance(block_fn, int) else block_fn, "fn", None):
+            said = "This event works in the browser alone. Reload the page."
+            raise gr.Error(said, title=tell(CHECK), print_exception=False)
+        return await super().call_function(block_fn, *args, **options)
+
     def working_on(self) -> set[str]:
         """The ids of the events that wait in the queue or are being worked on."""
         return self._queue.working_on() if isinstance(self._queue, Turns) else set()
