@@ -32,6 +32,13 @@ from ui.train import layout as train_layout
 from ui.upload import html as upload_html
 from ui.words import phrases, retold, words
 
+
+@pytest.fixture(autouse=True)
+def texts_of_one_test(monkeypatch):
+    """The texts that a test asks for are not sent with the page of a later test."""
+    monkeypatch.setattr(words, "_said", set(words._said))
+
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (*sorted((ROOT / "ui").rglob("*.py")), ROOT / "app.py")
 # Lower rooms whose sentences are told with their values.
