@@ -238,7 +238,7 @@ def ours(
         for event in events:
             if event.kind != "step":
                 if event.kind == "start":
-                    how += f"; {event.data['memory']}"
+                    how += f"; {event.data.memory}"
                     begun = time.perf_counter()
                 continue
             reached = event.step

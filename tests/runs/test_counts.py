@@ -221,12 +221,13 @@ def test_a_comparison(monkeypatch, tmp_path):
         )  # fmt: skip
     assert told[-1].kind == "done"
     assert calls["load"] == 1
-    methods, columns = len(METHODS), len(METHODS) + 1
+    methods, columns = len(METHODS), len(METHODS) + 2  # beside them the untrained base and zero_shot
     # by each method, since they learn side by side; the held-out ones once, for what the decoder can draw at best
     assert rows["encode"] == 4 * methods + 2
     assert rows["decode"] == PROOF["decode"] * methods + renders * columns + 2
     sampling_steps = 20
-    assert calls["denoise"] == (steps + PROOF["denoise"]) * methods + sampling_steps * columns
+    drawn = columns + 1  # batches: the first picture of zero_shot is drawn alone
+    assert calls["denoise"] == (steps + PROOF["denoise"]) * methods + sampling_steps * drawn
     # each file once when it is taken in, its copy once for all methods, judges and looks together
     taken = Counter(Path(photo.path) for photo in load_photo_set(run_at(tmp_path / "run")).photos)
     assert read == Counter(photos.iterdir()) + taken and read.total() == 6 + 6

@@ -31,6 +31,7 @@ from ui.generate.values import (
     unknown_note,
 )
 from ui.page import html as page_html
+from ui.page.fields import UploadButton
 from ui.page.html import script
 from ui.page.refresh import Updates
 from ui.page.views import RESEARCH
@@ -308,7 +309,7 @@ def _advanced() -> Parts:
     with gr.Row(visible=False) as size_row:
         width = gr.Dropdown([("the base's own", 0)], value=0, label=say("Width"), min_width=120)
         height = gr.Dropdown([("the base's own", 0)], value=0, label=say("Height"), min_width=120)
-    reuse = gr.UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
+    reuse = UploadButton(say("Reuse the settings of a picture (PNG)"), file_types=[".png"], size="sm")
     return {
         "negative": negative, "strength": strength, "scheduler": scheduler, "size_row": size_row, "width": width,
         "height": height, "reuse": reuse,
