@@ -57,17 +57,21 @@ def spoken(handler: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-def build(services: Services) -> None:
-    """Register the endpoints with the Blocks around the call."""
+class Endpoints:
+    """The named endpoints; each method is one."""
 
-    def admitted(key: object, request: gr.Request) -> Session:
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    def admitted(self, key: object, request: gr.Request) -> Session:
         """The run of `key`; whoever asked may follow its links from now on."""
-        session = services.sessions.need(key)
-        services.admit(session, request)
+        session = self.services.sessions.need(key)
+        self.services.admit(session, request)
         return session
 
     @spoken
     def add_photos(
+        self,
         files: list[dict],
         class_word: str,
         consent: bool,
@@ -87,23 +91,24 @@ def build(services: Services) -> None:
             raise UserError(f"Consent has to be stated: {CONSENT} Send consent=True when that is so.")
         if class_word not in CLASS_WORDS:
             raise UserError(f"The photos show a {', '.join(CLASS_WORDS)}: choose one of these.")
-        if base and (not isinstance(base, str) or base not in services.bases):
-            raise UserError(f"There is no base {base!r} here. Choose one of: {', '.join(services.bases)}.")
+        if base and (not isinstance(base, str) or base not in self.services.bases):
+            raise UserError(f"There is no base {base!r} here. Choose one of: {', '.join(self.services.bases)}.")
         if not paths:
             raise UserError("No photos arrived. Send 5 to 15 photos of one person.")
         fresh = not key
-        capability, session = services.sessions.create() if fresh else (key, admitted(key, request))
+        capability, session = self.services.sessions.create() if fresh else (key, self.admitted(key, request))
         try:
-            take_in(services, session, paths, class_word=class_word, base=base)
+            take_in(self.services, session, paths, class_word=class_word, base=base)
         except Exception:
             if fresh:
-                services.sessions.forget(session)
+                self.services.sessions.forget(session)
             raise
-        admitted(capability, request)
-        return photos_of(capability, services.view(capability))
+        self.admitted(capability, request)
+        return photos_of(capability, self.services.view(capability))
 
     @spoken
     def train(
+        self,
         key: str,
         request: gr.Request,
         methods: list[str] | None = None,
@@ -119,8 +124,8 @@ def build(services: Services) -> None:
         settings: changes to recipes, such as {"lora": {"rank": 8}}. go_on: after photos were added, start from what
         was learned before.
         """
-        session = admitted(key, request)
-        view = services.view(key)
+        session = self.admitted(key, request)
+        view = self.services.view(key)
         if view.progress.busy:
             raise UserError("This run is being trained already. Wait until it is done, or call stop first.")
         if view.train_blocked:
@@ -149,23 +154,24 @@ def build(services: Services) -> None:
                     f"{method} {name}", value, dial, whole=name not in ("learning_rate", "prior_weight", "face_weight")
                 )
         start_training(
-            services,
+            self.services,
             session,
             methods=chosen,
             quality=quality,
             settings=wanted,
             go_on=go_on is True and bool(view.older),
         )
-        return status_of(services.view(key))
+        return status_of(self.services.view(key))
 
     @spoken
-    def status(key: str, request: gr.Request) -> Status:
+    def status(self, key: str, request: gr.Request) -> Status:
         """Where the run stands."""
-        admitted(key, request)
-        return status_of(services.view(key))
+        self.admitted(key, request)
+        return status_of(self.services.view(key))
 
     @spoken
     def generate(
+        self,
         key: str,
         request: gr.Request,
         prompt: str = "",
@@ -183,8 +189,8 @@ def build(services: Services) -> None:
         1 to 24; seed: of the first.
         source: the `file` of a picture to vary, of which the share `change` (0.05 to 1) is drawn anew.
         """
-        session = admitted(key, request)
-        view = services.view(key)
+        session = self.admitted(key, request)
+        view = self.services.view(key)
         if view.drawing.busy:
             raise UserError("Pictures are being drawn already. Wait until they are there, or call stop first.")
         if view.generate_blocked:
@@ -193,27 +199,28 @@ def build(services: Services) -> None:
         plan = plan_of(view.row, prompt, style, number, seed)
         if source:
             if not isinstance(source, str) or source not in {
-                file_of(services, session, shot.link) for shot in view.pictures
+                file_of(self.services, session, shot.link) for shot in view.pictures
             }:
                 raise UserError("There is no such picture in this run. `score` lists the files that can be varied.")
             plan = tuple(replace(each, source=source, change=change) for each in plan)
             for each in plan:
                 check_variation(each)
-        start_generation(services, session, columns=chosen, samplings=plan)
-        return status_of(services.view(key))
+        start_generation(self.services, session, columns=chosen, samplings=plan)
+        return status_of(self.services.view(key))
 
     @spoken
-    def score(key: str, request: gr.Request) -> Scores:
+    def score(self, key: str, request: gr.Request) -> Scores:
         """How much every picture looks like the person, and a table of the methods."""
-        session = admitted(key, request)
-        view = services.view(key)
+        session = self.admitted(key, request)
+        view = self.services.view(key)
         judge = view.judge()
         if view.score_blocked or judge is None:
             raise UserError(view.score_blocked or "Generate pictures first: there is nothing to score yet.")
-        return scores_of(services, session, view, judge)
+        return scores_of(self.services, session, view, judge)
 
     @spoken
     def finish(
+        self,
         key: str,
         files: list[str],
         request: gr.Request,
@@ -228,8 +235,8 @@ def build(services: Services) -> None:
         files: of `score`'s pictures. steps: of exposure, denoise, enlarge, sharpen; None for the usual ones.
         background: blur, studio or a colour; empty leaves it. size: of presets/sizes, or its beginning.
         """
-        session = admitted(key, request)
-        view = services.view(key)
+        session = self.admitted(key, request)
+        view = self.services.view(key)
         if view.drawing.busy:
             raise UserError("Pictures are being drawn already. Wait until they are there, or call stop first.")
         known = {shot.path for shot in view.pictures}
@@ -240,35 +247,35 @@ def build(services: Services) -> None:
             tuple(dict.fromkeys(files)), steps=wanted, background=background, size=size, max_kb=max_kb,
             format_name=format,
         )  # fmt: skip
-        start_finishing(services, session, order)
-        return status_of(services.view(key))
+        start_finishing(self.services, session, order)
+        return status_of(self.services.view(key))
 
     @spoken
-    def finished(key: str, request: gr.Request) -> list[FinishedPicture]:
+    def finished(self, key: str, request: gr.Request) -> list[FinishedPicture]:
         """The finished pictures, the newest first, and what became of every step."""
-        session = admitted(key, request)
-        return [finished_of(services, session, record) for record in stage.records(session.run)]
+        session = self.admitted(key, request)
+        return [finished_of(self.services, session, record) for record in stage.records(session.run)]
 
     @spoken
-    def download(key: str, request: gr.Request) -> list[Link]:
+    def download(self, key: str, request: gr.Request) -> list[Link]:
         """Links to everything learned and drawn, as one ZIP, and to the report."""
-        session = admitted(key, request)
-        services.require_idle(session.run)
-        return [Link(text=text, link=link) for text, link in pack(session.run, services.media)]
+        session = self.admitted(key, request)
+        self.services.require_idle(session.run)
+        return [Link(text=text, link=link) for text, link in pack(session.run, self.services.media)]
 
     @spoken
-    def stop(key: str, request: gr.Request) -> Status:
+    def stop(self, key: str, request: gr.Request) -> Status:
         """Ask what is under way to stop. What was learned so far is kept; `train` continues from there."""
-        session = admitted(key, request)
+        session = self.admitted(key, request)
         for slot in (session.run, session.run.drawing):
-            services.stop(slot)
-        return status_of(services.view(key))
+            self.services.stop(slot)
+        return status_of(self.services.view(key))
 
     @spoken
-    def delete(key: str, request: gr.Request) -> Receipt:
+    def delete(self, key: str, request: gr.Request) -> Receipt:
         """Delete the photos, what was learned and every picture. Can't be undone; the key is worth nothing then."""
-        session = admitted(key, request)
-        receipt = services.forget(session, browser_of(request))
+        session = self.admitted(key, request)
+        receipt = self.services.forget(session, browser_of(request))
         return Receipt(
             files=int(str(receipt["files"])),
             bytes=int(str(receipt["bytes"])),
@@ -277,7 +284,13 @@ def build(services: Services) -> None:
             note=str(receipt["note"]),
         )
 
+
+def build(services: Services) -> None:
+    """Register the endpoints with the Blocks around the call."""
+    api = Endpoints(services)
     # one person's photos are judged in order; several people's at the same time, as on the page
-    gr.api(add_photos, api_name="add_photos", concurrency_limit=4, concurrency_id="photos")
-    for handler in (train, status, generate, score, finish, finished, download, stop, delete):
+    gr.api(api.add_photos, api_name="add_photos", concurrency_limit=4, concurrency_id="photos")
+    for handler in (
+        api.train, api.status, api.generate, api.score, api.finish, api.finished, api.download, api.stop, api.delete
+    ):  # fmt: skip
         gr.api(handler, api_name=handler.__name__, concurrency_limit=4)
