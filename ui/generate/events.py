@@ -35,11 +35,14 @@ from ui.generate.values import (
     whole,
 )
 from ui.page.errors import told
+from ui.page.html import script
 from ui.page.refresh import Refresh, Updates
 from ui.run import pictures
 from ui.run.services import Services
 from ui.run.start import start_generation
 from ui.run.view import View
+
+PORTRAIT = script("generate/portrait.js")
 
 
 def wire(tab: GenerateTab, services: Services, page: Refresh) -> list[Any]:
@@ -58,7 +61,7 @@ def wire(tab: GenerateTab, services: Services, page: Refresh) -> list[Any]:
     swept_with = [capability, tab.sweep_method, tab.sweep_steps, tab.sweep_guidance, tab.keep_seed]
     varied_with = [capability, tab.vary_method, tab.vary_change, tab.vary_number, tab.vary_prompt, tab.keep_seed]
     started = [
-        gr.on([tab.start.click, tab.prompt.submit], told(act.start), drawn_with, drawn, **dialled),
+        gr.on([tab.start.click, tab.prompt.submit], told(act.start), drawn_with, drawn, js=PORTRAIT, **dialled),
         tab.best.click(told(act.best), drawn_with, drawn, **dialled),
         tab.sweep.click(told(act.sweep), swept_with, drawn, **dialled),
         tab.vary.click(told(act.vary), varied_with, drawn, **dialled),

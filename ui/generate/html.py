@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import TYPE_CHECKING
 
-from ui.page.theme import METHOD_COLOURS
-from ui.words.retold import retell
-from ui.words.words import tell
-
-if TYPE_CHECKING:
-    pass
 from ui.page.html import heads, note
+from ui.page.theme import METHOD_COLOURS
+from ui.page.views import RESEARCH
 from ui.run.cards import JobCard, LookCard, Shot
 from ui.words.phrases import called, look, named, number
+from ui.words.retold import retell
+from ui.words.words import tell
 
 
 def _score_line(shot: Shot, *, winner: bool) -> str:
@@ -39,8 +36,9 @@ def _cell(
     alt = f"{called(shot)}: {shot.prompt}"
     reason = f'<div class="lk-why">{escape(why)}</div>' if why else ""
     tag = tell("seed {seed}", seed=shot.seed) if tag is None else tag
+    classes = ["lk-shot", *([] if kept else ["lk-dropped"]), *([RESEARCH] if shot.method == "none" else [])]
     return (
-        f'<div class="lk-shot{"" if kept else " lk-dropped"}"><a href="{escape(shot.link)}" target="_blank" '
+        f'<div class="{" ".join(classes)}"><a href="{escape(shot.link)}" target="_blank" '
         f'rel="noopener"><img src="{escape(shot.link)}" alt="{escape(alt)}" title="{escape(shot.prompt)}" '
         f'loading="lazy"></a>{reason}<div class="lk-score">{_score_line(shot, winner=winner)}'
         f"<span>{escape(tag)}</span></div>{below}{_shot_buttons(shot)}</div>"

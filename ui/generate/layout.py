@@ -360,7 +360,7 @@ def _variations() -> Parts:
 
 
 def _pictures() -> Parts:
-    grid = gr.HTML(elem_id="lk-grid", js_on_load=ON_SHOT)
+    grid = gr.HTML(elem_id="lk-grid", js_on_load=ON_SHOT, elem_classes=RESEARCH)
     with gr.Accordion(say("Before and after"), open=False, visible=False, elem_id="lk-compare") as compare_box:
         with gr.Row():
             left = gr.Dropdown([], label=say("Left"), elem_id="lk-left", min_width=140)

@@ -86,7 +86,7 @@ def build(services: Services) -> ScoreTab:
     blocked = gr.HTML(visible=False)
     judge = gr.Radio([], label=say("Judge"), visible=False, elem_id="lk-judge")
     answered = gr.HTML(visible=False, elem_id="lk-verdict")
-    strip = gr.HTML(visible=False, elem_id="lk-strip")
+    strip = gr.HTML(visible=False, elem_id="lk-strip", elem_classes=RESEARCH)
     table = gr.HTML(visible=False, elem_id="lk-table", elem_classes=RESEARCH)
     voting = vote.build(services)
     looking = look.build(services)
