@@ -135,6 +135,7 @@ def test_every_text_can_be_read_in_both_colours(chromium, address, tmp_path):
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.reload()
+        visit.tab("Upload")  # a reload comes back to the tab that was open
         page.wait_for_selector("#lk-cards img")
         assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
         for tab in TABS:

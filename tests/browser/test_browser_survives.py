@@ -44,6 +44,8 @@ def visit(app, chromium):
     made.page.locator("#lk-train-advanced").get_by_text("Advanced").click()
     yield made
     made.page.goto(app.address)
+    made.page.wait_for_selector("#lk-steps li")
+    made.tab("Upload")  # a page comes back on the tab that was open
     made.page.locator("#lk-delete").click()
     made.page.locator("#lk-delete-yes").click()
     made.wait("#lk-receipt", "Deleted")
